@@ -1,0 +1,2 @@
+//! Map layouts and packet-verdict rules shared by the eBPF programs and userspace.
+#![no_std]

@@ -1,0 +1,122 @@
+//! What the compiler hands to the datapath: numbered things, the full desired tables, and ordered
+//! steps from one state to the next. Plain data; must never know how maps are laid out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::model::Protocol;
+
+/// A local endpoint, numbered on this node by the agent, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(pub u16);
+
+/// A policy set, from 1; [`SetId::NONE`] means "not isolated in this direction".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetId(pub u16);
+
+impl SetId {
+    /// No policy isolates this direction.
+    pub const NONE: Self = Self(0);
+}
+
+/// A class of addresses that no policy of this node tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassId(pub u32);
+
+impl ClassId {
+    /// The class of addresses that satisfy no atom. Never stored in an address table.
+    pub const NONE: Self = Self(0);
+}
+
+/// Destination ports that are allowed, per protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortSet {
+    /// TCP, UDP and SCTP in the order of [`Protocol::ALL`]: inclusive intervals, sorted, disjoint
+    /// and not adjacent. A whole protocol is `(0, 65535)`.
+    pub intervals: [Vec<(u16, u16)>; 3],
+}
+
+impl PortSet {
+    /// Whether `port` of the protocol is in the set.
+    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        let list = &self.intervals[protocol as usize];
+        let index = list.partition_point(|&(first, _)| first <= port);
+        index > 0 && port <= list[index - 1].1
+    }
+
+    /// Whether it allows nothing.
+    pub fn is_empty(&self) -> bool {
+        self.intervals.iter().all(Vec::is_empty)
+    }
+}
+
+/// What a policy set allows from or to a class. There is no "nothing": that is an absent row.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Row {
+    /// Every protocol and port, ICMP and the rest included.
+    All,
+    /// Only these ports; never empty.
+    Ports(Arc<PortSet>),
+}
+
+impl Row {
+    /// Whether it allows `port` of the protocol with this IP protocol number.
+    pub fn allows(&self, protocol: u8, port: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Ports(set) => Protocol::ALL
+                .into_iter()
+                .find(|known| known.number() == protocol)
+                .is_some_and(|known| set.contains(known, port)),
+        }
+    }
+}
+
+/// The policy sets of one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointSets {
+    /// Its ingress set.
+    pub ingress: SetId,
+    /// Its egress set.
+    pub egress: SetId,
+}
+
+/// One write to the datapath.
+///
+/// Rows never change: a (set, class) pair is content-addressed on both sides, so its row appears
+/// once and disappears once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A row that must be there before its class or set is used.
+    AddRow(SetId, ClassId, Row),
+    /// This block (an address if the prefix is full) now has this class; never `ClassId::NONE`.
+    SetClass(IpNet, ClassId),
+    /// This block has no entry any more (longest prefix match falls to what contains it).
+    ClearClass(IpNet),
+    /// The endpoint's policy sets, both at once.
+    SetEndpoint(EndpointId, EndpointSets),
+    /// Flows of these endpoints must be judged again (something was taken away from them).
+    Rejudge(Vec<EndpointId>),
+    /// A row whose set or class nothing refers to any more.
+    RemoveRow(SetId, ClassId),
+}
+
+/// Ordered steps: after each of them every packet's verdict is the old state's or the new one's.
+pub type Plan = Vec<Step>;
+
+/// Everything the datapath should hold, for reconciling after a restart and for tests.
+///
+/// Lookup: the class of an address is that of the longest stored prefix containing it, else
+/// `ClassId::NONE`. The row is (set, class), else (set, `ClassId::NONE`), else deny. The second
+/// look-up is sound because what a set allows to everybody it allows to every class.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Address blocks and their classes.
+    pub classes: BTreeMap<IpNet, ClassId>,
+    /// Rows of all sets in use.
+    pub rows: BTreeMap<(SetId, ClassId), Row>,
+    /// Endpoints and their sets.
+    pub endpoints: BTreeMap<EndpointId, EndpointSets>,
+}

@@ -1,0 +1,3 @@
+//! The `netpol` binary: parses the command line and runs the command.
+
+fn main() {}

@@ -1,0 +1,82 @@
+//! The store: what all sources together say exists now. Must never compile or decide anything.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
+use super::{Change, Namespace, ObjectName, Pod, Policy, Str};
+
+/// Every known object, by name. A namespace that is only referred to has no entry here.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// Namespaces by name.
+    pub namespaces: FxHashMap<Str, Namespace>,
+    /// Pods by namespace, then name.
+    pub pods: FxHashMap<Str, BTreeMap<Str, Pod>>,
+    /// Policies by namespace, then name.
+    pub policies: FxHashMap<Str, BTreeMap<Str, Policy>>,
+}
+
+impl Cluster {
+    /// The pod of that name.
+    pub fn pod(&self, id: &ObjectName) -> Option<&Pod> {
+        self.pods.get(&id.namespace)?.get(&id.name)
+    }
+
+    /// The policy of that name.
+    pub fn policy(&self, id: &ObjectName) -> Option<&Policy> {
+        self.policies.get(&id.namespace)?.get(&id.name)
+    }
+
+    /// All pods.
+    pub fn all_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values().flat_map(BTreeMap::values)
+    }
+
+    /// All policies.
+    pub fn all_policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values().flat_map(BTreeMap::values)
+    }
+
+    /// Stores one change. Returns whether anything differs from before.
+    pub fn apply(&mut self, change: Change) -> bool {
+        match change {
+            Change::Namespace(namespace) => {
+                self.namespaces.insert(namespace.name.clone(), namespace.clone()).as_ref()
+                    != Some(&namespace)
+            }
+            Change::NamespaceGone(name) => self.namespaces.remove(&name).is_some(),
+            Change::Pod(pod) => put(&mut self.pods, &pod.id.clone(), pod),
+            Change::PodGone(id, uid) => {
+                if let (Some(uid), Some(pod)) = (&uid, self.pod(&id))
+                    && pod.uid != *uid
+                {
+                    return false;
+                }
+                take(&mut self.pods, &id)
+            }
+            Change::Policy(policy) => put(&mut self.policies, &policy.id.clone(), policy),
+            Change::PolicyGone(id) => take(&mut self.policies, &id),
+        }
+    }
+}
+
+type ByNamespace<T> = FxHashMap<Str, BTreeMap<Str, T>>;
+
+fn put<T: PartialEq>(store: &mut ByNamespace<T>, id: &ObjectName, object: T) -> bool {
+    let by_name = store.entry(id.namespace.clone()).or_default();
+    if by_name.get(&id.name) == Some(&object) {
+        return false;
+    }
+    by_name.insert(id.name.clone(), object);
+    true
+}
+
+fn take<T>(store: &mut ByNamespace<T>, id: &ObjectName) -> bool {
+    let Some(by_name) = store.get_mut(&id.namespace) else { return false };
+    let found = by_name.remove(&id.name).is_some();
+    if by_name.is_empty() {
+        store.remove(&id.namespace);
+    }
+    found
+}
