@@ -1,0 +1,418 @@
+//! The verdict on one packet of an endpoint, from its headers and the maps' contents.
+//!
+//! The rules are those of ARCHITECTURE.md's semantics table. This module must never parse, count,
+//! log or touch a map itself; it asks [`Maps`].
+
+use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE};
+use crate::layout::{Address, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row};
+use crate::packet::{Kind, Packet};
+use crate::ports::{self, Intervals};
+
+/// The maps, as the verdict needs them.
+pub trait Maps: Intervals {
+    /// The IPv4 flow table.
+    type Flows4: flow::Table;
+    /// The IPv6 flow table.
+    type Flows6: flow::Table;
+    /// The IPv4 flow table.
+    fn flows4(&self) -> &Self::Flows4;
+    /// The IPv6 flow table.
+    fn flows6(&self) -> &Self::Flows6;
+    /// The hash key of the flow tables.
+    fn secret(&self) -> [u64; 2];
+    /// Time and idle limits.
+    fn clock(&self) -> Clock;
+    /// Whether flows outlive the policy that allowed them (`--established=keep`).
+    fn keeps_established(&self) -> bool;
+    /// Whether a pod may send from its own addresses only.
+    fn checks_source(&self) -> bool;
+    /// Class of exactly this address.
+    fn exact_class(&self, address: &Address) -> Option<ExactClass>;
+    /// Class of the longest block that contains this address.
+    fn block_class(&self, address: &Address) -> Option<u32>;
+    /// The row of a policy set for a class.
+    fn row(&self, set: u16, class: u32) -> Option<Row>;
+    /// Whether the address is the endpoint's own.
+    fn owns(&self, endpoint: u16, address: &Address) -> bool;
+    /// Remembers a first fragment's ports.
+    fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet);
+    /// The `(local, remote)` ports of the first fragment of this packet's datagram.
+    fn fragment_ports(
+        &self,
+        endpoint: u16,
+        direction: Direction,
+        packet: &Packet,
+    ) -> Option<(u16, u16)>;
+}
+
+/// An endpoint as one packet sees it: read once, so that the whole verdict is by one state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its id.
+    pub id: u16,
+    /// The epoch its flows must have been judged in.
+    pub epoch: u32,
+    /// Flows of earlier epochs belong to an earlier owner of the id.
+    pub born: u32,
+    /// Policy set of each direction, indexed by [`Direction`]; 0: not isolated.
+    pub sets: [u16; 2],
+}
+
+impl Endpoint {
+    /// From the map's words; `None` if the endpoint was not completely written.
+    #[inline(always)]
+    pub const fn from_words(identity: u64, policy: u64, born: u64) -> Option<Self> {
+        if policy & POLICY_VALID == 0 {
+            return None;
+        }
+        Some(Self {
+            id: identity as u16,
+            epoch: (policy >> 32) as u32 & EPOCH_MASK,
+            born: born as u32 & EPOCH_MASK,
+            sets: [(policy >> 16) as u16, policy as u16],
+        })
+    }
+
+    #[inline(always)]
+    const fn is_isolated(&self, direction: Direction) -> bool {
+        self.sets[direction as usize] != 0
+    }
+}
+
+/// A verdict and what it was based on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the packet passes.
+    pub is_allowed: bool,
+    /// Why it was dropped, or [`Reason::NewFlow`].
+    pub reason: Reason,
+    /// Whether to count and report it (a packet of a known flow is neither).
+    pub is_noted: bool,
+    /// A live flow made room.
+    pub has_evicted: bool,
+    /// The remote address's class, if it was looked up.
+    pub class: u32,
+}
+
+impl Verdict {
+    const PASS: Self = Self {
+        is_allowed: true,
+        reason: Reason::NewFlow,
+        is_noted: false,
+        has_evicted: false,
+        class: 0,
+    };
+
+    /// A drop for this reason, of a packet from or to an address of this class.
+    #[inline(always)]
+    pub const fn drop(reason: Reason, class: u32) -> Self {
+        Self { is_allowed: false, reason, is_noted: true, has_evicted: false, class }
+    }
+}
+
+/// Whether the common case holds: a packet of a flow that was judged in the current epoch and
+/// does not try to open it from the other end. Notes that it was seen.
+#[inline(always)]
+pub fn is_established<T: flow::Table, const KEY: usize>(
+    table: &T,
+    key: &flow::Key<KEY>,
+    hash: u64,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    clock: &Clock,
+) -> bool {
+    let Some(entry) = flow::find(table, key, hash) else { return false };
+    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) {
+        return false;
+    }
+    if packet.is_opening && opener(entry.state) != direction {
+        return false;
+    }
+    note(&entry, direction, packet, clock);
+    true
+}
+
+#[inline(always)]
+fn note<B: flow::Bucket>(entry: &Entry<B>, direction: Direction, packet: &Packet, clock: &Clock) {
+    let bits = flow::packet_bits(packet, direction as u8 == Direction::Egress as u8, entry.state);
+    entry.touch(clock.now, bits, packet.is_opening);
+}
+
+#[inline(always)]
+const fn opener(state: u64) -> Direction {
+    if state & OPENED_BY_REMOTE != 0 { Direction::Ingress } else { Direction::Egress }
+}
+
+/// Judges a packet that [`is_established`] did not settle.
+///
+/// `is_from_node`: an ingress packet that this node itself generated (not one it forwarded).
+/// `inner`: what an ICMP error ([`Kind::Error`]) is about, if it could be read.
+#[inline(always)]
+pub fn judge<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &mut Packet,
+    inner: Option<&Packet>,
+    is_from_node: bool,
+) -> Verdict {
+    if packet.is_first_fragment {
+        maps.remember_fragment(endpoint.id, direction, packet);
+    }
+    if packet.kind as u8 == Kind::Fragment as u8
+        && let Some((local, remote)) = maps.fragment_ports(endpoint.id, direction, packet)
+    {
+        (packet.local_port, packet.remote_port) = (local, remote);
+        packet.kind = Kind::Flow;
+    }
+    match packet.kind {
+        Kind::Flow => judge_flow(maps, endpoint, direction, packet, is_from_node),
+        Kind::Error => {
+            if let Some(inner) = inner
+                && is_related(maps, endpoint, inner)
+            {
+                return Verdict::PASS;
+            }
+            judge_alone(maps, endpoint, direction, packet, is_from_node)
+        }
+        Kind::Stateless | Kind::Fragment => {
+            judge_alone(maps, endpoint, direction, packet, is_from_node)
+        }
+    }
+}
+
+#[inline(always)]
+fn judge_flow<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    is_from_node: bool,
+) -> Verdict {
+    if packet.local.family == 6 {
+        let key = flow::key6(packet, endpoint.id);
+        judge_in(maps, maps.flows6(), &key, endpoint, direction, packet, is_from_node)
+    } else {
+        let key = flow::key4(packet, endpoint.id);
+        judge_in(maps, maps.flows4(), &key, endpoint, direction, packet, is_from_node)
+    }
+}
+
+#[inline(always)]
+fn judge_in<M: Maps, T: flow::Table, const KEY: usize>(
+    maps: &M,
+    table: &T,
+    key: &flow::Key<KEY>,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    is_from_node: bool,
+) -> Verdict {
+    let clock = maps.clock();
+    let hash = flow::hash(key, maps.secret());
+    let known = flow::find(table, key, hash)
+        .filter(|entry| !entry.is_expired(&clock) && !is_older(entry.epoch(), endpoint.born));
+
+    if let Some(entry) = &known
+        && !(packet.is_opening && opener(entry.state) != direction)
+    {
+        // A known flow: as long as it is allowed in the direction it was opened in, it passes.
+        if entry.epoch() == endpoint.epoch || maps.keeps_established() {
+            note(entry, direction, packet, &clock);
+            return Verdict::PASS;
+        }
+        let (is_allowed, class) = if entry.state & OPENED_BY_NODE != 0 {
+            (true, 0)
+        } else {
+            is_allowed(maps, endpoint, opener(entry.state), packet)
+        };
+        if is_allowed {
+            entry.renew(endpoint.epoch, entry.state & (OPENED_BY_REMOTE | OPENED_BY_NODE));
+            note(entry, direction, packet, &clock);
+            return Verdict::PASS;
+        }
+        // The entry stays as it is, with its old epoch: whichever end sends next, the flow is
+        // judged in its opening direction again, until it has been idle for its time.
+        let reason = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
+        return Verdict::drop(reason, class);
+    }
+
+    let verdict = judge_new(maps, endpoint, direction, packet, is_from_node);
+    if !verdict.is_allowed || packet.is_answer {
+        return verdict;
+    }
+    let mut opener = if direction as u8 == Direction::Ingress as u8 { OPENED_BY_REMOTE } else { 0 };
+    if is_from_node {
+        opener |= OPENED_BY_NODE;
+    }
+    if let Some(entry) = known {
+        // Allowed anew from the other end: the old flow is over.
+        entry.renew(endpoint.epoch, opener);
+        entry.touch(clock.now, 0, true);
+        return verdict;
+    }
+    let inserted = flow::insert(table, key, hash, endpoint.epoch, opener, &clock);
+    Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict }
+}
+
+/// Judges a packet of no known flow.
+#[inline(always)]
+fn judge_new<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    is_from_node: bool,
+) -> Verdict {
+    if let Some(reason) = refuses_source(maps, endpoint, direction, packet) {
+        return Verdict::drop(reason, 0);
+    }
+    if is_from_node {
+        return Verdict { is_noted: true, ..Verdict::PASS };
+    }
+    // An answer to something never seen opens nothing: an isolated pod has not asked for it.
+    if packet.is_answer && endpoint.is_isolated(direction) {
+        return Verdict::drop(Reason::Policy, 0);
+    }
+    let (is_allowed, class) = is_allowed(maps, endpoint, direction, packet);
+    if is_allowed {
+        Verdict { is_noted: true, class, ..Verdict::PASS }
+    } else {
+        Verdict::drop(Reason::Policy, class)
+    }
+}
+
+/// Judges a packet that belongs to no flow by itself: ICMP that is neither request nor reply, an
+/// unrelated ICMP error, a later fragment of an unknown datagram.
+#[inline(always)]
+fn judge_alone<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    is_from_node: bool,
+) -> Verdict {
+    if let Some(reason) = refuses_source(maps, endpoint, direction, packet) {
+        return Verdict::drop(reason, 0);
+    }
+    if is_from_node || !endpoint.is_isolated(direction) {
+        return Verdict::PASS;
+    }
+    let class = class_of(maps, &packet.remote);
+    // Without ports only "everything" matches: protocol 255 (reserved) is in no port set.
+    let passes = maps.owns(endpoint.id, &packet.remote)
+        || row_allows(maps, endpoint.sets[direction as usize], class, NO_PORTS, 0);
+    if passes {
+        return Verdict { class, ..Verdict::PASS };
+    }
+    let reason = if packet.kind as u8 == Kind::Fragment as u8 {
+        Reason::Fragment
+    } else {
+        Reason::Policy
+    };
+    Verdict::drop(reason, class)
+}
+
+const NO_PORTS: u8 = 255;
+
+#[inline(always)]
+fn refuses_source<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+) -> Option<Reason> {
+    let is_spoofed = direction as u8 == Direction::Egress as u8
+        && maps.checks_source()
+        && !maps.owns(endpoint.id, &packet.local);
+    if is_spoofed { Some(Reason::SourceAddress) } else { None }
+}
+
+/// Whether the flow that an ICMP error quotes is known and still allowed.
+#[inline(always)]
+fn is_related<M: Maps>(maps: &M, endpoint: &Endpoint, inner: &Packet) -> bool {
+    if inner.local.family == 6 {
+        is_related_in(maps, maps.flows6(), &flow::key6(inner, endpoint.id), endpoint, inner)
+    } else {
+        is_related_in(maps, maps.flows4(), &flow::key4(inner, endpoint.id), endpoint, inner)
+    }
+}
+
+#[inline(always)]
+fn is_related_in<M: Maps, T: flow::Table, const KEY: usize>(
+    maps: &M,
+    table: &T,
+    key: &flow::Key<KEY>,
+    endpoint: &Endpoint,
+    inner: &Packet,
+) -> bool {
+    let hash = flow::hash(key, maps.secret());
+    let Some(entry) = flow::find(table, key, hash) else { return false };
+    if entry.is_expired(&maps.clock()) || is_older(entry.epoch(), endpoint.born) {
+        return false;
+    }
+    entry.epoch() == endpoint.epoch
+        || maps.keeps_established()
+        || entry.state & OPENED_BY_NODE != 0
+        || is_allowed(maps, endpoint, opener(entry.state), inner).0
+}
+
+/// Whether a flow opened in `direction` is allowed, and the class of its remote address.
+#[inline(always)]
+fn is_allowed<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+) -> (bool, u32) {
+    let set = endpoint.sets[direction as usize];
+    if set == 0 {
+        return (true, 0);
+    }
+    let class = class_of(maps, &packet.remote);
+    let port = match direction {
+        Direction::Ingress => packet.local_port,
+        Direction::Egress => packet.remote_port,
+    };
+    let allowed = row_allows(maps, set, class, packet.protocol, port)
+        // A pod always reaches itself.
+        || maps.owns(endpoint.id, &packet.remote);
+    (allowed, class)
+}
+
+/// The class of an address: its own, else that of the longest block around it, else 0.
+#[inline(always)]
+pub fn class_of<M: Maps>(maps: &M, address: &Address) -> u32 {
+    // Twice, because an element that is being reused says so by a wrong echo.
+    let mut attempt = 0;
+    while attempt < 2 {
+        match maps.exact_class(address) {
+            None => break,
+            Some(exact) if (exact >> 32) as u32 == address.echo() => return exact as u32,
+            Some(_) => attempt += 1,
+        }
+    }
+    match maps.block_class(address) {
+        Some(class) => class,
+        None => 0,
+    }
+}
+
+/// Whether `set` allows this protocol and destination port for `class`.
+#[inline(always)]
+fn row_allows<M: Maps>(maps: &M, set: u16, class: u32, protocol: u8, port: u16) -> bool {
+    if let Some(row) = maps.row(set, class) {
+        return ports::allows(maps, &row, protocol, port);
+    }
+    match maps.row(set, 0) {
+        Some(row) => ports::allows(maps, &row, protocol, port),
+        None => false,
+    }
+}
+
+/// Whether epoch `a` came before `b`, modulo their range.
+#[inline(always)]
+const fn is_older(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b) & EPOCH_MASK > EPOCH_MASK / 2
+}
