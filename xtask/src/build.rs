@@ -27,7 +27,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         let _object = object(workspace)?;
         netpol(workspace, args.release)?
     };
-    println!("{}", built.display());
+    run::say(built.display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -70,10 +70,10 @@ const PROBES: &[Probe] = &[
 pub(crate) fn command() -> Result<ExitCode> {
     let missing = try_all()?;
     for Probe { name, .. } in PROBES.iter().filter(|p| !missing.iter().any(|m| m.0 == p.name)) {
-        println!("ok       {name}");
+        run::say(format_args!("ok       {name}"));
     }
     for (name, error, advice) in &missing {
-        println!("missing  {name}: {error}\n         {advice}");
+        run::say(format_args!("missing  {name}: {error}\n         {advice}"));
     }
     Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

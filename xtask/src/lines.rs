@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::run;
 use crate::source::Source;
 use crate::workspace::Workspace;
 
@@ -61,7 +62,7 @@ fn cells(count: Count) -> [String; 4] {
 }
 
 fn row(name: &str, module: &str, [files, code, tests, comments]: [String; 4]) {
-    println!("{name:<18} {module:<16} {files:>6} {code:>7} {tests:>7} {comments:>9}");
+    run::say(format_args!("{name:<18} {module:<16} {files:>6} {code:>7} {tests:>7} {comments:>9}"));
 }
 
 /// `src/model/pod.rs` is of module `model`; `src/lib.rs` is of `(root)`; `tests/a.rs` of `tests`.

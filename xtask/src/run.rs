@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, BufRead, BufReader, IsTerminal};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
@@ -22,6 +22,12 @@ pub(crate) fn announce(text: impl fmt::Display) {
     } else {
         eprintln!("==> {text}");
     }
+}
+
+/// Writes a command's result to standard output. A reader that went away, as `head` does, is no
+/// error and no reason to panic.
+pub(crate) fn say(text: impl fmt::Display) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// One announced stage of work; says how long it took when it is done.

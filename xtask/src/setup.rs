@@ -31,7 +31,7 @@ pub(crate) struct Args {
 pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.print {
         let plan = plan(&facts());
-        println!("{}", describe(&plan));
+        run::say(describe(&plan));
         return Ok(ExitCode::SUCCESS);
     }
     ensure()?;

@@ -58,7 +58,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         eprintln!("error: {reason}");
     }
     // The last line of all, in the form that CI systems look for.
-    println!("{summary}");
+    run::say(summary);
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

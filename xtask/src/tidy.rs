@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::lines::CRATES;
+use crate::run;
 use crate::source::{Source, files_under};
 use crate::workspace::Workspace;
 
@@ -47,13 +48,13 @@ struct Findings {
 pub(crate) fn command(workspace: &Workspace) -> Result<ExitCode> {
     let findings = examine(workspace.root())?;
     for warning in &findings.warnings {
-        println!("note: {warning}");
+        run::say(format_args!("note: {warning}"));
     }
     for error in &findings.errors {
-        println!("error: {error}");
+        run::say(format_args!("error: {error}"));
     }
     if findings.errors.is_empty() {
-        println!("tidy: every rule holds");
+        run::say("tidy: every rule holds");
         return Ok(ExitCode::SUCCESS);
     }
     Ok(ExitCode::FAILURE)
