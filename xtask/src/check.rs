@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, anyhow};
 
 use crate::run::{self, Stage, announce};
-use crate::setup::PACKAGED_CARGO;
+use crate::setup::PACKAGED_CLIPPY;
 use crate::toolchain::Toolchain;
 use crate::workspace::Workspace;
 use crate::{build, ebpf, setup, tidy};
@@ -95,7 +95,7 @@ fn ebpf_clippy(workspace: &Workspace, toolchain: Toolchain) -> Result<()> {
 
 fn has_clippy(toolchain: Toolchain) -> bool {
     match toolchain {
-        Toolchain::Packaged => Path::new(PACKAGED_CARGO).with_file_name("cargo-clippy").exists(),
+        Toolchain::Packaged => Path::new(PACKAGED_CLIPPY).exists(),
         Toolchain::Nightly => {
             let mut command = Command::new("rustup");
             command.args(["run", "nightly", "cargo", "clippy", "--version"]);

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::run;
-use crate::setup::{PACKAGED_CARGO, PACKAGED_RUSTC, linker_path};
+use crate::setup::{PACKAGED_CARGO, PACKAGED_CLIPPY, PACKAGED_RUSTC, linker_path};
 use crate::toolchain::{Toolchain, Version, pick_llvm};
 use crate::workspace::Workspace;
 
@@ -50,6 +50,12 @@ pub(crate) fn cargo(
     subcommand: &str,
 ) -> Result<Command> {
     let mut command = match toolchain {
+        // Called by its own name: cargo would prefer another toolchain's clippy in CARGO_HOME.
+        Toolchain::Packaged if subcommand == "clippy" => {
+            let mut command = Command::new(PACKAGED_CLIPPY);
+            command.arg(subcommand);
+            command
+        }
         Toolchain::Packaged => {
             let mut command = Command::new(PACKAGED_CARGO);
             command.arg(subcommand);
@@ -63,7 +69,8 @@ pub(crate) fn cargo(
     };
     run::scrub(&mut command, run::selects_toolchain);
     if toolchain == Toolchain::Packaged {
-        command.env("RUSTC", PACKAGED_RUSTC).env("RUSTC_BOOTSTRAP", UNSTABLE_CRATES);
+        command.env("CARGO", PACKAGED_CARGO).env("RUSTC", PACKAGED_RUSTC);
+        command.env("RUSTC_BOOTSTRAP", UNSTABLE_CRATES);
     }
     command
         .current_dir(workspace.ebpf_crate())

@@ -18,6 +18,8 @@ use crate::workspace::Workspace;
 pub(crate) const PACKAGED_RUSTC: &str = "/usr/bin/rustc";
 /// The cargo that belongs to `PACKAGED_RUSTC`.
 pub(crate) const PACKAGED_CARGO: &str = "/usr/bin/cargo";
+/// The clippy that belongs to `PACKAGED_RUSTC`; few machines have it.
+pub(crate) const PACKAGED_CLIPPY: &str = "/usr/bin/cargo-clippy";
 const PACKAGED_CORE_DIR: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 
 /// Options of `setup`.
