@@ -42,7 +42,10 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.field.is_empty() {
+        // Messages on unknown fields and kinds name them already, as kubectl's do.
+        let named = self.message.starts_with("unknown field ")
+            || self.message.starts_with("no matches for kind ");
+        match self.field.is_empty() || named {
             true => f.write_str(&self.message),
             false => write!(f, "{}: {}", self.field, self.message),
         }

@@ -144,10 +144,8 @@ impl Converter {
                 .map(NamespaceScope::Matching),
             None => Some(NamespaceScope::Named(self.namespace.clone())),
         };
-        let block = match &peer.ip_block {
-            Some(block) => Some(self.block(&format!("{field}.ipBlock"), block)),
-            None => None,
-        };
+        let block =
+            peer.ip_block.as_ref().map(|block| self.block(&format!("{field}.ipBlock"), block));
         match (selects, block) {
             (true, None) => Some(Peer::Pods { namespaces: namespaces?, pods: pods? }),
             (false, Some(block)) => Some(Peer::Block(block?)),
