@@ -91,6 +91,9 @@ type Cache = BTreeMap<String, (Arc<[u8]>, Arc<Contents>)>;
 pub struct Snapshot {
     /// What the files say.
     pub files: Files,
+    /// Files that had content in the look before and are empty now: many programs write a file
+    /// by emptying it first.
+    pub emptied: BTreeSet<String>,
     cache: Cache,
 }
 
@@ -181,6 +184,9 @@ impl<F: FnMut(&Path)> Walk<'_, F> {
                 to.add(label, before.clone(), contents.clone());
             }
             _ => {
+                if bytes.is_empty() && cached.is_some() {
+                    to.emptied.insert(label.clone());
+                }
                 let contents = Arc::new(parse_bytes(&label, &bytes));
                 to.add(label, bytes.into(), contents);
             }
@@ -302,7 +308,9 @@ mod tests {
         assert_eq!(entries(&good), 1);
         reader.keep(good);
         fs::write(&path, "").unwrap();
-        assert_eq!(entries(&reader.read(&BTreeSet::new(), |_| {})), 0);
+        let empty = reader.read(&BTreeSet::new(), |_| {});
+        assert_eq!(entries(&empty), 0);
+        assert!(empty.emptied.contains("a.yaml"));
         let kept = reader.read(&busy, |_| {});
         assert_eq!(entries(&kept), 1, "a look that was not kept does not count");
         reader.keep(kept);

@@ -21,6 +21,8 @@ use super::{Event, Handle};
 
 /// How long the directory must be quiet before it is read.
 const QUIET: Duration = Duration::from_millis(5);
+/// How long a file must stay empty to be believed: the kernel empties a file before it says so.
+const EMPTY: Duration = Duration::from_millis(100);
 /// How often a look is repeated because something changed meanwhile.
 const ATTEMPTS: usize = 20;
 /// How long a file may stay open for writing before it is read as it is.
@@ -107,14 +109,22 @@ impl Manifests {
 
     /// A look at the directory during which nothing in it changed, or the last of many.
     fn look(&mut self) -> Files {
+        let mut believed = BTreeSet::new();
         for attempt in 1.. {
             self.watcher.read_events();
             let busy = self.watcher.busy_files();
             let snapshot = self.reader.read(&busy, |dir| self.watcher.add(dir));
-            if !self.watcher.read_events() || attempt == ATTEMPTS {
+            let doubtful = !snapshot.emptied.is_subset(&believed);
+            let changed = self.watcher.read_events();
+            if (!changed && !doubtful) || attempt == ATTEMPTS {
                 return self.reader.keep(snapshot);
             }
-            self.pause(Some(QUIET));
+            if doubtful {
+                std::thread::sleep(EMPTY);
+                believed = snapshot.emptied;
+            } else {
+                self.pause(QUIET);
+            }
         }
         unreachable!("the loop ends at the last attempt");
     }
@@ -126,19 +136,19 @@ impl Manifests {
         if self.stop.load(Ordering::SeqCst) || (asked && self.watcher.busy.is_empty()) {
             return;
         }
-        self.pause(Some(self.watcher.patience()));
+        self.pause(self.watcher.patience());
         // Most editors do several things at once: let them finish.
         for _ in 0..ATTEMPTS {
             if !self.watcher.read_events() {
                 break;
             }
-            self.pause(Some(QUIET));
+            self.pause(QUIET);
         }
     }
 
     /// Waits for the bell, for inotify, or for the time to pass.
-    fn pause(&self, time: Option<Duration>) {
-        let time = time.and_then(|time| Timespec::try_from(time).ok());
+    fn pause(&self, time: Duration) {
+        let time = Timespec::try_from(time).ok();
         let mut fds = vec![PollFd::new(&*self.bell, PollFlags::IN)];
         if let Some(inotify) = &self.watcher.inotify {
             fds.push(PollFd::from_borrowed_fd(inotify.as_fd(), PollFlags::IN));
