@@ -1,0 +1,224 @@
+//! One look at the kernel, reusing what earlier looks learned.
+//!
+//! A [`Scanner`] asks only what may have changed: it dumps the links, reads the peers it does not
+//! know, and looks for the files of namespaces that have none yet. Must never report a link as
+//! gone because a question failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::events::Changes;
+use super::netlink::{Link, Peer, Rtnl};
+use super::{Interface, PodNetns, find};
+
+/// For so long after it appeared, an interface's addresses are read again when an address changed
+/// somewhere on a peer with its index. Later only the thorough look does.
+const SETTLING: Duration = Duration::from_secs(30);
+
+/// What a look covers, beside what the changes say.
+#[derive(Debug, Default)]
+pub(super) struct Scope {
+    /// Dump the links.
+    pub links: bool,
+    /// Look for the files of namespaces that have none.
+    pub namespaces: bool,
+    /// Believe nothing: dump the links, read every peer, verify every namespace.
+    pub everything: bool,
+    /// Read the peers of these links again.
+    pub peers: BTreeSet<u32>,
+}
+
+/// A link we know.
+struct Known {
+    link: Link,
+    incarnation: u64,
+    since: Instant,
+    peer: Option<Peer>,
+}
+
+/// What we know.
+pub(super) struct Scanner {
+    rtnl: Rtnl,
+    netns_dir: PathBuf,
+    known: BTreeMap<u32, Known>,
+    namespaces: BTreeMap<i32, PodNetns>,
+    n_incarnations: u64,
+    /// The first failure of the last look.
+    problem: Option<String>,
+}
+
+impl Scanner {
+    /// A scanner for the calling thread's namespace that knows nothing yet.
+    pub fn new(netns_dir: PathBuf) -> io::Result<Self> {
+        Ok(Self {
+            rtnl: Rtnl::open()?,
+            netns_dir,
+            known: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            n_incarnations: 0,
+            problem: None,
+        })
+    }
+
+    /// Takes a look.
+    pub fn scan(&mut self, changes: &Changes, scope: &Scope) {
+        self.problem = None;
+        let everything = scope.everything || changes.lost;
+        self.forget(changes);
+        if scope.links || changes.links || changes.directory || everything {
+            self.scan_links();
+        }
+        self.scan_peers(changes, scope, everything);
+        if everything {
+            let rtnl = &mut self.rtnl;
+            self.namespaces.retain(|&nsid, netns| find::verify(rtnl, nsid, netns));
+        }
+        if scope.namespaces || scope.links || changes.links || changes.directory || everything {
+            self.scan_namespaces();
+        }
+    }
+
+    /// All interfaces, by ifindex.
+    pub fn interfaces(&self) -> Vec<Interface> {
+        self.known.values().map(|known| self.interface(known)).collect()
+    }
+
+    /// What went wrong in the last look.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// Interfaces (ifindex, incarnation) that another look may well tell more about.
+    pub fn unfinished(&self) -> BTreeSet<(u32, u64)> {
+        let is_finished = |known: &Known| {
+            let addresses = known.peer.iter().flat_map(|peer| &peer.addresses);
+            addresses.clone().any(|address| !is_link_local(address))
+                && self.namespaces.contains_key(&known.link.nsid)
+        };
+        let unfinished = self.known.values().filter(|known| !is_finished(known));
+        unfinished.map(|known| (known.link.ifindex, known.incarnation)).collect()
+    }
+
+    /// Drops what events say has ended, even if something that looks the same exists by now.
+    fn forget(&mut self, changes: &Changes) {
+        for ifindex in &changes.deleted_links {
+            self.known.remove(ifindex);
+        }
+        for nsid in &changes.deleted_nsids {
+            self.namespaces.remove(nsid);
+            self.known.retain(|_, known| known.link.nsid != *nsid);
+        }
+    }
+
+    fn scan_links(&mut self) {
+        let links = match self.rtnl.links() {
+            Ok(links) => links,
+            Err(error) => return self.note("Cannot list the interfaces of this node", &error),
+        };
+        let mut before = std::mem::take(&mut self.known);
+        for link in links {
+            let same = before.remove(&link.ifindex).filter(|known| {
+                (known.link.nsid, known.link.peer_ifindex) == (link.nsid, link.peer_ifindex)
+            });
+            let known = match same {
+                // Its name and hardware address may have changed, it is the same link.
+                Some(known) => Known { link, ..known },
+                None => self.begin(link),
+            };
+            self.known.insert(known.link.ifindex, known);
+        }
+    }
+
+    fn begin(&mut self, link: Link) -> Known {
+        self.n_incarnations += 1;
+        Known { link, incarnation: self.n_incarnations, since: Instant::now(), peer: None }
+    }
+
+    fn scan_peers(&mut self, changes: &Changes, scope: &Scope, everything: bool) {
+        let mut failure = None;
+        let mut replaced = Vec::new();
+        for known in self.known.values_mut() {
+            let must = everything
+                || scope.peers.contains(&known.link.ifindex)
+                || known.peer.as_ref().is_none_or(|peer| !has_address(peer))
+                || changes.readdressed.contains(&known.link.peer_ifindex)
+                    && known.since.elapsed() < SETTLING;
+            if !must {
+                continue;
+            }
+            match self.rtnl.peer(&known.link) {
+                Ok(peer) => {
+                    // Deletions may be among the lost events: a device's own hardware address
+                    // tells a successor with the same indexes.
+                    if changes.lost && is_other_device(known.peer.as_ref(), peer.as_ref()) {
+                        replaced.push(known.link.clone());
+                    }
+                    known.peer = peer;
+                }
+                Err(error) => failure = Some((known.link.name.clone(), error)),
+            }
+        }
+        for link in replaced {
+            let known = self.begin(link);
+            self.known.insert(known.link.ifindex, known);
+        }
+        if let Some((name, error)) = failure {
+            let what = format!(
+                "Cannot read the addresses of the pod behind interface {name}; \
+                 the agent needs CAP_NET_ADMIN over the pod's network namespace"
+            );
+            self.note(&what, &error);
+        }
+    }
+
+    fn scan_namespaces(&mut self) {
+        let in_use: BTreeSet<i32> = self.known.values().map(|known| known.link.nsid).collect();
+        self.namespaces.retain(|nsid, _| in_use.contains(nsid));
+        let wanted: BTreeSet<i32> =
+            in_use.into_iter().filter(|nsid| !self.namespaces.contains_key(nsid)).collect();
+        if !wanted.is_empty() {
+            let found = find::find(&mut self.rtnl, &self.netns_dir, wanted, &self.namespaces);
+            self.namespaces.extend(found);
+        }
+    }
+
+    fn interface(&self, known: &Known) -> Interface {
+        let peer = known.peer.clone().unwrap_or_default();
+        Interface {
+            ifindex: known.link.ifindex,
+            name: known.link.name.clone(),
+            incarnation: known.incarnation,
+            nsid: known.link.nsid,
+            netns: self.namespaces.get(&known.link.nsid).cloned(),
+            peer_ifindex: known.link.peer_ifindex,
+            peer_name: peer.name,
+            addresses: peer.addresses,
+        }
+    }
+
+    /// Keeps the first problem: the next ones are mostly its consequences.
+    fn note(&mut self, what: &str, error: &io::Error) {
+        self.problem.get_or_insert_with(|| format!("{what}: {error}"));
+    }
+}
+
+/// Whether the peer has an address by which a pod can be recognised.
+fn has_address(peer: &Peer) -> bool {
+    !peer.addresses.iter().all(is_link_local)
+}
+
+/// Whether both are known and differ in hardware.
+fn is_other_device(before: Option<&Peer>, now: Option<&Peer>) -> bool {
+    before.zip(now).is_some_and(|(before, now)| before.mac != now.mac)
+}
+
+/// Whether `address` means something on its own link only, so that no pod is known by it.
+pub(super) fn is_link_local(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
