@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::events::Changes;
 use super::netlink::{Link, Peer, Rtnl};
 use super::{Interface, PodNetns, find};
+use crate::netns::NetnsId;
 
 /// For so long after it appeared, an interface's addresses are read again when an address changed
 /// somewhere on a peer with its index. Later only the thorough look does.
@@ -77,7 +78,7 @@ impl Scanner {
             self.namespaces.retain(|&nsid, netns| find::verify(rtnl, nsid, netns));
         }
         if scope.namespaces || scope.links || changes.links || changes.directory || everything {
-            self.scan_namespaces();
+            self.scan_namespaces(changes.directory || everything);
         }
     }
 
@@ -174,9 +175,15 @@ impl Scanner {
         }
     }
 
-    fn scan_namespaces(&mut self) {
+    /// Looks for the files of namespaces that have none yet, and if `better` may exist also of
+    /// those that were found by a process: that may end before its namespace does.
+    fn scan_namespaces(&mut self, better: bool) {
         let in_use: BTreeSet<i32> = self.known.values().map(|known| known.link.nsid).collect();
-        self.namespaces.retain(|nsid, _| in_use.contains(nsid));
+        self.namespaces.retain(|nsid, netns| {
+            let is_good = || NetnsId::of_path(&netns.path).is_ok_and(|id| id == netns.id);
+            let is_process = netns.path.starts_with("/proc");
+            in_use.contains(nsid) && (!is_process || !better && is_good())
+        });
         let wanted: BTreeSet<i32> =
             in_use.into_iter().filter(|nsid| !self.namespaces.contains_key(nsid)).collect();
         if !wanted.is_empty() {
