@@ -1,7 +1,7 @@
 //! Endpoint discovery against the real kernel: every test has its own nodes and pods in network
 //! namespaces of their own. Needs root. The periodic look is off in all of them.
 
-#![expect(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod endpoint_lab;
 
@@ -9,11 +9,13 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::{Child, Command};
 
+use endpoint::{PodNetns, Snapshot};
 use endpoint_lab::{
     Lab, connect, global_addresses, ip, ip_in, is_complete, named, parse, wait_for, watch,
 };
-use netpol_userspace::endpoint::{PodNetns, Snapshot};
-use netpol_userspace::netns::{self, Netns, NetnsId};
+use netns::{Netns, NetnsId};
+// The lab takes them from here.
+use netpol_userspace::{endpoint, netns};
 
 fn ns_id(path: &str) -> NetnsId {
     NetnsId::of_path(path).unwrap()

@@ -275,9 +275,13 @@ impl<'a> Matcher<'a> {
 
     fn endpoint(&self, interface: &Interface, pod_idx: PodIdx) -> Endpoint {
         let pod = self.pods[pod_idx];
-        let is_main = interface.addresses.iter().any(|address| self.owners.contains_key(address));
+        let owned = &self.owned[pod_idx];
+        let is_main = interface.addresses.iter().any(|address| owned.contains(address));
+        // A pod whose address is on no interface has not a further one but has lost its address.
+        let is_further = !is_main
+            && self.carried.get(&interface.nsid).is_some_and(|pods| pods.contains(&pod_idx));
         let is_its_own = |address: &&IpAddr| {
-            is_link_local(address) || !is_main && !self.owners.contains_key(address)
+            is_link_local(address) || is_further && !self.owners.contains_key(*address)
         };
         Endpoint {
             ifindex: interface.ifindex,
@@ -287,7 +291,7 @@ impl<'a> Matcher<'a> {
             netns: interface.netns.as_ref().map(|netns| netns.id),
             pod: pod.id.clone(),
             uid: pod.uid.clone(),
-            addresses: self.owned[pod_idx].clone(),
+            addresses: owned.clone(),
             other_addresses: interface.addresses.iter().filter(is_its_own).copied().collect(),
         }
     }
@@ -296,3 +300,6 @@ impl<'a> Matcher<'a> {
 fn list(addresses: &[IpAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -343,3 +343,73 @@ fn none_if_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// An attribute, padded.
+    fn attribute_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// The body of a link message.
+    fn link_body(ifindex: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = vec![0; IFINFO_LEN];
+        body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        body.extend(attributes.iter().flat_map(|(kind, value)| attribute_bytes(*kind, value)));
+        body
+    }
+
+    fn pod_link(kind: &[u8], extra: &[(u16, &[u8])]) -> Option<Link> {
+        const NLA_F_NESTED: u16 = 0x8000;
+        let info = attribute_bytes(IFLA_INFO_KIND, kind);
+        let mut attributes: Vec<(u16, &[u8])> =
+            vec![(libc::IFLA_IFNAME, b"v1\0"), (libc::IFLA_LINKINFO | NLA_F_NESTED, &info)];
+        attributes.extend(extra);
+        RawLink::parse(&link_body(7, &attributes)).unwrap().into_pod_link()
+    }
+
+    #[test]
+    fn only_pairs_that_lead_elsewhere_lead_into_pods() {
+        let nsid: (u16, &[u8]) = (libc::IFLA_LINK_NETNSID, &3_i32.to_ne_bytes());
+        let unknown_nsid: (u16, &[u8]) = (libc::IFLA_LINK_NETNSID, &(-1_i32).to_ne_bytes());
+        let peer: (u16, &[u8]) = (libc::IFLA_LINK, &9_u32.to_ne_bytes());
+        let expected = |peer_ifindex| {
+            Some(Link { ifindex: 7, name: "v1".into(), mac: vec![], nsid: 3, peer_ifindex })
+        };
+        assert_eq!(pod_link(b"veth\0", &[nsid, peer]), expected(9));
+        assert_eq!(pod_link(b"netkit\0", &[peer, nsid]), expected(9));
+        assert_eq!(pod_link(b"veth\0", &[nsid]), expected(7), "equal indexes on an old kernel");
+        assert_eq!(pod_link(b"veth\0", &[peer]), None, "both ends are here");
+        assert_eq!(pod_link(b"veth\0", &[peer, unknown_nsid]), None, "its namespace is ending");
+        assert_eq!(pod_link(b"vlan\0", &[nsid, peer]), None);
+        assert_eq!(pod_link(b"macvlan\0", &[nsid, peer]), None);
+    }
+
+    #[test]
+    fn truncated_messages_are_read_as_far_as_they_go() {
+        let mut message = vec![0; NLMSG_HEADER_LEN];
+        message[4..6].copy_from_slice(&libc::RTM_NEWLINK.to_ne_bytes());
+        message.extend(link_body(7, &[(libc::IFLA_IFNAME, b"v1\0"), (libc::IFLA_LINK, &[9, 0])]));
+        let len = u32::try_from(message.len()).unwrap();
+        message[..4].copy_from_slice(&len.to_ne_bytes());
+        let whole = [message.clone(), message.clone()].concat();
+        assert_eq!(Messages(&whole).count(), 2);
+        for cut in 0..message.len() {
+            assert_eq!(Messages(&message[..cut]).count(), 0, "cut at {cut}");
+            let body = &message[NLMSG_HEADER_LEN.min(cut)..cut];
+            let name = RawLink::parse(body).map(|link| link.name).unwrap_or_default();
+            assert!(name.is_empty() || name == "v1", "cut at {cut}");
+        }
+        let mut endless = message;
+        endless[..4].copy_from_slice(&0_u32.to_ne_bytes());
+        assert_eq!(Messages(&endless).count(), 0, "a length of zero must end it");
+    }
+}

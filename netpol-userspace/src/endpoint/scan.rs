@@ -140,7 +140,6 @@ impl Scanner {
 
     fn scan_peers(&mut self, changes: &Changes, scope: &Scope, everything: bool) {
         let mut failure = None;
-        let mut replaced = Vec::new();
         for known in self.known.values_mut() {
             let must = everything
                 || scope.peers.contains(&known.link.ifindex)
@@ -155,16 +154,13 @@ impl Scanner {
                     // Deletions may be among the lost events: a device's own hardware address
                     // tells a successor with the same indexes.
                     if changes.lost && is_other_device(known.peer.as_ref(), peer.as_ref()) {
-                        replaced.push(known.link.clone());
+                        self.n_incarnations += 1;
+                        (known.incarnation, known.since) = (self.n_incarnations, Instant::now());
                     }
                     known.peer = peer;
                 }
                 Err(error) => failure = Some((known.link.name.clone(), error)),
             }
-        }
-        for link in replaced {
-            let known = self.begin(link);
-            self.known.insert(known.link.ifindex, known);
         }
         if let Some((name, error)) = failure {
             let what = format!(

@@ -284,3 +284,6 @@ impl State {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,10 @@
 //! Namespaces and links for the tests of endpoint discovery.
 //!
 //! Every namespace is made here, below a temporary directory, and is deleted when its [`Lab`] is
-//! dropped, also by a panic. Must never touch the namespace the tests run in.
+//! dropped, also by a panic. Must never touch the namespace the tests run in. Included by the tests
+//! beside the code as well, hence `crate`.
+
+#![allow(dead_code, reason = "each of the test programs that include it uses a part")]
 
 use std::cell::RefCell;
 use std::io::Write as _;
@@ -11,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use netpol_userspace::endpoint::{Interface, Options, Snapshot, Watcher};
-use netpol_userspace::netns::{self, Netns};
+use crate::endpoint::{Interface, Options, Snapshot, Watcher};
+use crate::netns::{self, Netns};
 
 /// A hang guard: nothing is expected to take so long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -102,7 +105,8 @@ pub fn connect(node: &Netns, name: &str, pod: &str, addresses: &[&str]) {
     );
     let mut script = "link set eth0 up\n".to_owned();
     for address in addresses {
-        script.push_str(&format!("address add {address} dev eth0 nodad\n"));
+        let nodad = if address.contains(':') { "nodad" } else { "" };
+        script.push_str(&format!("address add {address} dev eth0 {nodad}\n"));
     }
     ip_in(pod, &script);
 }
