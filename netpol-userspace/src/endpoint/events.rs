@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,8 +35,10 @@ pub(super) struct Changes {
     pub deleted_links: BTreeSet<u32>,
     /// Ids whose namespace is gone.
     pub deleted_nsids: BTreeSet<i32>,
-    /// Indexes, in whichever namespace, of links whose addresses changed.
-    pub readdressed: BTreeSet<u32>,
+    /// Addresses that a link with this index has got, in whichever namespace.
+    pub added: BTreeSet<(u32, IpAddr)>,
+    /// Addresses that a link with this index has lost, in whichever namespace.
+    pub removed: BTreeSet<(u32, IpAddr)>,
 }
 
 /// All sources. They can be left out one by one, which only tests do.
@@ -212,11 +215,12 @@ fn note_link_event(changes: &mut Changes, kind: u16, body: &[u8]) {
 }
 
 fn note_address_event(changes: &mut Changes, kind: u16, body: &[u8]) {
-    if matches!(kind, libc::RTM_NEWADDR | libc::RTM_DELADDR)
-        && let Some((ifindex, _)) = parse_address(body)
-    {
-        changes.readdressed.insert(ifindex);
-    }
+    let set = match kind {
+        libc::RTM_NEWADDR => &mut changes.added,
+        libc::RTM_DELADDR => &mut changes.removed,
+        _ => return,
+    };
+    set.extend(parse_address(body));
 }
 
 /// An inotify watch on a directory that may come and go.

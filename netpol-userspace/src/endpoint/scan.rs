@@ -40,6 +40,12 @@ struct Known {
     peer: Option<Peer>,
 }
 
+impl Known {
+    fn has(&self, address: &IpAddr) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.addresses.contains(address))
+    }
+}
+
 /// What we know.
 pub(super) struct Scanner {
     rtnl: Rtnl,
@@ -138,14 +144,27 @@ impl Scanner {
         Known { link, incarnation: self.n_incarnations, since: Instant::now(), peer: None }
     }
 
+    /// The peer indexes for which an address came up that no interface with such a peer has yet.
+    /// The kernel announces an address again when it has checked it or its lifetime changes.
+    fn indexes_with_new_addresses(&self, changes: &Changes) -> BTreeSet<u32> {
+        let is_known = |index, address| {
+            let mut peers = self.known.values().filter(|known| known.link.peer_ifindex == index);
+            peers.any(|known| known.has(address))
+        };
+        let new = changes.added.iter().filter(|(index, address)| !is_known(*index, address));
+        new.map(|(index, _)| *index).collect()
+    }
+
     fn scan_peers(&mut self, changes: &Changes, scope: &Scope, everything: bool) {
         let mut failure = None;
+        let added = self.indexes_with_new_addresses(changes);
         for known in self.known.values_mut() {
+            let index = known.link.peer_ifindex;
             let must = everything
                 || scope.peers.contains(&known.link.ifindex)
                 || known.peer.as_ref().is_none_or(|peer| !has_address(peer))
-                || changes.readdressed.contains(&known.link.peer_ifindex)
-                    && known.since.elapsed() < SETTLING;
+                || added.contains(&index) && known.since.elapsed() < SETTLING
+                || changes.removed.iter().any(|(of, address)| *of == index && known.has(address));
             if !must {
                 continue;
             }
