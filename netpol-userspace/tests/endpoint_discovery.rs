@@ -7,11 +7,11 @@ mod endpoint_lab;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::process::{Child, Command};
+use std::process::Command;
 
 use endpoint::{PodNetns, Snapshot};
 use endpoint_lab::{
-    Lab, connect, global_addresses, ip, ip_in, is_complete, named, parse, wait_for, watch,
+    Lab, Process, connect, global_addresses, ip, ip_in, is_complete, named, parse, wait_for, watch,
 };
 use netns::{Netns, NetnsId};
 // The lab takes them from here.
@@ -140,16 +140,6 @@ fn descriptor_path(netns: &Netns) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
 }
 
-/// A process, ended with it.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
 #[test]
 fn a_namespace_that_only_a_process_holds_is_found() {
     let lab = Lab::new();
@@ -189,21 +179,17 @@ fn an_interface_is_found_even_if_no_file_leads_to_its_namespace() {
 #[test]
 fn a_directory_that_appears_later_is_watched() {
     let lab = Lab::new();
-    let (node, late) = (lab.node("node"), lab.path("deep/down/netns"));
-    let watcher = watch(&node, &late);
+    let node = lab.node("node");
+    let watcher = lab.watch(&node);
+    assert!(!lab.pods_dir().parent().unwrap().exists(), "the test is about a directory to come");
     let netns = Netns::create_anonymous().unwrap();
     connect(&node, "v1", &descriptor_path(&netns), &["10.1.0.5/32"]);
     wait_for(&watcher, "v1", |snapshot| named(snapshot, "v1").is_some());
-    let file = late.join("pod");
-    std::fs::create_dir_all(&late).unwrap();
-    std::fs::File::create(&file).unwrap();
-    let mount = || rustix::mount::mount_bind("/proc/thread-self/ns/net", &file).unwrap();
-    netns.run(mount).unwrap();
+    let file = lab.pod_file(&netns, "pod");
     let expected = PodNetns { id: netns.id(), path: file.as_path().into() };
     let is_found = |s: &Snapshot| named(s, "v1").unwrap().netns.as_ref() == Some(&expected);
     // It is preferred to any process that may have been found first.
     wait_for(&watcher, "its file", is_found);
-    netns::delete(&late, "pod").unwrap();
 }
 
 #[test]

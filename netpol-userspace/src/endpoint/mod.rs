@@ -34,7 +34,8 @@ pub struct Interface {
     /// same link with its peer in another namespace, has another number.
     pub incarnation: u64,
     /// The kernel's number, in the agent's namespace, of the namespace that the peer is in.
-    /// Interfaces with the same number lead to the same namespace.
+    /// Interfaces with the same number lead to the same namespace. Negative, and different for
+    /// each interface, when the namespace is ending and the interface about to vanish.
     pub nsid: i32,
     /// That namespace, if a file was found through which it can be opened. Finding and enforcing
     /// an endpoint does not need it.

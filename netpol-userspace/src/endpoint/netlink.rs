@@ -37,8 +37,16 @@ pub(super) struct Link {
     pub ifindex: u32,
     pub name: String,
     pub mac: Vec<u8>,
+    /// Negative if the peer's namespace is ending.
     pub nsid: i32,
     pub peer_ifindex: u32,
+}
+
+impl Link {
+    /// Whether its peer is the same as that of `other`.
+    pub fn leads_where(&self, other: &Self) -> bool {
+        (self.nsid, self.peer_ifindex) == (other.nsid, other.peer_ifindex)
+    }
 }
 
 /// The other end of a [`Link`].
@@ -273,7 +281,7 @@ impl RawLink {
 
     /// As a link that may lead into a pod.
     fn into_pod_link(self) -> Option<Link> {
-        let nsid = self.link_nsid.filter(|&nsid| nsid >= 0)?;
+        let nsid = self.link_nsid?;
         matches!(self.kind.as_str(), "veth" | "netkit").then_some(Link {
             ifindex: self.ifindex,
             name: self.name,
@@ -379,7 +387,7 @@ mod tests {
     #[test]
     fn only_pairs_that_lead_elsewhere_lead_into_pods() {
         let nsid: (u16, &[u8]) = (libc::IFLA_LINK_NETNSID, &3_i32.to_ne_bytes());
-        let unknown_nsid: (u16, &[u8]) = (libc::IFLA_LINK_NETNSID, &(-1_i32).to_ne_bytes());
+        let no_nsid: (u16, &[u8]) = (libc::IFLA_LINK_NETNSID, &(-1_i32).to_ne_bytes());
         let peer: (u16, &[u8]) = (libc::IFLA_LINK, &9_u32.to_ne_bytes());
         let expected = |peer_ifindex| {
             Some(Link { ifindex: 7, name: "v1".into(), mac: vec![], nsid: 3, peer_ifindex })
@@ -388,7 +396,8 @@ mod tests {
         assert_eq!(pod_link(b"netkit\0", &[peer, nsid]), expected(9));
         assert_eq!(pod_link(b"veth\0", &[nsid]), expected(7), "equal indexes on an old kernel");
         assert_eq!(pod_link(b"veth\0", &[peer]), None, "both ends are here");
-        assert_eq!(pod_link(b"veth\0", &[peer, unknown_nsid]), None, "its namespace is ending");
+        let ending = expected(9).map(|link| Link { nsid: -1, ..link });
+        assert_eq!(pod_link(b"veth\0", &[peer, no_nsid]), ending);
         assert_eq!(pod_link(b"vlan\0", &[nsid, peer]), None);
         assert_eq!(pod_link(b"macvlan\0", &[nsid, peer]), None);
     }

@@ -41,6 +41,16 @@ struct Known {
 }
 
 impl Known {
+    /// The peer's namespace is about to end, and the link with it; the id may already mean another
+    /// one. What is known of the link stays true: it must be enforced for as long as it exists.
+    fn end(&mut self) {
+        self.link.nsid = -1 - self.link.ifindex.cast_signed();
+    }
+
+    fn is_ending(&self) -> bool {
+        self.link.nsid < 0
+    }
+
     fn has(&self, address: &IpAddr) -> bool {
         self.peer.as_ref().is_some_and(|peer| peer.addresses.contains(address))
     }
@@ -101,9 +111,8 @@ impl Scanner {
     /// Interfaces (ifindex, incarnation) that another look may well tell more about.
     pub fn unfinished(&self) -> BTreeSet<(u32, u64)> {
         let is_finished = |known: &Known| {
-            let addresses = known.peer.iter().flat_map(|peer| &peer.addresses);
-            addresses.clone().any(|address| !is_link_local(address))
-                && self.namespaces.contains_key(&known.link.nsid)
+            let has_address = known.peer.as_ref().is_some_and(has_address);
+            known.is_ending() || has_address && self.namespaces.contains_key(&known.link.nsid)
         };
         let unfinished = self.known.values().filter(|known| !is_finished(known));
         unfinished.map(|known| (known.link.ifindex, known.incarnation)).collect()
@@ -116,7 +125,7 @@ impl Scanner {
         }
         for nsid in &changes.deleted_nsids {
             self.namespaces.remove(nsid);
-            self.known.retain(|_, known| known.link.nsid != *nsid);
+            self.known.values_mut().filter(|known| known.link.nsid == *nsid).for_each(Known::end);
         }
     }
 
@@ -127,13 +136,15 @@ impl Scanner {
         };
         let mut before = std::mem::take(&mut self.known);
         for link in links {
-            let same = before.remove(&link.ifindex).filter(|known| {
-                (known.link.nsid, known.link.peer_ifindex) == (link.nsid, link.peer_ifindex)
-            });
-            let known = match same {
-                // Its name and hardware address may have changed, it is the same link.
-                Some(known) => Known { link, ..known },
-                None => self.begin(link),
+            let known = match before.remove(&link.ifindex) {
+                Some(mut known) if link.nsid < 0 => {
+                    known.end();
+                    known
+                }
+                None if link.nsid < 0 => continue,
+                // Its name may have changed, it is the same link.
+                Some(known) if known.link.leads_where(&link) => Known { link, ..known },
+                _ => self.begin(link),
             };
             self.known.insert(known.link.ifindex, known);
         }
@@ -165,7 +176,7 @@ impl Scanner {
                 || known.peer.as_ref().is_none_or(|peer| !has_address(peer))
                 || added.contains(&index) && known.since.elapsed() < SETTLING
                 || changes.removed.iter().any(|(of, address)| *of == index && known.has(address));
-            if !must {
+            if !must || known.is_ending() {
                 continue;
             }
             match self.rtnl.peer(&known.link) {
@@ -193,7 +204,8 @@ impl Scanner {
     /// Looks for the files of namespaces that have none yet, and if `better` may exist also of
     /// those that were found by a process: that may end before its namespace does.
     fn scan_namespaces(&mut self, better: bool) {
-        let in_use: BTreeSet<i32> = self.known.values().map(|known| known.link.nsid).collect();
+        let lasting = self.known.values().filter(|known| !known.is_ending());
+        let in_use: BTreeSet<i32> = lasting.map(|known| known.link.nsid).collect();
         self.namespaces.retain(|nsid, netns| {
             let is_good = || NetnsId::of_path(&netns.path).is_ok_and(|id| id == netns.id);
             let is_process = netns.path.starts_with("/proc");

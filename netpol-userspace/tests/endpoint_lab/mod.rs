@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,9 +36,9 @@ impl Lab {
         self.dir.path().join(name)
     }
 
-    /// The directory of the pods' namespaces.
+    /// The directory of the pods' namespaces, which is made with the first of them.
     pub fn pods_dir(&self) -> PathBuf {
-        self.path("pods")
+        self.path("run/pods")
     }
 
     /// A new namespace for a node.
@@ -53,6 +53,17 @@ impl Lab {
         self.named.borrow_mut().push((self.pods_dir(), name.to_owned()));
         Netns::create(self.pods_dir(), name).unwrap();
         self.pods_dir().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// A file named `name` for a namespace that exists.
+    pub fn pod_file(&self, netns: &Netns, name: &str) -> PathBuf {
+        self.named.borrow_mut().push((self.pods_dir(), name.to_owned()));
+        let file = self.pods_dir().join(name);
+        std::fs::create_dir_all(self.pods_dir()).unwrap();
+        std::fs::File::create(&file).unwrap();
+        let mount = || rustix::mount::mount_bind("/proc/thread-self/ns/net", &file).unwrap();
+        netns.run(mount).unwrap();
+        file
     }
 
     pub fn delete_pod(&self, name: &str) {
@@ -76,6 +87,17 @@ impl Drop for Lab {
     }
 }
 
+/// A process, ended with it.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Discovery as in [`Lab::watch`], with this netns directory.
 pub fn watch(node: &Netns, netns_dir: &Path) -> Watcher {
     let options = Options { netns_dir: netns_dir.to_owned(), period: Duration::from_secs(3600) };
     node.run(|| Watcher::spawn(options)).unwrap().unwrap()
