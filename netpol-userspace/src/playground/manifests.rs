@@ -93,7 +93,12 @@ fn find(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 fn parse(path: &Path, section: &str, text: &str) -> Result<Vec<Document>> {
     let mut documents = Vec::new();
     for (line, part) in split(text) {
-        let value: Value = serde_saphyr::from_str(&part)
+        let options = serde_saphyr::options! {
+            // kubectl reads YAML 1.1, and so does what reads policies: `port: 010` is 8.
+            legacy_octal_numbers: true,
+            with_snippet: false,
+        };
+        let value: Value = serde_saphyr::from_str_with_options(&part, options)
             .with_context(|| format!("the document at line {line} is not valid YAML"))?;
         let object = |value: Value, text: String| Document {
             path: path.to_owned(),

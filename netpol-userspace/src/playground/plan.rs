@@ -84,6 +84,8 @@ pub struct Planner {
     families: Families,
     placed: BTreeMap<ObjectName, Placed>,
     n_placed: usize,
+    /// The last pod number given out on each node.
+    last_index: BTreeMap<usize, usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +97,7 @@ struct Placed {
 impl Planner {
     /// For so many nodes.
     pub fn new(nodes: usize, families: Families) -> Self {
-        Self { nodes, families, placed: BTreeMap::new(), n_placed: 0 }
+        Self { nodes, families, placed: BTreeMap::new(), n_placed: 0, last_index: BTreeMap::new() }
     }
 
     /// The layout of these manifests. On an error nothing is remembered of them.
@@ -182,11 +184,15 @@ impl Planner {
         Ok(host(Place::Pod(node), addresses))
     }
 
-    fn assign(&self, node: usize, taken: &mut BTreeSet<IpAddr>) -> Result<Vec<IpAddr>> {
-        for index in 2..=254 {
+    /// The next free address, going round: an address is not given out again at once, as its
+    /// neighbours may still remember whose it was.
+    fn assign(&mut self, node: usize, taken: &mut BTreeSet<IpAddr>) -> Result<Vec<IpAddr>> {
+        let last = self.last_index.get(&node).copied().unwrap_or(1);
+        for index in (last + 1..=254).chain(2..=last) {
             let pair = self.of_families(pod_addresses(node, index));
             if !pair.iter().any(|address| taken.contains(address)) {
                 taken.extend(pair.iter().copied());
+                self.last_index.insert(node, index);
                 return Ok(pair);
             }
         }

@@ -74,6 +74,18 @@ fn a_pod_that_stays_keeps_its_place() {
 }
 
 #[test]
+fn an_address_is_not_given_out_again_at_once() {
+    let mut planner = Planner::new(1, Families::Dual);
+    planner.plan(&[pod("a"), pod("b")]).unwrap();
+    let layout = planner.plan(&[pod("a"), pod("c")]).unwrap();
+    assert_eq!(ips(host(&layout, "c"))[0], "10.244.1.4");
+    for round in 0..300 {
+        let layout = planner.plan(&[pod("a"), pod(&format!("d{round}"))]).unwrap();
+        assert_ne!(layout.hosts[0].addresses, layout.hosts[1].addresses);
+    }
+}
+
+#[test]
 fn completed_pods_say_where_they_run_and_the_rest_is_untouched() {
     let policy = document(json!({"kind": "NetworkPolicy", "spec": {"podSelector": {}}}));
     let service = document(json!({"kind": "Service"}));

@@ -16,7 +16,7 @@ use super::probe::{self, Answer, Observed, Patience, Probe};
 use super::server::Servers;
 use super::watch::Watch;
 use super::wiring::Network;
-use super::{Options, Output, manifests, matrix};
+use super::{Options, Output, expect, manifests, matrix};
 
 const DEFAULT_WIDTH: usize = 100;
 
@@ -57,6 +57,7 @@ struct State {
 }
 
 fn read(dir: &Path, planner: &mut Planner, options: &Options) -> Result<State> {
+    expect::refuse_problems(dir)?;
     let documents = manifests::read(dir)?;
     // The planner must not remember what turns out to have an error after all.
     let mut next = planner.clone();
@@ -316,6 +317,9 @@ async fn again_if_slow(
     let silent: Vec<usize> = (0..outcomes.len())
         .filter(|&index| !outcomes[index].expected && outcomes[index].observed == Observed::Blocked)
         .collect();
+    if silent.is_empty() {
+        return Ok(());
+    }
     progress(&format!(
         "answers took up to {} ms: looking again at {} silent connections",
         slowest.as_millis(),

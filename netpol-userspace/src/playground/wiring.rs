@@ -57,13 +57,14 @@ impl Network {
     pub async fn create(dir: &Path, nodes: usize, cni: Cni, families: Families) -> Result<Self> {
         let underlay = router(dir, UNDERLAY, families).await?;
         let mut lines = Vec::new();
-        add_bridge(&mut lines, "br0");
+        add_bridge(&mut lines, "br0", plan::node_addresses(ROUTER)[0]);
         // The hosts outside know their router by the same address that routed pods use.
         lines.push(format!("addr add {LINK_LOCAL_V4}/32 dev lo"));
         for address in of(families, plan::node_addresses(ROUTER)) {
             lines.push(format!("addr add {} dev br0{}", subnet(address, 24, 64), nodad(address)));
         }
         underlay.ip(lines).await?;
+        underlay.settings(patience_settings("br0", families)).await?;
         let mut network = Self {
             dir: dir.to_owned(),
             cni,
@@ -111,10 +112,15 @@ impl Network {
             .filter(|(id, wired)| !stays(id, wired))
             .map(|(id, _)| id.clone())
             .collect();
+        let mut given_up = Vec::new();
         for id in gone {
             if let Some(wired) = self.wired.remove(&id) {
                 self.remove(&wired).await.with_context(|| format!("cannot remove {id}"))?;
+                given_up.extend(wired.addresses);
             }
+        }
+        if hosts.iter().flat_map(|host| &host.addresses).any(|a| given_up.contains(a)) {
+            self.forget_neighbours().await?;
         }
         for host in hosts {
             let own_network = !matches!(host.place, Place::HostNetwork(_));
@@ -138,7 +144,7 @@ impl Network {
             .await?;
         let mut lines = vec!["link set eth0 up".to_owned()];
         if self.cni == Cni::Bridge {
-            add_bridge(&mut lines, "cbr0");
+            add_bridge(&mut lines, "cbr0", plan::pod_addresses(node, 1)[0]);
             for address in of(self.families, plan::pod_addresses(node, 1)) {
                 let subnet = subnet(address, 24, 64);
                 lines.push(format!("addr add {subnet} dev cbr0{}", nodad(address)));
@@ -150,7 +156,11 @@ impl Network {
         for router in of(self.families, plan::node_addresses(ROUTER)) {
             lines.push(format!("route add default via {router}"));
         }
-        space.ip(lines).await
+        space.ip(lines).await?;
+        if self.cni == Cni::Bridge {
+            space.settings(patience_settings("cbr0", self.families)).await?;
+        }
+        space.settings(patience_settings("eth0", self.families)).await
     }
 
     /// Routes to the pod subnets of all nodes: on the node `of_node` and, once, on the router.
@@ -196,9 +206,11 @@ impl Network {
             }
         }
         router.ip(lines).await?;
+        router.settings(patience_settings(&interface, self.families)).await?;
         if self.cni == Cni::Routed {
             router.settings(proxy_settings(&interface)).await?;
         }
+        space.settings(patience_settings("eth0", self.families)).await?;
         let inside = match gateway {
             Some(node) => bridged_pod(node, &host.addresses),
             None => routed_pod(&host.addresses),
@@ -222,6 +234,8 @@ impl Network {
             lines.push(format!("route add {} dev {interface}", single(address)));
         }
         self.underlay.ip(lines).await?;
+        self.underlay.settings(patience_settings(&interface, self.families)).await?;
+        space.settings(patience_settings("eth0", self.families)).await?;
         space.ip(routed_pod(&host.addresses)).await?;
         Ok(Wired { place: host.place, addresses: host.addresses.clone(), interface, space })
     }
@@ -239,6 +253,15 @@ impl Network {
         }
         router.ip(lines).await?;
         self.route_far(wired, "del").await
+    }
+
+    /// An address that gets a new owner would be looked for at the old one for some seconds.
+    async fn forget_neighbours(&self) -> Result<()> {
+        let pods = self.wired.values().map(|wired| &wired.space);
+        for space in self.nodes.iter().chain(pods) {
+            space.ip(vec!["neigh flush all".to_owned()]).await?;
+        }
+        Ok(())
     }
 
     /// Routes everywhere else to pod addresses that lie outside their node's pod subnet.
@@ -266,8 +289,14 @@ async fn router(dir: &Path, name: &str, families: Families) -> Result<Space> {
     Ok(space)
 }
 
-fn add_bridge(lines: &mut Vec<String>, name: &str) {
+/// A bridge with an address of its own: else it takes that of one of its ports, and when the port
+/// goes everyone sends to an address that is no more. Kubenet sets 0a:58 and the gateway's bytes.
+fn add_bridge(lines: &mut Vec<String>, name: &str, gateway: IpAddr) {
     lines.push(format!("link add {name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"));
+    if let IpAddr::V4(gateway) = gateway {
+        let [a, b, c, d] = gateway.octets();
+        lines.push(format!("link set {name} address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}"));
+    }
     lines.push(format!("link set {name} up"));
 }
 
@@ -289,6 +318,15 @@ fn proxy_settings(interface: &str) -> Vec<(String, &'static str)> {
         // The default delays each answer by up to 0.8 s.
         (format!("ipv4/neigh/{interface}/proxy_delay"), "0"),
     ]
+}
+
+/// The first packets over a new interface may be lost while the kernel still brings it up; a lost
+/// ARP request or neighbour solicitation is then repeated soon and not after a second.
+fn patience_settings(interface: &str, families: Families) -> Vec<(String, &'static str)> {
+    let with_ipv6 = families.include(std::net::Ipv6Addr::UNSPECIFIED.into());
+    let versions: &[&str] = if with_ipv6 { &["ipv4", "ipv6"] } else { &["ipv4"] };
+    let setting = |version| format!("{version}/neigh/{interface}/retrans_time_ms");
+    versions.iter().map(|version| (setting(version), "100")).collect()
 }
 
 fn bridged_pod(node: usize, addresses: &[IpAddr]) -> Vec<String> {
