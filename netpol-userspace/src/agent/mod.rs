@@ -1,1 +1,6 @@
-//! Placeholder replaced by the first commit of its owner.
+//! The agent: wires sources, compiler, endpoint discovery and datapath together.
+//!
+//! One task owns all of the state and handles one event at a time; everything else only sends to
+//! it. Nothing is removed from the kernel before every source has synced.
+
+pub mod state;

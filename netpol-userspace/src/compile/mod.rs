@@ -11,7 +11,7 @@ mod atoms;
 mod classes;
 mod describe;
 mod engine;
-mod ids;
+pub mod ids;
 mod lookup;
 pub mod plan;
 mod ports;
