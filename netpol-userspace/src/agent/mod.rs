@@ -4,3 +4,7 @@
 //! it. Nothing is removed from the kernel before every source has synced.
 
 pub mod state;
+
+mod options;
+
+pub use options::{Options, SourceOptions};
