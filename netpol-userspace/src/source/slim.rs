@@ -1,11 +1,13 @@
-//! Pods as an API server sends them, reduced while they are parsed to what policy needs. A value
-//! of an unexpected type counts as absent and is remembered, so that one odd object cannot stop
-//! a watch. Must never hold what a verdict cannot depend on, or fail on anything but broken JSON.
+//! Objects as an API server sends them, reduced while they are parsed to what policy needs. A
+//! value of an unexpected type counts as absent and is remembered, so that one odd object cannot
+//! stop a watch. Must never hold what a verdict cannot depend on, or fail on anything but broken
+//! JSON.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::de::{
@@ -14,7 +16,7 @@ use serde::de::{
 };
 
 use super::convert::{self, PortCollector, Problem};
-use crate::model::{self, Labels, ObjectName, Str};
+use crate::model::{self, Labels, Str};
 
 /// A pod, without everything that policy does not depend on.
 #[derive(Debug, Clone, Resource)]
@@ -31,14 +33,69 @@ impl<'de> Deserialize<'de> for SlimPod {
             Loose::Good(pod) => pod,
             _ => return Err(D::Error::custom("a pod is not a JSON object")),
         };
-        let mut metadata = ObjectMeta::default();
-        if let Loose::Good(from) = &pod.metadata {
-            metadata.name = from.name.good().map(|name| name.to_string());
-            metadata.namespace = from.namespace.good().map(|name| name.to_string());
-            metadata.uid = from.uid.good().map(|uid| uid.to_string());
-            metadata.resource_version = from.version.good().map(|version| version.to_string());
+        Ok(Self { metadata: pod.metadata.good().map(Metadata::slim).unwrap_or_default(), pod })
+    }
+}
+
+/// A namespace: its name and labels.
+#[derive(Debug, Clone, Resource)]
+#[resource(inherit = Namespace)]
+pub struct SlimNamespace {
+    /// Name, uid, resourceVersion and nothing else.
+    pub metadata: ObjectMeta,
+    namespace: Loose<Metadata>,
+}
+
+impl<'de> Deserialize<'de> for SlimNamespace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let namespace = match Loose::<OnlyMetadata>::deserialize(deserializer)? {
+            Loose::Good(OnlyMetadata { metadata }) => metadata,
+            _ => return Err(D::Error::custom("a namespace is not a JSON object")),
+        };
+        Ok(Self { metadata: namespace.good().map(Metadata::slim).unwrap_or_default(), namespace })
+    }
+}
+
+impl SlimNamespace {
+    /// The namespace as policy sees it, and what of it could not be used.
+    pub fn model(&self) -> (model::Namespace, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        let metadata = self.namespace.or("metadata", &mut problems);
+        let labels = metadata.map(|metadata| labels(metadata, &mut problems)).unwrap_or_default();
+        let labels = labels.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let own = (Str::from(convert::NAMESPACE_NAME_LABEL), Str::from(name));
+        (model::Namespace { name: name.into(), labels: labels.chain([own]).collect() }, problems)
+    }
+}
+
+/// A NetworkPolicy, or why it is none. (There are few of them: these are buffered.)
+#[derive(Debug, Clone, Resource)]
+#[resource(inherit = NetworkPolicy)]
+pub struct GuardedPolicy {
+    /// The whole metadata, or what is recognisable of it.
+    pub metadata: ObjectMeta,
+    /// The policy, or the error of reading it.
+    pub policy: Result<Box<NetworkPolicy>, String>,
+}
+
+impl<'de> Deserialize<'de> for GuardedPolicy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        match NetworkPolicy::deserialize(&value) {
+            Ok(mut policy) => {
+                policy.metadata.managed_fields = None;
+                let metadata = policy.metadata.clone();
+                Ok(Self { metadata, policy: Ok(Box::new(policy)) })
+            }
+            Err(error) => {
+                let metadata = match Loose::<OnlyMetadata>::deserialize(value) {
+                    Ok(Loose::Good(OnlyMetadata { metadata: Loose::Good(found) })) => found.slim(),
+                    _ => ObjectMeta::default(),
+                };
+                Ok(Self { metadata, policy: Err(error.to_string()) })
+            }
         }
-        Ok(Self { metadata, pod })
     }
 }
 
@@ -76,10 +133,19 @@ impl SlimPod {
         };
         (pod, problems)
     }
+}
 
-    /// The pod's name.
-    pub fn id(&self) -> ObjectName {
-        convert::object_name(&self.metadata)
+impl Metadata {
+    /// The part of the metadata that kube and we need.
+    fn slim(&self) -> ObjectMeta {
+        let text = |text: &Loose<Str>| text.good().map(|text| text.to_string());
+        ObjectMeta {
+            name: text(&self.name),
+            namespace: text(&self.namespace),
+            uid: text(&self.uid),
+            resource_version: text(&self.version),
+            ..ObjectMeta::default()
+        }
     }
 }
 
@@ -328,6 +394,7 @@ macro_rules! shape {
 }
 
 shape!(Whole { metadata: Metadata = "metadata", spec: Spec = "spec", status: Status = "status" });
+shape!(OnlyMetadata { metadata: Metadata = "metadata" });
 shape!(Metadata {
     name: Str = "name",
     namespace: Str = "namespace",
@@ -361,6 +428,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::model::ObjectName;
 
     fn full() -> Value {
         json!({
@@ -410,7 +478,6 @@ mod tests {
         }
         let slim: SlimPod = serde_json::from_value(full()).unwrap();
         assert_eq!(slim.metadata.resource_version.as_deref(), Some("42"));
-        assert_eq!(slim.id(), ObjectName::new("shop", "web-1"));
     }
 
     #[test]
@@ -443,6 +510,31 @@ mod tests {
             assert!(problems[0].message.starts_with("invalid type: got"), "{problems:?}");
             assert_eq!(pod.id, ObjectName::new("shop", "web-1"));
         }
+    }
+
+    #[test]
+    fn namespaces_are_read_loosely_too() {
+        let text = r#"{"metadata": {"name": "shop", "resourceVersion": "7", "managedFields": [],
+            "labels": {"team": "a", "odd": 5, "kubernetes.io/metadata.name": "forged"}}}"#;
+        let slim: SlimNamespace = serde_json::from_str(text).unwrap();
+        let (namespace, problems) = slim.model();
+        assert_eq!(slim.metadata.resource_version.as_deref(), Some("7"));
+        assert_eq!(problems[0].field, "metadata.labels[odd]");
+        let expected = [("team", "a"), (convert::NAMESPACE_NAME_LABEL, "shop")];
+        assert_eq!(namespace.labels, expected.into_iter().collect());
+    }
+
+    #[test]
+    fn a_policy_that_is_none_keeps_its_name() {
+        let text = r#"{"metadata": {"name": "web", "namespace": "shop", "labels": 5,
+            "resourceVersion": "7"}, "spec": "?"}"#;
+        let guarded: GuardedPolicy = serde_json::from_str(text).unwrap();
+        assert!(guarded.policy.is_err());
+        assert_eq!(guarded.metadata.name.as_deref(), Some("web"));
+        assert_eq!(guarded.metadata.resource_version.as_deref(), Some("7"));
+        let text = r#"{"metadata": {"name": "web"}, "spec": {"podSelector": {}}}"#;
+        let guarded: GuardedPolicy = serde_json::from_str(text).unwrap();
+        assert!(guarded.policy.is_ok());
     }
 
     #[test]
