@@ -37,7 +37,7 @@ pub fn load_dir(dir: &Path) -> anyhow::Result<Loaded> {
     let metadata =
         fs::metadata(dir).with_context(|| format!("cannot read manifests in {}", dir.display()))?;
     ensure!(metadata.is_dir(), "cannot read manifests in {}: not a directory", dir.display());
-    let files = Reader::new(dir).read(&BTreeSet::new(), |_| {});
+    let files = Reader::new(dir).read(&BTreeSet::new(), |_| {}).files;
     let mut loaded = Loaded::default();
     let mut seen = BTreeSet::new();
     for state in files.values() {
@@ -81,7 +81,20 @@ fn is_hidden(name: &str) -> bool {
 #[derive(Debug)]
 pub struct Reader {
     root: PathBuf,
-    cache: BTreeMap<String, (Vec<u8>, Arc<Contents>)>,
+    cache: Cache,
+}
+
+type Cache = BTreeMap<String, (Arc<[u8]>, Arc<Contents>)>;
+
+/// One look at the directory.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// What the files say.
+    pub files: Files,
+    /// Files that had content in the look before and are empty now: many programs write a file
+    /// by emptying it first.
+    pub emptied: BTreeSet<String>,
+    cache: Cache,
 }
 
 impl Reader {
@@ -90,83 +103,101 @@ impl Reader {
         Self { root: root.to_owned(), cache: BTreeMap::new() }
     }
 
-    /// What the files say now. Files in `busy` are being written: they count as they were read
-    /// last. `enter` is told each directory before it is listed, so that it can be watched first.
-    pub fn read(&mut self, busy: &BTreeSet<PathBuf>, mut enter: impl FnMut(&Path)) -> Files {
-        let mut files = Files::new();
-        let mut visited = HashSet::new();
-        let root = self.root.clone();
-        self.directory(&root, "", busy, &mut enter, &mut visited, &mut files);
-        self.cache.retain(|name, _| files.contains_key(name));
-        files
+    /// What the files say now. Files in `busy` are being written: they count as they were in the
+    /// last look that was kept. `enter` is told each directory before it is listed, so that it
+    /// can be watched first.
+    pub fn read(&self, busy: &BTreeSet<PathBuf>, enter: impl FnMut(&Path)) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let mut walk = Walk { reader: self, busy, enter, visited: HashSet::new() };
+        walk.directory(&self.root, "", &mut snapshot);
+        snapshot
     }
 
-    fn directory(
-        &mut self,
-        path: &Path,
-        prefix: &str,
-        busy: &BTreeSet<PathBuf>,
-        enter: &mut impl FnMut(&Path),
-        visited: &mut HashSet<(u64, u64)>,
-        files: &mut Files,
-    ) {
-        let label = || if prefix.is_empty() { ".".to_owned() } else { prefix.to_owned() };
+    /// Makes `snapshot` the last look that counts, and returns what its files say.
+    pub fn keep(&mut self, snapshot: Snapshot) -> Files {
+        self.cache = snapshot.cache;
+        snapshot.files
+    }
+}
+
+struct Walk<'a, F> {
+    reader: &'a Reader,
+    busy: &'a BTreeSet<PathBuf>,
+    enter: F,
+    visited: HashSet<(u64, u64)>,
+}
+
+impl<F: FnMut(&Path)> Walk<'_, F> {
+    fn directory(&mut self, path: &Path, prefix: &str, to: &mut Snapshot) {
+        let label = if prefix.is_empty() { "." } else { prefix };
         match fs::metadata(path) {
-            Ok(metadata) if visited.insert((metadata.dev(), metadata.ino())) => {}
+            Ok(metadata) if self.visited.insert((metadata.dev(), metadata.ino())) => {}
             Ok(_) => return,
-            Err(error) => return unreadable(files, label(), &error),
+            Err(error) => return unreadable(to, label, &error),
         }
-        enter(path);
+        (self.enter)(path);
         let entries = match fs::read_dir(path) {
             Ok(entries) => entries,
-            Err(error) => return unreadable(files, label(), &error),
+            Err(error) => return unreadable(to, label, &error),
         };
         for entry in entries {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(error) => return unreadable(files, label(), &error),
-            };
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let label = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
-            let path = entry.path();
-            let metadata = match fs::metadata(&path) {
-                Ok(metadata) => metadata,
-                // Vanished since it was listed, or a link that points nowhere.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(_) if is_hidden(&name) => continue,
-                Err(error) => {
-                    unreadable(files, label, &error);
-                    continue;
-                }
-            };
-            if metadata.is_dir() && !is_hidden(&name) {
-                self.directory(&path, &label, busy, enter, visited, files);
-            } else if metadata.is_file() && is_manifest(&name) {
-                self.file(&path, label, busy.contains(&path), files);
+            match entry {
+                Ok(entry) => self.entry(&entry, prefix, to),
+                Err(error) => return unreadable(to, label, &error),
             }
         }
     }
 
-    fn file(&mut self, path: &Path, label: String, busy: bool, files: &mut Files) {
-        let cached = self.cache.get(&label);
-        if busy {
+    fn entry(&mut self, entry: &fs::DirEntry, prefix: &str, to: &mut Snapshot) {
+        let Ok(name) = entry.file_name().into_string() else { return };
+        if is_hidden(&name) {
+            return;
+        }
+        let label = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
+        let path = entry.path();
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => self.directory(&path, &label, to),
+            Ok(metadata) if metadata.is_file() && is_manifest(&name) => self.file(&path, label, to),
+            Ok(_) => {}
+            // Vanished since it was listed, or a link that points nowhere.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => unreadable(to, &label, &error),
+        }
+    }
+
+    fn file(&mut self, path: &Path, label: String, to: &mut Snapshot) {
+        let cached = self.reader.cache.get(&label);
+        if self.busy.contains(path) {
             // Half written and never read before: as if it were not there yet.
-            if let Some((_, contents)) = cached {
-                files.insert(label, FileState::Read(contents.clone()));
+            if let Some((bytes, contents)) = cached {
+                to.add(label, bytes.clone(), contents.clone());
             }
             return;
         }
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            Err(error) => return unreadable(files, label, &error),
+            Err(error) => return unreadable(to, &label, &error),
         };
-        let contents = match cached {
-            Some((before, contents)) if *before == bytes => contents.clone(),
-            _ => Arc::new(parse_bytes(&label, &bytes)),
-        };
+        match cached {
+            Some((before, contents)) if **before == *bytes => {
+                to.add(label, before.clone(), contents.clone());
+            }
+            _ => {
+                if bytes.is_empty() && cached.is_some() {
+                    to.emptied.insert(label.clone());
+                }
+                let contents = Arc::new(parse_bytes(&label, &bytes));
+                to.add(label, bytes.into(), contents);
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    fn add(&mut self, label: String, bytes: Arc<[u8]>, contents: Arc<Contents>) {
         self.cache.insert(label.clone(), (bytes, contents.clone()));
-        files.insert(label, FileState::Read(contents));
+        self.files.insert(label, FileState::Read(contents));
     }
 }
 
@@ -182,8 +213,9 @@ pub fn parse_bytes(name: &str, bytes: &[u8]) -> Contents {
     }
 }
 
-fn unreadable(files: &mut Files, label: String, error: &io::Error) {
-    files.insert(label, FileState::Unreadable(format!("cannot be read: {error}")));
+fn unreadable(to: &mut Snapshot, label: &str, error: &io::Error) {
+    let reason = format!("cannot be read: {error}");
+    to.files.insert(label.to_owned(), FileState::Unreadable(reason));
 }
 
 #[cfg(test)]
@@ -267,14 +299,21 @@ mod tests {
         write(path.clone(), "a");
         let mut reader = Reader::new(dir.path());
         let busy = BTreeSet::from([path.clone()]);
-        assert!(reader.read(&busy, |_| {}).is_empty(), "never read: not there yet");
-        let entries = |files: &Files| match &files["a.yaml"] {
+        let entries = |snapshot: &Snapshot| match &snapshot.files["a.yaml"] {
             FileState::Read(contents) => contents.entries.len(),
-            FileState::Unreadable(_) => panic!("{files:?}"),
+            FileState::Unreadable(_) => panic!("{snapshot:?}"),
         };
-        assert_eq!(entries(&reader.read(&BTreeSet::new(), |_| {})), 1);
+        assert!(reader.read(&busy, |_| {}).files.is_empty(), "never read: not there yet");
+        let good = reader.read(&BTreeSet::new(), |_| {});
+        assert_eq!(entries(&good), 1);
+        reader.keep(good);
         fs::write(&path, "").unwrap();
+        let empty = reader.read(&BTreeSet::new(), |_| {});
+        assert_eq!(entries(&empty), 0);
+        assert!(empty.emptied.contains("a.yaml"));
+        let kept = reader.read(&busy, |_| {});
+        assert_eq!(entries(&kept), 1, "a look that was not kept does not count");
+        reader.keep(kept);
         assert_eq!(entries(&reader.read(&busy, |_| {})), 1);
-        assert_eq!(entries(&reader.read(&BTreeSet::new(), |_| {})), 0);
     }
 }

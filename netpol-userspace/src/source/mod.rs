@@ -12,12 +12,14 @@ use crate::model::Change;
 pub mod catalog;
 pub mod convert;
 pub mod directory;
+pub mod manifests;
 
 pub mod parse;
 pub mod schema;
 pub mod validate;
 
 pub use directory::{Loaded, load_dir};
+pub use manifests::spawn_manifests;
 
 /// What a source tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
