@@ -16,6 +16,7 @@ pub mod manifests;
 
 pub mod parse;
 pub mod schema;
+pub mod slim;
 pub mod validate;
 
 pub use directory::{Loaded, load_dir};
