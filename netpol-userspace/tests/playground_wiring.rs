@@ -329,3 +329,17 @@ fn bad_manifests_are_refused_before_anything_is_set_up() {
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.contains("Bad_Name") && message.contains("all.yaml"), "{message}");
 }
+
+#[test]
+fn a_child_of_a_dead_playground_does_not_start() {
+    let arguments = ["playground", "--child-of", "1", "--", "playground", "--help"];
+    let output = Command::new(env!("CARGO_BIN_EXE_netpol")).args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("playground 1 has ended"), "{message}");
+    // With the right parent it becomes the other command.
+    let parent = std::process::id().to_string();
+    let arguments = ["playground", "--child-of", &parent, "--", "playground", "--help"];
+    let output = Command::new(env!("CARGO_BIN_EXE_netpol")).args(arguments).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("--once"));
+}
