@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod agents;
+#[cfg(test)]
+mod examples_tests;
 mod expect;
 mod isolation;
 mod manifests;

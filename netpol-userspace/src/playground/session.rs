@@ -242,7 +242,7 @@ fn prepare(network: &Network, state: &State) -> Result<(Vec<Outcome>, Vec<Probe>
             for (source, destination) in address_pairs(client, server) {
                 for port in &server.ports {
                     let expected =
-                        state.expectations.allows(client, source, server, destination, port);
+                        state.expectations.allows(client, source, server, destination, port)?;
                     let observed = Observed::Blocked;
                     let port = port.clone();
                     probes.push(Probe {
