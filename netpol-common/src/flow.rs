@@ -355,7 +355,7 @@ pub enum Inserted {
     Contended,
 }
 
-/// Stores a flow judged in `epoch`.
+/// Stores a flow judged in `epoch`; over an older entry of the same key, if there is one.
 #[inline(always)]
 pub fn insert<T: Table, const KEY: usize>(
     table: &T,
@@ -365,6 +365,11 @@ pub fn insert<T: Table, const KEY: usize>(
     opener: u64,
     clock: &Clock,
 ) -> Inserted {
+    if let Some(entry) = find(table, key, hash) {
+        entry.renew(epoch, opener);
+        entry.touch(clock.now, 0, true);
+        return Inserted::Free;
+    }
     let [first, second] = choices(hash);
     let (Some(one), Some(two)) = (table.bucket(first), table.bucket(second)) else {
         return Inserted::Contended;
@@ -374,9 +379,7 @@ pub fn insert<T: Table, const KEY: usize>(
     if victim.rank < Victim::<T::Bucket>::FREE {
         scan::<_, KEY>(two, clock, &mut victim);
     }
-    if victim.rank == 0
-        || !victim.bucket.compare_and_swap(victim.base + KEY, victim.state, BUSY)
-    {
+    if victim.rank == 0 || !victim.bucket.compare_and_swap(victim.base + KEY, victim.state, BUSY) {
         return Inserted::Contended;
     }
     let mut i = 0;

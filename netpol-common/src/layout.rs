@@ -330,8 +330,25 @@ impl Reason {
     ];
 
     /// The reason with this number.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number)).copied()
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        // A match rather than a table: the eBPF programs have no pointers to static data.
+        Some(match number {
+            0 => Self::NewFlow,
+            1 => Self::Policy,
+            2 => Self::PolicyCut,
+            3 => Self::SourceAddress,
+            4 => Self::Fragment,
+            5 => Self::Truncated,
+            6 => Self::Ethertype,
+            7 => Self::ExtensionHeaders,
+            8 => Self::RouterMessage,
+            9 => Self::UnknownEndpoint,
+            10 => Self::Inconsistent,
+            11 => Self::FlowEvicted,
+            12 => Self::EventLost,
+            _ => return None,
+        })
     }
 
     /// A short stable word, used in metrics and JSON.

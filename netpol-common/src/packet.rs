@@ -379,12 +379,7 @@ fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
     if header[0] >> 4 != 6 {
         return false;
     }
-    set_addresses(
-        inner,
-        opposite(direction),
-        v6_address(&header, 8),
-        v6_address(&header, 24),
-    );
+    set_addresses(inner, opposite(direction), v6_address(&header, 8), v6_address(&header, 24));
     inner.protocol = header[6];
     let mut start = offset + 40;
     // A large datagram that met a small link is quoted as its first fragment.

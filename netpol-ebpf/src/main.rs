@@ -44,7 +44,23 @@ pub fn netpol_egress(ctx: TcContext) -> i32 {
 /// else goes to [`slow::judge`].
 #[inline(always)]
 fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
-    if is_established(skb, direction) { ALLOW } else { slow::judge(skb, direction as u32) }
+    let is_established = match direction {
+        Direction::Ingress => is_established_ingress(skb),
+        Direction::Egress => is_established_egress(skb),
+    };
+    if is_established { ALLOW } else { slow::judge(skb, direction as u32) }
+}
+
+/// A function of its own, so that its stack is not added to that of [`slow::judge`].
+#[inline(never)]
+fn is_established_ingress(skb: *mut __sk_buff) -> bool {
+    is_established(skb, Direction::Ingress)
+}
+
+/// As above, for the other direction.
+#[inline(never)]
+fn is_established_egress(skb: *mut __sk_buff) -> bool {
+    is_established(skb, Direction::Egress)
 }
 
 #[inline(always)]

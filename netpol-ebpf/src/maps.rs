@@ -12,7 +12,7 @@ use netpol_common::flow::{self, Clock, Timeouts, WORDS4, WORDS6};
 use netpol_common::layout::{self, Address, Direction, ExactClass, FragmentKey, OwnAddress, RowKey};
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
-use netpol_common::verdict::{Endpoint, Maps};
+use netpol_common::verdict::{self, Endpoint, Maps, Policies};
 
 #[map]
 static ENDPOINTS: Array<layout::Endpoint> =
@@ -171,6 +171,46 @@ impl Intervals for Kernel {
     }
 }
 
+impl Policies for Kernel {
+    #[inline(always)]
+    fn exact_class(&self, address: &Address) -> Option<ExactClass> {
+        // SAFETY: the value is read with one 64-bit load and carries its key's echo, so an
+        // element that is reused meanwhile is noticed.
+        unsafe { ADDRESSES.get(address).map(|value| read_volatile(value)) }
+    }
+
+    #[inline(always)]
+    fn block_class(&self, address: &Address) -> Option<u32> {
+        BLOCKS.get(LpmKey::new(layout::FAMILY_BITS + 128, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn row(&self, set: u16, class: u32) -> Option<layout::Row> {
+        // SAFETY: rows never change, and are removed a grace period after their last use.
+        unsafe { ROWS.get(&RowKey { set: u32::from(set), class }).copied() }
+    }
+}
+
+/// [`verdict::class_of`], verified once whatever calls it: its argument is just memory to the
+/// verifier, its result just a number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_class_of(address: *const Address) -> u32 {
+    // SAFETY: the verifier lets only null or a readable Address through.
+    match unsafe { address.as_ref() } {
+        Some(address) => verdict::class_of(&Kernel, address),
+        None => 0,
+    }
+}
+
+/// [`verdict::row_allows`] as 1 or 0, verified once likewise: otherwise the steps of the port
+/// search would multiply with the paths that lead to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_row_allows(set: u32, class: u32, protocol: u32, port: u32) -> u32 {
+    u32::from(verdict::row_allows(&Kernel, set as u16, class, protocol as u8, port as u16))
+}
+
 impl Maps for Kernel {
     type Flows4 = Flows4;
     type Flows6 = Flows6;
@@ -210,21 +250,13 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn exact_class(&self, address: &Address) -> Option<ExactClass> {
-        // SAFETY: the value is read with one 64-bit load and carries its key's echo, so an
-        // element that is reused meanwhile is noticed.
-        unsafe { ADDRESSES.get(address).map(|value| read_volatile(value)) }
+    fn class_of(&self, address: &Address) -> u32 {
+        netpol_class_of(address)
     }
 
     #[inline(always)]
-    fn block_class(&self, address: &Address) -> Option<u32> {
-        BLOCKS.get(LpmKey::new(layout::FAMILY_BITS + 128, *address)).copied()
-    }
-
-    #[inline(always)]
-    fn row(&self, set: u16, class: u32) -> Option<layout::Row> {
-        // SAFETY: rows never change, and are removed a grace period after their last use.
-        unsafe { ROWS.get(&RowKey { set: u32::from(set), class }).copied() }
+    fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
+        netpol_row_allows(u32::from(set), class, u32::from(protocol), u32::from(port)) == 1
     }
 
     #[inline(always)]
@@ -236,10 +268,7 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet) {
-        let ports =
-            u64::from(packet.local_port) << 32 | u64::from(packet.remote_port) << 16 | 1;
-        // A failure costs the later fragments' ports; they are then judged without.
-        let _ = FRAGMENTS.insert(&fragment_key(endpoint, direction, packet), &ports, 0);
+        remember_fragment(endpoint, direction, packet);
     }
 
     #[inline(always)]
@@ -249,9 +278,29 @@ impl Maps for Kernel {
         direction: Direction,
         packet: &Packet,
     ) -> Option<(u16, u16)> {
-        // SAFETY: one 64-bit load of a value written whole.
-        let ports = unsafe { FRAGMENTS.get(&fragment_key(endpoint, direction, packet)).copied()? };
+        let ports = fragment_ports(endpoint, direction, packet);
+        if ports == 0 {
+            return None;
+        }
         Some(((ports >> 32) as u16, (ports >> 16) as u16))
+    }
+}
+
+/// [`Maps::remember_fragment`], apart for its stack.
+#[inline(never)]
+fn remember_fragment(endpoint: u16, direction: Direction, packet: &Packet) {
+    let ports = u64::from(packet.local_port) << 32 | u64::from(packet.remote_port) << 16 | 1;
+    // A failure costs the later fragments' ports; they are then judged without.
+    let _ = FRAGMENTS.insert(&fragment_key(endpoint, direction, packet), &ports, 0);
+}
+
+/// [`Maps::fragment_ports`], apart for its stack; 0: unknown.
+#[inline(never)]
+fn fragment_ports(endpoint: u16, direction: Direction, packet: &Packet) -> u64 {
+    // SAFETY: one 64-bit load of a value written whole.
+    match unsafe { FRAGMENTS.get(&fragment_key(endpoint, direction, packet)) } {
+        Some(ports) => *ports,
+        None => 0,
     }
 }
 

@@ -4,6 +4,8 @@
 
 pub mod model;
 
+pub mod netns;
+
 pub mod compile;
 
 pub mod reference;

@@ -1,0 +1,315 @@
+//! The text of one manifest file -> Kubernetes objects and their model. Pure; must never touch
+//! the file system, and never let an object disappear without a problem that names it.
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use serde_json::Value;
+
+use super::convert::{self, Problem};
+use super::schema::{self, Unknown};
+use crate::model::{self, ObjectName, Str};
+
+/// What one file says.
+#[derive(Debug, Clone, Default)]
+pub struct Contents {
+    /// The objects, in order; those of kinds that policy does not depend on are left out.
+    pub entries: Vec<Entry>,
+    /// Why the file as a whole cannot be read; then there are no entries.
+    pub malformed: Option<String>,
+}
+
+impl Contents {
+    /// Whether the file may define more objects than are recognisable: what it defined before
+    /// must then stay.
+    pub fn is_incomplete(&self) -> bool {
+        self.malformed.is_some() || self.entries.iter().any(|entry| entry.key.is_none())
+    }
+}
+
+/// Which object an entry is, across files.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// A namespace.
+    Namespace(Str),
+    /// A pod.
+    Pod(ObjectName),
+    /// A NetworkPolicy.
+    Policy(ObjectName),
+}
+
+/// One object of a file.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Kind and name for people: `NetworkPolicy shop/web`.
+    pub title: String,
+    /// The line its document starts at, from 1.
+    pub line: usize,
+    /// Which object it is; `None` if that cannot be known.
+    pub key: Option<Key>,
+    /// The object, unless refused.
+    pub object: Option<Object>,
+    /// What is wrong with it: with `object`, the parts that are left out; without, why it is
+    /// refused.
+    pub problems: Vec<Problem>,
+}
+
+/// An accepted object, as it was written and as policy sees it.
+#[derive(Debug, Clone)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Box<Namespace>, model::Namespace),
+    /// A pod.
+    Pod(Box<Pod>, model::Pod),
+    /// A NetworkPolicy.
+    Policy(Box<NetworkPolicy>, model::Policy),
+    /// A Service, EndpointSlice or Node: read, not used yet.
+    Unused,
+}
+
+/// Reads a file. Its name only tells JSON from YAML.
+pub fn file(name: &str, text: &str) -> Contents {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let documents = match name.ends_with(".json") {
+        true => json_documents(text),
+        false => yaml_documents(text),
+    };
+    match documents {
+        Ok(documents) => {
+            let mut contents = Contents::default();
+            for (line, document) in documents {
+                add_document(document, line, &mut contents.entries);
+            }
+            contents
+        }
+        Err(message) => Contents { malformed: Some(message), ..Contents::default() },
+    }
+}
+
+type Documents = Result<Vec<(usize, Value)>, String>;
+
+fn json_documents(text: &str) -> Documents {
+    let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    stream
+        .map(|document| match document {
+            Ok(document) => Ok((1, document)),
+            Err(error) => {
+                let message = error.to_string();
+                let what = message.split(" at line ").next().unwrap_or_default();
+                Err(format!("line {}: malformed JSON: {what}", error.line()))
+            }
+        })
+        .collect()
+}
+
+fn yaml_documents(text: &str) -> Documents {
+    let mut documents = Vec::new();
+    for (line, chunk) in split_documents(text) {
+        let document = serde_saphyr::from_str_with_options(
+            chunk,
+            serde_saphyr::options! {
+                duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
+                // kubectl reads YAML 1.1: `port: 010` is 8.
+                legacy_octal_numbers: true,
+                with_snippet: false,
+            },
+        );
+        match document {
+            Ok(document) => documents.push((line, document)),
+            Err(error) => {
+                let inside = error.location().map_or(1, |l| usize::try_from(l.line()).unwrap_or(1));
+                let message = error.to_string();
+                // The error repeats its place, which counts from the document's own first line.
+                let what = message.split(" at line ").next().unwrap_or_default();
+                return Err(format!("line {}: malformed YAML: {what}", line + inside.max(1) - 1));
+            }
+        }
+    }
+    Ok(documents)
+}
+
+/// The documents of a YAML stream that hold anything, each with the number of its first line. A
+/// line that starts with `---` separates documents wherever it stands, also in a block scalar.
+fn split_documents(text: &str) -> Vec<(usize, &str)> {
+    let mut documents = Vec::new();
+    let (mut first_line, mut start, mut offset) = (1, 0, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let rest = line.strip_prefix("---").map(|rest| rest.chars().next());
+        if matches!(rest, Some(None | Some(' ' | '\t' | '\r' | '\n'))) {
+            documents.push((first_line, &text[start..offset]));
+            (first_line, start) = (index + 1, offset);
+        }
+        offset += line.len();
+    }
+    documents.push((first_line, &text[start..]));
+    documents.retain(|(_, chunk)| chunk.lines().any(holds_content));
+    documents
+}
+
+fn holds_content(line: &str) -> bool {
+    let line = line.trim_end();
+    let marker = line.starts_with('%') || line == "..." || line == "---";
+    let text = line.strip_prefix("--- ").unwrap_or(line).trim_start();
+    !marker && !text.is_empty() && !text.starts_with('#')
+}
+
+/// Adds the object of one document, or the objects of a list.
+fn add_document(mut document: Value, line: usize, entries: &mut Vec<Entry>) {
+    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(String::from);
+    let (kind, version) = (text(&document, "kind"), text(&document, "apiVersion"));
+    let Some(fields) = document.as_object_mut() else {
+        let title = format!("document at line {line}");
+        let problem = Problem::new("", "is not a Kubernetes object (no map of fields)");
+        return entries.push(Entry::unknown(title, line, problem));
+    };
+    let element = kind.as_deref().and_then(|kind| kind.strip_suffix("List"));
+    if let (Some(element), Some(Value::Array(items))) = (element, fields.get_mut("items")) {
+        for mut item in std::mem::take(items) {
+            // The items of a typed list carry no type of their own.
+            if let (false, Some(fields)) = (element.is_empty(), item.as_object_mut()) {
+                fields.entry("kind").or_insert_with(|| element.into());
+                if let Some(version) = &version {
+                    fields.entry("apiVersion").or_insert_with(|| version.as_str().into());
+                }
+            }
+            add_document(item, line, entries);
+        }
+        return;
+    }
+    if element.is_some() && matches!(fields.get("items"), None | Some(Value::Null)) {
+        return;
+    }
+    entries.extend(entry(kind.as_deref(), version.as_deref(), document, line));
+}
+
+fn entry(kind: Option<&str>, version: Option<&str>, value: Value, line: usize) -> Option<Entry> {
+    let metadata = |key| value.pointer(key).and_then(Value::as_str).unwrap_or_default();
+    let (name, namespace) = (metadata("/metadata/name"), metadata("/metadata/namespace"));
+    let id = ObjectName::new(if namespace.is_empty() { "default" } else { namespace }, name);
+    let (kind, version) = match (kind, version) {
+        (Some(kind), Some(version)) => (kind, version),
+        (kind, _) => {
+            let missing = if kind.is_none() { "kind" } else { "apiVersion" };
+            let title = format!("{} {name}", kind.unwrap_or("object"));
+            let title = format!("{} at line {line}", title.trim_end());
+            let message = format!("Required value: {missing} is missing");
+            return Some(Entry::unknown(title, line, Problem::new(missing, message)));
+        }
+    };
+    let (key, expected) = match kind {
+        "Namespace" => (Some(Key::Namespace(name.into())), "v1"),
+        "Pod" => (Some(Key::Pod(id.clone())), "v1"),
+        "NetworkPolicy" => (Some(Key::Policy(id.clone())), "networking.k8s.io/v1"),
+        "Service" | "Node" => (None, "v1"),
+        "EndpointSlice" => (None, "discovery.k8s.io/v1"),
+        _ => return unused_kind(kind, version, &id, line),
+    };
+    let title = match kind {
+        "Namespace" | "Node" => format!("{kind} {name}"),
+        _ => format!("{kind} {id}"),
+    };
+    // A name that is missing or no string says nothing about which object this is.
+    let used = key.is_some();
+    let key = key.filter(|_| !name.is_empty());
+    if version != expected {
+        let message =
+            format!("no matches for kind \"{kind}\" in version \"{version}\" (use {expected})");
+        let problem = Problem::new("apiVersion", message);
+        // Kinds of other products that share a name (Knative's Service) concern nobody here.
+        return used.then(|| Entry { key, ..Entry::unknown(title, line, problem) });
+    }
+    let (object, problems) = match object(kind, value) {
+        Ok((object, problems)) => (Some(object), problems),
+        Err(problems) => (None, problems),
+    };
+    if matches!(object, Some(Object::Unused)) {
+        return None;
+    }
+    Some(Entry { title, line, key, object, problems })
+}
+
+impl Entry {
+    fn unknown(title: String, line: usize, problem: Problem) -> Self {
+        Self { title, line, key: None, object: None, problems: vec![problem] }
+    }
+}
+
+const CORE_KINDS: [&str; 13] = [
+    "Binding",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "ServiceAccount",
+    "ComponentStatus",
+];
+const NETWORKING_KINDS: [&str; 4] = ["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"];
+
+/// A kind that policy does not depend on is left alone, unless it looks like a misspelt one:
+/// a policy must not be lost to a typo.
+fn unused_kind(kind: &str, version: &str, id: &ObjectName, line: usize) -> Option<Entry> {
+    let meant = schema::closest(kind, ["NetworkPolicy", "Namespace", "Pod"]);
+    let known = match version {
+        "v1" => CORE_KINDS.contains(&kind),
+        _ if version.starts_with("networking.k8s.io/") => NETWORKING_KINDS.contains(&kind),
+        _ => meant.is_none(),
+    };
+    if known {
+        tracing::debug!(kind, version, object = %id, "object of a kind that policy ignores");
+        return None;
+    }
+    let hint = meant.map(|kind| format!(" (did you mean {kind}?)")).unwrap_or_default();
+    let message = format!("no matches for kind \"{kind}\" in version \"{version}\"{hint}");
+    Some(Entry::unknown(format!("{kind} {id}"), line, Problem::new("kind", message)))
+}
+
+type Accepted = Result<(Object, Vec<Problem>), Vec<Problem>>;
+
+fn object(kind: &str, mut value: Value) -> Accepted {
+    match kind {
+        "NetworkPolicy" => {
+            refuse(schema::check(schema::NETWORK_POLICY, Unknown::Refused, &mut value))?;
+            let policy: NetworkPolicy = typed(value)?;
+            let model = convert::policy(&policy)?;
+            Ok((Object::Policy(Box::new(policy), model), Vec::new()))
+        }
+        "Pod" => {
+            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
+            let pod: Pod = typed(value)?;
+            refuse(convert::namespaced_problems(&pod.metadata))?;
+            let (model, problems) = convert::pod(&pod);
+            Ok((Object::Pod(Box::new(pod), model), problems))
+        }
+        "Namespace" => {
+            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
+            let namespace: Namespace = typed(value)?;
+            refuse(convert::namespace_problems(&namespace))?;
+            let model = convert::namespace(&namespace);
+            Ok((Object::Namespace(Box::new(namespace), model), Vec::new()))
+        }
+        "Service" => {
+            typed::<k8s_openapi::api::core::v1::Service>(value).map(|_| (Object::Unused, vec![]))
+        }
+        "Node" => {
+            typed::<k8s_openapi::api::core::v1::Node>(value).map(|_| (Object::Unused, vec![]))
+        }
+        _ => typed::<k8s_openapi::api::discovery::v1::EndpointSlice>(value)
+            .map(|_| (Object::Unused, vec![])),
+    }
+}
+
+fn refuse(problems: Vec<Problem>) -> Result<(), Vec<Problem>> {
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Vec<Problem>> {
+    serde_json::from_value(value).map_err(|error| vec![Problem::new("", error.to_string())])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! Tables of manifest texts: what is recognised, and what is said about the rest.
+
+use super::*;
+
+const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n";
+
+fn only(name: &str, text: &str) -> Entry {
+    let mut contents = file(name, text);
+    assert_eq!(contents.malformed, None, "{text}");
+    assert_eq!(contents.entries.len(), 1, "{text}: {:?}", contents.entries);
+    contents.entries.remove(0)
+}
+
+#[test]
+fn documents_are_told_apart_with_their_lines() {
+    let text = "# comment\n---\n# only a comment\n--- # another\napiVersion: v1\nkind: Namespace\n\
+        metadata: {name: a}\n...\n---\n\n---\nkind: Namespace\napiVersion: v1\n\
+        metadata:\n  name: b\n  annotations:\n    text: |\n      --- not a marker\n---";
+    let entries = file("a.yaml", text).entries;
+    let found: Vec<_> = entries.iter().map(|e| (e.line, e.title.as_str())).collect();
+    assert_eq!(found, [(4, "Namespace a"), (11, "Namespace b")]);
+}
+
+#[test]
+fn windows_line_ends_and_byte_order_marks_are_fine() {
+    let text = "\u{feff}---\r\napiVersion: v1\r\nkind: Namespace\r\nmetadata:\r\n  name: a\r\n\
+        ---\r\napiVersion: v1\r\nkind: Namespace\r\nmetadata:\r\n  name: b\r\n";
+    let titles: Vec<_> = file("a.yml", text).entries.into_iter().map(|e| e.title).collect();
+    assert_eq!(titles, ["Namespace a", "Namespace b"]);
+}
+
+#[test]
+fn empty_files_hold_nothing() {
+    for (name, text) in [("a.yaml", ""), ("a.yaml", "# x\n---\n---\n"), ("a.json", " \n")] {
+        let contents = file(name, text);
+        assert!(contents.entries.is_empty() && contents.malformed.is_none(), "{text:?}");
+        assert!(!contents.is_incomplete());
+    }
+}
+
+#[test]
+fn lists_of_both_kinds_are_opened() {
+    let text = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: \
+        {name: p}}\n- {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Namespace, \
+        metadata: {name: ns}}]}\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicyList\n\
+        items:\n- metadata: {name: x, namespace: shop}\n  spec: {}\n---\nkind: PodList\n\
+        apiVersion: v1\n";
+    let entries = file("a.yaml", text).entries;
+    let found: Vec<_> =
+        entries.iter().map(|e| (e.title.as_str(), e.problems.len(), e.object.is_some())).collect();
+    assert_eq!(
+        found,
+        [("Pod default/p", 0, true), ("Namespace ns", 0, true), ("NetworkPolicy shop/x", 0, true)]
+    );
+}
+
+#[test]
+fn several_json_documents_in_one_file() {
+    let text = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a"}}
+        {"apiVersion":"v1","kind":"Namespace","metadata":{"name":"b"}}"#;
+    assert_eq!(file("a.json", text).entries.len(), 2);
+}
+
+#[test]
+fn malformed_text_is_named_with_its_line() {
+    let table = [
+        ("a.yaml", "kind: Pod\n---\nkind: Pod\nmetadata: [\n", "malformed YAML"),
+        ("a.yaml", "a: b\n---\nx: 1\ny: 2\n z: 3\n", "line 5: malformed YAML"),
+        ("a.yaml", "a: 1\nb: 2\na: 3\n", "line 3: malformed YAML"),
+        ("a.yaml", "a: \"unclosed\n", "malformed YAML"),
+        ("a.yaml", "a: {{ .Values.x }}\n", "line 1: malformed YAML"),
+        ("a.json", "{\n\"kind\": }", "line 2: malformed JSON: expected value"),
+        ("a.json", "{\"kind\":", "line 1: malformed JSON: EOF"),
+    ];
+    for (name, text, message) in table {
+        let contents = file(name, text);
+        let malformed = contents.malformed.clone().unwrap_or_default();
+        assert!(malformed.contains(message), "{text:?}: {malformed:?}");
+        assert!(contents.entries.is_empty() && contents.is_incomplete());
+    }
+}
+
+#[test]
+fn scalars_have_the_types_that_kubectl_gives_them() {
+    // Each label or port as written, and whether an API server takes it.
+    for (value, fine) in [
+        ("\"1\"", true),
+        ("'yes'", true),
+        ("v1", true),
+        ("1", false),
+        ("yes", false),
+        ("1.5", false),
+    ] {
+        let text = format!(
+            "{POLICY}metadata: {{name: x}}\nspec: {{podSelector: {{matchLabels: {{a: {value}}}}}}}"
+        );
+        assert_eq!(only("a.yaml", &text).object.is_some(), fine, "{text}");
+    }
+    for (port, fine) in [("80", true), ("http", true), ("'80'", false), ("80.5", false)] {
+        let text = format!(
+            "{POLICY}metadata: {{name: x}}\nspec: {{ingress: [{{ports: [{{port: {port}}}]}}]}}"
+        );
+        assert_eq!(only("a.yaml", &text).object.is_some(), fine, "{text}");
+    }
+}
+
+#[test]
+fn null_rules_and_anchors_are_understood() {
+    let text = format!(
+        "{POLICY}metadata: {{name: x}}\nspec:\n  podSelector: &s {{matchLabels: {{a: b}}}}\n  \
+         ingress:\n  - null\n  - from: [{{podSelector: *s}}]\n"
+    );
+    let Some(Object::Policy(_, policy)) = only("a.yaml", &text).object else { panic!("{text}") };
+    let rules = policy.ingress.expect("isolates for ingress");
+    assert_eq!(rules[0], model::Rule { peers: model::Peers::Any, ports: model::Ports::Any });
+    assert!(matches!(rules[1].peers, model::Peers::Only(ref peers) if peers.len() == 1));
+}
+
+#[test]
+fn what_is_no_known_object_is_named() {
+    // Text, title, words of the problem, and whether it is known which object it is.
+    let table = [
+        ("[1, 2]", "document at line 1", "is not a Kubernetes object", false),
+        ("just text", "document at line 1", "is not a Kubernetes object", false),
+        ("apiVersion: v1\nmetadata: {name: a}", "object a at line 1", "kind is missing", false),
+        ("kind: Pod\nmetadata: {name: a}", "Pod a at line 1", "apiVersion is missing", false),
+        (
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: a}",
+            "NetworkPolcy default/a",
+            "no matches for kind \"NetworkPolcy\" in version \"networking.k8s.io/v1\" (did you \
+             mean NetworkPolicy?)",
+            false,
+        ),
+        (
+            "apiVersion: v1\nkind: Gizmo\nmetadata: {name: a}",
+            "Gizmo default/a",
+            "no matches for kind \"Gizmo\"",
+            false,
+        ),
+        (
+            "apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}",
+            "NetworkPolicy default/a",
+            "in version \"extensions/v1beta1\" (use networking.k8s.io/v1)",
+            true,
+        ),
+        (
+            "apiVersion: v2\nkind: Pod\nmetadata: {name: a, namespace: ns}",
+            "Pod ns/a",
+            "(use v1)",
+            true,
+        ),
+        ("apiVersion: v1\nkind: Pod", "Pod default/", "metadata.name: Required value", false),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: 5}",
+            "Pod default/a",
+            "expected a sequence",
+            true,
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a.b}",
+            "Namespace a.b",
+            "metadata.name: Invalid value: \"a.b\": must not contain dots",
+            true,
+        ),
+    ];
+    for (text, title, message, known) in table {
+        let entry = only("a.yaml", text);
+        assert_eq!(entry.title, title);
+        let problems = convert::join(&entry.problems);
+        assert!(problems.contains(message), "{text}: {problems}");
+        assert!(entry.object.is_none(), "{text}");
+        assert_eq!(entry.key.is_some(), known, "{text}");
+    }
+}
+
+#[test]
+fn kinds_that_policy_does_not_depend_on_are_left_alone() {
+    for (version, kind) in [
+        ("apps/v1", "Deployment"),
+        ("v1", "ConfigMap"),
+        ("v1", "Secret"),
+        ("v1", "Service"),
+        ("v1", "Node"),
+        ("discovery.k8s.io/v1", "EndpointSlice"),
+        ("networking.k8s.io/v1", "Ingress"),
+        ("serving.knative.dev/v1", "Service"),
+        ("example.com/v1", "Widget"),
+        ("rbac.authorization.k8s.io/v1", "Role"),
+    ] {
+        let text = format!(
+            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\naddressType: IPv4\n\
+             endpoints: []\n"
+        );
+        assert!(file("a.yaml", &text).entries.is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn unknown_fields_of_a_policy_are_refused_as_kubectl_does() {
+    let text = format!("{POLICY}metadata: {{name: web, namespace: shop}}\nspec: {{ingres: []}}\n");
+    let entry = only("a.yaml", &text);
+    assert_eq!(entry.key, Some(Key::Policy(ObjectName::new("shop", "web"))));
+    assert_eq!(
+        convert::join(&entry.problems),
+        "unknown field \"spec.ingres\" (did you mean \"ingress\"?)"
+    );
+}
