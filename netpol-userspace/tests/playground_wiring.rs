@@ -2,20 +2,21 @@
 //! are followed, and nothing stays behind. Needs root. Must never look at verdicts.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod playground_common;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use serde_json::Value;
 
-/// Long enough for a busy machine; nothing waits this long unless something is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
+use playground_common::{PATIENCE, Playground, manifests, probes};
+
+const NO_AGENTS: [&str; 1] = ["--no-agents"];
 
 const MANIFESTS: &str = r#"
 apiVersion: v1
@@ -60,97 +61,6 @@ metadata:
 spec: {containers: [{name: visitor, ports: [{containerPort: 443}]}]}
 "#;
 
-/// A running playground and the lines it writes.
-struct Playground {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Playground {
-    fn start(dir: &Path, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_netpol"))
-            .args(["playground", "--no-agents", "-o", "json"])
-            .args(arguments)
-            .arg(dir)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (lines_tx, lines) = mpsc::channel();
-        let streams: [Box<dyn std::io::Read + Send>; 2] =
-            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
-        for stream in streams {
-            let lines_tx = lines_tx.clone();
-            thread::spawn(move || {
-                for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                    let _ = lines_tx.send(line);
-                }
-            });
-        }
-        Self { child, lines }
-    }
-
-    /// The next line for which `wanted` holds.
-    fn wait_for<T>(&self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
-        let end = Instant::now() + PATIENCE;
-        let mut seen = Vec::new();
-        while let Ok(line) = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()))
-        {
-            if let Some(found) = wanted(&line) {
-                return found;
-            }
-            seen.push(line);
-        }
-        panic!("no {what}; instead:\n{}", seen.join("\n"));
-    }
-
-    /// The next round of probes.
-    fn round(&self) -> Value {
-        self.wait_for("round", |line| serde_json::from_str(line).ok())
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    fn directory(&self) -> PathBuf {
-        Path::new("/run/netpol-playground").join(self.child.id().to_string())
-    }
-
-    /// The network namespaces of its threads, without the one it was started in.
-    fn namespaces(&self) -> BTreeSet<PathBuf> {
-        let own = fs::read_link("/proc/self/ns/net").unwrap();
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let links = tasks.flatten().filter_map(|t| fs::read_link(t.path().join("ns/net")).ok());
-        links.filter(|link| *link != own).collect()
-    }
-}
-
-impl Drop for Playground {
-    fn drop(&mut self) {
-        // So that it cleans up also when a test fails. One that has ended is not signalled again.
-        if let Ok(None) = self.child.try_wait() {
-            self.signal(Signal::TERM);
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn manifests(text: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("all.yaml"), text).unwrap();
-    dir
-}
-
-/// `from to address protocol port` of every probe.
-fn probes(round: &Value) -> BTreeSet<String> {
-    let text = |value: &Value| value.to_string().trim_matches('"').to_owned();
-    let fields = ["from", "to", "address", "protocol", "port"];
-    let line = |probe: &Value| fields.map(|field| text(&probe[field])).join(" ");
-    round["probes"].as_array().unwrap().iter().map(line).collect()
-}
-
 fn assert_all_pass(round: &Value) {
     for probe in round["probes"].as_array().unwrap() {
         assert_eq!((&probe["expected"], &probe["observed"]), (&"allow".into(), &"allow".into()));
@@ -185,7 +95,8 @@ fn assert_gone(namespaces: &BTreeSet<PathBuf>) {
 
 fn everything_passes(arguments: &[&str]) -> Value {
     let dir = manifests(MANIFESTS);
-    let mut playground = Playground::start(dir.path(), &[arguments, &["--once"]].concat());
+    let mut playground =
+        Playground::start(dir.path(), &NO_AGENTS, &[arguments, &["--once"]].concat());
     let round = playground.round();
     assert_all_pass(&round);
     assert_eq!(playground.child.wait().unwrap().code(), Some(0));
@@ -235,7 +146,7 @@ fn one_family_and_one_node_are_enough() {
 #[test]
 fn the_bundled_examples_are_wired() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let mut playground = Playground::start(&examples, &["--once"]);
+    let mut playground = Playground::start(&examples, &NO_AGENTS, &["--once"]);
     let round = playground.round();
     assert_all_pass(&round);
     assert_eq!(playground.child.wait().unwrap().code(), Some(0));
@@ -245,7 +156,7 @@ fn the_bundled_examples_are_wired() {
 fn changes_are_followed_and_errors_keep_the_last_good_state() {
     for cni in ["bridge", "routed"] {
         let dir = manifests(MANIFESTS);
-        let playground = Playground::start(dir.path(), &["--cni", cni]);
+        let playground = Playground::start(dir.path(), &NO_AGENTS, &["--cni", cni]);
         assert_eq!(probes(&playground.round()).len(), N_PROBES);
 
         fs::write(dir.path().join("all.yaml"), MANIFESTS.replace("replicas: 3", "replicas: 1"))
@@ -275,7 +186,7 @@ fn changes_are_followed_and_errors_keep_the_last_good_state() {
 fn signals_end_it_and_nothing_stays() {
     for signal in [Signal::INT, Signal::TERM] {
         let dir = manifests(MANIFESTS);
-        let mut playground = Playground::start(dir.path(), &[]);
+        let mut playground = Playground::start(dir.path(), &NO_AGENTS, &[]);
         playground.round();
         let namespaces = playground.namespaces();
         assert_eq!(namespaces.len(), 9, "two nodes, the underlay, six hosts of their own");
@@ -290,7 +201,7 @@ fn signals_end_it_and_nothing_stays() {
 #[test]
 fn a_kill_leaves_an_empty_directory_that_the_next_start_removes() {
     let dir = manifests(MANIFESTS);
-    let mut playground = Playground::start(dir.path(), &[]);
+    let mut playground = Playground::start(dir.path(), &NO_AGENTS, &[]);
     playground.round();
     let namespaces = playground.namespaces();
     playground.child.kill().unwrap();
@@ -305,7 +216,7 @@ fn a_kill_leaves_an_empty_directory_that_the_next_start_removes() {
 #[test]
 fn two_at_once_do_not_disturb_each_other() {
     let dir = manifests(MANIFESTS);
-    let first = Playground::start(dir.path(), &["--cni", "bridge"]);
+    let first = Playground::start(dir.path(), &NO_AGENTS, &["--cni", "bridge"]);
     first.round();
     // The second has the same names and addresses, and cleans up when it starts and ends.
     everything_passes(&["--cni", "routed"]);

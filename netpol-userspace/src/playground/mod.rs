@@ -20,6 +20,7 @@ mod outcome;
 mod plan;
 mod pods;
 mod probe;
+mod round;
 mod sctp;
 mod server;
 mod session;
