@@ -301,7 +301,7 @@ fn what_cannot_be_judged_is_dropped_if_isolated_and_left_alone_otherwise() {
         let odd = [
             frame_of_type(0x88cc, &[0; 40]),
             frame_of_type(0x8100, &whole[12..]),
-            whole[..14].to_vec(),
+            whole[..15].to_vec(),
             whole[..14 + 19].to_vec(),
             whole[..14 + 30].to_vec(),
             whole6[..14 + 39].to_vec(),
