@@ -1,6 +1,338 @@
 //! From the model to the contents of the BPF maps. Pure and incremental: no tokio, kube or aya,
 //! no IO, no clock.
+//!
+//! [`Compiler`] owns the cluster. Every change of it, and every endpoint that comes or goes, gives
+//! a [`Plan`]: the steps that take the datapath from the old verdicts to the new ones. Only the
+//! policies that select local endpoints are compiled; all others cost their memory.
 
+mod addresses;
+mod anchors;
+mod atoms;
+mod classes;
+mod describe;
+mod engine;
+pub mod ids;
+mod lookup;
 pub mod plan;
+mod ports;
+mod rows;
+mod sets;
+mod settle;
+mod strings;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use describe::{Problem, RuleView, Size};
+pub use ids::Ids;
+use ipnet::IpNet;
 pub use plan::{ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, SetId, Step, Tables};
+use rustc_hash::FxHashMap;
+
+use self::engine::{Engine, Touched};
+use self::strings::Strings;
+use crate::model::{Change, Cluster, Direction, ObjectName, Pod, Policy, Str};
+
+/// The compiler: the cluster, the local endpoints and everything derived from them.
+#[derive(Debug)]
+pub struct Compiler {
+    cluster: Cluster,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    endpoints_in: FxHashMap<Str, BTreeSet<EndpointId>>,
+    engine: Engine,
+    strings: Strings,
+    /// Endpoints with the closed set because set numbers ran out.
+    unnumbered: BTreeSet<EndpointId>,
+    /// Sets that are kept only because a former run used them.
+    adopted: Vec<SetId>,
+    /// Set numbers of a former run whose content could not be read.
+    reserved_sets: Vec<u16>,
+}
+
+/// A local endpoint.
+#[derive(Debug)]
+struct Endpoint {
+    name: ObjectName,
+    /// The pod as last seen. It outlives the object: a pod that was deleted by force is enforced
+    /// as it was until its interface is gone.
+    pod: Option<Pod>,
+    sets: EndpointSets,
+    /// Whether a plan has told its sets.
+    announced: bool,
+}
+
+/// What a batch of changes touched.
+#[derive(Debug, Default)]
+struct Dirty {
+    touched: Touched,
+    endpoints: BTreeSet<EndpointId>,
+}
+
+impl Default for Compiler {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Compiler {
+    /// An empty cluster without endpoints.
+    pub fn new() -> Self {
+        Self::with_limits(u16::MAX, (1 << 24) - 1)
+    }
+
+    /// Likewise, with smaller number spaces: the last set and class number that may be given.
+    pub fn with_limits(last_set: u16, last_class: u32) -> Self {
+        Self {
+            cluster: Cluster::default(),
+            endpoints: BTreeMap::new(),
+            endpoints_in: FxHashMap::default(),
+            engine: Engine::new(last_set, last_class),
+            strings: Strings::default(),
+            unnumbered: BTreeSet::new(),
+            adopted: Vec::new(),
+            reserved_sets: Vec::new(),
+        }
+    }
+
+    /// Takes one change into account. After each step of the plan every verdict is the one of
+    /// before or the one of after.
+    pub fn apply(&mut self, change: Change) -> Plan {
+        self.apply_all([change])
+    }
+
+    /// Takes many changes into account at once, for the initial sync and for bursts. Between the
+    /// steps a verdict may also be that of the old policies on the new pods, as if the changes of
+    /// pods had come first.
+    pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
+        let mut dirty = Dirty::default();
+        for change in changes {
+            match change {
+                Change::Pod(mut pod) => {
+                    self.strings.share_pod(&mut pod);
+                    self.note_pod(pod.id.clone(), Change::Pod(pod), &mut dirty);
+                }
+                Change::PodGone(id, uid) => {
+                    self.note_pod(id.clone(), Change::PodGone(id, uid), &mut dirty);
+                }
+                Change::Policy(policy) => {
+                    self.note_policy(policy.id.clone(), Change::Policy(policy), &mut dirty);
+                }
+                Change::PolicyGone(id) => {
+                    self.note_policy(id.clone(), Change::PolicyGone(id), &mut dirty);
+                }
+                Change::Namespace(namespace) => {
+                    let name = namespace.name.clone();
+                    self.note_namespace(&name, Change::Namespace(namespace), &mut dirty);
+                }
+                Change::NamespaceGone(name) => {
+                    self.note_namespace(&name.clone(), Change::NamespaceGone(name), &mut dirty);
+                }
+            }
+        }
+        self.settle(dirty)
+    }
+
+    /// From now on this endpoint is the interface of that pod. Before the pod is known, no policy
+    /// can select it and the endpoint is not isolated: make endpoints of known pods only.
+    pub fn set_endpoint(&mut self, id: EndpointId, pod: ObjectName) -> Plan {
+        self.set_endpoints([(id, pod)])
+    }
+
+    /// Likewise for many endpoints at once, which is cheaper than one by one.
+    pub fn set_endpoints(
+        &mut self,
+        endpoints: impl IntoIterator<Item = (EndpointId, ObjectName)>,
+    ) -> Plan {
+        let mut dirty = Dirty::default();
+        for (id, name) in endpoints {
+            let old = self.endpoints.remove(&id);
+            if let Some(old) = &old {
+                self.unlist_endpoint(id, &old.name.namespace);
+            }
+            self.endpoints_in.entry(name.namespace.clone()).or_default().insert(id);
+            let announced = old.is_some();
+            let sets = old.map_or(settle::NOT_ISOLATED, |old| old.sets);
+            self.endpoints.insert(id, Endpoint { name, pod: None, sets, announced });
+            dirty.endpoints.insert(id);
+        }
+        self.settle(dirty)
+    }
+
+    /// The endpoint is gone: call this after the datapath stopped using it, because the plan
+    /// removes the rows that only it needed.
+    pub fn remove_endpoint(&mut self, id: EndpointId) -> Plan {
+        let Some(endpoint) = self.endpoints.remove(&id) else { return Plan::new() };
+        self.unlist_endpoint(id, &endpoint.name.namespace);
+        self.unnumbered.remove(&id);
+        self.engine.sets.release(endpoint.sets.ingress);
+        self.engine.sets.release(endpoint.sets.egress);
+        self.settle(Dirty::default())
+    }
+
+    /// Everything the datapath should hold now.
+    pub fn tables(&self) -> Tables {
+        let rows = self.engine.sets.iter().flat_map(|(id, set)| {
+            set.rows.iter().map(move |(&class, row)| ((id, class), row.clone()))
+        });
+        Tables {
+            classes: self.engine.addresses.classes().collect(),
+            rows: rows.collect(),
+            endpoints: self.endpoints.iter().map(|(&id, endpoint)| (id, endpoint.sets)).collect(),
+        }
+    }
+
+    /// Everything that is known.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The numbers in use, for [`Compiler::adopt`] of the next run.
+    pub fn export_ids(&self) -> Ids {
+        let Engine { atoms, sets, classes, .. } = &self.engine;
+        let mut ids = Ids {
+            next_set: sets.ids.next(),
+            next_class: classes.ids.next(),
+            classes: classes.adopted.iter().map(|(key, id)| (key.clone(), *id)).collect(),
+            ..Ids::default()
+        };
+        for (id, set) in sets.iter() {
+            ids.sets.insert(ids::set_key(&set.content, atoms), id.0);
+        }
+        for (id, class) in classes.iter() {
+            ids.classes.insert(ids::class_key(&class.atoms, atoms), id.0);
+        }
+        ids
+    }
+
+    /// Takes over the numbers of a former run, before the first change. Until
+    /// [`Compiler::forget_adopted`] its sets stay alive and keep their rows for all classes, so
+    /// that endpoints can be left on them while addresses move to their new classes; and no
+    /// number of its is given to other content.
+    pub fn adopt(&mut self, ids: &Ids) {
+        let Engine { atoms, sets, classes, .. } = &mut self.engine;
+        sets.ids.start_at(ids.next_set);
+        classes.ids.start_at(ids.next_class);
+        for (key, &id) in &ids.sets {
+            let content = ids::read_set(key, atoms);
+            if content.as_ref().is_some_and(|content| sets.contains(content))
+                || !sets.ids.take(u32::from(id))
+            {
+                continue;
+            }
+            match content {
+                Some(content) => {
+                    sets.insert(SetId(id), content, atoms);
+                    self.adopted.push(SetId(id));
+                }
+                None => self.reserved_sets.push(id),
+            }
+        }
+        for (key, &id) in &ids.classes {
+            if classes.ids.take(id) {
+                classes.adopted.insert(key.clone(), id);
+            }
+        }
+    }
+
+    /// The datapath holds nothing of the former run any more that this one does not want.
+    pub fn forget_adopted(&mut self) -> Plan {
+        let Engine { sets, classes, .. } = &mut self.engine;
+        for id in self.reserved_sets.drain(..) {
+            sets.ids.release(u32::from(id));
+        }
+        for (_, id) in std::mem::take(&mut classes.adopted) {
+            classes.ids.release(id);
+        }
+        for id in self.adopted.drain(..) {
+            sets.release(id);
+        }
+        self.settle(Dirty::default())
+    }
+
+    fn unlist_endpoint(&mut self, id: EndpointId, namespace: &Str) {
+        if let Some(ids) = self.endpoints_in.get_mut(namespace) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.endpoints_in.remove(namespace);
+            }
+        }
+    }
+
+    /// Stores the change of a pod and notes what it touches.
+    fn note_pod(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
+        let before = owned_addresses(&self.cluster, &id);
+        if !self.cluster.apply(change) {
+            return;
+        }
+        let now = owned_addresses(&self.cluster, &id);
+        let addresses = &mut self.engine.addresses;
+        for &address in before.difference(&now) {
+            if addresses.unclaim(address, &id, &self.cluster) {
+                dirty.touched.blocks.push(IpNet::from(address));
+            }
+        }
+        for &address in &now {
+            if addresses.claim(address, &id, &self.cluster) {
+                dirty.touched.blocks.push(IpNet::from(address));
+            }
+        }
+        for endpoint in self.endpoints_in.get(&id.namespace).into_iter().flatten() {
+            if self.endpoints[endpoint].name == id {
+                dirty.endpoints.insert(*endpoint);
+            }
+        }
+        // Atoms that do not exist yet will look at all pods by themselves.
+        if !self.engine.atoms.is_empty() {
+            dirty.touched.pods.insert(id);
+        }
+    }
+
+    /// Stores the change of a policy and notes the endpoints that it did or does select.
+    fn note_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
+        let here = self.endpoints_in.get(&id.namespace);
+        if here.is_none() {
+            self.cluster.apply(change);
+            return;
+        }
+        let before = self.cluster.policy(&id).map(|policy| policy.pods.clone());
+        if !self.cluster.apply(change) {
+            return;
+        }
+        let now = self.cluster.policy(&id).map(|policy| &policy.pods);
+        for endpoint in here.into_iter().flatten() {
+            let pod = self.cluster.pod(&self.endpoints[endpoint].name);
+            let Some(pod) = pod.or(self.endpoints[endpoint].pod.as_ref()) else { continue };
+            if before.iter().chain(now).any(|selector| selector.matches(&pod.labels)) {
+                dirty.endpoints.insert(*endpoint);
+            }
+        }
+    }
+
+    /// Stores the change of a namespace and notes its pods.
+    fn note_namespace(&mut self, name: &Str, change: Change, dirty: &mut Dirty) {
+        let before = engine::namespace_labels(&self.cluster, name).into_owned();
+        self.cluster.apply(change);
+        if before == *engine::namespace_labels(&self.cluster, name) {
+            return;
+        }
+        let pods = self.cluster.pods.get(name).into_iter().flat_map(|pods| pods.values());
+        dirty.touched.pods.extend(pods.map(|pod| pod.id.clone()));
+    }
+}
+
+/// The addresses that a pod claims.
+fn owned_addresses(cluster: &Cluster, id: &ObjectName) -> BTreeSet<std::net::IpAddr> {
+    let pod = cluster.pod(id).filter(|pod| pod.is_networked());
+    pod.into_iter().flat_map(|pod| pod.addresses.iter().copied()).collect()
+}
+
+/// The policies that isolate a pod in one direction.
+fn isolating<'a>(
+    cluster: &'a Cluster,
+    pod: &'a Pod,
+    direction: Direction,
+) -> impl Iterator<Item = &'a Policy> {
+    let here = cluster.policies.get(&pod.id.namespace).filter(|_| pod.is_networked());
+    here.into_iter()
+        .flat_map(|policies| policies.values())
+        .filter(move |policy| policy.rules(direction).is_some() && policy.pods.matches(&pod.labels))
+}

@@ -1,0 +1,187 @@
+//! Addresses and blocks: which pod owns an address, which blocks contain it, which class it has
+//! now. Must never decide what a class means.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+
+use super::ClassId;
+use super::atoms::AtomId;
+use crate::model::{Cluster, ObjectName};
+
+/// What is known of one block; an address is a block of full length.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The pod that has the address.
+    pub owner: Option<ObjectName>,
+    /// The block atom, if a policy in use names exactly this block.
+    pub cidr: Option<AtomId>,
+    /// The class it is stored with, `NONE` if it is not stored.
+    pub class: ClassId,
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self { owner: None, cidr: None, class: ClassId::NONE }
+    }
+}
+
+/// All pod addresses and block atoms.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    entries: BTreeMap<IpNet, Entry>,
+    /// Addresses that more than one pod claims, with all claimants.
+    contested: FxHashMap<IpAddr, Vec<ObjectName>>,
+    /// How many block atoms have each prefix length, for IPv4 and IPv6.
+    lengths: [BTreeMap<u8, usize>; 2],
+}
+
+fn family(block: &IpNet) -> usize {
+    usize::from(matches!(block, IpNet::V6(_)))
+}
+
+impl Addresses {
+    /// A pod says that it has `address`. Returns whether the owner changed.
+    pub fn claim(&mut self, address: IpAddr, pod: &ObjectName, cluster: &Cluster) -> bool {
+        let entry = self.entries.entry(IpNet::from(address)).or_default();
+        match &entry.owner {
+            None => {
+                entry.owner = Some(pod.clone());
+                true
+            }
+            Some(owner) => {
+                if owner != pod || self.contested.contains_key(&address) {
+                    let claimants =
+                        self.contested.entry(address).or_insert_with(|| vec![owner.clone()]);
+                    if !claimants.contains(pod) {
+                        claimants.push(pod.clone());
+                    }
+                }
+                self.elect(address, cluster)
+            }
+        }
+    }
+
+    /// A pod no longer has `address`. Returns whether the owner changed.
+    pub fn unclaim(&mut self, address: IpAddr, pod: &ObjectName, cluster: &Cluster) -> bool {
+        if let Some(claimants) = self.contested.get_mut(&address) {
+            claimants.retain(|claimant| claimant != pod);
+            return self.elect(address, cluster);
+        }
+        match self.entries.get_mut(&IpNet::from(address)) {
+            Some(entry) if entry.owner.as_ref() == Some(pod) => {
+                entry.owner = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Of several claimants the youngest has the address, of equally young ones the one with the
+    /// smallest name: the old pod's end is then merely not known yet.
+    fn elect(&mut self, address: IpAddr, cluster: &Cluster) -> bool {
+        let Some(claimants) = self.contested.get(&address) else { return false };
+        let age = |id: &ObjectName| cluster.pod(id).map_or(i64::MIN, |pod| pod.created);
+        let winner =
+            claimants.iter().max_by(|a, b| age(a).cmp(&age(b)).then_with(|| b.cmp(a))).cloned();
+        if claimants.len() < 2 {
+            self.contested.remove(&address);
+        }
+        let entry = self.entries.entry(IpNet::from(address)).or_default();
+        let changed = entry.owner != winner;
+        entry.owner = winner;
+        changed
+    }
+
+    /// Addresses with several claimants: the address, who has it, all who claim it.
+    pub fn contested(&self) -> impl Iterator<Item = (IpAddr, Option<&ObjectName>, &[ObjectName])> {
+        self.contested.iter().map(|(&address, claimants)| {
+            let entry = self.entries.get(&IpNet::from(address));
+            (address, entry.and_then(|entry| entry.owner.as_ref()), claimants.as_slice())
+        })
+    }
+
+    /// A block atom exists from now on.
+    pub fn add_block(&mut self, block: IpNet, atom: AtomId) {
+        self.entries.entry(block).or_default().cidr = Some(atom);
+        *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
+    }
+
+    /// A block atom is gone.
+    pub fn remove_block(&mut self, block: IpNet) {
+        if let Some(entry) = self.entries.get_mut(&block) {
+            entry.cidr = None;
+        }
+        let lengths = &mut self.lengths[family(&block)];
+        if let Some(n_blocks) = lengths.get_mut(&block.prefix_len()) {
+            *n_blocks -= 1;
+            if *n_blocks == 0 {
+                lengths.remove(&block.prefix_len());
+            }
+        }
+    }
+
+    /// The entries of all block atoms that contain `block`, itself included, longest first.
+    pub fn containing(&self, block: IpNet) -> impl Iterator<Item = (AtomId, ClassId)> {
+        self.lengths[family(&block)].range(..=block.prefix_len()).rev().filter_map(
+            move |(&length, _)| {
+                let outer =
+                    IpNet::new(block.addr(), length).expect("invariant: shorter than the block");
+                let entry = self.entries.get(&outer.trunc())?;
+                Some((entry.cidr?, entry.class))
+            },
+        )
+    }
+
+    /// Every stored address and block inside one of `blocks`, these included, each once. Pod
+    /// addresses that are not stored follow the blocks by themselves.
+    pub fn inside(&self, mut blocks: Vec<IpNet>) -> Vec<IpNet> {
+        blocks.sort_unstable();
+        let mut found = Vec::new();
+        let mut scanned: Option<IpNet> = None;
+        for block in blocks {
+            if scanned.is_some_and(|outer| outer.contains(&block)) {
+                continue;
+            }
+            scanned = Some(block);
+            let end = IpNet::from(block.broadcast());
+            let stored = |entry: &Entry| entry.class != ClassId::NONE || entry.cidr.is_some();
+            let inner = self.entries.range(block..=end).filter(|(_, entry)| stored(entry));
+            found.extend(inner.map(|(&inner, _)| inner));
+        }
+        found
+    }
+
+    /// The entry of a block.
+    pub fn get(&self, block: &IpNet) -> Option<&Entry> {
+        self.entries.get(block)
+    }
+
+    /// The class that longest-prefix match gives to `block`.
+    pub fn effective_class(&self, block: IpNet) -> ClassId {
+        match self.entries.get(&block).map(|entry| entry.class) {
+            Some(class) if class != ClassId::NONE => class,
+            _ => self.containing(block).next().map_or(ClassId::NONE, |(_, class)| class),
+        }
+    }
+
+    /// Notes the class of a block, and forgets the block if nothing is known of it any more.
+    pub fn set_class(&mut self, block: IpNet, class: ClassId) {
+        let Some(entry) = self.entries.get_mut(&block) else { return };
+        entry.class = class;
+        if entry.owner.is_none() && entry.cidr.is_none() {
+            debug_assert_eq!(class, ClassId::NONE, "nothing known of {block}");
+            self.entries.remove(&block);
+        }
+    }
+
+    /// All stored blocks with their classes.
+    pub fn classes(&self) -> impl Iterator<Item = (IpNet, ClassId)> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.class != ClassId::NONE)
+            .map(|(&block, entry)| (block, entry.class))
+    }
+}

@@ -1,0 +1,290 @@
+//! Atoms: the distinct peer predicates that the policies of local endpoints use, interned, and the
+//! index that finds those a pod may satisfy. Must never hold an atom that no set in use mentions
+//! for longer than one settle.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::anchors::Anchors;
+use super::{ClassId, SetId};
+use crate::model::{Labels, NamedPort, NamespaceScope, Pod, Protocol, Selector, Str};
+
+/// One predicate on an address.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Atom {
+    /// Belongs to a pod with these labels in one of these namespaces.
+    Pods {
+        /// Where.
+        namespaces: NamespaceScope,
+        /// Which pods there.
+        pods: Selector,
+    },
+    /// Lies in this block.
+    Cidr(IpNet),
+    /// Belongs to a pod that declares this port.
+    Port(NamedPort),
+}
+
+impl Atom {
+    /// Whether it is a pod predicate that a pod with these labels satisfies.
+    pub fn selects(&self, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> bool {
+        let Self::Pods { namespaces, pods } = self else { return false };
+        let in_scope = match namespaces {
+            NamespaceScope::Named(name) => **name == *namespace,
+            NamespaceScope::Matching(selector) => selector.matches(namespace_labels),
+        };
+        in_scope && pods.matches(labels)
+    }
+}
+
+/// Number of a live atom; means nothing outside one compiler and is reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct AtomId(u32);
+
+/// A live atom and who refers to it.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// What it says.
+    pub atom: Arc<Atom>,
+    /// Sets that mention it. Empty for port atoms: sets mention the name, see [`NameUse`].
+    pub sets: FxHashSet<SetId>,
+    /// Classes that contain it.
+    pub classes: FxHashSet<ClassId>,
+    /// For port atoms: pods that hold it.
+    holders: u32,
+}
+
+/// A (protocol, name) pair that egress rules in use mention.
+#[derive(Debug, Default)]
+pub(super) struct NameUse {
+    /// Sets that mention it.
+    pub sets: FxHashSet<SetId>,
+    /// The port atoms of that name, by number.
+    pub numbers: BTreeMap<u16, AtomId>,
+}
+
+/// All live atoms.
+#[derive(Debug, Default)]
+pub(super) struct Atoms {
+    slots: Vec<Option<Known>>,
+    free: Vec<AtomId>,
+    by_content: HashMap<Arc<Atom>, AtomId>,
+    anchors: Anchors,
+    names: FxHashMap<(Protocol, Str), NameUse>,
+    /// Selector and block atoms that no pod or address has been held against yet.
+    fresh: Vec<AtomId>,
+    /// Names, likewise.
+    pub fresh_names: Vec<(Protocol, Str)>,
+    /// Atoms that may have lost their last reference.
+    maybe_dead: Vec<AtomId>,
+    maybe_dead_names: Vec<(Protocol, Str)>,
+}
+
+impl Atoms {
+    /// The live atom of that number.
+    pub fn get(&self, id: AtomId) -> &Known {
+        self.slots[id.0 as usize].as_ref().expect("invariant: atoms outlive what mentions them")
+    }
+
+    /// Likewise, to note a reference.
+    pub fn get_mut(&mut self, id: AtomId) -> &mut Known {
+        self.slots[id.0 as usize].as_mut().expect("invariant: atoms outlive what mentions them")
+    }
+
+    /// The number of `atom`, new if it was not known. It lives until the end of the settle unless
+    /// a set mentions it by then.
+    pub fn intern(&mut self, atom: Atom) -> AtomId {
+        if let Some(&id) = self.by_content.get(&atom) {
+            return id;
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            AtomId(u32::try_from(self.slots.len() - 1).expect("invariant: atoms fit into memory"))
+        });
+        let atom = Arc::new(atom);
+        match &*atom {
+            Atom::Pods { namespaces, pods } => {
+                self.anchors.insert(id, namespaces, pods);
+                self.fresh.push(id);
+            }
+            Atom::Cidr(_) => self.fresh.push(id),
+            Atom::Port(port) => {
+                let name = self.names.entry((port.protocol, port.name.clone())).or_default();
+                name.numbers.insert(port.port, id);
+            }
+        }
+        self.by_content.insert(atom.clone(), id);
+        self.slots[id.0 as usize] = Some(Known {
+            atom,
+            sets: FxHashSet::default(),
+            classes: FxHashSet::default(),
+            holders: 0,
+        });
+        self.maybe_dead.push(id);
+        id
+    }
+
+    /// The use of a name, if any set mentions it.
+    pub fn name(&self, protocol: Protocol, name: &Str) -> Option<&NameUse> {
+        self.names.get(&(protocol, name.clone())).filter(|name| !name.sets.is_empty())
+    }
+
+    /// Sets whose rows may depend on whether a class contains the atom.
+    pub fn interested_sets(&self, id: AtomId) -> impl Iterator<Item = SetId> {
+        let known = self.get(id);
+        let by_name = match &*known.atom {
+            Atom::Port(port) => self.name(port.protocol, &port.name),
+            Atom::Pods { .. } | Atom::Cidr(_) => None,
+        };
+        known.sets.iter().chain(by_name.into_iter().flat_map(|name| &name.sets)).copied()
+    }
+
+    /// Notes that a set mentions an atom.
+    pub fn mention(&mut self, id: AtomId, set: SetId) {
+        self.get_mut(id).sets.insert(set);
+    }
+
+    /// Notes that a set no longer mentions an atom.
+    pub fn unmention(&mut self, id: AtomId, set: SetId) {
+        self.get_mut(id).sets.remove(&set);
+        self.maybe_dead.push(id);
+    }
+
+    /// Notes that a set mentions a name.
+    pub fn mention_name(&mut self, name: &(Protocol, Str), set: SetId) {
+        let entry = self.names.entry(name.clone()).or_default();
+        if entry.sets.is_empty() {
+            self.fresh_names.push(name.clone());
+        }
+        entry.sets.insert(set);
+    }
+
+    /// Notes that a set no longer mentions a name.
+    pub fn unmention_name(&mut self, name: &(Protocol, Str), set: SetId) {
+        if let Some(entry) = self.names.get_mut(name) {
+            entry.sets.remove(&set);
+            self.maybe_dead_names.push(name.clone());
+        }
+    }
+
+    /// The atoms that a pod satisfies by itself (not by its address), sorted.
+    pub fn of_pod(&mut self, pod: &Pod, namespace_labels: &Labels) -> Vec<AtomId> {
+        if !pod.is_networked() {
+            return Vec::new();
+        }
+        let mut held = Vec::new();
+        let namespace = &pod.id.namespace;
+        self.anchors.candidates(namespace, namespace_labels, &pod.labels, |id| {
+            let atom = &self.slots[id.0 as usize];
+            if atom
+                .as_ref()
+                .is_some_and(|known| known.atom.selects(namespace, namespace_labels, &pod.labels))
+            {
+                held.push(id);
+            }
+        });
+        for port in &pod.ports {
+            if self.name(port.protocol, &port.name).is_some() {
+                held.push(self.intern(Atom::Port(port.clone())));
+            }
+        }
+        held.sort_unstable();
+        held.dedup();
+        held
+    }
+
+    /// Notes what a pod holds now instead of `before`, which matters for port atoms only.
+    pub fn hold(&mut self, before: &[AtomId], now: &[AtomId]) {
+        for &id in now {
+            self.get_mut(id).holders += 1;
+        }
+        for &id in before {
+            let known = self.get_mut(id);
+            known.holders -= 1;
+            if known.holders == 0 {
+                self.maybe_dead.push(id);
+            }
+        }
+    }
+
+    /// Names that no set mentions any more: forgotten from now on.
+    pub fn take_dead_names(&mut self) -> Vec<NameUse> {
+        let mut dead = Vec::new();
+        for name in std::mem::take(&mut self.maybe_dead_names) {
+            if self.names.get(&name).is_some_and(|entry| entry.sets.is_empty()) {
+                dead.extend(self.names.remove(&name));
+            }
+        }
+        dead
+    }
+
+    /// Selector and block atoms that no set mentions any more: no pod will match them from now on.
+    /// They stay readable until [`Atoms::free_dead`].
+    pub fn take_dead(&mut self) -> Vec<AtomId> {
+        self.maybe_dead.sort_unstable();
+        self.maybe_dead.dedup();
+        let mut dead = Vec::new();
+        for &id in &self.maybe_dead {
+            let known = self.slots[id.0 as usize].as_ref();
+            let Some(known) = known.filter(|known| known.sets.is_empty()) else { continue };
+            if let Atom::Pods { namespaces, pods } = &*known.atom {
+                self.anchors.remove(id, namespaces, pods);
+            }
+            if !matches!(&*known.atom, Atom::Port(_)) {
+                dead.push(id);
+            }
+        }
+        dead
+    }
+
+    /// Forgets atoms that nothing refers to.
+    pub fn free_dead(&mut self) {
+        self.maybe_dead.sort_unstable();
+        self.maybe_dead.dedup();
+        for id in std::mem::take(&mut self.maybe_dead) {
+            let slot = &mut self.slots[id.0 as usize];
+            let Some(known) = slot.take_if(|known| known.sets.is_empty() && known.holders == 0)
+            else {
+                continue;
+            };
+            debug_assert!(known.classes.is_empty(), "a class with a dead atom is dead too");
+            if let Atom::Port(port) = &*known.atom
+                && let Some(name) = self.names.get_mut(&(port.protocol, port.name.clone()))
+            {
+                name.numbers.remove(&port.port);
+            }
+            self.by_content.remove(&known.atom);
+            self.free.push(id);
+        }
+    }
+
+    /// Forgets new atoms that no set came to mention, before any pod is held against them, and
+    /// hands over the rest.
+    pub fn take_fresh(&mut self) -> Vec<AtomId> {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|&id| {
+            let slot = &mut self.slots[id.0 as usize];
+            let Some(unused) = slot.take_if(|known| known.sets.is_empty()) else { return true };
+            if let Atom::Pods { namespaces, pods } = &*unused.atom {
+                self.anchors.remove(id, namespaces, pods);
+            }
+            self.by_content.remove(&unused.atom);
+            self.free.push(id);
+            false
+        });
+        fresh
+    }
+
+    /// Whether no pod can satisfy anything.
+    pub fn is_empty(&self) -> bool {
+        self.by_content.is_empty() && self.names.is_empty()
+    }
+
+    /// How many atoms are live.
+    pub fn len(&self) -> usize {
+        self.by_content.len()
+    }
+}

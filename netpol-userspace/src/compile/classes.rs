@@ -1,0 +1,130 @@
+//! Classes: interned sets of atoms, counted by the addresses that have them. Must never renumber
+//! a class while it is in use.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::atoms::{AtomId, Atoms};
+use super::ids::IdPool;
+use super::{ClassId, SetId};
+
+/// A class in use.
+#[derive(Debug)]
+pub(super) struct Class {
+    /// Its atoms, sorted.
+    pub atoms: Arc<[AtomId]>,
+    /// Sets that have a row for it.
+    pub sets: Vec<SetId>,
+    n_addresses: u32,
+}
+
+/// All classes in use.
+#[derive(Debug)]
+pub(super) struct Classes {
+    by_id: FxHashMap<ClassId, Class>,
+    by_content: HashMap<Arc<[AtomId]>, ClassId>,
+    /// Free numbers.
+    pub ids: IdPool,
+    /// Numbers that a former run gave, by the text of their content.
+    pub adopted: HashMap<String, u32>,
+    /// Classes whose rows are still to be computed.
+    pub fresh: Vec<ClassId>,
+    maybe_dead: Vec<ClassId>,
+    /// Whether a class could not be numbered since this was last cleared.
+    pub exhausted: bool,
+}
+
+/// The class of addresses for which there was no number left. It has no atoms, so nothing but
+/// what a set allows to everybody is allowed for it: fail closed, where [`ClassId::NONE`] would
+/// make longest-prefix match fall through to a containing block that may allow more.
+pub(super) const UNNUMBERED: ClassId = ClassId(1);
+
+impl Classes {
+    /// No class; numbers up to and including `last`.
+    pub fn new(last: u32) -> Self {
+        Self {
+            by_id: FxHashMap::default(),
+            by_content: HashMap::new(),
+            ids: IdPool::new(UNNUMBERED.0 + 1, last),
+            adopted: HashMap::new(),
+            fresh: Vec::new(),
+            maybe_dead: Vec::new(),
+            exhausted: false,
+        }
+    }
+
+    /// The class of that number; `None` for [`ClassId::NONE`] and [`UNNUMBERED`].
+    pub fn get(&self, id: ClassId) -> Option<&Class> {
+        self.by_id.get(&id)
+    }
+
+    /// Likewise, to note its rows.
+    pub fn get_mut(&mut self, id: ClassId) -> Option<&mut Class> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// The class with these sorted atoms, for one more address.
+    pub fn acquire(&mut self, content: &[AtomId], atoms: &mut Atoms) -> ClassId {
+        if let Some(&id) = self.by_content.get(content) {
+            self.retain(id);
+            return id;
+        }
+        let known = match self.adopted.is_empty() {
+            true => None,
+            false => self.adopted.remove(&super::ids::class_key(content, atoms)),
+        };
+        let Some(id) = known.or_else(|| self.ids.allocate()).map(ClassId) else {
+            self.exhausted = true;
+            return UNNUMBERED;
+        };
+        let content: Arc<[AtomId]> = content.into();
+        for &atom in &*content {
+            atoms.get_mut(atom).classes.insert(id);
+        }
+        self.by_content.insert(content.clone(), id);
+        self.by_id.insert(id, Class { atoms: content, sets: Vec::new(), n_addresses: 1 });
+        self.fresh.push(id);
+        id
+    }
+
+    fn retain(&mut self, id: ClassId) {
+        let class = self.by_id.get_mut(&id).expect("invariant: interned classes exist");
+        class.n_addresses += 1;
+    }
+
+    /// One address fewer has the class.
+    pub fn release(&mut self, id: ClassId) {
+        if let Some(class) = self.by_id.get_mut(&id) {
+            class.n_addresses -= 1;
+            if class.n_addresses == 0 {
+                self.maybe_dead.push(id);
+            }
+        }
+    }
+
+    /// Forgets classes that no address has any more and returns them with the sets that had rows
+    /// for them.
+    pub fn take_dead(&mut self, atoms: &mut Atoms) -> Vec<(ClassId, Vec<SetId>)> {
+        let mut dead = Vec::new();
+        for id in std::mem::take(&mut self.maybe_dead) {
+            if self.by_id.get(&id).is_none_or(|class| class.n_addresses > 0) {
+                continue;
+            }
+            let class = self.by_id.remove(&id).expect("invariant: just looked up");
+            for &atom in &*class.atoms {
+                atoms.get_mut(atom).classes.remove(&id);
+            }
+            self.by_content.remove(&class.atoms);
+            self.ids.release(id.0);
+            dead.push((id, class.sets));
+        }
+        dead
+    }
+
+    /// All classes in use.
+    pub fn iter(&self) -> impl Iterator<Item = (ClassId, &Class)> {
+        self.by_id.iter().map(|(&id, class)| (id, class))
+    }
+}

@@ -1,0 +1,222 @@
+//! What the compiler knows, in words for people. Must never be read by programs of netpol's own.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use super::atoms::Atom;
+use super::classes::UNNUMBERED;
+use super::{ClassId, Compiler, EndpointId, SetId, isolating};
+use crate::model::{
+    Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
+    Ports, Rule, Selector,
+};
+
+/// One thing that is allowed to an endpoint, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RuleView {
+    /// The other end, such as `pods app=web in namespace shop`.
+    pub peer: String,
+    /// Protocols and ports, such as `TCP 80, UDP 53`.
+    pub ports: String,
+    /// The policies that say so, sorted.
+    pub policies: Vec<ObjectName>,
+}
+
+/// Something about the cluster that keeps policies from meaning what their authors think.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Problem {
+    /// More than one pod claims an address.
+    SharedAddress {
+        /// The address.
+        address: IpAddr,
+        /// The pod that is taken to have it.
+        owner: ObjectName,
+        /// The other claimants, sorted.
+        others: Vec<ObjectName>,
+    },
+    /// No number was left for the policies of these endpoints' pods, which are closed therefore.
+    SetsExhausted(Vec<ObjectName>),
+    /// No number was left for the classes of this many addresses and blocks.
+    ClassesExhausted(usize),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SharedAddress { address, owner, others } => write!(
+                f,
+                "address {address} is claimed by pod {owner} and also by {}; selectors see it as \
+                 {owner}'s, the youngest; check the status of the others",
+                list(others)
+            ),
+            Self::SetsExhausted(pods) => write!(
+                f,
+                "too many different combinations of policies on this node: nothing but the \
+                 necessary is allowed for {}; let fewer policies differ or move pods away",
+                list(pods)
+            ),
+            Self::ClassesExhausted(n_blocks) => write!(
+                f,
+                "too many different classes of addresses: {n_blocks} addresses and blocks are \
+                 matched by no selector and no block; let fewer selectors and blocks differ"
+            ),
+        }
+    }
+}
+
+fn list(names: &[ObjectName]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl Compiler {
+    /// The policies that isolate an endpoint in one direction, sorted.
+    pub fn endpoint_policies(&self, id: EndpointId, direction: Direction) -> Vec<ObjectName> {
+        let pod = self.endpoint_pod(id);
+        let policies = pod.into_iter().flat_map(|pod| isolating(&self.cluster, pod, direction));
+        policies.map(|policy| policy.id.clone()).collect()
+    }
+
+    /// What is allowed to an endpoint in one direction, by peer. Empty if nothing is, and also if
+    /// no policy isolates it: see [`Compiler::endpoint_policies`].
+    pub fn rules(&self, id: EndpointId, direction: Direction) -> Vec<RuleView> {
+        let Some(pod) = self.endpoint_pod(id) else { return Vec::new() };
+        let mut seen: std::collections::BTreeMap<(String, String), BTreeSet<ObjectName>> =
+            std::collections::BTreeMap::new();
+        for policy in isolating(&self.cluster, pod, direction) {
+            for rule in policy.rules(direction).unwrap_or_default() {
+                let ports = ports_text(&rule.ports, direction, pod);
+                for peer in peers_text(rule) {
+                    seen.entry((peer, ports.clone())).or_default().insert(policy.id.clone());
+                }
+            }
+        }
+        let view = |((peer, ports), policies): (_, BTreeSet<ObjectName>)| RuleView {
+            peer,
+            ports,
+            policies: policies.into_iter().collect(),
+        };
+        seen.into_iter().map(view).collect()
+    }
+
+    /// The atoms of a class, sorted. Empty for a class that is not in use.
+    pub fn class_names(&self, class: ClassId) -> Vec<String> {
+        if class == UNNUMBERED {
+            return vec!["an address for which no class number was left".into()];
+        }
+        let atoms = self.engine.classes.get(class).map(|class| &*class.atoms).unwrap_or_default();
+        let mut names: Vec<String> =
+            atoms.iter().map(|&id| atom_text(&self.engine.atoms.get(id).atom)).collect();
+        names.sort();
+        names
+    }
+
+    /// What a person should look at.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = Vec::new();
+        for (address, owner, claimants) in self.engine.addresses.contested() {
+            let Some(owner) = owner else { continue };
+            let mut others: Vec<ObjectName> =
+                claimants.iter().filter(|claimant| *claimant != owner).cloned().collect();
+            others.sort();
+            problems.push(Problem::SharedAddress { address, owner: owner.clone(), others });
+        }
+        problems.sort();
+        if !self.unnumbered.is_empty() {
+            let pods = self.unnumbered.iter().map(|id| self.endpoints[id].name.clone());
+            problems.push(Problem::SetsExhausted(pods.collect()));
+        }
+        if !self.engine.unnumbered.is_empty() {
+            problems.push(Problem::ClassesExhausted(self.engine.unnumbered.len()));
+        }
+        problems
+    }
+
+    /// The sets in use and how many atoms and classes they tell apart, for metrics.
+    pub fn size(&self) -> Size {
+        Size {
+            sets: self.engine.sets.iter().filter(|(id, _)| *id != SetId::NONE).count(),
+            classes: self.engine.classes.iter().count(),
+            atoms: self.engine.atoms.len(),
+        }
+    }
+
+    fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
+        self.endpoints.get(&id)?.pod.as_ref()
+    }
+}
+
+/// How much the compiler holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Policy sets, the closed one included.
+    pub sets: usize,
+    /// Classes.
+    pub classes: usize,
+    /// Atoms.
+    pub atoms: usize,
+}
+
+fn peers_text(rule: &Rule) -> Vec<String> {
+    match &rule.peers {
+        Peers::Any => vec!["any peer".into()],
+        Peers::Only(peers) => peers.iter().map(peer_text).collect(),
+    }
+}
+
+fn peer_text(peer: &Peer) -> String {
+    match peer {
+        Peer::Pods { namespaces, pods } => pods_text(namespaces, pods),
+        Peer::Block(block) => block.to_string(),
+    }
+}
+
+fn pods_text(namespaces: &NamespaceScope, pods: &Selector) -> String {
+    let which = match pods.is_everything() {
+        true => "all pods".to_owned(),
+        false => format!("pods {pods}"),
+    };
+    match namespaces {
+        NamespaceScope::Named(name) => format!("{which} in namespace {name}"),
+        NamespaceScope::Matching(selector) if selector.is_everything() => {
+            format!("{which} in all namespaces")
+        }
+        NamespaceScope::Matching(selector) => format!("{which} in namespaces {selector}"),
+    }
+}
+
+fn atom_text(atom: &Atom) -> String {
+    match atom {
+        Atom::Pods { namespaces, pods } => pods_text(namespaces, pods),
+        Atom::Cidr(block) => block.to_string(),
+        Atom::Port(NamedPort { name, protocol, port }) => {
+            format!("pods declaring {protocol} \"{name}\" as {port}")
+        }
+    }
+}
+
+fn ports_text(ports: &Ports, direction: Direction, pod: &Pod) -> String {
+    let Ports::Only(entries) = ports else { return "all protocols and ports".into() };
+    let texts: Vec<String> = entries
+        .iter()
+        .map(|entry| match (&entry.range, direction) {
+            (PortRange::Named(name), Direction::Ingress) => own_port_text(entry, name, pod),
+            (PortRange::Named(_) | PortRange::All | PortRange::Numbers(..), _) => entry.to_string(),
+        })
+        .collect();
+    texts.join(", ")
+}
+
+/// A named port of the endpoint's own pod, with what it resolves to.
+fn own_port_text(entry: &PortMatch, name: &str, pod: &Pod) -> String {
+    let numbers: Vec<String> = pod
+        .ports
+        .iter()
+        .filter(|port| port.protocol == entry.protocol && *port.name == *name)
+        .map(|port| port.port.to_string())
+        .collect();
+    match numbers.is_empty() {
+        true => format!("{entry} (not declared by this pod)"),
+        false => format!("{entry} ({})", numbers.join(", ")),
+    }
+}

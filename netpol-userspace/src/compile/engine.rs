@@ -1,0 +1,335 @@
+//! Keeps atoms, pods, addresses and classes consistent with the cluster. Knows sets only as what
+//! mentions atoms; must never know endpoints.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::addresses::Addresses;
+use super::atoms::{Atom, AtomId, Atoms};
+use super::classes::{Classes, UNNUMBERED};
+use super::ports::row_covers;
+use super::rows::{SharedPorts, add_fresh};
+use super::sets::Sets;
+use super::{ClassId, Plan, SetId, Step};
+use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
+
+/// From how many new selectors on over many namespaces all pods are looked at once, instead of
+/// all pods for each selector.
+const MANY_SELECTORS: usize = 8;
+
+/// The label that every namespace has, its name.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// All derived state but the endpoints.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub atoms: Atoms,
+    pub sets: Sets,
+    pub classes: Classes,
+    pub addresses: Addresses,
+    /// The sorted atoms of each pod that satisfies any.
+    held: FxHashMap<ObjectName, Box<[AtomId]>>,
+    shared: SharedPorts,
+    /// Blocks that have the class [`UNNUMBERED`] and wait for a number.
+    pub unnumbered: BTreeSet<IpNet>,
+}
+
+/// What a change touched.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    /// Pods whose atoms may differ now.
+    pub pods: FxHashSet<ObjectName>,
+    /// Blocks whose class may differ now.
+    pub blocks: Vec<IpNet>,
+}
+
+/// A change of class.
+#[derive(Debug)]
+pub(super) struct Move {
+    block: IpNet,
+    old: ClassId,
+    new: ClassId,
+}
+
+impl Move {
+    fn step(&self) -> Step {
+        match self.new {
+            ClassId::NONE => Step::ClearClass(self.block),
+            class => Step::SetClass(self.block, class),
+        }
+    }
+}
+
+/// The labels of a namespace. One that is only referred to exists too, with the one label that
+/// the API server gives to every namespace: a pod may be known before its namespace is, and file
+/// sources need not declare namespaces at all.
+pub(super) fn namespace_labels<'a>(cluster: &'a Cluster, name: &Str) -> Cow<'a, Labels> {
+    match cluster.namespaces.get(name) {
+        Some(namespace) => Cow::Borrowed(&namespace.labels),
+        None => Cow::Owned([(NAME_LABEL, name.clone())].into_iter().collect()),
+    }
+}
+
+impl Engine {
+    pub fn new(last_set: u16, last_class: u32) -> Self {
+        Self {
+            atoms: Atoms::default(),
+            sets: Sets::new(last_set),
+            classes: Classes::new(last_class),
+            addresses: Addresses::default(),
+            held: FxHashMap::default(),
+            shared: SharedPorts::default(),
+            unnumbered: BTreeSet::new(),
+        }
+    }
+
+    /// Takes new atoms and names into account, and what was touched. Nothing that a set in use
+    /// mentions is dropped here, so for sets of before the change nothing but what the change
+    /// itself did to pods can differ. Returns the rows to add first, then the moves.
+    pub fn advance(&mut self, cluster: &Cluster, mut touched: Touched) -> (Plan, Vec<Move>) {
+        touched.blocks.extend(std::mem::take(&mut self.unnumbered));
+        self.match_fresh(cluster, &mut touched);
+        let moves = self.reclassify(touched.blocks);
+        (self.add_fresh_rows(), moves)
+    }
+
+    fn add_fresh_rows(&mut self) -> Plan {
+        add_fresh(&mut self.sets, &mut self.classes, &self.atoms, &mut self.shared)
+    }
+
+    /// Finds what satisfies the new atoms and names, and looks at touched pods again.
+    fn match_fresh(&mut self, cluster: &Cluster, touched: &mut Touched) {
+        let mut selectors = Vec::new();
+        let mut blocks = Vec::new();
+        for id in self.atoms.take_fresh() {
+            let atom = self.atoms.get(id).atom.clone();
+            match &*atom {
+                Atom::Cidr(block) => {
+                    self.addresses.add_block(*block, id);
+                    blocks.push(*block);
+                }
+                Atom::Pods { .. } | Atom::Port(_) => selectors.push(atom),
+            }
+        }
+        touched.blocks.extend(self.addresses.inside(blocks));
+        let names = std::mem::take(&mut self.atoms.fresh_names);
+        let is_wide = |atom: &&std::sync::Arc<Atom>| {
+            matches!(&***atom, Atom::Pods { namespaces: NamespaceScope::Matching(_), .. })
+        };
+        if selectors.iter().filter(is_wide).count() > MANY_SELECTORS {
+            for pod in cluster.all_pods() {
+                self.refresh_pod(cluster, pod, &mut touched.blocks);
+            }
+        } else {
+            for atom in &selectors {
+                let matching = pods_of(cluster, atom).map(|pod| pod.id.clone());
+                touched.pods.extend(matching);
+            }
+            if !names.is_empty() {
+                let declares = |pod: &&Pod| {
+                    pod.ports.iter().any(|port| {
+                        names.iter().any(|(p, name)| *p == port.protocol && *name == port.name)
+                    })
+                };
+                touched.pods.extend(cluster.all_pods().filter(declares).map(|pod| pod.id.clone()));
+            }
+        }
+        for id in std::mem::take(&mut touched.pods) {
+            match cluster.pod(&id) {
+                Some(pod) => self.refresh_pod(cluster, pod, &mut touched.blocks),
+                None => self.set_held(&id, Vec::new()),
+            }
+        }
+    }
+
+    fn refresh_pod(&mut self, cluster: &Cluster, pod: &Pod, blocks: &mut Vec<IpNet>) {
+        let labels = namespace_labels(cluster, &pod.id.namespace);
+        let now = self.atoms.of_pod(pod, &labels);
+        if *self.held(&pod.id) != *now {
+            self.set_held(&pod.id, now);
+            blocks.extend(pod.addresses.iter().map(|&address| IpNet::from(address)));
+        }
+    }
+
+    fn held(&self, pod: &ObjectName) -> &[AtomId] {
+        self.held.get(pod).map(|held| &**held).unwrap_or_default()
+    }
+
+    fn set_held(&mut self, pod: &ObjectName, now: Vec<AtomId>) {
+        let now_again = now.clone();
+        let before = match now.is_empty() {
+            true => self.held.remove(pod),
+            false => self.held.insert(pod.clone(), now.into()),
+        };
+        self.atoms.hold(&before.unwrap_or_default(), &now_again);
+    }
+
+    /// Gives blocks the class that they should have.
+    fn reclassify(&mut self, mut blocks: Vec<IpNet>) -> Vec<Move> {
+        blocks.sort_unstable();
+        blocks.dedup();
+        let mut moves = Vec::new();
+        let mut content: Vec<AtomId> = Vec::new();
+        for block in blocks {
+            let Some(entry) = self.addresses.get(&block) else { continue };
+            let held = entry.owner.as_ref().and_then(|owner| self.held.get(owner));
+            let old = entry.class;
+            let mut new = ClassId::NONE;
+            // An address without atoms of its own has those of the longest block around it.
+            if held.is_some() || entry.cidr.is_some() {
+                content.clear();
+                content.extend(held.into_iter().flatten());
+                content.extend(self.addresses.containing(block).map(|(atom, _)| atom));
+                content.sort_unstable();
+                new = self.classes.acquire(&content, &mut self.atoms);
+            }
+            self.classes.release(old);
+            if new == UNNUMBERED {
+                self.unnumbered.insert(block);
+            }
+            self.addresses.set_class(block, new);
+            if old != new {
+                moves.push(Move { block, old, new });
+            }
+        }
+        moves
+    }
+
+    /// Sets of which some address may do less after these moves.
+    pub fn shrunk_sets(&self, moves: &[Move]) -> FxHashSet<SetId> {
+        let mut pairs = FxHashSet::default();
+        for Move { block, old, new } in moves {
+            let around = || self.addresses.effective_class(*block);
+            let old = if *old == ClassId::NONE { around() } else { *old };
+            let new = if *new == ClassId::NONE { around() } else { *new };
+            pairs.insert((old, new));
+        }
+        let mut shrunk = FxHashSet::default();
+        for (old, new) in pairs {
+            let sets = self.classes.get(old).map(|class| class.sets.as_slice());
+            shrunk.extend(sets.unwrap_or_default().iter().copied().filter(|&set| {
+                self.sets.get(set).is_some_and(|set| !row_covers(set.row(new), set.row(old)))
+            }));
+        }
+        shrunk
+    }
+
+    /// Whether an endpoint whose set changes from `old` to `new` may do no less than before.
+    pub fn set_covers(&self, new: SetId, old: SetId) -> bool {
+        if new == old || new == SetId::NONE {
+            return true;
+        }
+        let Some(new) = self.sets.get(new) else { return false };
+        let Some(old) = self.sets.get(old) else {
+            // It could do everything before.
+            return new.row(ClassId::NONE) == Some(&super::Row::All);
+        };
+        old.rows.iter().all(|(&class, row)| row_covers(new.row(class), Some(row)))
+    }
+
+    /// Drops what no set in use mentions, once no endpoint depends on it any more. Changes no
+    /// verdict: sets in use cannot tell the classes apart that become one here.
+    pub fn collect_garbage(&mut self, cluster: &Cluster) -> Plan {
+        let mut removed = Vec::new();
+        for (id, set) in self.sets.take_dead(&mut self.atoms) {
+            for &class in set.rows.keys() {
+                removed.push(Step::RemoveRow(id, class));
+                if let Some(class) = self.classes.get_mut(class) {
+                    class.sets.retain(|&other| other != id);
+                }
+            }
+        }
+        let blocks = self.drop_dead_atoms(cluster);
+        let moves = self.reclassify(blocks);
+        let mut plan = self.add_fresh_rows();
+        plan.extend(steps(&moves));
+        for (id, sets) in self.classes.take_dead(&mut self.atoms) {
+            for set in sets {
+                removed.push(Step::RemoveRow(set, id));
+                if let Some(set) = self.sets.get_mut(set) {
+                    set.rows.remove(&id);
+                }
+            }
+        }
+        self.atoms.free_dead();
+        plan.extend(removed);
+        plan
+    }
+
+    /// Takes atoms that nobody mentions from pods and addresses; returns the blocks concerned.
+    fn drop_dead_atoms(&mut self, cluster: &Cluster) -> Vec<IpNet> {
+        let mut dead_of_pods = FxHashSet::default();
+        for name in self.atoms.take_dead_names() {
+            dead_of_pods.extend(name.numbers.into_values());
+        }
+        let mut outer = Vec::new();
+        for id in self.atoms.take_dead() {
+            match &*self.atoms.get(id).atom {
+                Atom::Cidr(block) => outer.push(*block),
+                Atom::Pods { .. } | Atom::Port(_) => {
+                    dead_of_pods.insert(id);
+                }
+            }
+        }
+        let mut blocks = self.addresses.inside(outer.clone());
+        for block in outer {
+            self.addresses.remove_block(block);
+        }
+        for pod in self.holders(cluster, &dead_of_pods) {
+            let mut now = self.held(&pod).to_vec();
+            now.retain(|id| !dead_of_pods.contains(id));
+            self.set_held(&pod, now);
+            let addresses = cluster.pod(&pod).map(|pod| pod.addresses.as_slice());
+            blocks.extend(addresses.unwrap_or_default().iter().map(|&a| IpNet::from(a)));
+        }
+        blocks
+    }
+
+    /// Pods that hold one of these atoms.
+    fn holders(&self, cluster: &Cluster, wanted: &FxHashSet<AtomId>) -> Vec<ObjectName> {
+        let holds = |id: &ObjectName| self.held(id).iter().any(|atom| wanted.contains(atom));
+        let mut namespaces = BTreeSet::new();
+        for &id in wanted {
+            match &*self.atoms.get(id).atom {
+                Atom::Pods { namespaces: NamespaceScope::Named(name), .. } => {
+                    namespaces.insert(name.clone());
+                }
+                _ => return self.held.keys().filter(|id| holds(id)).cloned().collect(),
+            }
+        }
+        let pods = namespaces.iter().filter_map(|name| cluster.pods.get(name));
+        let ids = pods.flat_map(|pods| pods.values()).map(|pod| &pod.id);
+        ids.filter(|id| holds(id)).cloned().collect()
+    }
+}
+
+/// The steps of some moves.
+pub(super) fn steps(moves: &[Move]) -> impl Iterator<Item = Step> {
+    moves.iter().map(Move::step)
+}
+
+/// The pods that satisfy a selector atom.
+fn pods_of<'a>(cluster: &'a Cluster, atom: &'a Atom) -> impl Iterator<Item = &'a Pod> {
+    let (named, matching, pods) = match atom {
+        Atom::Pods { namespaces: NamespaceScope::Named(name), pods } => {
+            (cluster.pods.get_key_value(name), None, Some(pods))
+        }
+        Atom::Pods { namespaces: NamespaceScope::Matching(selector), pods } => {
+            (None, Some(selector), Some(pods))
+        }
+        Atom::Cidr(_) | Atom::Port(_) => (None, None, None),
+    };
+    let in_matching = matching.into_iter().flat_map(move |selector| {
+        cluster.pods.iter().filter(move |(name, _)| {
+            selector.is_everything() || selector.matches(&namespace_labels(cluster, name))
+        })
+    });
+    named
+        .into_iter()
+        .chain(in_matching)
+        .flat_map(|(_, pods)| pods.values())
+        .filter(move |pod| pods.is_some_and(|selector| selector.matches(&pod.labels)))
+}

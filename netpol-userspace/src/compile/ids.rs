@@ -1,0 +1,291 @@
+//! Numbers for sets and classes: handing them out, and the text form of what they stand for, by
+//! which a restarted agent gives equal content the same numbers. Must never reuse a number soon.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use rustc_hash::FxHashSet;
+use serde::{Deserialize, Serialize};
+
+use super::atoms::{Atom, AtomId, Atoms};
+use super::ports::Allowed;
+use super::sets::{Content, Predicate};
+use crate::model::{NamedPort, NamespaceScope, Operator, Protocol, Requirement, Selector, Str};
+
+/// Free numbers of one kind. Goes round, so that a freed number rests as long as possible: a
+/// packet in flight may still hold it.
+#[derive(Debug)]
+pub(super) struct IdPool {
+    first: u32,
+    last: u32,
+    next: u32,
+    used: FxHashSet<u32>,
+}
+
+impl IdPool {
+    /// All numbers from `first` to `last`, both included.
+    pub fn new(first: u32, last: u32) -> Self {
+        Self { first, last, next: first, used: FxHashSet::default() }
+    }
+
+    /// A free number, `None` if there is none.
+    pub fn allocate(&mut self) -> Option<u32> {
+        let n_all = (self.last + 1).saturating_sub(self.first);
+        if self.used.len() >= n_all as usize {
+            return None;
+        }
+        loop {
+            let id = self.next;
+            self.next = if id < self.last { id + 1 } else { self.first };
+            if self.used.insert(id) {
+                return Some(id);
+            }
+        }
+    }
+
+    /// Takes a certain number. Returns whether it was there to be taken.
+    pub fn take(&mut self, id: u32) -> bool {
+        (self.first..=self.last).contains(&id) && self.used.insert(id)
+    }
+
+    /// Gives a number back.
+    pub fn release(&mut self, id: u32) {
+        self.used.remove(&id);
+    }
+
+    /// Where the search for the next free number starts.
+    pub fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// Starts the search for the next free number there.
+    pub fn start_at(&mut self, next: u32) {
+        self.next = next.clamp(self.first, self.last);
+    }
+}
+
+/// The numbers in use and what they stand for, to be written down and given to
+/// [`Compiler::adopt`](super::Compiler::adopt) of the next run. The keys are text of this
+/// module's making: to be stored and compared, not read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    /// Set numbers by content.
+    pub sets: BTreeMap<String, u16>,
+    /// Class numbers by content.
+    pub classes: BTreeMap<String, u32>,
+    /// Where the search for the next free set number starts.
+    pub next_set: u32,
+    /// Where the search for the next free class number starts.
+    pub next_class: u32,
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+enum AtomKey {
+    PodsIn(String, Vec<RequirementKey>),
+    Pods(Vec<RequirementKey>, Vec<RequirementKey>),
+    Cidr(IpNet),
+    Port(u8, String, u16),
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+enum RequirementKey {
+    In(String, Vec<String>),
+    NotIn(String, Vec<String>),
+    Exists(String),
+    DoesNotExist(String),
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+enum PredicateKey {
+    Any,
+    Pods(AtomKey),
+    Block(AtomKey, Vec<AtomKey>),
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+enum AllowedKey {
+    Everything,
+    Ports([Vec<(u16, u16)>; 3], Vec<(u8, String)>),
+}
+
+type SetKey = Vec<(PredicateKey, AllowedKey)>;
+
+/// The text of a class with these atoms.
+pub(super) fn class_key(content: &[AtomId], atoms: &Atoms) -> String {
+    let mut key: Vec<AtomKey> = content.iter().map(|&id| atom_key(id, atoms)).collect();
+    key.sort();
+    text(&key)
+}
+
+/// The text of a set with this content.
+pub(super) fn set_key(content: &Content, atoms: &Atoms) -> String {
+    let mut key: SetKey = content
+        .iter()
+        .map(|(predicate, allowed)| (predicate_key(predicate, atoms), allowed_key(allowed)))
+        .collect();
+    key.sort();
+    text(&key)
+}
+
+fn text(key: &impl Serialize) -> String {
+    serde_json::to_string(key).expect("invariant: keys hold nothing that JSON cannot")
+}
+
+fn atom_key(id: AtomId, atoms: &Atoms) -> AtomKey {
+    match &*atoms.get(id).atom {
+        Atom::Pods { namespaces: NamespaceScope::Named(name), pods } => {
+            AtomKey::PodsIn(name.to_string(), selector_key(pods))
+        }
+        Atom::Pods { namespaces: NamespaceScope::Matching(selector), pods } => {
+            AtomKey::Pods(selector_key(selector), selector_key(pods))
+        }
+        Atom::Cidr(block) => AtomKey::Cidr(*block),
+        Atom::Port(port) => AtomKey::Port(port.protocol.number(), port.name.to_string(), port.port),
+    }
+}
+
+fn selector_key(selector: &Selector) -> Vec<RequirementKey> {
+    let strings = |values: &[Str]| values.iter().map(ToString::to_string).collect();
+    let key = |requirement: &Requirement| {
+        let key = requirement.key.to_string();
+        match &requirement.operator {
+            Operator::In(values) => RequirementKey::In(key, strings(values)),
+            Operator::NotIn(values) => RequirementKey::NotIn(key, strings(values)),
+            Operator::Exists => RequirementKey::Exists(key),
+            Operator::DoesNotExist => RequirementKey::DoesNotExist(key),
+        }
+    };
+    selector.requirements().iter().map(key).collect()
+}
+
+fn predicate_key(predicate: &Predicate, atoms: &Atoms) -> PredicateKey {
+    match predicate {
+        Predicate::Any => PredicateKey::Any,
+        Predicate::Pods(atom) => PredicateKey::Pods(atom_key(*atom, atoms)),
+        Predicate::Block { cidr, except } => {
+            let mut except: Vec<AtomKey> = except.iter().map(|&id| atom_key(id, atoms)).collect();
+            except.sort();
+            PredicateKey::Block(atom_key(*cidr, atoms), except)
+        }
+    }
+}
+
+fn allowed_key(allowed: &Allowed) -> AllowedKey {
+    if allowed.everything {
+        return AllowedKey::Everything;
+    }
+    AllowedKey::Ports(
+        allowed.numbers.intervals.clone(),
+        allowed.names.iter().map(|(p, name)| (p.number(), name.to_string())).collect(),
+    )
+}
+
+/// Reads a set's text back. `None` if it is not of this module's making, as after an upgrade that
+/// changed the form.
+pub(super) fn read_set(key: &str, atoms: &mut Atoms) -> Option<Content> {
+    let key: SetKey = serde_json::from_str(key).ok()?;
+    let mut content = Vec::new();
+    for (predicate, allowed) in key {
+        content.push((read_predicate(predicate, atoms)?, read_allowed(allowed)?));
+    }
+    content.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Some(content.into())
+}
+
+fn read_predicate(key: PredicateKey, atoms: &mut Atoms) -> Option<Predicate> {
+    let mut atom = |key| Some(atoms.intern(read_atom(key)?));
+    Some(match key {
+        PredicateKey::Any => Predicate::Any,
+        PredicateKey::Pods(key) => Predicate::Pods(atom(key)?),
+        PredicateKey::Block(cidr, except) => {
+            let cidr = atom(cidr)?;
+            let mut except = except.into_iter().map(atom).collect::<Option<Vec<_>>>()?;
+            except.sort_unstable();
+            Predicate::Block { cidr, except: except.into() }
+        }
+    })
+}
+
+fn read_atom(key: AtomKey) -> Option<Atom> {
+    Some(match key {
+        AtomKey::PodsIn(namespace, pods) => Atom::Pods {
+            namespaces: NamespaceScope::Named(namespace.into()),
+            pods: read_selector(pods),
+        },
+        AtomKey::Pods(namespaces, pods) => Atom::Pods {
+            namespaces: NamespaceScope::Matching(read_selector(namespaces)),
+            pods: read_selector(pods),
+        },
+        AtomKey::Cidr(block) => Atom::Cidr(block.trunc()),
+        AtomKey::Port(protocol, name, port) => {
+            Atom::Port(NamedPort { name: name.into(), protocol: read_protocol(protocol)?, port })
+        }
+    })
+}
+
+fn read_selector(key: Vec<RequirementKey>) -> Selector {
+    let strings = |values: Vec<String>| values.into_iter().map(Str::from).collect();
+    Selector::new(key.into_iter().map(|requirement| {
+        let (key, operator) = match requirement {
+            RequirementKey::In(key, values) => (key, Operator::In(strings(values))),
+            RequirementKey::NotIn(key, values) => (key, Operator::NotIn(strings(values))),
+            RequirementKey::Exists(key) => (key, Operator::Exists),
+            RequirementKey::DoesNotExist(key) => (key, Operator::DoesNotExist),
+        };
+        Requirement { key: key.into(), operator }
+    }))
+}
+
+fn read_allowed(key: AllowedKey) -> Option<Allowed> {
+    let mut allowed = Allowed::default();
+    match key {
+        AllowedKey::Everything => allowed.everything = true,
+        AllowedKey::Ports(intervals, names) => {
+            allowed.numbers.intervals = intervals;
+            for (protocol, name) in names {
+                allowed.names.insert((read_protocol(protocol)?, name.into()));
+            }
+        }
+    }
+    allowed.normalise();
+    (!allowed.is_empty()).then_some(allowed)
+}
+
+fn read_protocol(number: u8) -> Option<Protocol> {
+    Protocol::ALL.into_iter().find(|protocol| protocol.number() == number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_number_rests_until_all_others_had_their_turn() {
+        let mut pool = IdPool::new(2, 5);
+        assert_eq!(pool.allocate(), Some(2));
+        assert_eq!(pool.allocate(), Some(3));
+        pool.release(2);
+        assert_eq!(pool.allocate(), Some(4));
+        assert_eq!(pool.allocate(), Some(5));
+        assert_eq!(pool.allocate(), Some(2));
+        assert_eq!(pool.allocate(), None);
+        pool.release(4);
+        assert_eq!(pool.allocate(), Some(4));
+    }
+
+    #[test]
+    fn taken_numbers_are_not_handed_out() {
+        let mut pool = IdPool::new(2, 4);
+        assert!(pool.take(3));
+        assert!(!pool.take(3));
+        assert!(!pool.take(1) && !pool.take(5));
+        assert_eq!([pool.allocate(), pool.allocate(), pool.allocate()], [Some(2), Some(4), None]);
+    }
+
+    #[test]
+    fn text_of_another_making_is_not_understood() {
+        for key in ["", "x", "{}", "[[\"Every\",1]]", "[[\"Any\",{\"Ports\":[[[]],[]]}]]"] {
+            assert!(read_set(key, &mut Atoms::default()).is_none(), "{key}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What the datapath does with the tables, packet by packet and step by step. The tests' model of
+//! the datapath: must follow the documentation of [`Tables`] and [`Step`] to the letter and use
+//! nothing else.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{ClassId, EndpointId, SetId, Step, Tables};
+use crate::model::Direction;
+
+impl Tables {
+    /// Whether the tables let a packet of this endpoint pass that opens a flow in this direction,
+    /// `remote` being the other end. An unknown endpoint is not enforced. Knows nothing of what
+    /// the datapath lets pass before it looks at the tables (the pod itself, its own node,
+    /// replies).
+    pub fn judge(
+        &self,
+        endpoint: EndpointId,
+        direction: Direction,
+        remote: IpAddr,
+        protocol: u8,
+        dest_port: u16,
+    ) -> bool {
+        let Some(sets) = self.endpoints.get(&endpoint) else { return true };
+        let set = match direction {
+            Direction::Ingress => sets.ingress,
+            Direction::Egress => sets.egress,
+        };
+        if set == SetId::NONE {
+            return true;
+        }
+        self.rows
+            .get(&(set, self.class_of(remote)))
+            .or_else(|| self.rows.get(&(set, ClassId::NONE)))
+            .is_some_and(|row| row.allows(protocol, dest_port))
+    }
+
+    /// The class of an address: that of the longest stored block containing it.
+    pub fn class_of(&self, address: IpAddr) -> ClassId {
+        let mut upper = IpNet::from(address);
+        while let Some((block, &class)) = self.classes.range(..=upper).next_back() {
+            if block.contains(&address) {
+                return class;
+            }
+            // A block that contains the address and sorts before this one contains both, so it is
+            // no longer than what they have in common.
+            let Some(length) = n_common_bits(block.addr(), address) else { break };
+            upper = IpNet::new(address, length).expect("invariant: at most all bits").trunc();
+        }
+        ClassId::NONE
+    }
+
+    /// Carries out one step. Refuses one that breaks the rules of [`Step`], and says why.
+    pub fn take_step(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::AddRow(set, class, row) => {
+                if self.rows.insert((*set, *class), row.clone()).is_some() {
+                    return Err(format!("row ({set:?}, {class:?}) is added twice"));
+                }
+            }
+            Step::SetClass(_, ClassId::NONE) => return Err("class 0 is stored".into()),
+            Step::SetClass(block, class) => {
+                if self.classes.insert(*block, *class) == Some(*class) {
+                    return Err(format!("{block} has {class:?} already"));
+                }
+            }
+            Step::ClearClass(block) => {
+                if self.classes.remove(block).is_none() {
+                    return Err(format!("{block} has no class to clear"));
+                }
+            }
+            Step::SetEndpoint(endpoint, sets) => {
+                if self.endpoints.insert(*endpoint, *sets) == Some(*sets) {
+                    return Err(format!("{endpoint:?} has {sets:?} already"));
+                }
+            }
+            Step::Rejudge(endpoints) => {
+                if endpoints.is_empty() {
+                    return Err("nobody is judged again".into());
+                }
+            }
+            Step::RemoveRow(set, class) => {
+                if self.rows.remove(&(*set, *class)).is_none() {
+                    return Err(format!("no row ({set:?}, {class:?}) to remove"));
+                }
+                let class_used =
+                    *class == ClassId::NONE || self.classes.values().any(|used| used == class);
+                let set_used =
+                    self.endpoints.values().any(|used| used.ingress == *set || used.egress == *set);
+                if class_used && set_used {
+                    return Err(format!("row ({set:?}, {class:?}) is still in use"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// With how many equal bits two addresses of one family start.
+fn n_common_bits(a: IpAddr, b: IpAddr) -> Option<u8> {
+    let n_bits = match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        _ => return None,
+    };
+    u8::try_from(n_bits).ok()
+}

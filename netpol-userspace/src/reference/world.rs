@@ -1,0 +1,328 @@
+//! A whole random cluster: growing it, changing it event by event, asking about it, and making it
+//! smaller while something stays wrong. For property tests and fuzzers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::generate::{self, Rng};
+use super::{Reference, addresses};
+
+/// A cluster's objects by name.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// Namespaces by name. Some that objects live in are missing here.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Pods by name, which is unique over all namespaces.
+    pub pods: BTreeMap<String, Pod>,
+    /// Policies by name, likewise.
+    pub policies: BTreeMap<String, NetworkPolicy>,
+    size: Size,
+}
+
+/// How many objects of each kind there are at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// Namespaces.
+    pub namespaces: usize,
+    /// Pods.
+    pub pods: usize,
+    /// Policies.
+    pub policies: usize,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { namespaces: 20, pods: 100, policies: 50 }
+    }
+}
+
+/// One event, as a watch reports it.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A namespace is new or different.
+    Namespace(Namespace),
+    /// A namespace is gone.
+    NamespaceGone(Namespace),
+    /// A pod is new or different.
+    Pod(Pod),
+    /// A pod is gone.
+    PodGone(Pod),
+    /// A policy is new or different.
+    Policy(NetworkPolicy),
+    /// A policy is gone.
+    PolicyGone(NetworkPolicy),
+}
+
+/// A question about one direction of one pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Probe {
+    /// The other end.
+    pub remote: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port.
+    pub port: u16,
+}
+
+impl World {
+    /// A full cluster of that size.
+    pub fn random(rng: &mut Rng, size: Size) -> Self {
+        let mut world = Self { size, ..Self::default() };
+        for index in 0..size.namespaces {
+            if rng.chance(90) {
+                let namespace = generate::namespace(rng, index);
+                world.namespaces.insert(generate::namespace_name(index), namespace);
+            }
+        }
+        for index in 0..size.pods {
+            let name = format!("pod{index}");
+            world.pods.insert(name.clone(), generate::pod(rng, size.namespaces, &name));
+        }
+        for index in 0..size.policies {
+            let name = format!("policy{index}");
+            world.policies.insert(name.clone(), generate::policy(rng, size.namespaces, &name));
+        }
+        world
+    }
+
+    /// An empty cluster that events may fill up to that size.
+    pub fn empty(size: Size) -> Self {
+        Self { size, ..Self::default() }
+    }
+
+    /// The evaluator for it.
+    pub fn reference(&self) -> Reference {
+        Reference::new(
+            self.namespaces.values().cloned().collect(),
+            self.pods.values().cloned().collect(),
+            self.policies.values().cloned().collect(),
+        )
+    }
+
+    /// Something happens. An object never moves to another namespace under its name: it is gone
+    /// first.
+    pub fn step(&mut self, rng: &mut Rng) -> Event {
+        let event = match rng.below(20) {
+            0..10 => self.pod_event(rng),
+            10..18 => self.policy_event(rng),
+            _ => self.namespace_event(rng),
+        };
+        self.apply(&event);
+        event
+    }
+
+    /// Takes an event into account.
+    pub fn apply(&mut self, event: &Event) {
+        match event.clone() {
+            Event::Namespace(object) => {
+                self.namespaces.insert(name_of(&object.metadata), object);
+            }
+            Event::NamespaceGone(object) => {
+                self.namespaces.remove(&name_of(&object.metadata));
+            }
+            Event::Pod(object) => {
+                self.pods.insert(name_of(&object.metadata), object);
+            }
+            Event::PodGone(object) => {
+                self.pods.remove(&name_of(&object.metadata));
+            }
+            Event::Policy(object) => {
+                self.policies.insert(name_of(&object.metadata), object);
+            }
+            Event::PolicyGone(object) => {
+                self.policies.remove(&name_of(&object.metadata));
+            }
+        }
+    }
+
+    fn pod_event(&self, rng: &mut Rng) -> Event {
+        let name = format!("pod{}", rng.below(self.size.pods));
+        let Some(old) = self.pods.get(&name) else {
+            return Event::Pod(generate::pod(rng, self.size.namespaces, &name));
+        };
+        let mut pod = old.clone();
+        match rng.below(7) {
+            0 => return Event::PodGone(pod),
+            1..3 => generate::relabel_pod(rng, &mut pod),
+            3..5 => generate::refresh_pod_status(rng, &mut pod),
+            _ => generate::refresh_pod_spec(rng, &mut pod),
+        }
+        Event::Pod(pod)
+    }
+
+    fn policy_event(&self, rng: &mut Rng) -> Event {
+        let name = format!("policy{}", rng.below(self.size.policies));
+        let Some(old) = self.policies.get(&name) else {
+            return Event::Policy(generate::policy(rng, self.size.namespaces, &name));
+        };
+        if rng.chance(25) {
+            return Event::PolicyGone(old.clone());
+        }
+        let spec = Some(generate::policy_spec(rng, self.size.namespaces));
+        Event::Policy(NetworkPolicy { metadata: old.metadata.clone(), spec })
+    }
+
+    fn namespace_event(&self, rng: &mut Rng) -> Event {
+        let index = rng.below(self.size.namespaces);
+        match self.namespaces.get(&generate::namespace_name(index)) {
+            Some(old) if rng.chance(30) => Event::NamespaceGone(old.clone()),
+            _ => Event::Namespace(generate::namespace(rng, index)),
+        }
+    }
+
+    /// Every address that could make a difference: those of pods, the first and last of every
+    /// block and except, the neighbours of all these, and some at random.
+    pub fn remotes(&self, rng: &mut Rng) -> Vec<IpAddr> {
+        let mut found: BTreeSet<IpAddr> = self.pods.values().flat_map(addresses).collect();
+        for policy in self.policies.values() {
+            let Some(spec) = &policy.spec else { continue };
+            let from = spec.ingress.iter().flatten().flat_map(|rule| rule.from.iter().flatten());
+            let to = spec.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten());
+            for block in from.chain(to).filter_map(|peer| peer.ip_block.as_ref()) {
+                for text in std::iter::once(&block.cidr).chain(block.except.iter().flatten()) {
+                    found.extend(edges(text).into_iter().flatten());
+                }
+            }
+        }
+        let near: Vec<IpAddr> = found.iter().flat_map(|&a| [moved(a, 1), moved(a, -1)]).collect();
+        found.extend(near);
+        found.extend((0..8).map(|_| generate::address(rng, false)));
+        found.extend((0..8).map(|_| generate::address(rng, true)));
+        found.insert(Ipv4Addr::from_bits(u32::try_from(rng.bits() >> 32).unwrap_or(0)).into());
+        found.into_iter().collect()
+    }
+
+    /// `n` questions about these addresses.
+    pub fn probes(&self, rng: &mut Rng, remotes: &[IpAddr], n: usize) -> Vec<Probe> {
+        let probe = |rng: &mut Rng| {
+            let near = *rng.pick(&generate::PORTS);
+            let port = match rng.below(8) {
+                0 => near.wrapping_add(1),
+                1 => near.wrapping_sub(1),
+                2 => u16::try_from(rng.bits() >> 48).unwrap_or(0),
+                _ => near,
+            };
+            let protocol = *rng.pick(&[6, 6, 6, 17, 17, 132, 1, 58, 47]);
+            Probe { remote: *rng.pick(remotes), protocol, port }
+        };
+        (0..n).map(|_| probe(rng)).collect()
+    }
+
+    /// Clusters that are smaller by one thing.
+    pub fn smaller(&self) -> Vec<Self> {
+        let mut found = Vec::new();
+        for name in self.policies.keys() {
+            let mut world = self.clone();
+            world.policies.remove(name);
+            found.push(world);
+        }
+        for name in self.pods.keys() {
+            let mut world = self.clone();
+            world.pods.remove(name);
+            found.push(world);
+        }
+        for name in self.namespaces.keys() {
+            let mut world = self.clone();
+            world.namespaces.remove(name);
+            found.push(world);
+        }
+        for (name, policy) in &self.policies {
+            for smaller in smaller_policies(policy) {
+                let mut world = self.clone();
+                world.policies.insert(name.clone(), smaller);
+                found.push(world);
+            }
+        }
+        found
+    }
+}
+
+fn name_of(metadata: &ObjectMeta) -> String {
+    metadata.name.clone().unwrap_or_default()
+}
+
+/// The same policy without one rule, or one rule without one peer or port.
+fn smaller_policies(policy: &NetworkPolicy) -> Vec<NetworkPolicy> {
+    let mut found = Vec::new();
+    let Some(spec) = &policy.spec else { return found };
+    let mut variant = |edit: &mut dyn FnMut(&mut NetworkPolicySpec)| {
+        let mut smaller = policy.clone();
+        if let Some(spec) = &mut smaller.spec {
+            edit(spec);
+        }
+        found.push(smaller);
+    };
+    for (index, rule) in spec.ingress.iter().flatten().enumerate() {
+        variant(&mut |spec| without(&mut spec.ingress, index));
+        for part in several(&rule.from) {
+            variant(&mut |spec| at(&mut spec.ingress, index, |rule| without(&mut rule.from, part)));
+        }
+        for part in several(&rule.ports) {
+            variant(&mut |spec| {
+                at(&mut spec.ingress, index, |rule| without(&mut rule.ports, part))
+            });
+        }
+    }
+    for (index, rule) in spec.egress.iter().flatten().enumerate() {
+        variant(&mut |spec| without(&mut spec.egress, index));
+        for part in several(&rule.to) {
+            variant(&mut |spec| at(&mut spec.egress, index, |rule| without(&mut rule.to, part)));
+        }
+        for part in several(&rule.ports) {
+            variant(&mut |spec| at(&mut spec.egress, index, |rule| without(&mut rule.ports, part)));
+        }
+    }
+    found
+}
+
+/// The positions in a list that does not become empty, and so unrestricted, without one.
+fn several<T>(list: &Option<Vec<T>>) -> std::ops::Range<usize> {
+    let n = list.as_ref().map_or(0, Vec::len);
+    if n > 1 { 0..n } else { 0..0 }
+}
+
+fn without<T>(list: &mut Option<Vec<T>>, index: usize) {
+    if let Some(list) = list {
+        list.remove(index);
+    }
+}
+
+fn at<T>(list: &mut Option<Vec<T>>, index: usize, edit: impl FnOnce(&mut T)) {
+    if let Some(item) = list.as_mut().and_then(|list| list.get_mut(index)) {
+        edit(item);
+    }
+}
+
+/// The first and the last address of a block.
+fn edges(text: &str) -> Option<[IpAddr; 2]> {
+    let (base, length) = text.split_once('/')?;
+    let length: u32 = length.parse().ok()?;
+    Some(match base.parse().ok()? {
+        IpAddr::V4(base) => {
+            let mask = u32::MAX.checked_shr(length).unwrap_or(0);
+            let (first, last) = (base.to_bits() & !mask, base.to_bits() | mask);
+            [Ipv4Addr::from_bits(first).into(), Ipv4Addr::from_bits(last).into()]
+        }
+        IpAddr::V6(base) => {
+            let mask = u128::MAX.checked_shr(length).unwrap_or(0);
+            let (first, last) = (base.to_bits() & !mask, base.to_bits() | mask);
+            [Ipv6Addr::from_bits(first).into(), Ipv6Addr::from_bits(last).into()]
+        }
+    })
+}
+
+/// The address this many further on.
+fn moved(address: IpAddr, by: i8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            Ipv4Addr::from_bits(address.to_bits().wrapping_add_signed(by.into())).into()
+        }
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits().wrapping_add_signed(by.into())).into()
+        }
+    }
+}

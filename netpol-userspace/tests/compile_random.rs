@@ -1,0 +1,431 @@
+//! The compiler against the reference evaluator on random clusters, and its plans against what
+//! the documentation of `Step` promises, on random sequences of events.
+//!
+//! A failure prints a cluster or a sequence that was made as small as it gets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use netpol_userspace::compile::{Compiler, EndpointId, Plan, Row, SetId, Step, Tables};
+use netpol_userspace::model::{Change, Direction, ObjectName};
+use netpol_userspace::reference::generate::Rng;
+use netpol_userspace::reference::world::{Event, Probe, Size, World};
+use netpol_userspace::source::convert;
+
+use k8s_openapi::api::core::v1::Pod;
+
+fn name_of_pod(pod: &Pod) -> ObjectName {
+    convert::object_name(&pod.metadata)
+}
+
+fn change(event: &Event) -> Change {
+    match event {
+        Event::Namespace(object) => Change::Namespace(convert::namespace(object)),
+        Event::NamespaceGone(object) => {
+            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
+        }
+        Event::Pod(object) => {
+            let (pod, problems) = convert::pod(object);
+            assert_eq!(problems, [], "the generator made an invalid pod");
+            Change::Pod(pod)
+        }
+        Event::PodGone(object) => Change::PodGone(name_of_pod(object), None),
+        Event::Policy(object) => {
+            Change::Policy(convert::policy(object).expect("the generator makes valid policies"))
+        }
+        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
+    }
+}
+
+fn changes(world: &World) -> Vec<Change> {
+    let namespaces = world.namespaces.values().cloned().map(Event::Namespace);
+    let pods = world.pods.values().cloned().map(Event::Pod);
+    let policies = world.policies.values().cloned().map(Event::Policy);
+    namespaces.chain(pods).chain(policies).map(|event| change(&event)).collect()
+}
+
+fn own_addresses(pod: &Pod) -> Vec<IpAddr> {
+    convert::pod(pod).0.addresses
+}
+
+/// The tables with contents instead of numbers, which two compilers may give differently.
+fn by_content(compiler: &Compiler) -> impl PartialEq + std::fmt::Debug + use<> {
+    let ids = compiler.export_ids();
+    let sets: BTreeMap<u16, &String> = ids.sets.iter().map(|(key, &id)| (id, key)).collect();
+    let classes: BTreeMap<u32, &String> = ids.classes.iter().map(|(key, &id)| (id, key)).collect();
+    let set = |id: SetId| sets.get(&id.0).map_or_else(String::new, |key| (*key).clone());
+    let class = |id: u32| classes.get(&id).map_or_else(String::new, |key| (*key).clone());
+    let tables = compiler.tables();
+    let blocks: BTreeMap<_, _> =
+        tables.classes.iter().map(|(block, id)| (*block, class(id.0))).collect();
+    let rows: BTreeMap<(String, String), Row> = tables
+        .rows
+        .iter()
+        .map(|((set_id, class_id), row)| ((set(*set_id), class(class_id.0)), row.clone()))
+        .collect();
+    let endpoints: BTreeMap<_, _> = tables
+        .endpoints
+        .iter()
+        .map(|(id, sets)| (*id, (set(sets.ingress), set(sets.egress))))
+        .collect();
+    // Nothing may be lost by the translation, and nothing kept that is not used.
+    assert_eq!((blocks.len(), rows.len()), (tables.classes.len(), tables.rows.len()));
+    (blocks, rows, endpoints, compiler.size())
+}
+
+fn full_compile(world: &World, endpoints: &BTreeMap<EndpointId, ObjectName>) -> Compiler {
+    let mut compiler = Compiler::new();
+    compiler.apply_all(changes(world));
+    compiler.set_endpoints(endpoints.iter().map(|(id, name)| (*id, name.clone())));
+    compiler
+}
+
+fn all_endpoints(world: &World) -> BTreeMap<EndpointId, ObjectName> {
+    (1..).map(EndpointId).zip(world.pods.values().map(name_of_pod)).collect()
+}
+
+/// The first verdict that compiler and evaluator do not agree on.
+fn disagreement(world: &World, seed: u64, n_probes: usize) -> Option<String> {
+    let mut rng = Rng::new(seed);
+    let endpoints = all_endpoints(world);
+    let compiler = full_compile(world, &endpoints);
+    let (tables, reference) = (compiler.tables(), world.reference());
+    let remotes = world.remotes(&mut rng);
+    if remotes.is_empty() {
+        return None;
+    }
+    for ((&endpoint, name), pod) in endpoints.iter().zip(world.pods.values()) {
+        for direction in Direction::BOTH {
+            let policies = compiler.endpoint_policies(endpoint, direction);
+            if reference.isolated(direction, pod) == policies.is_empty() {
+                return Some(format!("isolation of {name} for {direction}: {policies:?}"));
+            }
+            let own = own_addresses(pod);
+            for probe in world.probes(&mut rng, &remotes, n_probes) {
+                // What a pod sends to itself is not looked up in the tables.
+                if own.contains(&probe.remote) {
+                    continue;
+                }
+                let Probe { remote, protocol, port } = probe;
+                let expected = reference.allows(direction, pod, remote, protocol, port);
+                if tables.judge(endpoint, direction, remote, protocol, port) != expected {
+                    let class = compiler.class_names(tables.class_of(remote));
+                    return Some(format!(
+                        "{direction} of {name}: {probe:?} should be allowed: {expected}; the \
+                         class is {class:?}, the rules are {:#?}",
+                        compiler.rules(endpoint, direction)
+                    ));
+                }
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn random_clusters_get_the_verdicts_of_the_reference() {
+    let mut n_isolated = 0;
+    for seed in 0..12 {
+        let mut rng = Rng::new(seed);
+        let world = World::random(&mut rng, Size::default());
+        if let Some(first) = disagreement(&world, seed, 60) {
+            let (world, message) = shrink(world, first, |world| disagreement(world, seed, 4000));
+            panic!("seed {seed}: {message}\n{}", text(&world));
+        }
+        let endpoints = all_endpoints(&world);
+        let compiler = full_compile(&world, &endpoints);
+        let isolated =
+            |id: &&EndpointId| !compiler.endpoint_policies(**id, Direction::Ingress).is_empty();
+        n_isolated += endpoints.keys().filter(isolated).count();
+    }
+    // The generator would prove little if hardly anything were isolated.
+    assert!(n_isolated > 12 * 25, "only {n_isolated} of 1200 pods are isolated");
+}
+
+#[test]
+fn crowded_small_clusters_get_the_verdicts_of_the_reference() {
+    for seed in 1000..1120 {
+        let mut rng = Rng::new(seed);
+        let world = World::random(&mut rng, Size { namespaces: 2, pods: 12, policies: 6 });
+        if let Some(first) = disagreement(&world, seed, 120) {
+            let (world, message) = shrink(world, first, |world| disagreement(world, seed, 4000));
+            panic!("seed {seed}: {message}\n{}", text(&world));
+        }
+    }
+}
+
+/// Makes a failing cluster smaller while it fails.
+fn shrink(
+    mut world: World,
+    mut message: String,
+    fails: impl Fn(&World) -> Option<String>,
+) -> (World, String) {
+    'again: loop {
+        for smaller in world.smaller() {
+            if let Some(why) = fails(&smaller) {
+                (world, message) = (smaller, why);
+                continue 'again;
+            }
+        }
+        return (world, message);
+    }
+}
+
+fn text(world: &World) -> String {
+    let mut text = String::new();
+    let mut add = |object: serde_json::Result<String>| {
+        writeln!(text, "{}", object.expect("objects are serializable")).expect("to memory");
+    };
+    world.namespaces.values().for_each(|object| add(serde_json::to_string(object)));
+    world.pods.values().for_each(|object| add(serde_json::to_string(object)));
+    world.policies.values().for_each(|object| add(serde_json::to_string(object)));
+    text
+}
+
+/// One thing that happens to a compiler.
+#[derive(Debug, Clone)]
+enum Action {
+    Event(Event),
+    AddEndpoint(EndpointId, String),
+    RemoveEndpoint(EndpointId),
+    /// Several events in one settle.
+    Batch(Vec<Event>),
+}
+
+/// A random sequence.
+fn actions(seed: u64, size: Size, n_actions: usize) -> Vec<Action> {
+    let mut rng = Rng::new(seed);
+    let mut world = World::empty(size);
+    let mut actions = Vec::new();
+    for number in 0..n_actions {
+        let id = EndpointId(u16::try_from(1 + rng.below(6)).expect("small"));
+        actions.push(match rng.below(12) {
+            0..2 => Action::AddEndpoint(id, format!("pod{}", rng.below(size.pods))),
+            2 if rng.chance(50) => Action::RemoveEndpoint(id),
+            3 => Action::Batch((0..1 + rng.below(6)).map(|_| world.step(&mut rng)).collect()),
+            _ if number == 0 => Action::Batch((0..40).map(|_| world.step(&mut rng)).collect()),
+            _ => Action::Event(world.step(&mut rng)),
+        });
+    }
+    actions
+}
+
+/// A compiler, the datapath that carries out its plans, and the truth.
+struct Run {
+    compiler: Compiler,
+    datapath: Tables,
+    world: World,
+    endpoints: BTreeMap<EndpointId, String>,
+    seed: u64,
+    rng: Rng,
+}
+
+type Question = (EndpointId, Direction, Probe);
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        Self {
+            compiler: Compiler::new(),
+            datapath: Tables::default(),
+            world: World::default(),
+            endpoints: BTreeMap::new(),
+            seed,
+            rng: Rng::new(seed),
+        }
+    }
+
+    /// Carries out one action and checks everything there is to check about it.
+    fn act(&mut self, action: &Action) -> Result<(), String> {
+        let before = self.world.clone();
+        match action {
+            Action::Event(event) => {
+                self.world.apply(event);
+                let plan = self.compiler.apply(change(event));
+                self.follow(plan, &before, true)?;
+            }
+            Action::Batch(events) => {
+                events.iter().for_each(|event| self.world.apply(event));
+                let plan = self.compiler.apply_all(events.iter().map(change));
+                self.follow(plan, &before, false)?;
+            }
+            Action::AddEndpoint(id, pod) => {
+                let Some(object) = self.world.pods.get(pod) else { return Ok(()) };
+                self.endpoints.insert(*id, pod.clone());
+                let plan = self.compiler.set_endpoint(*id, name_of_pod(object));
+                self.follow(plan, &before, true)?;
+            }
+            Action::RemoveEndpoint(id) => self.remove(*id)?,
+        }
+        // The agent sees the interfaces of pods that are gone go, too.
+        let gone: Vec<EndpointId> = self
+            .endpoints
+            .iter()
+            .filter(|(_, pod)| !self.world.pods.contains_key(*pod))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.remove(id)?;
+        }
+        self.compare()
+    }
+
+    fn remove(&mut self, id: EndpointId) -> Result<(), String> {
+        self.endpoints.remove(&id);
+        self.datapath.endpoints.remove(&id);
+        let plan = self.compiler.remove_endpoint(id);
+        let world = self.world.clone();
+        self.follow(plan, &world, true)
+    }
+
+    /// Carries out a plan step by step. With `exact` every verdict must be the old or the new one
+    /// all the way; in any case whoever lost something must be judged again, and not too early.
+    fn follow(&mut self, plan: Plan, before: &World, exact: bool) -> Result<(), String> {
+        let after = self.compiler.tables();
+        let questions = self.questions(before);
+        let judge = |tables: &Tables, (endpoint, direction, probe): &Question| {
+            tables.judge(*endpoint, *direction, probe.remote, probe.protocol, probe.port)
+        };
+        let old: Vec<bool> = questions.iter().map(|q| judge(&self.datapath, q)).collect();
+        let new: Vec<bool> = questions.iter().map(|q| judge(&after, q)).collect();
+        let mut settled: Vec<bool> = old.iter().zip(&new).map(|(old, new)| old == new).collect();
+        let mut rejudged: BTreeSet<EndpointId> = BTreeSet::new();
+        for (position, step) in plan.iter().enumerate() {
+            self.datapath.take_step(step).map_err(|why| format!("step {position}: {why}"))?;
+            for (index, question) in questions.iter().enumerate() {
+                let verdict = judge(&self.datapath, question);
+                if exact && settled[index] && verdict != new[index] {
+                    let (old, new) = (old[index], new[index]);
+                    return Err(format!(
+                        "{question:?} is neither old {old} nor new {new} after step {position} \
+                         of {plan:#?}"
+                    ));
+                }
+                settled[index] |= verdict == new[index];
+            }
+            if let Step::Rejudge(endpoints) = step {
+                for (index, question) in questions.iter().enumerate() {
+                    if endpoints.contains(&question.0)
+                        && judge(&self.datapath, question) != new[index]
+                    {
+                        return Err(format!("{question:?} is judged again too early"));
+                    }
+                }
+                rejudged.extend(endpoints);
+            }
+        }
+        if self.datapath != after {
+            return Err(format!("the plan leads to {:#?}, not to {after:#?}", self.datapath));
+        }
+        for (index, question) in questions.iter().enumerate() {
+            if old[index] && !new[index] && !rejudged.contains(&question.0) {
+                return Err(format!("{question:?} lost something but is not judged again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Questions about all endpoints, on addresses of before and after.
+    fn questions(&mut self, before: &World) -> Vec<Question> {
+        let mut remotes: BTreeSet<IpAddr> = before.remotes(&mut self.rng).into_iter().collect();
+        remotes.extend(self.world.remotes(&mut self.rng));
+        let remotes: Vec<IpAddr> = remotes.into_iter().collect();
+        let mut questions = Vec::new();
+        for (&endpoint, pod) in &self.endpoints {
+            let pods = [before.pods.get(pod), self.world.pods.get(pod)];
+            let own: Vec<IpAddr> = pods.into_iter().flatten().flat_map(own_addresses).collect();
+            for direction in Direction::BOTH {
+                let probes = self.world.probes(&mut self.rng, &remotes, 50);
+                let others = probes.into_iter().filter(|probe| !own.contains(&probe.remote));
+                questions.extend(others.map(|probe| (endpoint, direction, probe)));
+            }
+        }
+        questions
+    }
+
+    /// Compares with the reference, and with a compiler that starts from what there is now.
+    fn compare(&mut self) -> Result<(), String> {
+        let reference = self.world.reference();
+        let world = self.world.clone();
+        for (endpoint, direction, probe) in self.questions(&world) {
+            let pod = &self.world.pods[&self.endpoints[&endpoint]];
+            let Probe { remote, protocol, port } = probe;
+            let expected = reference.allows(direction, pod, remote, protocol, port);
+            if self.datapath.judge(endpoint, direction, remote, protocol, port) != expected {
+                return Err(format!("{endpoint:?} {direction} {probe:?} should be {expected}"));
+            }
+        }
+        let names =
+            self.endpoints.iter().map(|(id, pod)| (*id, name_of_pod(&self.world.pods[pod])));
+        let full = full_compile(&self.world, &names.collect());
+        let (incremental, full) = (by_content(&self.compiler), by_content(&full));
+        if incremental != full {
+            return Err(format!("incremental: {incremental:#?}\nfrom scratch: {full:#?}"));
+        }
+        Ok(())
+    }
+
+    /// Removes all endpoints; nothing may be left.
+    fn finish(&mut self) -> Result<(), String> {
+        while let Some((&id, _)) = self.endpoints.first_key_value() {
+            self.remove(id)?;
+        }
+        if self.datapath != Tables::default() {
+            return Err(format!("seed {}: left behind: {:#?}", self.seed, self.datapath));
+        }
+        Ok(())
+    }
+}
+
+fn failure(seed: u64, actions: &[Action]) -> Option<String> {
+    let mut run = Run::new(seed);
+    for (number, action) in actions.iter().enumerate() {
+        if let Err(why) = run.act(action) {
+            return Some(format!("at action {number}: {why}"));
+        }
+    }
+    run.finish().err()
+}
+
+/// Leaves out actions while the sequence still fails.
+fn shrink_actions(seed: u64, mut actions: Vec<Action>, mut why: String) -> (Vec<Action>, String) {
+    let mut chunk = actions.len() / 2;
+    while chunk > 0 {
+        let mut start = 0;
+        while start < actions.len() {
+            let mut fewer = actions.clone();
+            fewer.drain(start..(start + chunk).min(actions.len()));
+            match failure(seed, &fewer) {
+                Some(message) => (actions, why) = (fewer, message),
+                None => start += chunk,
+            }
+        }
+        chunk /= 2;
+    }
+    (actions, why)
+}
+
+fn check_sequences(seeds: std::ops::Range<u64>, size: Size, n_actions: usize) {
+    for seed in seeds {
+        let actions = actions(seed, size, n_actions);
+        if let Some(why) = failure(seed, &actions) {
+            let (actions, why) = shrink_actions(seed, actions, why);
+            panic!("seed {seed}: {why}\nafter {actions:#?}");
+        }
+    }
+}
+
+#[test]
+fn every_sequence_of_events_leads_where_a_fresh_start_leads() {
+    check_sequences(0..24, Size { namespaces: 3, pods: 14, policies: 8 }, 90);
+}
+
+#[test]
+fn sequences_in_one_crowded_namespace() {
+    check_sequences(500..540, Size { namespaces: 1, pods: 6, policies: 4 }, 60);
+}
+
+#[test]
+fn sequences_in_a_cluster_of_full_size() {
+    check_sequences(900..902, Size::default(), 250);
+}
