@@ -6,6 +6,8 @@ pub mod model;
 
 pub mod netns;
 
+pub mod frames;
+
 pub mod compile;
 
 pub mod reference;

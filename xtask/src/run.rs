@@ -83,7 +83,7 @@ fn forward(mut reader: impl BufRead) -> Result<Vec<String>> {
     let mut tail = VecDeque::new();
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).context("cannot read a command's output")? > 0 {
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let text = last_state(&String::from_utf8_lossy(&line)).to_owned();
         line.clear();
         eprintln!("    {text}");
         if tail.len() == TAIL_LINES {
@@ -92,6 +92,12 @@ fn forward(mut reader: impl BufRead) -> Result<Vec<String>> {
         tail.push_back(text);
     }
     Ok(tail.into())
+}
+
+/// What a terminal would show in the end of a line that a progress display wrote over.
+fn last_state(line: &str) -> &str {
+    let line = line.trim_end();
+    line.rsplit_once('\r').map_or(line, |(_, last)| last)
 }
 
 /// Runs a command silently and returns its standard output; its standard error goes into the
@@ -219,6 +225,12 @@ mod tests {
         let mut fail = Command::new("sh");
         fail.args(["-c", "echo why >&2; exit 1"]);
         assert!(format!("{:#}", output(fail, "").expect_err("it exits with 1")).contains("why"));
+    }
+
+    #[test]
+    fn of_a_progress_display_only_the_end_is_shown() {
+        assert_eq!(last_state("Reading ... 5%\rReading ... 100%\rdone\r\n"), "done");
+        assert_eq!(last_state("plain\n"), "plain");
     }
 
     #[test]

@@ -165,6 +165,11 @@ fn linker() -> Step {
             &version,
             "--locked",
             "--force",
+            // Optimising it takes a minute and makes linking one small object no faster.
+            "--config",
+            "profile.release.opt-level=0",
+            "--config",
+            "profile.release.debug=false",
         ])],
     }
 }
@@ -225,7 +230,8 @@ mod tests {
                 "apt-get update",
                 "apt-get install --yes --no-install-recommends \
                  rustc-web cargo-web libstd-rust-web-dev-bpf iproute2",
-                "cargo install bpf-linker --version 0.10.3 --locked --force",
+                "cargo install bpf-linker --version 0.10.3 --locked --force \
+                 --config profile.release.opt-level=0 --config profile.release.debug=false",
             ]
         );
     }

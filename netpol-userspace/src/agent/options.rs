@@ -1,45 +1,33 @@
-//! What the agent is told at its start: plain data, so that anything can start an agent. Must
-//! never read the command line or the environment.
+//! The agent's options, after parsing.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::datapath::AttachMode;
 
-/// The agent's choices.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What `netpol agent` runs with.
+#[derive(Debug, Clone)]
 pub struct Options {
-    /// Name of this node, as in `spec.nodeName` of its pods.
+    /// This node's name.
     pub node_name: String,
-    /// Where objects come from.
-    pub source: SourceOptions,
-    /// Directory of the pins, on a bpffs.
+    /// Read objects from the API server that this file describes.
+    pub kubeconfig: Option<PathBuf>,
+    /// Read objects from the files in this directory instead.
+    pub manifests: Option<PathBuf>,
+    /// Where maps, programs and links are pinned.
     pub bpffs: PathBuf,
-    /// Directory of the state file and the socket.
+    /// Where state file and socket are.
     pub run_dir: PathBuf,
-    /// Directory in which the container runtime names network namespaces.
+    /// Where the container runtime names network namespaces.
     pub netns_dir: PathBuf,
     /// Where metrics and health are served, if at all.
-    pub metrics: Option<SocketAddr>,
+    pub metrics_address: Option<SocketAddr>,
     /// Flows outlive the policy that allowed them.
     pub keep_established: bool,
-    /// Pods may send from their own addresses only.
-    pub check_source: bool,
     /// How programs are attached.
     pub attach: AttachMode,
-    /// Have the programs write debug lines to the agent's log.
+    /// Pods may send from their own addresses only.
+    pub check_source: bool,
+    /// Show the programs' debug lines.
     pub datapath_log: bool,
-}
-
-/// Where objects come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SourceOptions {
-    /// The API server that this kubeconfig names; without one the usual rules: `KUBECONFIG`, the
-    /// home directory's, the pod's service account.
-    Kubernetes {
-        /// `--kubeconfig`.
-        kubeconfig: Option<PathBuf>,
-    },
-    /// A directory of manifests.
-    Manifests(PathBuf),
 }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::places::{BPFFS, RUN_DIR};
-use crate::agent::{self, Options, SourceOptions};
+use crate::agent::{self, Options};
 use crate::datapath::AttachMode;
 
 /// Enforce NetworkPolicies on this node until told to stop
@@ -30,7 +30,7 @@ pub struct AgentArgs {
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
 
-    /// Kubeconfig of the cluster [default: the pod's service account, or as kubectl does]
+    /// Kubeconfig of the cluster [default: the service account of the agent's own pod]
     #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     pub kubeconfig: Option<PathBuf>,
 
@@ -127,17 +127,14 @@ impl AgentArgs {
         if node_name.is_empty() {
             bail!("the node's name is empty: give --node-name or set NODE_NAME");
         }
-        let source = match self.manifests {
-            Some(dir) => SourceOptions::Manifests(dir),
-            None => SourceOptions::Kubernetes { kubeconfig: self.kubeconfig },
-        };
         Ok(Options {
             node_name,
-            source,
+            kubeconfig: self.kubeconfig,
+            manifests: self.manifests,
             bpffs: self.bpffs,
             run_dir: self.run_dir,
             netns_dir: self.netns_dir,
-            metrics: self.metrics_address.0,
+            metrics_address: self.metrics_address.0,
             keep_established: self.established == Established::Keep,
             check_source: self.source_check == Switch::On,
             attach: match self.attach {
@@ -175,7 +172,8 @@ fn start_log(format: LogFormat) -> Result<()> {
 
 fn host_name() -> Result<String> {
     let uname = rustix::system::uname();
-    let name = uname.nodename().to_str().context("the host's name is not text: give --node-name")?;
+    let name =
+        uname.nodename().to_str().context("the host's name is not text: give --node-name")?;
     // Kubernetes names nodes in lower case.
     Ok(name.to_lowercase())
 }
@@ -186,7 +184,8 @@ fn metrics(text: &str) -> Result<MetricsAddress> {
     }
     // `:9642` is what people write for "on every address".
     let text = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    let address = text.parse().context("expected an address with a port, such as 127.0.0.1:9642, or off")?;
+    let address =
+        text.parse().context("expected an address with a port, such as 127.0.0.1:9642, or off")?;
     Ok(MetricsAddress(Some(address)))
 }
 
@@ -204,51 +203,42 @@ mod tests {
         args: AgentArgs,
     }
 
-    fn parse(arguments: &[&str]) -> Options {
-        let line = Line::try_parse_from([&["agent"], arguments].concat());
+    fn parse(text: &str) -> Options {
+        let line = Line::try_parse_from(["agent"].into_iter().chain(text.split_whitespace()));
         line.unwrap_or_else(|error| panic!("{error}")).args.options().unwrap()
     }
 
     #[test]
     fn defaults() {
-        assert_eq!(
-            parse(&["--node-name", "n"]),
-            Options {
-                node_name: "n".into(),
-                source: SourceOptions::Kubernetes { kubeconfig: None },
-                bpffs: "/sys/fs/bpf/netpol".into(),
-                run_dir: "/run/netpol".into(),
-                netns_dir: "/run/netns".into(),
-                metrics: Some("127.0.0.1:9642".parse().unwrap()),
-                keep_established: false,
-                check_source: true,
-                attach: AttachMode::Auto,
-                datapath_log: false,
-            }
-        );
+        let options = parse("--node-name n");
+        assert_eq!(options.node_name, "n");
+        assert_eq!((options.kubeconfig, options.manifests), (None, None));
+        assert_eq!(options.bpffs.to_str(), Some("/sys/fs/bpf/netpol"));
+        assert_eq!(options.run_dir.to_str(), Some("/run/netpol"));
+        assert_eq!(options.netns_dir.to_str(), Some("/run/netns"));
+        assert_eq!(options.metrics_address, Some("127.0.0.1:9642".parse().unwrap()));
+        assert_eq!(options.attach, AttachMode::Auto);
+        assert!(options.check_source && !options.keep_established && !options.datapath_log);
         assert!(!host_name().unwrap().is_empty());
     }
 
     #[test]
     fn every_flag_arrives() {
-        let text = "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
-                    --metrics-address off --established keep --attach clsact --source-check off \
-                    --datapath-log --log-format json";
-        assert_eq!(
-            parse(&text.split_whitespace().collect::<Vec<_>>()),
-            Options {
-                node_name: "n".into(),
-                source: SourceOptions::Manifests("m".into()),
-                bpffs: "b".into(),
-                run_dir: "r".into(),
-                netns_dir: "d".into(),
-                metrics: None,
-                keep_established: true,
-                check_source: false,
-                attach: AttachMode::Clsact,
-                datapath_log: true,
-            }
+        let options = parse(
+            "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
+             --metrics-address off --established keep --attach clsact --source-check off \
+             --datapath-log --log-format json",
         );
+        assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
+        assert_eq!(options.bpffs.to_str(), Some("b"));
+        assert_eq!(options.run_dir.to_str(), Some("r"));
+        assert_eq!(options.netns_dir.to_str(), Some("d"));
+        assert_eq!(options.metrics_address, None);
+        assert_eq!(options.attach, AttachMode::Clsact);
+        assert!(!options.check_source && options.keep_established && options.datapath_log);
+        let options = parse("--node-name n --kubeconfig k --attach tcx");
+        assert_eq!(options.kubeconfig.unwrap().to_str(), Some("k"));
+        assert_eq!(options.attach, AttachMode::Tcx);
     }
 
     #[test]

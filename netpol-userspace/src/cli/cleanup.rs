@@ -60,6 +60,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
             files.push(path);
         }
     }
+    // Of no interest to anyone: what the agent locks, and an unfinished state file.
+    for name in ["lock", "state.json.new"] {
+        remove(&run_dir.join(name))?;
+    }
     // Others may use the directory too.
     let _ = fs::remove_dir(run_dir);
     write!(out, "{}", text(&summary, &pins.bpffs, &files))?;

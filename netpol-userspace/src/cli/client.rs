@@ -83,11 +83,15 @@ fn agent_at(socket: &Path) -> String {
 
 /// One request on a connection of its own.
 async fn ask(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Status)> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request =
-        Request::builder().method(method).uri(path).header("host", "netpol").body(Empty::<Bytes>::new())?;
-    let exchange = async {
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "netpol")
+        .body(Empty::<Bytes>::new())?;
+    // Dropping the sender at the end of it lets the connection end.
+    let exchange = async move {
+        let mut sender = sender;
         let response = sender.send_request(request).await?;
         let code = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
@@ -97,13 +101,8 @@ async fn ask(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCo
         })?;
         anyhow::Ok((code, body.to_bytes()))
     };
-    // The connection makes progress only while it is polled; when it ends first, the exchange
-    // tells why.
-    let (_, exchanged) = tokio::join!(connection, async {
-        let exchanged = exchange.await;
-        drop(sender);
-        exchanged
-    });
+    // The connection makes progress only while it is polled; if it fails, the exchange says why.
+    let (_, exchanged) = tokio::join!(connection, exchange);
     let (code, body) = exchanged?;
     let status = serde_json::from_slice(&body).with_context(|| {
         let text = String::from_utf8_lossy(&body);

@@ -32,7 +32,11 @@ pub fn is_broken_pipe(error: &Error) -> bool {
 }
 
 fn io_kinds(error: &Error) -> impl Iterator<Item = ErrorKind> {
-    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(|io| io.kind())
+    error.chain().filter_map(|cause| match cause.downcast_ref::<serde_json::Error>() {
+        // It does not tell the I/O error it has as its cause.
+        Some(json) => json.io_error_kind(),
+        None => Some(cause.downcast_ref::<std::io::Error>()?.kind()),
+    })
 }
 
 #[cfg(test)]

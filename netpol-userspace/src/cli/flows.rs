@@ -48,7 +48,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
 }
 
 fn table(flows: &[Flow]) -> String {
-    let header = ["ENDPOINT", "PROTOCOL", "LOCAL", "REMOTE", "REMOTE POD", "OPENED", "STATE", "IDLE"];
+    let header =
+        ["ENDPOINT", "PROTOCOL", "LOCAL", "REMOTE", "REMOTE POD", "OPENED", "STATE", "IDLE"];
     output::table(header, flows.iter().map(row))
 }
 

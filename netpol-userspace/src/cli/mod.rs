@@ -5,12 +5,14 @@
 //! before a command asks for it.
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod agent;
+pub mod check;
 mod cleanup;
 mod client;
 mod completions;
@@ -54,6 +56,25 @@ enum Command {
     Rules(rules::Args),
     Flows(flows::Args),
     Monitor(monitor::Args),
+    /// Explain policies, and name what an API server would refuse
+    ///
+    /// Says in plain sentences what each policy does, what an API server would refuse and why,
+    /// and what is probably not meant. Needs no cluster and no agent. Reads files, directories
+    /// and, as `-`, standard input. Exit code 1 if something would be refused.
+    #[command(after_help = "\
+Examples:
+  netpol check policy.yaml
+  netpol check manifests/ -o json
+  kubectl get networkpolicy -A -o yaml | netpol check -")]
+    Check {
+        /// YAML or JSON files, directories of them, or - for standard input
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+
+        /// Output format
+        #[arg(short, long, value_enum, default_value_t)]
+        output: output::TextFormat,
+    },
     Cleanup(cleanup::Args),
     /// Try policies on real packets, without a cluster
     ///
@@ -101,6 +122,10 @@ fn run(command: Command) -> Result<bool> {
         Command::Rules(args) => rules::run(&args, &mut out),
         Command::Flows(args) => flows::run(&args, &mut out),
         Command::Monitor(args) => monitor::run(&args, &mut out),
+        Command::Check { files, output } => {
+            check::run(&files, output == output::TextFormat::Json, &mut out)
+                .map(|has_refusals| !has_refusals)
+        }
         Command::Cleanup(args) => cleanup::run(&args, &mut out),
         Command::Completions(args) => completions::run(&args, &mut out),
     };

@@ -1,20 +1,16 @@
 //! `netpol monitor`.
 
 use std::io::Write;
-use std::os::fd::AsFd as _;
 use std::time::{Duration, SystemTime};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
-use clap::ValueEnum;
 use netpol_common::layout::Reason;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::flows;
-use super::output::note;
+use super::output::{TextFormat, note};
 use super::places::Places;
 use crate::agent::state::state_path;
 use crate::datapath::monitor::Monitor;
@@ -50,19 +46,9 @@ pub struct Args {
     #[command(flatten)]
     places: Places,
 
-    /// Output format
+    /// Output format; json is one object per line
     #[arg(short, long, value_enum, default_value_t)]
-    output: LineFormat,
-}
-
-/// How events are shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum LineFormat {
-    /// One line for people
-    #[default]
-    Table,
-    /// One JSON object per line
-    Json,
+    output: TextFormat,
 }
 
 /// Shows events until interrupted.
@@ -99,8 +85,7 @@ async fn follow(mut monitor: Monitor, view: &mut View<'_>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut tick = interval(LEASE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let ring = monitor.as_fd().try_clone_to_owned().context("cannot watch the event ring")?;
-    let ring = AsyncFd::with_interest(ring, Interest::READABLE)?;
+    let arrivals = monitor.arrivals()?;
     note("waiting for dropped packets; Ctrl-C ends");
     let mut has_more = true;
     loop {
@@ -115,7 +100,7 @@ async fn follow(mut monitor: Monitor, view: &mut View<'_>) -> Result<()> {
             }
             // The kernel wakes a reader only when the ring was empty.
             () = std::future::ready(()), if has_more => {}
-            ready = ring.readable() => ready?.clear_ready(),
+            ready = arrivals.readable() => ready?.clear_ready(),
         }
         has_more = view.drain(&mut monitor)?;
     }
@@ -123,7 +108,7 @@ async fn follow(mut monitor: Monitor, view: &mut View<'_>) -> Result<()> {
 
 struct View<'a> {
     out: &'a mut dyn Write,
-    format: LineFormat,
+    format: TextFormat,
     /// `namespace/pod` of the only endpoint to show.
     wanted: Option<String>,
     names: FreshNames,
@@ -153,8 +138,8 @@ impl View<'_> {
 
     fn show(&mut self, event: &Event) -> Result<()> {
         match self.format {
-            LineFormat::Table => writeln!(self.out, "{}", line(event))?,
-            LineFormat::Json => {
+            TextFormat::Text => writeln!(self.out, "{}", line(event))?,
+            TextFormat::Json => {
                 serde_json::to_writer(&mut *self.out, event).map_err(std::io::Error::from)?;
                 writeln!(self.out)?;
             }
@@ -222,8 +207,7 @@ fn line(event: &Event) -> String {
         (None, 0) => format!("interface {}", event.ifindex),
         (None, id) => format!("endpoint #{id}"),
     };
-    let mut line =
-        format!("{time} {style}{:5}{style:#} {pod} {}", event.verdict, event.direction);
+    let mut line = format!("{time} {style}{:5}{style:#} {pod} {}", event.verdict, event.direction);
     if let (Some(protocol), Some(source), Some(destination)) =
         (&event.protocol, &event.source, &event.destination)
     {
@@ -275,6 +259,9 @@ mod tests {
             ..example(Reason::UnknownEndpoint, 0, 0)
         };
         let text = plain(&unknown);
-        assert!(text.starts_with("00:00:01.500 deny  interface 11 ingress: the interface"), "{text}");
+        assert!(
+            text.starts_with("00:00:01.500 deny  interface 11 ingress: the interface"),
+            "{text}"
+        );
     }
 }

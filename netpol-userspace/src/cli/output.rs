@@ -20,6 +20,17 @@ pub enum Format {
     Yaml,
 }
 
+/// How an answer that is no listing is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum TextFormat {
+    /// Sentences, for people
+    #[default]
+    #[value(alias = "table")]
+    Text,
+    /// JSON
+    Json,
+}
+
 /// Shows `value`; in table form by `table`.
 pub fn show<T: Serialize>(
     out: &mut dyn Write,

@@ -66,10 +66,13 @@ fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
     if side.allowed.is_empty() {
         push(text, "nothing is allowed");
     } else {
-        let rows = side.allowed.iter().map(|rule| {
-            [rule.peer.clone(), rule.ports.clone(), rule.policies.join(", ")]
-        });
-        output::table([peer, "PORTS", "ALLOWED BY"], rows).lines().for_each(|line| push(text, line));
+        let rows = side
+            .allowed
+            .iter()
+            .map(|rule| [rule.peer.clone(), rule.ports.clone(), rule.policies.join(", ")]);
+        output::table([peer, "PORTS", "ALLOWED BY"], rows)
+            .lines()
+            .for_each(|line| push(text, line));
     }
     if let Some(dropped) = &side.drops {
         push(text, &dropped_text(dropped));

@@ -278,6 +278,11 @@ impl Atoms {
         fresh
     }
 
+    /// Whether no pod can satisfy anything.
+    pub fn is_empty(&self) -> bool {
+        self.by_content.is_empty() && self.names.is_empty()
+    }
+
     /// How many atoms are live.
     pub fn len(&self) -> usize {
         self.by_content.len()

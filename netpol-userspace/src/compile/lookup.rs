@@ -38,12 +38,17 @@ impl Tables {
 
     /// The class of an address: that of the longest stored block containing it.
     pub fn class_of(&self, address: IpAddr) -> ClassId {
-        let full = IpNet::from(address);
-        (0..=full.prefix_len())
-            .rev()
-            .filter_map(|length| IpNet::new(address, length).ok())
-            .find_map(|block| self.classes.get(&block.trunc()).copied())
-            .unwrap_or(ClassId::NONE)
+        let mut upper = IpNet::from(address);
+        while let Some((block, &class)) = self.classes.range(..=upper).next_back() {
+            if block.contains(&address) {
+                return class;
+            }
+            // A block that contains the address and sorts before this one contains both, so it is
+            // no longer than what they have in common.
+            let Some(length) = n_common_bits(block.addr(), address) else { break };
+            upper = IpNet::new(address, length).expect("invariant: at most all bits").trunc();
+        }
+        ClassId::NONE
     }
 
     /// Carries out one step. Refuses one that breaks the rules of [`Step`], and says why.
@@ -90,4 +95,14 @@ impl Tables {
         }
         Ok(())
     }
+}
+
+/// With how many equal bits two addresses of one family start.
+fn n_common_bits(a: IpAddr, b: IpAddr) -> Option<u8> {
+    let n_bits = match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        _ => return None,
+    };
+    u8::try_from(n_bits).ok()
 }

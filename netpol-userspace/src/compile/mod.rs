@@ -18,6 +18,7 @@ mod ports;
 mod rows;
 mod sets;
 mod settle;
+mod strings;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,7 @@ pub use plan::{ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, SetId, Ste
 use rustc_hash::FxHashMap;
 
 use self::engine::{Engine, Touched};
+use self::strings::Strings;
 use crate::model::{Change, Cluster, Direction, ObjectName, Pod, Policy, Str};
 
 /// The compiler: the cluster, the local endpoints and everything derived from them.
@@ -37,6 +39,7 @@ pub struct Compiler {
     endpoints: BTreeMap<EndpointId, Endpoint>,
     endpoints_in: FxHashMap<Str, BTreeSet<EndpointId>>,
     engine: Engine,
+    strings: Strings,
     /// Endpoints with the closed set because set numbers ran out.
     unnumbered: BTreeSet<EndpointId>,
     /// Sets that are kept only because a former run used them.
@@ -83,6 +86,7 @@ impl Compiler {
             endpoints: BTreeMap::new(),
             endpoints_in: FxHashMap::default(),
             engine: Engine::new(last_set, last_class),
+            strings: Strings::default(),
             unnumbered: BTreeSet::new(),
             adopted: Vec::new(),
             reserved_sets: Vec::new(),
@@ -102,7 +106,10 @@ impl Compiler {
         let mut dirty = Dirty::default();
         for change in changes {
             match change {
-                Change::Pod(pod) => self.note_pod(pod.id.clone(), Change::Pod(pod), &mut dirty),
+                Change::Pod(mut pod) => {
+                    self.strings.share_pod(&mut pod);
+                    self.note_pod(pod.id.clone(), Change::Pod(pod), &mut dirty);
+                }
                 Change::PodGone(id, uid) => {
                     self.note_pod(id.clone(), Change::PodGone(id, uid), &mut dirty);
                 }
@@ -273,7 +280,10 @@ impl Compiler {
                 dirty.endpoints.insert(*endpoint);
             }
         }
-        dirty.touched.pods.insert(id);
+        // Atoms that do not exist yet will look at all pods by themselves.
+        if !self.engine.atoms.is_empty() {
+            dirty.touched.pods.insert(id);
+        }
     }
 
     /// Stores the change of a policy and notes the endpoints that it did or does select.

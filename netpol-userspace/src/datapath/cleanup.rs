@@ -9,7 +9,7 @@ use aya::programs::{ProgramInfo, TcAttachType};
 use netpol_common::layout::{self, names};
 
 use super::attach::{AttachMode, Attacher};
-use super::error::{DatapathError, bpf_error};
+use super::error::{DatapathError, io_error};
 use super::filters::filter_programs;
 use super::load::{EGRESS, INGRESS};
 use super::maps::open;
@@ -37,12 +37,16 @@ pub fn cleanup(
     let root = pins.links().with_file_name("");
     let _lock = if root.exists() && !is_forced { Some(pins.lock()?) } else { None };
     let mut interfaces = linked(&pins.links());
+    let attacher = Attacher::new(AttachMode::Tcx, pins);
+    for &ifindex in &interfaces {
+        attacher.detach(ifindex);
+    }
     let candidates: BTreeSet<u32> = ifindexes.into_iter().chain(known(pins)).collect();
     interfaces.extend(detach_filters(pins, candidates)?);
     Ok(Summary { interfaces, pins: pins.remove_all()? })
 }
 
-/// Interfaces with pinned links; removing the pins takes the programs off.
+/// Interfaces with pinned links.
 fn linked(links: &Path) -> BTreeSet<u32> {
     let entries = std::fs::read_dir(links).into_iter().flatten().flatten();
     entries
@@ -64,10 +68,7 @@ fn known(pins: &Pins) -> Vec<u32> {
         .collect()
 }
 
-fn detach_filters(
-    pins: &Pins,
-    candidates: BTreeSet<u32>,
-) -> Result<BTreeSet<u32>, DatapathError> {
+fn detach_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
     let ours: Vec<u32> = [INGRESS, EGRESS]
         .iter()
         .filter_map(|name| ProgramInfo::from_pin(pins.program(name)).ok())
@@ -79,7 +80,7 @@ fn detach_filters(
         let mut has_ours = false;
         for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
             let programs = filter_programs(ifindex, hook)
-                .map_err(super::error::io_error(format!("list filters of interface {ifindex}")))?;
+                .map_err(io_error(format!("list filters of interface {ifindex}")))?;
             has_ours |= programs.iter().any(|id| ours.contains(id));
         }
         if has_ours {

@@ -19,6 +19,7 @@ pub mod observe;
 mod pins;
 pub mod probe;
 mod reconcile;
+pub mod run;
 mod writer;
 
 pub use attach::AttachMode;

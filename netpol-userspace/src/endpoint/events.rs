@@ -1,7 +1,8 @@
 //! What wakes the watcher: netlink groups, the netns directory, and requests of the program.
 //!
 //! Every source may fall silent, overflow or miss something: events only say what to look at
-//! next, and what they are known to have lost makes the next look a thorough one.
+//! next, and what they are known to have lost makes the next look a thorough one. Must never pass
+//! on an event's content as knowledge.
 
 use std::collections::BTreeSet;
 use std::io;

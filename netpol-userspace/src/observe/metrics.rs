@@ -2,7 +2,9 @@
 //! when asked; nothing is counted twice. Must never write to the maps.
 
 use std::fmt;
+use std::time::Duration;
 
+use ipnet::IpNet;
 use netpol_common::layout::{self, Reason};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text;
@@ -12,39 +14,61 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::agent::state::{EndpointView, State};
-use crate::datapath::{DatapathError, Maps, observe};
+use crate::compile::Tables;
+use crate::datapath::{Maps, observe};
 use crate::model::Direction;
 
 /// Value of the `Content-Type` header to serve them with.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What only the running agent knows.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct AgentCounters {
-    /// Changes put in force since the agent started, each possibly of many objects.
+    /// Batches of changes put in force since the agent started.
     pub applies: u64,
-    /// Seconds spent on them, compiling and writing maps.
-    pub apply_seconds: f64,
-    /// Seconds the last one took.
-    pub last_apply_seconds: f64,
-    /// Steps or endpoints that could not be put in force since the agent started.
-    pub apply_failures: u64,
+    /// Time spent on them, compiling and writing maps.
+    pub apply_time: Duration,
+    /// Time the last one took.
+    pub last_apply: Duration,
+    /// Steps done in the maps since the agent started.
+    pub map_writes: u64,
+    /// What could not be put in force since the agent started, each attempt counted.
+    pub failures: u64,
     /// Attachments found missing and put back since the agent started.
     pub repaired_attachments: u64,
-    /// Interrupted watches, failed lists and unreadable files since the agent started.
-    pub source_failures: u64,
-    /// Policy sets in use.
-    pub policy_sets: u64,
-    /// Classes in use.
-    pub classes: u64,
-    /// Verdict rows in the map.
+    /// Sizes of the tables, once known.
+    pub tables: Option<TableSizes>,
+}
+
+/// Entries that the compiler wants in the maps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableSizes {
+    /// Verdict rows.
     pub rows: u64,
-    /// Exact addresses in the map.
+    /// Addresses with a class of their own.
     pub addresses: u64,
-    /// Blocks in the map.
+    /// Address blocks.
     pub blocks: u64,
-    /// Port intervals in the arena.
-    pub intervals: u64,
+}
+
+impl AgentCounters {
+    /// Counts a batch of changes that took this long.
+    pub fn record_apply(&mut self, time: Duration) {
+        self.applies += 1;
+        self.apply_time += time;
+        self.last_apply = time;
+    }
+
+    /// Notes the sizes of the tables.
+    pub fn record_tables(&mut self, tables: &Tables) {
+        let is_host = |block: &&IpNet| block.prefix_len() == block.max_prefix_len();
+        let addresses = tables.classes.keys().filter(is_host).count();
+        self.tables = Some(TableSizes {
+            rows: tables.rows.len() as u64,
+            addresses: addresses as u64,
+            blocks: (tables.classes.len() - addresses) as u64,
+        });
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,18 +119,25 @@ struct FlowTable {
 }
 
 /// All metrics as text.
-pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters) -> Result<String, DatapathError> {
-    let mut counted = Vec::new();
-    let directions = [Direction::Ingress, Direction::Egress];
-    for endpoint in &state.endpoints {
-        for direction in directions {
-            counted.push(read(maps, endpoint.id, &endpoint.namespace, &endpoint.pod, direction)?);
-        }
-    }
-    // Number 0 counts packets on interfaces that belong to no known endpoint.
-    for direction in directions {
-        counted.push(read(maps, 0, "", "", direction)?);
-    }
+pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters) -> String {
+    let known = state
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.id, endpoint.namespace.as_str(), endpoint.pod.as_str()))
+        // Number 0 counts packets on interfaces that belong to no known endpoint.
+        .chain([(0, "", "")]);
+    let counted: Vec<Counted<'_>> = known
+        .flat_map(|(id, namespace, pod)| {
+            [Direction::Ingress, Direction::Egress].map(|direction| {
+                // An absent series is better than no metrics at all, or a wrong number.
+                let counters = observe::counters(maps, id, direction)
+                    .inspect_err(|error| tracing::warn!(%error, endpoint = id, "no counters"))
+                    .ok()?;
+                Some(Counted { namespace, pod, direction, counters })
+            })
+        })
+        .flatten()
+        .collect();
     let flows = observe::flows(maps);
     let used4 = flows.iter().filter(|flow| flow.local.is_ipv4()).count() as u64;
     let slots = |buckets: usize| (buckets * netpol_common::flow::SLOTS) as u64;
@@ -114,18 +145,7 @@ pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters) -> Result<Strin
         used: [used4, flows.len() as u64 - used4],
         room: [slots(maps.flows4.len()), slots(maps.flows6.len())],
     };
-    Ok(text_of(state, extra, &counted, flow_table))
-}
-
-fn read<'a>(
-    maps: &Maps,
-    id: u16,
-    namespace: &'a str,
-    pod: &'a str,
-    direction: Direction,
-) -> Result<Counted<'a>, DatapathError> {
-    let counters = observe::counters(maps, id, direction)?;
-    Ok(Counted { namespace, pod, direction, counters })
+    text_of(state, extra, &counted, flow_table)
 }
 
 fn text_of(
@@ -187,26 +207,22 @@ fn add_node(registry: &mut Registry, state: &State) {
 fn add_agent(registry: &mut Registry, extra: &AgentCounters) {
     let mut counter = |name, help, value| registry.register(name, help, ConstCounter::new(value));
     counter("applies", "Batches of changes put in force", extra.applies);
-    counter("apply_failures", "Steps that could not be put in force", extra.apply_failures);
+    counter("map_writes", "Steps done in the maps", extra.map_writes);
+    counter("apply_failures", "What could not be put in force", extra.failures);
     counter(
         "repaired_attachments",
         "Attachments found missing and put back",
         extra.repaired_attachments,
     );
-    counter(
-        "source_failures",
-        "Interrupted watches, failed lists and unreadable files",
-        extra.source_failures,
-    );
     registry.register(
         "apply_duration_seconds",
         "Seconds spent on putting changes in force",
-        ConstCounter::new(extra.apply_seconds),
+        ConstCounter::new(extra.apply_time.as_secs_f64()),
     );
     registry.register(
         "last_apply_duration_seconds",
         "Seconds that the last batch of changes took",
-        ConstGauge::new(extra.last_apply_seconds),
+        ConstGauge::new(extra.last_apply.as_secs_f64()),
     );
 }
 
@@ -260,23 +276,29 @@ where
 fn add_tables(registry: &mut Registry, state: &State, extra: &AgentCounters, flows: FlowTable) {
     let entries = Family::<TableLabel, Gauge>::default();
     let limits = Family::<TableLabel, Gauge>::default();
+    let sizes = extra.tables;
     for (table, used, limit) in [
-        ("endpoints", state.endpoints.len() as u64, u64::from(layout::MAX_ENDPOINTS) - 1),
-        ("policy_sets", extra.policy_sets, u64::from(u16::MAX)),
-        ("rows", extra.rows, layout::MAX_ROWS.into()),
-        ("addresses", extra.addresses, layout::MAX_ADDRESSES.into()),
-        ("blocks", extra.blocks, layout::MAX_BLOCKS.into()),
-        ("intervals", extra.intervals, layout::MAX_INTERVALS.into()),
-        ("flows4", flows.used[0], flows.room[0]),
-        ("flows6", flows.used[1], flows.room[1]),
+        ("endpoints", Some(state.endpoints.len() as u64), u64::from(layout::MAX_ENDPOINTS) - 1),
+        ("policy_sets", Some(state.ids.sets.len() as u64), u64::from(u16::MAX)),
+        ("rows", sizes.map(|sizes| sizes.rows), layout::MAX_ROWS.into()),
+        ("addresses", sizes.map(|sizes| sizes.addresses), layout::MAX_ADDRESSES.into()),
+        ("blocks", sizes.map(|sizes| sizes.blocks), layout::MAX_BLOCKS.into()),
+        ("flows4", Some(flows.used[0]), flows.room[0]),
+        ("flows6", Some(flows.used[1]), flows.room[1]),
     ] {
         let label = TableLabel { table };
-        entries.get_or_create(&label).set(used as i64);
+        if let Some(used) = used {
+            entries.get_or_create(&label).set(used as i64);
+        }
         limits.get_or_create(&label).set(limit as i64);
     }
     registry.register("table_entries", "Entries in use", entries);
     registry.register("table_limit", "Entries there is room for", limits);
-    registry.register("classes", "Classes of addresses", ConstGauge::new(extra.classes as i64));
+    registry.register(
+        "classes",
+        "Classes of addresses",
+        ConstGauge::new(state.ids.classes.len() as i64),
+    );
 }
 
 #[cfg(test)]
@@ -292,8 +314,11 @@ mod tests {
         counters[Reason::EventLost as usize] = 2;
         let counted =
             [Counted { namespace: "shop", pod: "web", direction: Direction::Ingress, counters }];
-        let extra =
-            AgentCounters { applies: 3, apply_seconds: 0.25, rows: 9, ..Default::default() };
+        let mut extra = AgentCounters::default();
+        for milliseconds in [50, 200] {
+            extra.record_apply(Duration::from_millis(milliseconds));
+        }
+        extra.tables = Some(TableSizes { rows: 9, ..TableSizes::default() });
         text_of(&state, &extra, &counted, FlowTable { used: [1, 0], room: [64, 32] })
     }
 
@@ -306,8 +331,9 @@ mod tests {
             "netpol_isolated_endpoints{direction=\"ingress\"} 1",
             "netpol_isolated_endpoints{direction=\"egress\"} 0",
             "netpol_applied_revision 7",
-            "netpol_applies_total 3",
+            "netpol_applies_total 2",
             "netpol_apply_duration_seconds_total 0.25",
+            "netpol_last_apply_duration_seconds 0.2",
             "netpol_lost_events_total 2",
             "netpol_new_flows_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\"} 5",
             "netpol_dropped_packets_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\",reason=\"policy\"} 12",

@@ -76,9 +76,8 @@ impl Agents {
     /// Returns, with an error that says why, as soon as an agent has ended.
     pub async fn died(&mut self) -> anyhow::Error {
         let deaths = self.running.iter_mut().map(|agent| Box::pin(agent.died()));
-        match futures::future::select_all(deaths).await {
-            (error, _, _) => error,
-        }
+        let (error, _, _) = futures::future::select_all(deaths).await;
+        error
     }
 
     /// Ends the agents and waits for them.
@@ -165,6 +164,8 @@ async fn spawn(
                 .stdout(stdout)
                 .stderr(stderr)
                 .kill_on_drop(true)
+                // A Ctrl-C at the terminal is for the playground, which then ends its children.
+                .process_group(0)
                 .spawn()?;
             Ok(child)
         })

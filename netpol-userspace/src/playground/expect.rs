@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Pod;
 
-use super::plan::Host;
+use super::plan::{Host, Place};
 use super::pods::Port;
-use crate::model::Cluster;
+use crate::model::{Direction, ObjectName};
+use crate::reference::Reference;
 use crate::source::catalog::{Catalog, FileState, Files};
-use crate::source::{self, Event, parse};
+use crate::source::parse::{self, Key, Object};
 
 /// The expectations for one state of the manifests.
 #[derive(Debug)]
@@ -19,43 +21,76 @@ pub enum Expectations {
     /// No agents, no enforcement: everything passes.
     Everything,
     /// What the policies say.
-    Policies(Cluster),
+    Policies(Box<Policies>),
+}
+
+/// The evaluator and the pods to ask it about.
+#[derive(Debug)]
+pub struct Policies {
+    reference: Reference,
+    pods: BTreeMap<ObjectName, Pod>,
 }
 
 impl Expectations {
     /// From the manifests that the agents read.
     pub fn new(manifest: &str) -> Result<Self> {
         let contents = Arc::new(parse::file("manifests", manifest));
-        let files = Files::from([("manifests".to_owned(), FileState::Read(contents))]);
+        let files = Files::from([("manifests".to_owned(), FileState::Read(contents.clone()))]);
         let mut catalog = Catalog::default();
-        let mut cluster = Cluster::default();
-        for event in catalog.update(&files) {
-            if let Event::Changes(changes) = event {
-                for change in changes {
-                    cluster.apply(change);
+        catalog.update(&files);
+        refuse(catalog.problems())?;
+        let (mut namespaces, mut policies) = (Vec::new(), Vec::new());
+        let mut pods = BTreeMap::new();
+        for entry in &contents.entries {
+            match (&entry.object, &entry.key) {
+                (Some(Object::Namespace(raw, _)), _) => namespaces.push((**raw).clone()),
+                (Some(Object::Policy(raw, _)), _) => policies.push((**raw).clone()),
+                (Some(Object::Pod(raw, _)), Some(Key::Pod(id))) => {
+                    pods.insert(id.clone(), (**raw).clone());
                 }
+                _ => {}
             }
         }
-        refuse(catalog.problems())?;
-        Ok(Self::Policies(cluster))
+        let reference = Reference::new(namespaces, pods.values().cloned().collect(), policies);
+        Ok(Self::Policies(Box::new(Policies { reference, pods })))
     }
 
-    /// Whether this connection is allowed.
+    /// Whether this connection is allowed: by the client's egress policies if it is a pod, and by
+    /// the server's ingress policies if it is one.
     pub fn allows(
         &self,
-        _from: &Host,
-        _source: IpAddr,
-        _to: &Host,
-        _destination: IpAddr,
-        _port: &Port,
-    ) -> bool {
-        true
+        from: &Host,
+        source: IpAddr,
+        to: &Host,
+        destination: IpAddr,
+        port: &Port,
+    ) -> Result<bool> {
+        let Self::Policies(policies) = self else { return Ok(true) };
+        let (protocol, number) = (port.protocol.number(), port.number);
+        let judge = |direction, host: &Host, remote| {
+            let pod = policies.pods.get(&host.id);
+            let pod = pod.with_context(|| format!("{host} is not among the manifests"))?;
+            Ok::<bool, anyhow::Error>(
+                policies.reference.allows(direction, pod, remote, protocol, number),
+            )
+        };
+        let egress = match from.place {
+            Place::Pod(_) => judge(Direction::Egress, from, destination)?,
+            Place::HostNetwork(_) | Place::Outside => true,
+        };
+        let ingress = match (to.place, from.place) {
+            // A node always reaches its own pods.
+            (Place::Pod(node), Place::HostNetwork(own)) if node == own => true,
+            (Place::Pod(_), _) => judge(Direction::Ingress, to, source)?,
+            (Place::HostNetwork(_) | Place::Outside, _) => true,
+        };
+        Ok(egress && ingress)
     }
 }
 
 /// Refuses manifests in which anything cannot be used, with the agent's own words.
 pub fn refuse_problems(dir: &Path) -> Result<()> {
-    refuse(&source::load_dir(dir)?.problems.into_iter().collect())
+    refuse(&crate::source::load_dir(dir)?.problems.into_iter().collect())
 }
 
 fn refuse(problems: &BTreeMap<String, String>) -> Result<()> {

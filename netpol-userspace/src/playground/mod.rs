@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod agents;
+#[cfg(test)]
+mod examples_tests;
 mod expect;
 mod isolation;
 mod manifests;
@@ -18,6 +20,7 @@ mod outcome;
 mod plan;
 mod pods;
 mod probe;
+mod round;
 mod sctp;
 mod server;
 mod session;

@@ -211,3 +211,103 @@ fn ephemeral_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     32_768 + NEXT.fetch_add(1, Ordering::Relaxed) % 28_000
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    const SHORT: Patience = Patience {
+        blocked: Duration::from_millis(50),
+        allowed: Duration::from_secs(1),
+        at_once: 8,
+    };
+
+    /// A namespace with a loopback, an address that swallows everything, and a server on TCP and
+    /// UDP 80 that says `someone`.
+    async fn world() -> (tempfile::TempDir, Arc<Space>) {
+        let dir = tempfile::tempdir().unwrap();
+        let space = Arc::new(Space::create(dir.path(), "probe").unwrap());
+        let lines = [
+            "link set lo up",
+            "link add hole type veth peer name other",
+            "addr add 10.9.9.1/24 dev hole",
+            "link set hole up",
+            "link set other up",
+            "neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev hole nud permanent",
+        ];
+        space.ip(lines.map(str::to_owned).to_vec()).await.unwrap();
+        (dir, space)
+    }
+
+    fn probe(space: &Arc<Space>, to: &str, protocol: Protocol, expected: bool) -> Probe {
+        let destination: SocketAddr = to.parse().unwrap();
+        let source = if to.starts_with("127") { [127, 0, 0, 1] } else { [10, 9, 9, 1] };
+        let server = "a/b".to_owned();
+        let space = space.clone();
+        Probe { space, source: source.into(), destination, protocol, server, expected }
+    }
+
+    async fn observe(probes: Vec<Probe>) -> Vec<Observed> {
+        let answers = run_all(probes, SHORT, |_| {}).await.unwrap();
+        answers.into_iter().map(|answer| answer.observed).collect()
+    }
+
+    #[tokio::test]
+    async fn silence_and_refusal_are_told_apart() {
+        let (_dir, space) = world().await;
+        let probes = Protocol::ALL
+            .map(|protocol| probe(&space, "10.9.9.2:80", protocol, false))
+            .into_iter()
+            .chain([
+                probe(&space, "10.9.9.2:80", Protocol::Tcp, true),
+                probe(&space, "127.0.0.1:80", Protocol::Tcp, false),
+                probe(&space, "127.0.0.1:80", Protocol::Udp, true),
+            ]);
+        let expected = [
+            Observed::Blocked,
+            Observed::Blocked,
+            Observed::Blocked,
+            Observed::Blocked,
+            Observed::Refused,
+            Observed::Refused,
+        ];
+        assert_eq!(observe(probes.collect()).await, expected);
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_only_from_the_right_server() {
+        let (_dir, space) = world().await;
+        let listener =
+            space.run(|| Ok(sockets::tcp_listener("127.0.0.1:80".parse()?)?)).await.unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::io::AsyncWriteExt::write_all(&mut stream, b"a/other\n").await.unwrap();
+            }
+        });
+        let mut right = probe(&space, "127.0.0.1:80", Protocol::Tcp, true);
+        let wrong = right.clone();
+        right.server = "a/other".to_owned();
+        let seen = observe(vec![right, wrong]).await;
+        assert_eq!(seen[0], Observed::Allowed);
+        assert!(matches!(&seen[1], Observed::Error(m) if m.contains("a/other")), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_comes_late_is_found() {
+        let (_dir, space) = world().await;
+        let late = space.clone();
+        tokio::spawn(async move {
+            sleep(SHORT.allowed / 5).await;
+            let make = || Ok(sockets::udp("127.0.0.1:80".parse()?, None)?);
+            let socket = UdpSocket::from_std(late.run(make).await.unwrap()).unwrap();
+            let (_, client) = socket.recv_from(&mut [0; 8]).await.unwrap();
+            socket.send_to(b"a/b\n", client).await.unwrap();
+        });
+        let seen = observe(vec![probe(&space, "127.0.0.1:80", Protocol::Udp, true)]).await;
+        assert_eq!(seen, [Observed::Allowed]);
+    }
+}

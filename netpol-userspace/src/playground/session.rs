@@ -1,9 +1,9 @@
 //! One run: build, probe, show, and again on every change. Must never give up a good state for
 //! manifests with an error.
 
-use std::io::IsTerminal;
+use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -12,11 +12,10 @@ use super::expect::Expectations;
 use super::isolation::PrivateDir;
 use super::outcome::{self, Outcome, Summary};
 use super::plan::{Families, Host, Layout, Place, Planner};
-use super::probe::{self, Answer, Observed, Patience, Probe};
 use super::server::Servers;
 use super::watch::Watch;
 use super::wiring::Network;
-use super::{Options, Output, expect, manifests, matrix};
+use super::{Options, Output, expect, manifests, matrix, round};
 
 const DEFAULT_WIDTH: usize = 100;
 
@@ -93,7 +92,9 @@ impl<'a> Session<'a> {
             let agents = Agents::start(dir, &session.network, options.nodes).await?;
             session.agents = Some(agents);
             session.wait_in_force().await?;
-            session.explain();
+            if !options.once {
+                session.explain();
+            }
         }
         Ok(session)
     }
@@ -123,24 +124,13 @@ impl<'a> Session<'a> {
 
     /// Probes everything and shows it. Whether all was as expected.
     async fn round(&mut self, state: &State) -> Result<bool> {
+        let hosts = &state.layout.hosts;
         let outcomes = tokio::select! {
-            outcomes = probe_all(&self.network, state) => outcomes?,
+            outcomes = round::probe_all(&self.network, hosts, &state.expectations) => outcomes?,
             error = died(&mut self.agents) => return Err(error),
         };
-        let hosts = &state.layout.hosts;
-        let summary = Summary::of(&outcomes);
-        match self.options.output {
-            Output::Json => anstream::println!("{}", outcome::to_json(hosts, &outcomes)),
-            Output::Table => {
-                anstream::print!("{}", matrix::render(hosts, &outcomes, width()));
-                anstream::println!("{}", matrix::LEGEND);
-                for difference in outcome::differences(hosts, &outcomes) {
-                    anstream::println!("difference: {difference}");
-                }
-                anstream::println!("{summary}");
-            }
-        }
-        Ok(summary.differences == 0)
+        show(self.options.output, hosts, &outcomes).context("cannot write the results")?;
+        Ok(Summary::of(&outcomes).differences == 0)
     }
 
     /// Waits for a change that makes sense; what does not is reported and changes nothing.
@@ -210,131 +200,26 @@ fn write_manifest(dir: &PrivateDir, manifest: &str) -> Result<()> {
     write().with_context(|| format!("cannot write {}", name.display()))
 }
 
-/// Tries every pair and port; what is not as expected is looked at a second time.
-async fn probe_all(network: &Network, state: &State) -> Result<Vec<Outcome>> {
-    let begun = Instant::now();
-    let (mut outcomes, probes) = prepare(network, state)?;
-    let all: Vec<usize> = (0..probes.len()).collect();
-    let answers = look(&mut outcomes, &probes, &all, Patience::FIRST).await?;
-    again_if_slow(&mut outcomes, &probes, &answers).await?;
-    let differing: Vec<usize> =
-        all.into_iter().filter(|&index| outcomes[index].differs()).collect();
-    if !differing.is_empty() {
-        look(&mut outcomes, &probes, &differing, Patience::SECOND).await?;
-        let n_real = differing.iter().filter(|&&index| outcomes[index].differs()).count();
-        progress(&format!(
-            "{} probes were not as expected at first, {n_real} still are not",
-            differing.len()
-        ));
-    }
-    progress(&format!("{} probes in {}", probes.len(), seconds(begun)));
-    Ok(outcomes)
-}
-
-fn prepare(network: &Network, state: &State) -> Result<(Vec<Outcome>, Vec<Probe>)> {
-    let hosts = &state.layout.hosts;
-    let (mut outcomes, mut probes) = (Vec::new(), Vec::new());
-    for (from, client) in hosts.iter().enumerate() {
-        for (to, server) in hosts.iter().enumerate() {
-            if client.place == Place::Outside && server.place == Place::Outside {
-                continue;
+fn show(output: Output, hosts: &[Host], outcomes: &[Outcome]) -> std::io::Result<()> {
+    let mut stdout = anstream::stdout().lock();
+    match output {
+        Output::Json => writeln!(stdout, "{}", outcome::to_json(hosts, outcomes))?,
+        Output::Table => {
+            write!(stdout, "{}", matrix::render(hosts, outcomes, width()))?;
+            writeln!(stdout, "{}", matrix::LEGEND)?;
+            for difference in outcome::differences(hosts, outcomes) {
+                writeln!(stdout, "difference: {difference}")?;
             }
-            for (source, destination) in address_pairs(client, server) {
-                for port in &server.ports {
-                    let expected =
-                        state.expectations.allows(client, source, server, destination, port);
-                    let observed = Observed::Blocked;
-                    let port = port.clone();
-                    probes.push(Probe {
-                        space: network.space(client)?.clone(),
-                        source,
-                        destination: (destination, port.number).into(),
-                        protocol: port.protocol,
-                        server: server.to_string(),
-                        expected,
-                    });
-                    outcomes.push(Outcome {
-                        from,
-                        to,
-                        source,
-                        destination,
-                        port,
-                        expected,
-                        observed,
-                    });
-                }
-            }
+            writeln!(stdout, "{}", Summary::of(outcomes))?;
         }
     }
-    Ok((outcomes, probes))
-}
-
-/// One pair for each family that both have.
-fn address_pairs(
-    client: &Host,
-    server: &Host,
-) -> impl Iterator<Item = (std::net::IpAddr, std::net::IpAddr)> {
-    client.addresses.iter().flat_map(|&source| {
-        let same = move |address: &&std::net::IpAddr| address.is_ipv4() == source.is_ipv4();
-        server.addresses.iter().filter(same).map(move |&destination| (source, destination))
-    })
-}
-
-/// Tries the chosen probes and writes down what they saw.
-async fn look(
-    outcomes: &mut [Outcome],
-    probes: &[Probe],
-    chosen: &[usize],
-    patience: Patience,
-) -> Result<Vec<Answer>> {
-    let total = chosen.len();
-    let show = std::io::stderr().is_terminal();
-    let count = move |done: usize| {
-        if show && (done.is_multiple_of(50) || done == total) {
-            eprint!("\rprobing {done}/{total}{}", if done == total { "\r\x1b[K" } else { "" });
-        }
-    };
-    let selected = chosen.iter().map(|&index| probes[index].clone()).collect();
-    let answers = probe::run_all(selected, patience, count).await?;
-    for (&index, answer) in chosen.iter().zip(&answers) {
-        outcomes[index].observed = answer.observed.clone();
-    }
-    Ok(answers)
-}
-
-/// On a machine where answers came late, silence may have been lateness: it is tried again with
-/// time enough for the slowest answer seen.
-async fn again_if_slow(
-    outcomes: &mut [Outcome],
-    probes: &[Probe],
-    answers: &[Answer],
-) -> Result<()> {
-    let answered = answers.iter().filter(|answer| answer.observed == Observed::Allowed);
-    let slowest = answered.map(|answer| answer.took).max().unwrap_or(Duration::ZERO);
-    if slowest <= Patience::FIRST.blocked / 2 {
-        return Ok(());
-    }
-    let silent: Vec<usize> = (0..outcomes.len())
-        .filter(|&index| !outcomes[index].expected && outcomes[index].observed == Observed::Blocked)
-        .collect();
-    if silent.is_empty() {
-        return Ok(());
-    }
-    progress(&format!(
-        "answers took up to {} ms: looking again at {} silent connections",
-        slowest.as_millis(),
-        silent.len()
-    ));
-    let patience =
-        Patience { blocked: slowest * 4, at_once: Patience::FIRST.at_once / 2, ..Patience::FIRST };
-    look(outcomes, probes, &silent, patience).await?;
-    Ok(())
+    stdout.flush()
 }
 
 fn described(options: &Options, state: &State) -> String {
     let n_outside = state.layout.hosts.iter().filter(|host| host.place == Place::Outside).count();
     format!(
-        "{} pods on {} nodes ({:?}), {n_outside} hosts outside",
+        "{} pods on {} nodes ({:?}), {n_outside} outside",
         state.layout.hosts.len() - n_outside,
         options.nodes,
         options.cni
@@ -342,16 +227,20 @@ fn described(options: &Options, state: &State) -> String {
     .to_lowercase()
 }
 
-fn progress(message: &str) {
-    anstream::eprintln!("playground: {message}");
+/// Says on stderr what is going on.
+pub fn progress(message: &str) {
+    // Nobody may be left to read it; that is no reason to stop.
+    let _ = writeln!(anstream::stderr(), "playground: {message}");
 }
 
-fn seconds(since: Instant) -> String {
+/// Time since then, for people.
+pub fn seconds(since: Instant) -> String {
     format!("{:.1} s", since.elapsed().as_secs_f64())
 }
 
 /// Of the terminal, or as wide as most are.
 fn width() -> usize {
     let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    asked.unwrap_or(DEFAULT_WIDTH)
+    let terminal = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    asked.or_else(terminal).unwrap_or(DEFAULT_WIDTH)
 }

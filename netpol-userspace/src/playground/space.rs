@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -89,6 +90,7 @@ fn ip_batch(lines: &[String]) -> Result<()> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .context("cannot run `ip`: install the package iproute2")?;
     let mut input = child.stdin.take().context("invariant: stdin is a pipe")?;

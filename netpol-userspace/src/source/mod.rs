@@ -9,16 +9,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::model::Change;
 
+pub mod advice;
 pub mod catalog;
 pub mod convert;
 pub mod directory;
+pub mod explain;
+pub mod kubernetes;
 pub mod manifests;
 
 pub mod parse;
 pub mod schema;
+pub mod slim;
 pub mod validate;
 
 pub use directory::{Loaded, load_dir};
+pub use kubernetes::spawn_kubernetes;
 pub use manifests::spawn_manifests;
 
 /// What a source tells the agent.

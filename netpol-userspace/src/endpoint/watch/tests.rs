@@ -10,6 +10,7 @@ use endpoint_lab::{Lab, Process, connect, ip, ip_in, is_complete, named, wait_fo
 use super::*;
 use crate::endpoint::Interface;
 use crate::endpoint::events::Directory;
+use crate::endpoint::netlink::{Link, Rtnl};
 use crate::netns::Netns;
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -195,7 +196,8 @@ fn an_interface_of_an_ending_namespace_stays_until_it_is_deleted() {
     let before = scanner.interfaces().remove(0);
     // What the kernel says of an ending namespace, before it deletes the links in it.
     let changes = Changes { deleted_nsids: BTreeSet::from([before.nsid]), ..Changes::default() };
-    scanner.scan(&changes, &Scope::default());
+    let peers = BTreeSet::from([before.ifindex]);
+    scanner.scan(&changes, &Scope { peers, ..Scope::default() });
     let ending = scanner.interfaces().remove(0);
     assert!(ending.nsid < 0);
     let expected = Interface { nsid: ending.nsid, netns: None, ..before };
@@ -207,6 +209,24 @@ fn an_interface_of_an_ending_namespace_stays_until_it_is_deleted() {
     let after = scanner.interfaces();
     assert_eq!(after.len(), 2);
     assert!(after.iter().all(|interface| interface.nsid >= 0 && interface.netns.is_some()));
+}
+
+#[test]
+fn a_peer_refers_back_to_its_link() {
+    let lab = Lab::new();
+    let node = lab.node("node");
+    for name in ["v1", "v2"] {
+        connect(&node, name, &lab.pod(name), &["10.1.0.5/32"]);
+    }
+    let mut rtnl = node.run(Rtnl::open).unwrap().unwrap();
+    let links = rtnl.links().unwrap();
+    let [one, two] = links.as_slice() else { panic!("{links:?}") };
+    assert_eq!(one.peer_ifindex, two.peer_ifindex, "the test is about pods that look the same");
+    assert!(rtnl.peer(one).unwrap().is_some());
+    assert!(rtnl.peer(two).unwrap().is_some());
+    // As if the id of the one had come to mean the other's namespace.
+    let mixed_up = Link { nsid: two.nsid, ..one.clone() };
+    assert_eq!(rtnl.peer(&mixed_up).unwrap(), None);
 }
 
 #[test]

@@ -1,0 +1,212 @@
+//! The source behind a kubeconfig or a service account: watches of the API server, folded
+//! straight into changes. Must never hold whole objects, and never take "cannot ask" for "is
+//! gone": only a complete list or a delete event removes anything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::{BoxStream, SelectAll};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use tokio::sync::{Notify, mpsc};
+
+use super::slim::{GuardedPolicy, SlimNamespace, SlimPod};
+use super::{Event, Handle};
+
+mod barrier;
+mod observed;
+mod seen;
+mod tracker;
+
+use barrier::Barrier;
+use seen::{Kind, Seen};
+use tracker::Tracker;
+
+/// How long a barrier may take before it is given up.
+const BARRIER_LIMIT: Duration = Duration::from_secs(30);
+/// How many changes are sent together at most.
+const BATCH: usize = 512;
+
+/// Watches the cluster behind `client`, for the agent of node `node_name`. Needs a tokio runtime.
+pub fn spawn_kubernetes(
+    client: Client,
+    node_name: impl AsRef<str>,
+    tx: mpsc::Sender<Event>,
+) -> Handle {
+    spawn_with_limit(client, node_name.as_ref(), tx, BARRIER_LIMIT)
+}
+
+/// As [`spawn_kubernetes`], with another time limit for barriers.
+pub fn spawn_with_limit(
+    client: Client,
+    node_name: &str,
+    tx: mpsc::Sender<Event>,
+    barrier_limit: Duration,
+) -> Handle {
+    let (asked, bell) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+    let source = Source {
+        trackers: Kind::ALL.map(|kind| Tracker::new(kind, node_name)),
+        barrier: Barrier::new(client.clone(), node_name, barrier_limit),
+        asked: asked.clone(),
+        out: Out { tx, events: VecDeque::new(), problems: BTreeMap::new() },
+        synced: false,
+    };
+    let task = tokio::spawn(source.run(client, bell.clone()));
+    Handle::new(asked, move || bell.notify_one(), move || task.abort())
+}
+
+/// A watch event of any kind of object.
+enum Input {
+    Init,
+    InitApply(Seen),
+    InitDone,
+    Apply(Seen),
+    Delete(Seen),
+    /// The API server has accepted a watch: whatever was wrong with it is over.
+    Watching,
+    Failed(watcher::Error),
+}
+
+/// What goes to the agent: events in order, problems only when they are news.
+struct Out {
+    tx: mpsc::Sender<Event>,
+    events: VecDeque<Event>,
+    problems: BTreeMap<String, String>,
+}
+
+impl Out {
+    fn change(&mut self, change: crate::model::Change) {
+        match self.events.back_mut() {
+            Some(Event::Changes(changes)) if changes.len() < BATCH => changes.push(change),
+            _ => self.events.push_back(Event::Changes(vec![change])),
+        }
+    }
+
+    fn problem(&mut self, object: String, message: String) {
+        if self.problems.get(&object) != Some(&message) {
+            self.problems.insert(object.clone(), message.clone());
+            self.events.push_back(Event::Problem { object, message });
+        }
+    }
+
+    fn resolved(&mut self, object: &str) {
+        if self.problems.remove(object).is_some() {
+            self.events.push_back(Event::Resolved { object: object.to_owned() });
+        }
+    }
+
+    /// Sends what has gathered. False if nobody listens any more.
+    async fn flush(&mut self) -> bool {
+        while let Some(event) = self.events.pop_front() {
+            if self.tx.send(event).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+struct Source {
+    trackers: [Tracker; 3],
+    barrier: Barrier,
+    asked: Arc<AtomicU64>,
+    out: Out,
+    synced: bool,
+}
+
+type Inputs = BoxStream<'static, (Kind, Input)>;
+
+impl Source {
+    async fn run(mut self, client: Client, bell: Arc<Notify>) {
+        let (client, accepted) = observed::observe(client);
+        let accepted = futures::stream::unfold(accepted, |mut accepted| async {
+            let kind = accepted.recv().await?;
+            Some(((kind, Input::Watching), accepted))
+        });
+        let watches = Kind::ALL.map(|kind| watch(kind, client.clone()));
+        let mut all = SelectAll::new();
+        all.extend(watches);
+        all.push(accepted.boxed());
+        let mut inputs = all.ready_chunks(BATCH);
+        loop {
+            if !self.out.flush().await {
+                return;
+            }
+            tokio::select! {
+                chunk = inputs.next() => {
+                    for (kind, input) in chunk.into_iter().flatten() {
+                        self.take(kind, input);
+                    }
+                }
+                () = bell.notified() => {}
+                () = self.barrier.progress() => {}
+            }
+            if !self.synced && self.trackers.iter().all(Tracker::is_synced) {
+                self.synced = true;
+                self.out.events.push_back(Event::Synced);
+            }
+            let asked = self.asked.load(Ordering::SeqCst);
+            self.barrier.step(asked, &mut self.trackers, &mut self.out);
+        }
+    }
+
+    fn take(&mut self, kind: Kind, input: Input) {
+        let tracker = &mut self.trackers[kind as usize];
+        let watch = format!("watch {}", kind.resource());
+        match input {
+            Input::Init => tracker.list_begins(),
+            Input::InitApply(seen) | Input::Apply(seen) => tracker.exists(seen, &mut self.out),
+            Input::InitDone => tracker.list_ends(&mut self.out),
+            Input::Delete(seen) => tracker.is_gone(&seen, &mut self.out),
+            Input::Watching => self.out.resolved(&watch),
+            Input::Failed(error) => {
+                if let Some(message) = observed::explain(kind, &error) {
+                    self.out.problem(watch, message);
+                }
+            }
+        }
+    }
+}
+
+/// All objects of a kind, for ever.
+fn watch(kind: Kind, client: Client) -> Inputs {
+    match kind {
+        Kind::Namespace => watch_as::<SlimNamespace>(kind, client),
+        Kind::Pod => watch_as::<SlimPod>(kind, client),
+        Kind::Policy => watch_as::<GuardedPolicy>(kind, client),
+    }
+}
+
+fn watch_as<K>(kind: Kind, client: Client) -> Inputs
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+    K: serde::de::DeserializeOwned + Into<Seen>,
+{
+    // Outside the watcher: a watch that the server refuses to begin where it ended (410 as the
+    // answer itself, not as an event in it) must begin anew, which the watcher does not do.
+    let rounds = futures::stream::repeat_with(move || {
+        let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+        stream.default_backoff().scan(false, |over, event| {
+            let next = (!*over).then_some(event);
+            *over = matches!(&next, Some(Err(error)) if observed::is_refused_resume(error));
+            std::future::ready(next)
+        })
+    });
+    rounds
+        .flatten()
+        .map(move |event| {
+            let input = match event {
+                Ok(watcher::Event::Init) => Input::Init,
+                Ok(watcher::Event::InitApply(object)) => Input::InitApply(object.into()),
+                Ok(watcher::Event::InitDone) => Input::InitDone,
+                Ok(watcher::Event::Apply(object)) => Input::Apply(object.into()),
+                Ok(watcher::Event::Delete(object)) => Input::Delete(object.into()),
+                Err(error) => Input::Failed(error),
+            };
+            (kind, input)
+        })
+        .boxed()
+}

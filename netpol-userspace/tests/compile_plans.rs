@@ -1,0 +1,370 @@
+//! What plans contain and leave out, what survives a restart, and what happens at the limits.
+
+mod compile_support;
+
+use compile_support::{judge, name, namespace, pod, policy};
+use compile_support::{put_namespace, put_pod, put_policy};
+use netpol_userspace::compile::{
+    ClassId, Compiler, EndpointId, EndpointSets, Plan, Problem, RuleView, SetId, Step, Tables,
+};
+use netpol_userspace::model::{Change, Direction};
+
+const ONE: EndpointId = EndpointId(1);
+const TWO: EndpointId = EndpointId(2);
+
+const DENY: &str = r#"{"podSelector": {"matchLabels": {"app": "a"}}}"#;
+const FROM_B: &str = r#"{"podSelector": {"matchLabels": {"app": "a"}},
+    "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "b"}}}],
+                 "ports": [{"port": 80}]}]}"#;
+const FROM_B_MORE: &str = r#"{"podSelector": {"matchLabels": {"app": "a"}},
+    "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "b"}}}],
+                 "ports": [{"port": 80, "endPort": 90}]}]}"#;
+const FROM_C: &str = r#"{"podSelector": {"matchLabels": {"app": "a"}},
+    "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "c"}}}]}]}"#;
+const FROM_ALL: &str = r#"{"podSelector": {"matchLabels": {"app": "a"}}, "ingress": [{}]}"#;
+
+/// Two endpoints, x/a1 and x/a2, with equal labels, and two other pods; `spec` as policy x/p.
+fn compiler(spec: &str) -> Compiler {
+    let mut compiler = Compiler::new();
+    compiler.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+        put_pod(&pod("x/a2", "app=a", "10.0.0.2", "")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.3", "")),
+        put_pod(&pod("x/c", "app=c", "10.0.0.4", "")),
+        put_policy(&policy("x/p", spec)),
+    ]);
+    compiler.set_endpoints([(ONE, name("x/a1")), (TWO, name("x/a2"))]);
+    compiler
+}
+
+fn rejudged(plan: &Plan) -> Vec<EndpointId> {
+    let lists = plan.iter().filter_map(|step| match step {
+        Step::Rejudge(endpoints) => Some(endpoints.clone()),
+        _ => None,
+    });
+    lists.flatten().collect()
+}
+
+fn carry_out(plan: &Plan, tables: &mut Tables) {
+    for step in plan {
+        tables.take_step(step).expect("a step within the rules");
+    }
+}
+
+#[test]
+fn equal_endpoints_share_a_set_and_rows() {
+    let tables = compiler(FROM_B).tables();
+    assert_eq!(tables.endpoints[&ONE], tables.endpoints[&TWO]);
+    assert_ne!(tables.endpoints[&ONE].ingress, SetId::NONE);
+    assert_eq!(tables.endpoints[&ONE].egress, SetId::NONE);
+    assert_eq!(tables.rows.len(), 1);
+    assert_eq!(tables.classes.len(), 1, "only pod b can be told from the others");
+}
+
+#[test]
+fn an_isolated_endpoint_without_rules_has_a_set_without_rows() {
+    let tables = compiler(DENY).tables();
+    assert_ne!(tables.endpoints[&ONE].ingress, SetId::NONE);
+    assert!(tables.rows.is_empty() && tables.classes.is_empty());
+    assert!(!judge(&compiler(DENY), 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
+}
+
+#[test]
+fn nobody_is_judged_again_when_nothing_is_taken_away() {
+    for (from, to) in [(DENY, FROM_B), (FROM_B, FROM_B_MORE), (FROM_C, FROM_ALL), (DENY, FROM_ALL)]
+    {
+        let mut compiler = compiler(from);
+        let plan = compiler.apply(put_policy(&policy("x/p", to)));
+        assert_eq!(rejudged(&plan), [], "{from} -> {to}");
+        let plan = compiler.apply(put_policy(&policy("x/p", from)));
+        assert_eq!(rejudged(&plan), [ONE, TWO], "{to} -> {from}");
+    }
+}
+
+#[test]
+fn isolation_begins_with_a_new_judgement_and_ends_without() {
+    let mut compiler = compiler(DENY);
+    let plan = compiler.apply(Change::PolicyGone(name("x/p")));
+    let open = EndpointSets { ingress: SetId::NONE, egress: SetId::NONE };
+    assert_eq!(plan, [Step::SetEndpoint(ONE, open), Step::SetEndpoint(TWO, open)]);
+    let plan = compiler.apply(put_policy(&policy("x/p", DENY)));
+    assert_eq!(rejudged(&plan), [ONE, TWO]);
+    // A policy that isolates and allows everything takes nothing away.
+    compiler.apply(Change::PolicyGone(name("x/p")));
+    let plan = compiler.apply(put_policy(&policy("x/p", FROM_ALL)));
+    assert_eq!(rejudged(&plan), []);
+}
+
+#[test]
+fn a_pod_that_loses_its_label_or_goes_is_judged_again() {
+    let changes = [
+        put_pod(&pod("x/b", "app=d", "10.0.0.3", "")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.30", "")),
+        Change::PodGone(name("x/b"), None),
+    ];
+    for change in changes {
+        let mut compiler = compiler(FROM_B);
+        let plan = compiler.apply(change.clone());
+        assert_eq!(rejudged(&plan), [ONE, TWO], "{change:?}");
+        assert!(!judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
+    }
+}
+
+#[test]
+fn a_late_delete_of_a_former_pod_changes_nothing() {
+    let mut compiler = compiler(FROM_B);
+    assert_eq!(compiler.apply(Change::PodGone(name("x/b"), Some("former".into()))), []);
+}
+
+#[test]
+fn what_no_local_policy_mentions_makes_no_plan() {
+    let mut compiler = compiler(FROM_B);
+    let changes = [
+        put_pod(&pod("x/d", "app=d", "10.0.0.9", "web=TCP:80")),
+        put_pod(&pod("x/c", "app=c,more=labels", "10.0.0.4", "")),
+        put_policy(&policy("x/other", r#"{"podSelector": {"matchLabels": {"app": "z"}}}"#)),
+        put_policy(&policy("y/other", r#"{"ingress": [{"from": [{"namespaceSelector": {}}]}]}"#)),
+        put_namespace(&namespace("x", "team=red")),
+        // The same again, and what was never there.
+        put_policy(&policy("x/p", FROM_B)),
+        Change::PolicyGone(name("x/never")),
+        Change::PodGone(name("x/never"), None),
+    ];
+    for change in changes {
+        assert_eq!(compiler.apply(change.clone()), [], "{change:?}");
+    }
+}
+
+#[test]
+fn a_pod_deleted_by_force_is_enforced_until_its_endpoint_goes() {
+    let mut compiler = compiler(FROM_B);
+    assert_eq!(compiler.apply(Change::PodGone(name("x/a1"), None)), []);
+    assert!(!judge(&compiler, 1, Direction::Ingress, "10.0.0.4", "tcp:80"));
+    compiler.apply(put_policy(&policy("x/p", FROM_C)));
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.4", "tcp:80"));
+    assert_eq!(compiler.endpoint_policies(ONE, Direction::Ingress), [name("x/p")]);
+    compiler.remove_endpoint(ONE);
+    assert!(!compiler.tables().endpoints.contains_key(&ONE));
+}
+
+#[test]
+fn an_endpoint_of_a_pod_not_yet_known_is_isolated_once_it_is() {
+    let mut compiler = compiler(DENY);
+    compiler.set_endpoint(EndpointId(3), name("x/new"));
+    assert!(judge(&compiler, 3, Direction::Ingress, "10.0.0.4", "tcp:80"));
+    let plan = compiler.apply(put_pod(&pod("x/new", "app=a", "10.0.0.7", "")));
+    assert_eq!(rejudged(&plan), [EndpointId(3)]);
+    assert!(!judge(&compiler, 3, Direction::Ingress, "10.0.0.4", "tcp:80"));
+}
+
+#[test]
+fn an_endpoint_can_become_another_pods() {
+    let mut compiler = compiler(DENY);
+    compiler.set_endpoint(ONE, name("x/b"));
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.4", "tcp:80"));
+    compiler.set_endpoint(ONE, name("x/a1"));
+    assert!(!judge(&compiler, 1, Direction::Ingress, "10.0.0.4", "tcp:80"));
+}
+
+/// After a restart with the same objects the datapath has nothing to do, in whatever order they
+/// come.
+#[test]
+fn a_restart_finds_the_same_numbers() {
+    let mut before = compiler(FROM_B);
+    // Numbers that a fresh compiler would give differently.
+    before.apply(put_policy(&policy("x/p", FROM_C)));
+    before.apply(put_policy(&policy("x/q", FROM_B)));
+    let text = serde_json::to_string(&before.export_ids()).expect("serializable");
+
+    let mut after = Compiler::new();
+    after.adopt(&serde_json::from_str(&text).expect("readable"));
+    after.apply_all([
+        put_policy(&policy("x/q", FROM_B)),
+        put_policy(&policy("x/p", FROM_C)),
+        put_pod(&pod("x/c", "app=c", "10.0.0.4", "")),
+        put_pod(&pod("x/a2", "app=a", "10.0.0.2", "")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.3", "")),
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+    ]);
+    after.set_endpoint(TWO, name("x/a2"));
+    after.set_endpoint(ONE, name("x/a1"));
+    assert_eq!(after.tables(), before.tables());
+    assert_eq!(after.forget_adopted(), []);
+    assert_eq!(after.tables(), before.tables());
+}
+
+/// Objects changed while the agent was away: what the endpoints still use keeps its meaning until
+/// they are switched.
+#[test]
+fn a_restart_into_another_world_keeps_old_sets_whole() {
+    let before = compiler(FROM_B);
+    let old = before.tables();
+    let mut after = Compiler::new();
+    after.adopt(&before.export_ids());
+    after.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+        put_pod(&pod("x/a2", "app=a", "10.0.0.2", "")),
+        // Pod b has another address, and the policy is about pod c now.
+        put_pod(&pod("x/b", "app=b", "10.0.0.5", "")),
+        put_pod(&pod("x/c", "app=c", "10.0.0.4", "")),
+        put_policy(&policy("x/p", FROM_C)),
+    ]);
+    after.set_endpoints([(ONE, name("x/a1")), (TWO, name("x/a2"))]);
+    let new = after.tables();
+    let old_set = old.endpoints[&ONE].ingress;
+    assert_ne!(new.endpoints[&ONE].ingress, old_set, "the old number means the old content");
+
+    // What the datapath holds after it took over rows and addresses, but no endpoint yet.
+    let between = Tables { endpoints: old.endpoints.clone(), ..new.clone() };
+    let ask = |tables: &Tables, remote: &str| {
+        tables.judge(ONE, Direction::Ingress, remote.parse().expect("an address"), 6, 80)
+    };
+    assert!(ask(&between, "10.0.0.5"), "the old policy on the new pods");
+    assert!(!ask(&between, "10.0.0.4"));
+    assert!(ask(&new, "10.0.0.4") && !ask(&new, "10.0.0.5"));
+
+    let mut tables = new.clone();
+    carry_out(&after.forget_adopted(), &mut tables);
+    assert_eq!(tables, after.tables());
+    assert!(tables.rows.keys().all(|(set, _)| *set != old_set));
+    assert!(ask(&tables, "10.0.0.4") && !ask(&tables, "10.0.0.5"));
+}
+
+#[test]
+fn numbers_of_a_former_run_that_cannot_be_read_are_left_alone() {
+    let mut ids = compiler(FROM_B).export_ids();
+    ids.sets = [("of another version".to_owned(), 2)].into();
+    ids.classes = [("of another version".to_owned(), 2)].into();
+    (ids.next_set, ids.next_class) = (2, 2);
+    let mut after = Compiler::new();
+    after.adopt(&ids);
+    after.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.3", "")),
+        put_policy(&policy("x/p", FROM_B)),
+    ]);
+    after.set_endpoint(ONE, name("x/a1"));
+    let tables = after.tables();
+    assert!(tables.rows.keys().all(|(set, class)| *set != SetId(2) && *class != ClassId(2)));
+    assert!(!tables.rows.is_empty());
+    assert_eq!(after.forget_adopted(), []);
+}
+
+#[test]
+fn a_freed_number_is_not_given_out_at_once() {
+    let mut compiler = compiler(FROM_B);
+    let mut seen = vec![compiler.tables().endpoints[&ONE].ingress];
+    for spec in [FROM_C, FROM_ALL, FROM_B_MORE, FROM_B] {
+        compiler.apply(put_policy(&policy("x/p", spec)));
+        let set = compiler.tables().endpoints[&ONE].ingress;
+        assert!(!seen.contains(&set), "{set:?} again after {seen:?}");
+        seen.push(set);
+    }
+}
+
+#[test]
+fn without_set_numbers_endpoints_are_closed_and_reported() {
+    let mut compiler = Compiler::with_limits(2, 100);
+    compiler.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.3", "")),
+        put_policy(&policy("x/p", FROM_B)),
+        put_policy(&policy(
+            "x/q",
+            r#"{"podSelector": {"matchLabels": {"app": "b"}},
+            "ingress": [{}]}"#,
+        )),
+    ]);
+    compiler.set_endpoint(ONE, name("x/a1"));
+    assert_eq!(compiler.problems(), []);
+    compiler.set_endpoint(TWO, name("x/b"));
+    assert_eq!(compiler.problems(), [Problem::SetsExhausted(vec![name("x/b")])]);
+    assert!(!judge(&compiler, 2, Direction::Ingress, "10.0.0.1", "tcp:80"));
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"), "others keep theirs");
+    // A number that becomes free is used at the next occasion.
+    compiler.remove_endpoint(ONE);
+    compiler.apply_all([]);
+    assert_eq!(compiler.problems(), []);
+    assert!(judge(&compiler, 2, Direction::Ingress, "10.0.0.1", "tcp:80"));
+}
+
+#[test]
+fn without_class_numbers_addresses_are_closed_and_reported() {
+    let mut compiler = Compiler::with_limits(100, 3);
+    compiler.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+        put_policy(&policy(
+            "x/p",
+            r#"{"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8",
+                "except": ["10.1.0.0/16", "10.2.0.0/16"]}}]}]}"#,
+        )),
+    ]);
+    compiler.set_endpoint(ONE, name("x/a1"));
+    assert_eq!(compiler.problems(), [Problem::ClassesExhausted(1)]);
+    for (remote, expected) in [("10.3.0.1", true), ("10.1.0.1", false), ("10.2.0.1", false)] {
+        assert_eq!(judge(&compiler, 1, Direction::Ingress, remote, "tcp:80"), expected, "{remote}");
+    }
+}
+
+#[test]
+fn an_address_claimed_twice_is_reported_and_goes_on_to_the_other() {
+    let mut compiler = compiler(FROM_B);
+    let mut twin = pod("x/twin", "app=c", "10.0.0.3", "");
+    twin.metadata.creation_timestamp =
+        serde_json::from_str("\"2026-01-01T00:00:00Z\"").expect("a time");
+    compiler.apply(put_pod(&twin));
+    assert!(!judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
+    let problems = compiler.problems();
+    assert_eq!(
+        problems,
+        [Problem::SharedAddress {
+            address: "10.0.0.3".parse().expect("an address"),
+            owner: name("x/twin"),
+            others: vec![name("x/b")],
+        }]
+    );
+    assert_eq!(
+        problems[0].to_string(),
+        "address 10.0.0.3 is claimed by pod x/twin and also by x/b; selectors see it as \
+         x/twin's, the youngest; check the status of the others"
+    );
+    compiler.apply(Change::PodGone(name("x/twin"), None));
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
+    assert_eq!(compiler.problems(), []);
+}
+
+#[test]
+fn rules_in_words() {
+    let mut compiler = Compiler::new();
+    compiler.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "web=TCP:8080")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.3", "")),
+        put_policy(&policy("x/p", FROM_B)),
+        put_policy(&policy("x/q", FROM_B)),
+        put_policy(&policy(
+            "x/r",
+            r#"{"ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"team": "red"}}},
+                {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}],
+                "ports": [{"port": "web"}, {"protocol": "UDP", "port": 53, "endPort": 54}]}]}"#,
+        )),
+    ]);
+    compiler.set_endpoint(ONE, name("x/a1"));
+    let view = |peer: &str, ports: &str, policies: &[&str]| RuleView {
+        peer: peer.to_owned(),
+        ports: ports.to_owned(),
+        policies: policies.iter().map(|policy| name(policy)).collect(),
+    };
+    let ports = r#"TCP "web" (8080), UDP 53-54"#;
+    assert_eq!(
+        compiler.rules(ONE, Direction::Ingress),
+        [
+            view("10.0.0.0/8 except 10.1.0.0/16", ports, &["x/r"]),
+            view("all pods in namespaces team=red", ports, &["x/r"]),
+            view("pods app=b in namespace x", "TCP 80", &["x/p", "x/q"]),
+        ]
+    );
+    assert_eq!(compiler.rules(ONE, Direction::Egress), []);
+    let class = compiler.tables().class_of("10.0.0.3".parse().expect("an address"));
+    assert_eq!(compiler.class_names(class), ["10.0.0.0/8", "pods app=b in namespace x"]);
+    assert!(compiler.class_names(ClassId::NONE).is_empty());
+}
