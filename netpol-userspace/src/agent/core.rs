@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use super::numbers::{Key, Numbers};
 use super::options::Options;
 use super::serve::{Published, Wait};
-use super::state::{DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path};
+use super::state::{
+    DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path,
+};
 use super::{files, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
@@ -513,8 +515,7 @@ impl Core {
             .failures
             .iter()
             .map(|(endpoint, message)| ObjectError {
-                object: endpoint
-                    .map_or_else(|| "datapath".to_owned(), |id| self.endpoint_name(id)),
+                object: endpoint.map_or_else(|| "datapath".to_owned(), |id| self.endpoint_name(id)),
                 message: message.clone(),
             })
             .collect();

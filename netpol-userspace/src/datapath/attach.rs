@@ -2,11 +2,12 @@
 //! clsact filters. Either way they outlive the agent.
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{MultiProgLink, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -105,7 +106,11 @@ impl Attacher {
     pub fn detach(&self, ifindex: u32) {
         if self.is_tcx {
             for (_, _, direction) in HOOKS {
-                let _ = fs::remove_file(self.link_path(ifindex, direction));
+                let path = self.link_path(ifindex, direction);
+                if let Ok(pinned) = PinnedLink::from_pin(&path) {
+                    detach_now(FdLink::from(pinned));
+                }
+                let _ = fs::remove_file(path);
             }
         } else if let Ok(interface) = interface_name(ifindex) {
             for (program, hook, _) in HOOKS {
@@ -177,6 +182,22 @@ fn replace_pinned(program: &mut SchedClassifier, path: &PathBuf) -> Result<bool,
             Ok(false)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Takes a link's program off at once. Removing the pin alone does it some time later, when the
+/// kernel gets to releasing the inode; until then packets would meet a program whose endpoint is
+/// gone. A link whose interface is gone has nothing to take off, which is fine.
+fn detach_now(link: FdLink) {
+    const BPF_LINK_DETACH: i64 = 34;
+    let Ok(link) = SchedClassifierLink::try_from(link) else { return };
+    if let Ok(fd) = MultiProgLink::fd(&link) {
+        // `union bpf_attr`'s `link_detach`: the descriptor alone.
+        let attribute = fd.as_raw_fd() as u32;
+        // SAFETY: the kernel reads the four bytes given and writes nothing.
+        unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attribute, size_of::<u32>());
+        }
     }
 }
 
