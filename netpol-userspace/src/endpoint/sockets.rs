@@ -160,9 +160,8 @@ mod tests {
                 "address add 10.7.0.1/32 dev lo",
                 "-6 address add fd00:7::1/128 dev lo nodad",
             ] {
-                let status = std::process::Command::new("ip")
-                    .args(arguments.split_whitespace())
-                    .status()?;
+                let status =
+                    std::process::Command::new("ip").args(arguments.split_whitespace()).status()?;
                 assert!(status.success(), "ip {arguments}");
             }
             let listener = TcpListener::bind("[::]:80")?;
