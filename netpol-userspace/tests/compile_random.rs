@@ -145,7 +145,7 @@ fn random_clusters_get_the_verdicts_of_the_reference() {
 
 #[test]
 fn crowded_small_clusters_get_the_verdicts_of_the_reference() {
-    for seed in 1000..1120 {
+    for seed in 1000..1060 {
         let mut rng = Rng::new(seed);
         let world = World::random(&mut rng, Size { namespaces: 2, pods: 12, policies: 6 });
         if let Some(first) = disagreement(&world, seed, 120) {
@@ -186,7 +186,7 @@ fn text(world: &World) -> String {
 /// One thing that happens to a compiler.
 #[derive(Debug, Clone)]
 enum Action {
-    Event(Event),
+    Event(Box<Event>),
     AddEndpoint(EndpointId, String),
     RemoveEndpoint(EndpointId),
     /// Several events in one settle.
@@ -205,7 +205,7 @@ fn actions(seed: u64, size: Size, n_actions: usize) -> Vec<Action> {
             2 if rng.chance(50) => Action::RemoveEndpoint(id),
             3 => Action::Batch((0..1 + rng.below(6)).map(|_| world.step(&mut rng)).collect()),
             _ if number == 0 => Action::Batch((0..40).map(|_| world.step(&mut rng)).collect()),
-            _ => Action::Event(world.step(&mut rng)),
+            _ => Action::Event(Box::new(world.step(&mut rng))),
         });
     }
     actions
@@ -417,15 +417,15 @@ fn check_sequences(seeds: std::ops::Range<u64>, size: Size, n_actions: usize) {
 
 #[test]
 fn every_sequence_of_events_leads_where_a_fresh_start_leads() {
-    check_sequences(0..24, Size { namespaces: 3, pods: 14, policies: 8 }, 90);
+    check_sequences(0..16, Size { namespaces: 3, pods: 14, policies: 8 }, 80);
 }
 
 #[test]
 fn sequences_in_one_crowded_namespace() {
-    check_sequences(500..540, Size { namespaces: 1, pods: 6, policies: 4 }, 60);
+    check_sequences(500..530, Size { namespaces: 1, pods: 6, policies: 4 }, 50);
 }
 
 #[test]
 fn sequences_in_a_cluster_of_full_size() {
-    check_sequences(900..902, Size::default(), 250);
+    check_sequences(900..901, Size::default(), 200);
 }
