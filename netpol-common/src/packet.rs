@@ -9,7 +9,7 @@ pub trait Frame {
     /// The `N` bytes at `offset`, or `None` if the frame ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
     /// Frame length in bytes.
-    fn len(&self) -> u32;
+    fn length(&self) -> u32;
     /// Whether a VLAN tag stands in the packet's metadata rather than in the frame.
     fn has_vlan_tag(&self) -> bool;
 }
@@ -136,8 +136,8 @@ fn parse_v4<F: Frame>(
     }
     // A total length of 0 is how Linux marks a GSO packet above 64 KiB (net/ipv4: iph_totlen).
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
-    let end = if total == 0 { frame.len() } else { LINK_HEADER + total };
-    if end > frame.len() {
+    let end = if total == 0 { frame.length() } else { LINK_HEADER + total };
+    if end > frame.length() {
         return TRUNCATED;
     }
     let source = Address::v4(word(header[12], header[13], header[14], header[15]));
@@ -170,8 +170,8 @@ fn parse_v6<F: Frame>(
     }
     // A payload length of 0 is a jumbogram (RFC 2675) or a GSO packet above 64 KiB.
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
-    let end = if payload == 0 { frame.len() } else { LINK_HEADER + 40 + payload };
-    if end > frame.len() {
+    let end = if payload == 0 { frame.length() } else { LINK_HEADER + 40 + payload };
+    if end > frame.length() {
         return TRUNCATED;
     }
     set_addresses(packet, direction, v6_address(&header, 8), v6_address(&header, 24));

@@ -435,10 +435,7 @@ pub fn class_of<P: Policies>(maps: &P, address: &Address) -> u32 {
             Some(_) => attempt += 1,
         }
     }
-    match maps.block_class(address) {
-        Some(class) => class,
-        None => 0,
-    }
+    maps.block_class(address).unwrap_or_default()
 }
 
 /// Whether `set` allows this protocol and destination port for `class`.

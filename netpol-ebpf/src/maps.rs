@@ -9,7 +9,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use netpol_common::flow::{self, Clock, Timeouts, WORDS4, WORDS6};
-use netpol_common::layout::{self, Address, Direction, ExactClass, FragmentKey, OwnAddress, RowKey};
+use netpol_common::layout::{
+    self, Address, Direction, ExactClass, FragmentKey, OwnAddress, RowKey,
+};
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
 use netpol_common::verdict::{self, Endpoint, Maps, Policies};
@@ -187,7 +189,7 @@ impl Policies for Kernel {
     #[inline(always)]
     fn row(&self, set: u16, class: u32) -> Option<layout::Row> {
         // SAFETY: rows never change, and are removed a grace period after their last use.
-        unsafe { ROWS.get(&RowKey { set: u32::from(set), class }).copied() }
+        unsafe { ROWS.get(RowKey { set: u32::from(set), class }).copied() }
     }
 }
 
@@ -263,7 +265,7 @@ impl Maps for Kernel {
     fn owns(&self, endpoint: u16, address: &Address) -> bool {
         let key = OwnAddress { endpoint: u32::from(endpoint), address: *address };
         // SAFETY: only the presence matters.
-        unsafe { OWN_ADDRESSES.get(&key).is_some() }
+        unsafe { OWN_ADDRESSES.get(key).is_some() }
     }
 
     #[inline(always)]
@@ -291,14 +293,14 @@ impl Maps for Kernel {
 fn remember_fragment(endpoint: u16, direction: Direction, packet: &Packet) {
     let ports = u64::from(packet.local_port) << 32 | u64::from(packet.remote_port) << 16 | 1;
     // A failure costs the later fragments' ports; they are then judged without.
-    let _ = FRAGMENTS.insert(&fragment_key(endpoint, direction, packet), &ports, 0);
+    let _ = FRAGMENTS.insert(fragment_key(endpoint, direction, packet), ports, 0);
 }
 
 /// [`Maps::fragment_ports`], apart for its stack; 0: unknown.
 #[inline(never)]
 fn fragment_ports(endpoint: u16, direction: Direction, packet: &Packet) -> u64 {
     // SAFETY: one 64-bit load of a value written whole.
-    match unsafe { FRAGMENTS.get(&fragment_key(endpoint, direction, packet)) } {
+    match unsafe { FRAGMENTS.get(fragment_key(endpoint, direction, packet)) } {
         Some(ports) => *ports,
         None => 0,
     }

@@ -343,7 +343,7 @@ fn options_and_extension_headers_are_looked_through() {
                     let next = kinds.get(index + 1).copied().unwrap_or(6);
                     // Eight bytes each; an AH of two words more than its minimum of -2.
                     bytes.extend([next, 0, 0, 0, 0, 0, 0, 0]);
-                    assert!(*kind != 51 || bytes.len() % 8 == 0);
+                    assert!(*kind != 51 || bytes.len().is_multiple_of(8));
                 }
                 let length = bytes.len() - 40 + plain.len() - 40;
                 bytes[4..6].copy_from_slice(&(length as u16).to_be_bytes());

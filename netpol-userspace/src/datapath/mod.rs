@@ -20,6 +20,7 @@ mod pins;
 pub mod probe;
 mod reconcile;
 pub mod run;
+pub mod scratch;
 mod seed;
 mod writer;
 

@@ -14,6 +14,9 @@ use super::observe;
 use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing, row_key};
 use crate::compile::{ClassId, EndpointId, PortSet, Row, SetId, Step, Tables};
 
+/// What a row is for.
+type Pair = (SetId, ClassId);
+
 impl Datapath {
     /// Reads the rows that are there and accounts for their port sets.
     pub(super) fn adopt_rows(&mut self) -> Result<(), DatapathError> {
@@ -32,7 +35,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn read_rows(&self) -> Result<Vec<((SetId, ClassId), layout::Row)>, DatapathError> {
+    fn read_rows(&self) -> Result<Vec<(Pair, layout::Row)>, DatapathError> {
         self.maps
             .rows
             .iter()
