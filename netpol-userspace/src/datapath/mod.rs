@@ -8,7 +8,9 @@
 
 mod arena;
 mod attach;
+pub mod cleanup;
 mod error;
+mod filters;
 mod load;
 mod mapped;
 mod maps;
