@@ -265,7 +265,8 @@ fn a_pod_cannot_shed_its_policies_by_dropping_its_address() {
     assert_eq!(shop.world.tcx("v-busy").map(|ids| ids.len()), [1, 1]);
     shop.world.ip_in(
         "busy",
-        "address add 10.244.0.2/32 dev eth0\nroute add default via 169.254.1.1 src 10.244.0.2",
+        "address add 10.244.0.2/32 dev eth0\nroute replace 169.254.1.1 dev eth0\n\
+         route replace default via 169.254.1.1 src 10.244.0.2",
     );
     shop.world.settle();
     shop.assert_enforced();
