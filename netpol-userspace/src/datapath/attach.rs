@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{MultiProgLink, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{Link as _, MultiProgLink, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
-use super::filters::filter_programs;
+use super::filters::{Filter, filter_programs, filters};
 use super::load::{EGRESS, INGRESS, Programs};
 use super::pins::Pins;
 use super::probe::grace_period;
@@ -118,9 +118,8 @@ impl Attacher {
                 let _ = fs::remove_file(path);
             }
         } else if let Ok(interface) = interface_name(ifindex) {
-            let detached = HOOKS.map(|(program, hook, _)| {
-                tc::qdisc_detach_program(&interface, hook, program).is_ok()
-            });
+            let detached =
+                HOOKS.map(|(program, hook, _)| detach_clsact(ifindex, &interface, hook, program));
             // Unlike a link's end, a filter's does not wait for the packets it is looking at:
             // they would meet an endpoint that is gone. The kernel always has this call.
             if detached.contains(&true) {
@@ -259,6 +258,24 @@ fn attach_clsact(
         }
     }
     unreachable!("invariant: the last priority returns")
+}
+
+/// Removes our filters from the hook, whatever their priority. Returns whether there were any.
+fn detach_clsact(ifindex: u32, interface: &str, hook: TcAttachType, program: &str) -> bool {
+    // Not by aya's search for a name, which fails at filters of certain other kinds.
+    let filters = filters(ifindex, hook).unwrap_or_default();
+    let ours: Vec<_> = filters.into_iter().filter(|filter| filter.name == program).collect();
+    for Filter { priority, handle, .. } in &ours {
+        let handle = TcHandle::new(handle.major, handle.minor);
+        let link = SchedClassifierLink::attached(interface, hook, *priority, handle, None);
+        if let Err(error) = link
+            .map_err(|error| error.to_string())
+            .and_then(|link| link.detach().map_err(|error| error.to_string()))
+        {
+            tracing::warn!(interface, program, error, "cannot remove a filter");
+        }
+    }
+    !ours.is_empty()
 }
 
 fn os_error(error: &ProgramError) -> Option<i32> {
