@@ -40,6 +40,13 @@ pub fn netpol_egress(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, Direction::Egress)
 }
 
+/// Does nothing: the floor of every measurement. Never attached by the agent, which does not even
+/// load it.
+#[classifier]
+pub fn netpol_nothing(_ctx: TcContext) -> i32 {
+    ALLOW
+}
+
 /// The common packet of an established flow is settled here, without a helper call; everything
 /// else goes to [`slow::judge`].
 #[inline(always)]

@@ -313,6 +313,8 @@ impl Core {
         if let Err(error) = self.datapath.add_endpoint(id, endpoint.ifindex, addresses) {
             self.note_failure(EndpointFailure { endpoint: Some(id), error });
         }
+        let interface = self.snapshot.interfaces.iter().find(|i| i.ifindex == endpoint.ifindex);
+        self.datapath.set_netns(id, interface.and_then(|interface| interface.netns.clone()));
         if known.is_none() {
             let plan = self.compiler.set_endpoint(id, endpoint.pod);
             self.carry_out(&plan);

@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn intervals_that_overlap_or_touch_become_one() {
-        let cases: [(&[(u16, u16)], &[(u16, u16)]); 6] = [
+        type Intervals = &'static [(u16, u16)];
+        let cases: [(Intervals, Intervals); 6] = [
             (&[(80, 80), (80, 80)], &[(80, 80)]),
             (&[(81, 90), (80, 80)], &[(80, 90)]),
             (&[(1, 100), (20, 30)], &[(1, 100)]),

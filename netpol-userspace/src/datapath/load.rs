@@ -21,6 +21,9 @@ pub const INGRESS: &str = "netpol_ingress";
 /// Name of the program for traffic from pods, on the tc ingress hook.
 pub const EGRESS: &str = "netpol_egress";
 
+/// Name of the program that does nothing, the floor of measurements.
+pub const NOTHING: &str = "netpol_nothing";
+
 /// Choices fixed when the programs are loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -95,6 +98,13 @@ impl Programs {
     /// The kernel's facts about a program.
     pub fn info(&mut self, name: &str) -> Result<ProgramInfo, DatapathError> {
         self.program(name)?.info().map_err(bpf_error(format!("read info of program {name}")))
+    }
+
+    /// Loads the program that does nothing, for measurements.
+    pub fn load_nothing(&mut self) -> Result<&mut SchedClassifier, DatapathError> {
+        let program = self.program(NOTHING)?;
+        program.load().map_err(bpf_error(format!("load program {NOTHING}")))?;
+        self.program(NOTHING)
     }
 
     /// Pins the programs, so that observers can run them; replaces older pins atomically enough:

@@ -20,6 +20,7 @@ mod pins;
 pub mod probe;
 mod reconcile;
 pub mod run;
+mod seed;
 mod writer;
 
 pub use attach::AttachMode;
