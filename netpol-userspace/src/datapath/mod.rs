@@ -29,4 +29,5 @@ pub use error::DatapathError;
 pub use load::{LoadOptions, Programs};
 pub use maps::Maps;
 pub use pins::Pins;
+pub use reconcile::NumbersInMaps;
 pub use writer::{Datapath, EndpointFailure};

@@ -124,6 +124,12 @@ impl Datapath {
             .collect()
     }
 
+    /// Whether what an earlier agent attached to the interface is still there, so that it is the
+    /// interface of then.
+    pub fn is_still_attached(&self, ifindex: u32) -> bool {
+        self.attacher.is_still_attached(ifindex, self.program_ids)
+    }
+
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
     /// endpoint that an earlier agent left in force under the same id and interface is taken over
     /// as it is.
