@@ -56,7 +56,7 @@ fn list() -> impl Strategy<Value = Vec<(u16, u16)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_search_is_exact_at_and_around_every_edge(
