@@ -119,6 +119,14 @@ impl Address {
         Self { family: 6, words }
     }
 
+    /// Equality without a call to `memcmp`, which the eBPF programs would make of `==`.
+    #[inline(always)]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        let (a, b) = (&self.words, &other.words);
+        let difference = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+        self.family == other.family && difference == 0
+    }
+
     /// Folds the address to 32 bits; exact for IPv4. See [`ExactClass`].
     #[inline(always)]
     pub const fn echo(&self) -> u32 {

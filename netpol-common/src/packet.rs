@@ -137,7 +137,7 @@ fn parse_v4<F: Frame>(
     // A total length of 0 is how Linux marks a GSO packet above 64 KiB (net/ipv4: iph_totlen).
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
     let end = if total == 0 { frame.length() } else { LINK_HEADER + total };
-    if end > frame.length() {
+    if end > frame.length() || end < LINK_HEADER + header_length {
         return TRUNCATED;
     }
     let source = Address::v4(word(header[12], header[13], header[14], header[15]));
@@ -202,7 +202,7 @@ fn parse_v6<F: Frame>(
                     packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
                     packet.is_first_fragment = position & 0xfff8 == 0;
                 }
-                if position & 0xfff8 != 0 {
+                if position & 0xfff8 != 0 && offset <= end {
                     packet.protocol = next;
                     packet.kind = Kind::Fragment;
                     return Outcome::Packet;
@@ -318,14 +318,15 @@ fn icmp_v6<F: Frame>(
     packet.detail = header[0];
     packet.code = header[1];
     match header[0] {
-        // Multicast listener discovery; router solicitation, neighbour solicitation and
-        // advertisement (RFC 4861: forwarded ones have a smaller hop limit).
-        130..=132 | 143 => Outcome::Pass,
-        133 | 135 | 136 if has_full_hop_limit(frame) => Outcome::Pass,
+        // Multicast listener discovery (RFC 2710, RFC 3810: no router forwards it); router
+        // solicitation, neighbour solicitation and advertisement (RFC 4861: forwarded ones have
+        // a smaller hop limit).
+        130..=132 | 143 if has_hop_limit(frame, 1) => Outcome::Pass,
+        133 | 135 | 136 if has_hop_limit(frame, 255) => Outcome::Pass,
         // Router advertisement and redirect: to a pod they are the network's business, from a
         // pod they are an attack.
         134 | 137 => match direction {
-            Direction::Ingress if has_full_hop_limit(frame) => Outcome::Pass,
+            Direction::Ingress if has_hop_limit(frame, 255) => Outcome::Pass,
             _ => Outcome::Refuse(Reason::RouterMessage),
         },
         128 | 129 => {
@@ -352,8 +353,8 @@ fn icmp_v6<F: Frame>(
 }
 
 #[inline(always)]
-fn has_full_hop_limit<F: Frame>(frame: &F) -> bool {
-    frame.load::<1>(LINK_HEADER + 7) == Some([255])
+fn has_hop_limit<F: Frame>(frame: &F, hop_limit: u8) -> bool {
+    frame.load::<1>(LINK_HEADER + 7) == Some([hop_limit])
 }
 
 /// Reads the start of the packet that an ICMP error quotes. That packet went the other way, so

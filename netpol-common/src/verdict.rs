@@ -5,7 +5,7 @@
 
 use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE};
 use crate::layout::{Address, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row};
-use crate::packet::{Kind, Packet};
+use crate::packet::{Kind, Packet, SCTP, TCP};
 use crate::ports::{self, Intervals};
 
 /// The policy half of the maps: what [`class_of`] and [`row_allows`] look at.
@@ -156,7 +156,8 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
     if entry.epoch() != endpoint.epoch || entry.is_expired(clock) {
         return false;
     }
-    if packet.is_opening && opener(entry.state) != direction {
+    // Whether the node itself opens it is not known here; `judge_in` finds out.
+    if packet.is_opening && entry.state & OPENER != opener_bits(direction, false) {
         return false;
     }
     note(&entry, direction, packet, clock);
@@ -167,6 +168,25 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
 fn note<B: flow::Bucket>(entry: &Entry<B>, direction: Direction, packet: &Packet, clock: &Clock) {
     let bits = flow::packet_bits(packet, direction as u8 == Direction::Egress as u8, entry.state);
     entry.touch(clock.now, bits, packet.is_opening);
+}
+
+const OPENER: u64 = OPENED_BY_REMOTE | OPENED_BY_NODE;
+
+/// The state bits of a flow that is opened in this direction.
+#[inline(always)]
+const fn opener_bits(direction: Direction, is_from_node: bool) -> u64 {
+    let node = if is_from_node { OPENED_BY_NODE } else { 0 };
+    match direction {
+        Direction::Ingress => OPENED_BY_REMOTE | node,
+        Direction::Egress => 0,
+    }
+}
+
+/// Whether this packet starts a connection, even where one with the same ports is known. (A ping
+/// is one flow although each of its requests could open it.)
+#[inline(always)]
+const fn starts_over(packet: &Packet) -> bool {
+    packet.is_opening && matches!(packet.protocol, TCP | SCTP)
 }
 
 #[inline(always)]
@@ -235,7 +255,15 @@ pub fn judge<J: Judge>(
             maps.judge_flow4(endpoint, arrival, packet)
         };
     }
-    if let Some(inner) = inner {
+    if let Some(reason) = refuses_source(maps, endpoint, arrival.direction, packet) {
+        return Verdict::drop(reason, 0);
+    }
+    // What a pod says about a packet goes to that packet's sender. Else any flow would let it
+    // send anything, as the rest of an error, to anybody.
+    if let Some(inner) = inner
+        && (arrival.direction as u8 == Direction::Ingress as u8
+            || packet.remote.is_same(&inner.remote))
+    {
         let is_related = if inner.local.family == 6 {
             maps.is_related6(endpoint, inner)
         } else {
@@ -258,23 +286,19 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     arrival: Arrival,
     packet: &Packet,
 ) -> Verdict {
-    let Arrival { direction, is_from_node } = arrival;
+    let opener = opener_bits(arrival.direction, arrival.is_from_node);
     let clock = maps.clock();
     let hash = flow::hash(key, maps.secret());
     if let Some(entry) = flow::find(table, key, hash)
         && !entry.is_expired(&clock)
         && !is_older(entry.epoch(), endpoint.born)
-        && !(packet.is_opening && opener(entry.state) != direction)
+        && !(packet.is_opening && entry.state & OPENER != opener)
     {
-        return judge_known(maps, &entry, endpoint, direction, packet, &clock);
+        return judge_known(maps, &entry, endpoint, arrival, packet, &clock);
     }
     let verdict = judge_new(maps, endpoint, arrival, packet);
     if !verdict.is_allowed || packet.is_answer {
         return verdict;
-    }
-    let mut opener = if direction as u8 == Direction::Ingress as u8 { OPENED_BY_REMOTE } else { 0 };
-    if is_from_node {
-        opener |= OPENED_BY_NODE;
     }
     let inserted = flow::insert(table, key, hash, endpoint.epoch, opener, &clock);
     Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict }
@@ -287,25 +311,32 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
     maps: &M,
     entry: &Entry<B>,
     endpoint: &Endpoint,
-    direction: Direction,
+    arrival: Arrival,
     packet: &Packet,
     clock: &Clock,
 ) -> Verdict {
-    let opener_bits = entry.state & (OPENED_BY_REMOTE | OPENED_BY_NODE);
-    if entry.epoch() != endpoint.epoch && !maps.keeps_established() {
-        if opener_bits & OPENED_BY_NODE == 0 {
-            let (is_allowed, class) = is_allowed(maps, endpoint, opener(entry.state), packet);
-            if !is_allowed {
-                // The entry stays as it is, with its old epoch: whichever end sends next, the
-                // flow is judged in its opening direction again, until it has been idle for its
-                // time. A denied packet does not keep it from being idle.
-                let reason = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
-                return Verdict::drop(reason, class);
+    let opener_bits = entry.state & OPENER;
+    if entry.epoch() != endpoint.epoch {
+        let (is_allowed, class) = if opener_bits & OPENED_BY_NODE != 0 {
+            (true, 0)
+        } else {
+            is_allowed(maps, endpoint, opener(entry.state), packet)
+        };
+        if is_allowed {
+            entry.renew(endpoint.epoch, opener_bits);
+        } else if !maps.keeps_established() || starts_over(packet) {
+            // The entry stays as it is, with its old epoch: whichever end sends next, the flow is
+            // judged in its opening direction again, until it has been idle for its time. A
+            // denied packet does not keep it from being idle, nor does one of the node's, which
+            // passes in any case but makes the flow no better.
+            if arrival.is_from_node {
+                return Verdict::PASS;
             }
+            let reason = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
+            return Verdict::drop(reason, class);
         }
-        entry.renew(endpoint.epoch, opener_bits);
     }
-    note(entry, direction, packet, clock);
+    note(entry, arrival.direction, packet, clock);
     Verdict::PASS
 }
 
@@ -336,7 +367,7 @@ fn judge_new<M: Maps + ?Sized>(
     }
 }
 
-/// Judges a packet that belongs to no flow by itself: ICMP that is neither request nor reply, an
+/// Judges a packet that belongs to no flow, and whose source is in order, by itself: ICMP that is neither request nor reply, an
 /// unrelated ICMP error, a later fragment of an unknown datagram.
 #[inline(always)]
 fn judge_alone<M: Maps>(
@@ -346,9 +377,6 @@ fn judge_alone<M: Maps>(
     packet: &Packet,
 ) -> Verdict {
     let Arrival { direction, is_from_node } = arrival;
-    if let Some(reason) = refuses_source(maps, endpoint, direction, packet) {
-        return Verdict::drop(reason, 0);
-    }
     if is_from_node || !endpoint.is_isolated(direction) {
         return Verdict::PASS;
     }

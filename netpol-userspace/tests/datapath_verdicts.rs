@@ -280,9 +280,11 @@ fn arp_and_neighbour_discovery_pass_but_pods_are_no_routers() {
             bytes[7] = hop_limit;
             frame(&bytes)
         };
-        for kind in [133, 135, 136, 143] {
+        for kind in [133, 135, 136] {
             assert!(rig.passes_frame(Egress, &nd(kind, 255)), "{kind}");
         }
+        assert!(rig.passes_frame(Egress, &nd(143, 1)));
+        assert!(!rig.passes_frame(Egress, &nd(143, 64)), "listener discovery never leaves a link");
         assert!(!rig.passes_frame(Egress, &nd(135, 64)), "forwarded neighbour discovery");
         for kind in [134, 137] {
             assert!(!rig.passes_frame(Egress, &nd(kind, 255)), "{kind}");
