@@ -13,6 +13,7 @@ use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
+use super::filters::filter_programs;
 use super::load::{EGRESS, INGRESS, Programs};
 use super::pins::Pins;
 
@@ -38,6 +39,8 @@ const HOOKS: [(&str, TcAttachType, &str); 2] =
 
 /// Error number of a link whose device is gone.
 const ENOLINK: i32 = 67;
+/// Error number of a qdisc that is there already.
+const EEXIST: i32 = 17;
 
 /// Attaches in one of the two ways.
 #[derive(Debug)]
@@ -142,7 +145,9 @@ impl Attacher {
     pub fn is_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
         let Ok(interface) = interface_name(ifindex) else { return false };
         if !self.is_tcx {
-            return true;
+            return HOOKS.iter().zip(program_ids).all(|((_, hook, _), id)| {
+                filter_programs(ifindex, *hook).is_ok_and(|programs| programs.contains(&id))
+            });
         }
         HOOKS.iter().zip(program_ids).all(|((_, hook, _), id)| {
             SchedClassifier::query_tcx(&interface, *hook)
@@ -207,7 +212,9 @@ fn attach_clsact(
     hook: TcAttachType,
 ) -> Result<(), ProgramError> {
     match tc::qdisc_add_clsact(interface) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Ok(()) => {}
+        // The other hook's program or somebody else brought the qdisc.
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EEXIST) => {}
         Err(error) => return Err(error.into()),
     }
     // Replaces our filter if it is there, creates it otherwise: netlink does both in one request
