@@ -4,8 +4,12 @@
 
 use std::collections::BTreeSet;
 
+use rustc_hash::FxHashSet;
+
 use super::engine::steps;
-use super::{Compiler, Dirty, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets};
+use super::{
+    Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets,
+};
 use crate::model::{Direction, Pod};
 
 /// The sets of an endpoint that no policy selects.
@@ -20,24 +24,29 @@ impl Compiler {
             dirty.endpoints.iter().map(|&id| (id, self.compile_endpoint(id))).collect();
         let (mut plan, moves) = self.engine.advance(&self.cluster, dirty.touched);
         plan.extend(steps(&moves));
-        let shrunk = self.engine.shrunk_sets(&moves);
-        let mut rejudge: BTreeSet<EndpointId> = BTreeSet::new();
-        if !shrunk.is_empty() {
-            rejudge.extend(self.endpoints.iter().filter_map(|(&id, endpoint)| {
-                let EndpointSets { ingress, egress } = endpoint.sets;
-                (shrunk.contains(&ingress) || shrunk.contains(&egress)).then_some(id)
-            }));
-        }
+        let mut rejudge = self.users(&self.engine.shrunk_sets(&moves));
         for (id, sets) in switches {
             if self.switch(id, sets, &mut plan) {
                 rejudge.insert(id);
             }
         }
-        if !rejudge.is_empty() {
-            plan.push(Step::Rejudge(rejudge.into_iter().collect()));
-        }
-        plan.extend(self.engine.collect_garbage(&self.cluster));
+        plan.extend(rejudge_step(rejudge));
+        let (garbage, shrunk) = self.engine.collect_garbage(&self.cluster);
+        plan.extend(garbage);
+        plan.extend(rejudge_step(self.users(&shrunk)));
         plan
+    }
+
+    /// The endpoints that use one of these sets now.
+    fn users(&self, sets: &FxHashSet<SetId>) -> BTreeSet<EndpointId> {
+        if sets.is_empty() {
+            return BTreeSet::new();
+        }
+        let uses = |endpoint: &Endpoint| {
+            sets.contains(&endpoint.sets.ingress) || sets.contains(&endpoint.sets.egress)
+        };
+        let users = self.endpoints.iter().filter(|(_, endpoint)| uses(endpoint));
+        users.map(|(&id, _)| id).collect()
     }
 
     /// The sets that an endpoint should have, each with one user more.
@@ -82,4 +91,8 @@ impl Compiler {
         self.engine.sets.release(old.egress);
         !covers
     }
+}
+
+fn rejudge_step(endpoints: BTreeSet<EndpointId>) -> Option<Step> {
+    (!endpoints.is_empty()).then(|| Step::Rejudge(endpoints.into_iter().collect()))
 }

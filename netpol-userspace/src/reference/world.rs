@@ -145,8 +145,14 @@ impl World {
             return Event::Pod(generate::pod(rng, self.size.namespaces, &name));
         };
         let mut pod = old.clone();
-        match rng.below(7) {
+        match rng.below(8) {
             0 => return Event::PodGone(pod),
+            7 => {
+                // Deleted and made again, and the watch saw only the end of it.
+                let namespace = pod.metadata.namespace.take();
+                pod = generate::pod(rng, self.size.namespaces, &name);
+                pod.metadata.namespace = namespace;
+            }
             1..3 => generate::relabel_pod(rng, &mut pod),
             3..5 => generate::refresh_pod_status(rng, &mut pod),
             _ => generate::refresh_pod_spec(rng, &mut pod),
