@@ -182,7 +182,7 @@ fn cleanup_refuses_while_the_directory_is_held_and_then_takes_everything_off() {
 #[test]
 fn cleanup_leaves_the_filters_of_another_netpol_alone() {
     in_node(|| {
-        let _ours = Node::new(AttachMode::Clsact);
+        let ours = Node::new(AttachMode::Clsact);
         // Made in another namespace, where its interface has the same number as ours here.
         let other = std::thread::scope(|scope| {
             let made = scope.spawn(|| {
@@ -193,7 +193,8 @@ fn cleanup_leaves_the_filters_of_another_netpol_alone() {
             made.join().unwrap()
         });
         let Node { rig, run_dir } = other;
-        let Rig { datapath, cleanup, .. } = rig;
+        let Rig { datapath, ifindex, cleanup, .. } = rig;
+        assert_eq!(ifindex, ours.rig.ifindex, "or this test shows nothing");
         drop(datapath);
         let output = Command::new(env!("CARGO_BIN_EXE_netpol"))
             .arg("cleanup")
