@@ -141,7 +141,7 @@ impl Verdict {
 }
 
 /// Whether the common case holds: a packet of a flow that was judged in the current epoch and
-/// does not try to open it from the other end. Notes that it was seen.
+/// does not try to open it. Notes that it was seen.
 #[inline(always)]
 pub fn is_established<T: flow::Table, const KEY: usize>(
     table: &T,
@@ -152,12 +152,12 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
     packet: &Packet,
     clock: &Clock,
 ) -> bool {
-    let Some(entry) = flow::find(table, key, hash) else { return false };
-    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) {
+    // Who opens a flow a second time matters, and whether it is the node is not known here.
+    if packet.is_opening {
         return false;
     }
-    // Whether the node itself opens it is not known here; `judge_in` finds out.
-    if packet.is_opening && entry.state & OPENER != opener_bits(direction, false) {
+    let Some(entry) = flow::find(table, key, hash) else { return false };
+    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) {
         return false;
     }
     note(&entry, direction, packet, clock);

@@ -32,7 +32,7 @@ fn of_type(ethertype: u16, payload: &[u8]) -> Vec<u8> {
 /// 10.1.0.1 to 10.2.0.2 with these options (a multiple of four bytes).
 fn packet4(protocol: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
     let header_length = 20 + options.len();
-    let mut bytes = vec![0; 20];
+    let mut bytes = [0; 20];
     bytes[0] = 0x40 | (header_length / 4) as u8;
     bytes[2..4].copy_from_slice(&((header_length + payload.len()) as u16).to_be_bytes());
     bytes[8] = 64;

@@ -23,7 +23,7 @@ fn with_pod(test: impl FnOnce(World<'_>, Endpoint)) {
 }
 
 fn judge(world: &World<'_>, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
-    verdict::judge(world, endpoint, arrival, &mut packet.clone(), None)
+    world.judge_packet(endpoint, arrival, packet, None)
 }
 
 fn passes(world: &World<'_>, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> bool {
@@ -79,18 +79,7 @@ fn keep_takes_no_longer_way_for_flows_that_are_still_allowed() {
         assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
         rejudge(&mut endpoint);
         assert!(passes(&world, &endpoint, IN, &tcp(ACK)));
-        let key = flow::key4(&tcp(ACK), ID);
-        let hash = flow::hash(&key, netpol_common::verdict::Maps::secret(&world));
-        let direction = Direction::Ingress;
-        assert!(verdict::is_established(
-            &world.flows4,
-            &key,
-            hash,
-            &endpoint,
-            direction,
-            &tcp(ACK),
-            &world.clock
-        ));
+        assert!(world.is_established(&endpoint, Direction::Ingress, &tcp(ACK)));
     });
 }
 
@@ -153,6 +142,14 @@ fn the_nodes_flows_and_forwarded_ones_from_its_address_are_two_things() {
         assert!(!passes(&world, &endpoint, IN, &tcp(ACK)));
         assert!(passes(&world, &endpoint, NODE, &tcp(SYN)));
         assert!(passes(&world, &endpoint, OUT, &tcp(SYN | ACK)));
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, OUT, &tcp(ACK)), "the node's, whatever the policy");
+    });
+    with_pod(|mut world, mut endpoint| {
+        world.allow_all(1, 0);
+        assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
+        assert!(passes(&world, &endpoint, NODE, &tcp(SYN)), "while the other is allowed, too");
+        world.rows.clear();
         rejudge(&mut endpoint);
         assert!(passes(&world, &endpoint, OUT, &tcp(ACK)), "the node's, whatever the policy");
     });

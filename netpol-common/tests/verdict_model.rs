@@ -11,7 +11,7 @@ use netpol_common::layout::{Address, Direction, EPOCH_MASK, Reason};
 use netpol_common::packet::{
     ACK, FIN, ICMP, ICMPV6, Kind, Packet, RST, SCTP, SYN, TCP, UDP, set_tcp_flags,
 };
-use netpol_common::verdict::{self, Arrival, Endpoint, Maps as _};
+use netpol_common::verdict::{Arrival, Endpoint, Verdict};
 use support::{AtomicTable, Random, TIMEOUTS, World, v4, v6};
 
 const ID: u16 = 7;
@@ -274,6 +274,8 @@ struct Run<'a> {
     model: Model,
     world: World<'a>,
     endpoint: Endpoint,
+    /// Flows that packets come back to.
+    recent: Vec<FlowKey>,
 }
 
 impl<'a> Run<'a> {
@@ -294,7 +296,7 @@ impl<'a> Run<'a> {
         // Epochs that wrap on the way, in some runs.
         let epoch = random.pick(&[1, EPOCH_MASK - 20, EPOCH_MASK / 2]);
         let endpoint = Endpoint { id: ID, epoch, born: epoch, sets: [0, 0] };
-        Self { random, model, world, endpoint }
+        Self { random, model, world, endpoint, recent: Vec::new() }
     }
 
     fn advance_epoch(&mut self) {
@@ -363,7 +365,7 @@ impl<'a> Run<'a> {
         self.model.flows.clear();
     }
 
-    fn flow_packet(&mut self, direction: usize) -> Packet {
+    fn flow_packet(&mut self) -> Packet {
         let remote = self.remote();
         let is_v6 = remote.family == 6;
         let mut local = self.model.own[usize::from(is_v6)];
@@ -395,27 +397,29 @@ impl<'a> Run<'a> {
             GRE => (packet.local_port, packet.remote_port) = (0, 0),
             _ => {}
         }
-        // Packets of flows that exist, more often than chance has it.
-        if self.random.one_in(2) && !packet.is_opening && direction == EGRESS {
-            let known = self
-                .model
-                .flows
-                .keys()
-                .filter(|key| key.0 == packet.protocol)
-                .min_by_key(|key| key.2 ^ key.4 ^ self.world.clock.now as u16);
-            if let Some(&(_, local, local_port, remote, remote_port)) = known {
-                packet = Packet { local, remote, local_port, remote_port, ..packet };
+        // Packets of flows that were begun, more often than chance has it.
+        let alike: Vec<FlowKey> =
+            self.recent.iter().filter(|key| key.0 == packet.protocol).copied().collect();
+        if !alike.is_empty() && !self.random.one_in(3) {
+            let (_, local, local_port, remote, remote_port) = self.random.pick(&alike);
+            packet = Packet { local, remote, local_port, remote_port, ..packet };
+        } else {
+            let index = self.random.below(self.recent.len() as u64 + 1) as usize;
+            if self.recent.len() < 6 {
+                self.recent.push(flow_key(&packet));
+            } else if let Some(old) = self.recent.get_mut(index) {
+                *old = flow_key(&packet);
             }
         }
         packet
     }
 
     /// A packet, and what it quotes.
-    fn packet(&mut self, direction: usize) -> (Packet, Option<Packet>) {
-        let mut packet = self.flow_packet(direction);
+    fn packet(&mut self) -> (Packet, Option<Packet>) {
+        let mut packet = self.flow_packet();
         match self.random.below(12) {
             0 => {
-                let inner = self.flow_packet(1 - direction);
+                let inner = self.flow_packet();
                 let inner = Packet { is_opening: false, is_answer: false, detail: 0, ..inner };
                 packet = Packet {
                     kind: Kind::Error,
@@ -452,29 +456,12 @@ impl<'a> Run<'a> {
         (packet, None)
     }
 
-    /// What the programs do: the short way for common packets, then the whole of it.
+    /// The reason of a drop, or `None`.
     fn verdict(&self, arrival: Arrival, packet: &Packet, inner: Option<&Packet>) -> Option<Reason> {
-        let Packet { local, kind, protocol, is_first_fragment, .. } = *packet;
-        let is_common = kind == Kind::Flow && matches!(protocol, TCP | UDP) && !is_first_fragment;
-        let (clock, secret, endpoint) = (self.world.clock(), self.world.secret(), &self.endpoint);
-        let direction = arrival.direction;
-        let is_established = is_common
-            && if local.family == 6 {
-                let key = flow::key6(packet, ID);
-                let (table, hash) = (self.world.flows6(), flow::hash(&key, secret));
-                verdict::is_established(table, &key, hash, endpoint, direction, packet, &clock)
-            } else {
-                let key = flow::key4(packet, ID);
-                let (table, hash) = (self.world.flows4(), flow::hash(&key, secret));
-                verdict::is_established(table, &key, hash, endpoint, direction, packet, &clock)
-            };
-        if is_established {
-            return None;
-        }
-        let verdict = verdict::judge(&self.world, endpoint, arrival, &mut packet.clone(), inner);
+        let verdict = self.world.judge_packet(&self.endpoint, arrival, packet, inner);
         assert!(!verdict.has_evicted, "the tables have room");
         assert!(verdict.is_allowed || verdict.is_noted, "every drop is counted");
-        assert_eq!(verdict::Verdict::unpack(verdict.pack()), verdict);
+        assert_eq!(Verdict::unpack(verdict.pack()), verdict);
         (!verdict.is_allowed).then_some(verdict.reason)
     }
 
@@ -482,7 +469,7 @@ impl<'a> Run<'a> {
     fn step(&mut self, context: &str) -> bool {
         let direction = self.random.below(2) as usize;
         let is_from_node = direction == INGRESS && self.random.one_in(6);
-        let (packet, inner) = self.packet(direction);
+        let (packet, inner) = self.packet();
         let arrival =
             Arrival { direction: [Direction::Ingress, Direction::Egress][direction], is_from_node };
         let known = self.model.flows.get(&flow_key(inner.as_ref().unwrap_or(&packet))).copied();
@@ -504,10 +491,12 @@ impl<'a> Run<'a> {
     }
 
     fn pass_time(&mut self) {
-        let passed = match self.random.below(10) {
+        // Flows have to live long enough to be met again, and to expire now and then.
+        let passed = match self.random.below(60) {
             0 => self.random.below(500),
-            1..=3 => self.random.below(15),
-            _ => self.random.below(2),
+            1..=3 => self.random.below(25),
+            4..=20 => 1,
+            _ => 0,
         };
         self.world.clock.now += passed;
         self.model.now += passed;

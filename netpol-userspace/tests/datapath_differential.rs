@@ -27,7 +27,7 @@ use netpol_userspace::model::Direction;
 use support::{AtomicTable, Random, World};
 
 /// Sequences by default.
-const CASES: u64 = 1_200;
+const CASES: u64 = 3_000;
 /// Frames of a sequence.
 const FRAMES: u64 = 60;
 /// Sequences between two loads of the programs: keeps their tables far from full.

@@ -12,7 +12,7 @@ use netpol_common::layout::{
     Address, Direction, ExactClass, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS, Reason, Row, exact_class,
     interval,
 };
-use netpol_common::packet::{self, Frame, Outcome, Packet};
+use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
 use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps, Policies, Verdict};
 
@@ -146,7 +146,44 @@ impl<'a> World<'a> {
             && whole(block).checked_shr(shift) == whole(address).checked_shr(shift)
     }
 
-    /// What the tc program does with a frame (netpol-ebpf: slow.rs).
+    /// What the tc program does with a parsed packet: the short way where it may be taken
+    /// (netpol-ebpf: main.rs, frame.rs), then the whole of it.
+    pub fn judge_packet(
+        &self,
+        endpoint: &Endpoint,
+        arrival: Arrival,
+        packet: &Packet,
+        inner: Option<&Packet>,
+    ) -> Verdict {
+        let is_common = packet.kind == Kind::Flow
+            && matches!(packet.protocol, packet::TCP | packet::UDP)
+            && !packet.is_first_fragment;
+        if is_common && self.is_established(endpoint, arrival.direction, packet) {
+            return PASSES_UNNOTED;
+        }
+        verdict::judge(self, endpoint, arrival, &mut packet.clone(), inner)
+    }
+
+    /// [`verdict::is_established`] in the table of the packet's family.
+    pub fn is_established(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        packet: &Packet,
+    ) -> bool {
+        let clock = &self.clock;
+        if packet.local.family == 6 {
+            let key = flow::key6(packet, endpoint.id);
+            let (table, hash) = (&self.flows6, flow::hash(&key, self.secret()));
+            verdict::is_established(table, &key, hash, endpoint, direction, packet, clock)
+        } else {
+            let key = flow::key4(packet, endpoint.id);
+            let (table, hash) = (&self.flows4, flow::hash(&key, self.secret()));
+            verdict::is_established(table, &key, hash, endpoint, direction, packet, clock)
+        }
+    }
+
+    /// What the tc program does with a frame (netpol-ebpf: slow.rs), without the short way.
     pub fn run(
         &self,
         endpoint: &Endpoint,

@@ -25,7 +25,8 @@ pub struct Ends {
 /// Makes frames; remembers some to refer to them in ICMP errors.
 pub struct Generator {
     ends: Ends,
-    sent: Vec<Vec<u8>>,
+    /// Plain packets, and whether they went to the pod.
+    sent: Vec<(bool, Vec<u8>)>,
 }
 
 impl Generator {
@@ -43,8 +44,11 @@ impl Generator {
             }
             2..=4 => frame(&self.error(random, is_to_pod)),
             _ => {
-                let packet = self.packet(random, is_to_pod);
-                self.remember(random, &packet);
+                let packet = match self.follow_up(random, is_to_pod) {
+                    Some(packet) if !random.one_in(3) => packet,
+                    _ => self.packet(random, is_to_pod),
+                };
+                self.remember(random, is_to_pod, &packet);
                 frame(&self.wrapped(random, packet))
             }
         };
@@ -59,13 +63,42 @@ impl Generator {
         bytes
     }
 
-    fn remember(&mut self, random: &mut Random, packet: &[u8]) {
-        if self.sent.len() < 16 {
-            self.sent.push(packet.to_vec());
+    fn remember(&mut self, random: &mut Random, is_to_pod: bool, packet: &[u8]) {
+        let packet = (is_to_pod, packet.to_vec());
+        if self.sent.len() < 8 {
+            self.sent.push(packet);
         } else {
-            let index = random.below(16) as usize;
-            self.sent[index] = packet.to_vec();
+            self.sent[random.below(8) as usize] = packet;
         }
+    }
+
+    /// Another packet of a flow that was begun, from either end.
+    fn follow_up(&self, random: &mut Random, is_to_pod: bool) -> Option<Vec<u8>> {
+        if self.sent.is_empty() {
+            return None;
+        }
+        let (went_to_pod, mut bytes) = random.pick(&self.sent);
+        let header = if bytes[0] >> 4 == 6 { 40 } else { 20 };
+        let protocol = if header == 40 { bytes[6] } else { bytes[9] };
+        if went_to_pod != is_to_pod {
+            let (first, length) = if header == 40 { (8, 16) } else { (12, 4) };
+            let (sources, rest) = bytes[first..].split_at_mut(length);
+            sources.swap_with_slice(&mut rest[..length]);
+        }
+        match protocol {
+            _ if bytes.len() < header + 8 => return Some(bytes),
+            6 | 17 | 132 if went_to_pod != is_to_pod => {
+                let (source, rest) = bytes[header..].split_at_mut(2);
+                source.swap_with_slice(&mut rest[..2]);
+            }
+            1 if went_to_pod != is_to_pod => bytes[header] ^= 8,
+            58 if went_to_pod != is_to_pod => bytes[header] ^= 1,
+            _ => {}
+        }
+        if protocol == 6 && random.one_in(2) {
+            bytes[header + 13] = random.pick(&[0x02, 0x12, 0x10, 0x10, 0x10, 0x11, 0x04]);
+        }
+        Some(bytes)
     }
 
     fn addresses(&self, random: &mut Random, is_to_pod: bool) -> (IpAddr, IpAddr) {
@@ -94,7 +127,7 @@ impl Generator {
         let about = if self.sent.is_empty() || random.one_in(8) {
             self.packet(random, !is_to_pod)
         } else {
-            random.pick(&self.sent)
+            random.pick(&self.sent).1
         };
         let is_v6 = about[0] >> 4 == 6;
         let about = if random.one_in(4) { self.wrapped(random, about) } else { about };
