@@ -4,7 +4,10 @@
 //! log or touch a map itself; it asks [`Maps`].
 
 use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE};
-use crate::layout::{Address, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row};
+use crate::layout::{
+    Address, Backend, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row, ServiceKey,
+    ServiceValue,
+};
 use crate::packet::{Kind, Packet, SCTP, TCP};
 use crate::ports::{self, Intervals};
 
@@ -16,6 +19,10 @@ pub trait Policies: Intervals {
     fn block_class(&self, address: &Address) -> Option<u32>;
     /// The row of a policy set for a class.
     fn row(&self, set: u16, class: u32) -> Option<Row>;
+    /// The Service with this key.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue>;
+    /// A kind of backend, by its index in the arena.
+    fn backend(&self, index: u32) -> Option<Backend>;
 }
 
 /// The maps, as the verdict needs them.
@@ -40,6 +47,8 @@ pub trait Maps {
     fn class_of(&self, address: &Address) -> u32;
     /// [`row_allows`] on these maps.
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool;
+    /// [`judge_service`] on these maps.
+    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService;
     /// Whether the address is the endpoint's own.
     fn owns(&self, endpoint: u16, address: &Address) -> bool;
     /// Remembers a first fragment's ports.
@@ -362,6 +371,8 @@ fn judge_new<M: Maps + ?Sized>(
     let (is_allowed, class) = is_allowed(maps, endpoint, direction, packet);
     if is_allowed {
         Verdict { is_noted: true, class, ..Verdict::PASS }
+    } else if class == MIXED {
+        Verdict::drop(Reason::ServiceMixed, 0)
     } else {
         Verdict::drop(Reason::Policy, class)
     }
@@ -440,11 +451,21 @@ fn is_allowed<M: Maps + ?Sized>(
     if set == 0 {
         return (true, 0);
     }
-    let class = maps.class_of(&packet.remote);
     let port = match direction {
         Direction::Ingress => packet.local_port,
         Direction::Egress => packet.remote_port,
     };
+    if direction as u8 == Direction::Egress as u8 {
+        let key =
+            ServiceKey { address: packet.remote, port, protocol: packet.protocol, reserved: 0 };
+        match maps.judge_service(set, &key) {
+            ToService::None => {}
+            ToService::Allowed => return (true, 0),
+            ToService::Denied => return (false, 0),
+            ToService::Mixed => return (false, MIXED),
+        }
+    }
+    let class = maps.class_of(&packet.remote);
     let allowed = maps.row_allows(set, class, packet.protocol, port)
         // A pod always reaches itself.
         || maps.owns(endpoint.id, &packet.remote);
@@ -474,6 +495,85 @@ pub fn row_allows<P: Policies>(maps: &P, set: u16, class: u32, protocol: u8, por
     }
     match maps.row(set, 0) {
         Some(row) => ports::allows(maps, &row, protocol, port),
+        None => false,
+    }
+}
+
+/// What a policy set says of packets to a Service. A policy speaks of pods and their ports; at the
+/// client's interface the packet still has the Service's address, so its backends are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ToService {
+    /// There is no Service there: the address is judged like any other.
+    None = 0,
+    /// No backend is allowed, or there is none.
+    Denied = 1,
+    /// Every backend is allowed.
+    Allowed = 2,
+    /// Some are and some are not.
+    Mixed = 3,
+}
+
+impl ToService {
+    /// The inverse of `as u32`; an unknown number denies.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::None,
+            2 => Self::Allowed,
+            3 => Self::Mixed,
+            _ => Self::Denied,
+        }
+    }
+
+    /// The verdict on a Service of which this many backends were asked and allowed.
+    #[inline(always)]
+    pub const fn of(n_asked: u32, n_allowed: u32) -> Self {
+        if n_allowed == 0 {
+            Self::Denied
+        } else if n_allowed == n_asked {
+            Self::Allowed
+        } else {
+            Self::Mixed
+        }
+    }
+}
+
+/// In place of a class, for a packet to a Service with [`ToService::Mixed`]: classes are smaller.
+const MIXED: u32 = u32::MAX;
+
+/// Where the backends of a Service stand in the arena: `(offset, count)`.
+#[inline(always)]
+pub fn find_service<P: Policies>(maps: &P, key: &ServiceKey) -> Option<(u32, u32)> {
+    let mut attempt = 0;
+    while attempt < 2 {
+        let value = maps.service(key)?;
+        if value as u16 == key.echo() {
+            return Some(((value >> 32) as u32, u32::from((value >> 16) as u16)));
+        }
+        attempt += 1;
+    }
+    None
+}
+
+/// Asks for each backend whether `set` allows it.
+#[inline(always)]
+pub fn judge_service<P: Policies>(maps: &P, set: u16, key: &ServiceKey) -> ToService {
+    let Some((offset, count)) = find_service(maps, key) else { return ToService::None };
+    let mut n_allowed = 0;
+    for index in offset..offset + count {
+        n_allowed += u32::from(backend_allows(maps, set, index, key.protocol));
+    }
+    ToService::of(count, n_allowed)
+}
+
+/// Whether `set` allows the backend at `index` of the arena.
+#[inline(always)]
+pub fn backend_allows<P: Policies>(maps: &P, set: u16, index: u32, protocol: u8) -> bool {
+    match maps.backend(index) {
+        Some(backend) => {
+            row_allows(maps, set, (backend >> 32) as u32, protocol, (backend >> 16) as u16)
+        }
         None => false,
     }
 }
