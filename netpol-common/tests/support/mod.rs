@@ -234,6 +234,15 @@ impl Policies for World<'_> {
     fn row(&self, set: u16, class: u32) -> Option<Row> {
         self.rows.get(&(set, class)).copied()
     }
+
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        let (offset, count) = *self.services.get(key)?;
+        Some(service_value(key, offset, count))
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.backends.get(index as usize).copied()
+    }
 }
 
 impl<'a> Maps for World<'a> {
@@ -270,6 +279,10 @@ impl<'a> Maps for World<'a> {
 
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
         verdict::row_allows(self, set, class, protocol, port)
+    }
+
+    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService {
+        verdict::judge_service(self, set, key)
     }
 
     fn owns(&self, endpoint: u16, address: &Address) -> bool {
