@@ -25,7 +25,10 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use describe::{Problem, RuleView, Size};
 pub use ids::Ids;
 use ipnet::IpNet;
-pub use plan::{ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, SetId, Step, Tables};
+pub use plan::{
+    Backend, ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, ServiceKey, SetId, Step,
+    Tables, Verdict,
+};
 use rustc_hash::FxHashMap;
 
 use self::engine::{Engine, Touched};
@@ -123,6 +126,14 @@ impl Compiler {
                     let name = namespace.name.clone();
                     self.note_namespace(&name, Change::Namespace(namespace), &mut dirty);
                 }
+                Change::Service(_)
+                | Change::ServiceGone(_)
+                | Change::EndpointSlice(_)
+                | Change::EndpointSliceGone(_)
+                | Change::Node(_)
+                | Change::NodeGone(_) => {
+                    self.cluster.apply(change);
+                }
                 Change::NamespaceGone(name) => {
                     self.note_namespace(&name.clone(), Change::NamespaceGone(name), &mut dirty);
                 }
@@ -177,6 +188,7 @@ impl Compiler {
             classes: self.engine.addresses.classes().collect(),
             rows: rows.collect(),
             endpoints: self.endpoints.iter().map(|(&id, endpoint)| (id, endpoint.sets)).collect(),
+            services: std::collections::BTreeMap::new(),
         }
     }
 

@@ -258,6 +258,7 @@ impl Datapath {
             Step::AddRow(set, class, row) => self.add_row(*set, *class, row).map_err(general),
             Step::SetClass(block, class) => self.set_class(block, *class).map_err(general),
             Step::ClearClass(block) => self.clear_class(block).map_err(general),
+            Step::SetService(..) | Step::ClearService(..) => Ok(()),
             Step::SetEndpoint(id, sets) => self
                 .set_endpoint(*id, *sets)
                 .map_err(|error| EndpointFailure { endpoint: Some(*id), error }),
