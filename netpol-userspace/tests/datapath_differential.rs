@@ -294,6 +294,7 @@ fn the_loaded_programs_judge_as_the_same_code_does_here() {
                 | Reason::Inconsistent
                 | Reason::FlowEvicted
                 | Reason::EventLost
+                | Reason::ServiceMixed
         );
         assert_eq!(counted[reason as usize] != 0, is_of_frames, "{reason:?}");
     }

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_common::flow::{self, Clock, Timeouts};
 use netpol_common::layout::{
-    Address, Direction, ExactClass, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS, Reason, Row, exact_class,
-    interval,
+    Address, Backend, Direction, ExactClass, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS, Reason, Row,
+    ServiceKey, ServiceValue, backend, exact_class, interval, service_value,
 };
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps, Policies, Verdict};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps, Policies, ToService, Verdict};
 
 /// A frame in memory.
 pub struct Bytes<'a>(pub &'a [u8]);
@@ -99,6 +99,9 @@ pub struct World<'a> {
     pub rows: HashMap<(u16, u32), Row>,
     pub intervals: Vec<u64>,
     pub own: HashSet<(u16, Address)>,
+    /// Offset and count in `backends`.
+    pub services: HashMap<ServiceKey, (u32, u16)>,
+    pub backends: Vec<Backend>,
     pub fragments: RefCell<HashMap<FragmentKey, (u16, u16)>>,
 }
 
@@ -115,6 +118,8 @@ impl<'a> World<'a> {
             rows: HashMap::new(),
             intervals: Vec::new(),
             own: HashSet::new(),
+            services: HashMap::new(),
+            backends: Vec::new(),
             fragments: RefCell::default(),
         }
     }
@@ -134,6 +139,13 @@ impl<'a> World<'a> {
         let words = ports.iter().flatten().map(|&(a, b)| interval(a, b, INTERVAL_ALLOW));
         self.intervals.extend(words);
         self.rows.insert((set, class), row);
+    }
+
+    /// A Service with these (class, port) kinds of backends.
+    pub fn service(&mut self, address: Address, protocol: u8, port: u16, kinds: &[(u32, u16)]) {
+        let key = ServiceKey { address, port, protocol, reserved: 0 };
+        self.services.insert(key, (self.backends.len() as u32, kinds.len() as u16));
+        self.backends.extend(kinds.iter().map(|&(class, port)| backend(class, port)));
     }
 
     /// Whether `address` lies in `block`, whose prefix has this many bits.

@@ -33,6 +33,14 @@ impl Compiler {
             Change::NamespaceGone(name) => {
                 self.note_namespace(&name.clone(), Change::NamespaceGone(name), dirty);
             }
+            Change::Service(_)
+            | Change::ServiceGone(_)
+            | Change::EndpointSlice(_)
+            | Change::EndpointSliceGone(_)
+            | Change::Node(_)
+            | Change::NodeGone(_) => {
+                self.cluster.apply(change);
+            }
         }
     }
 

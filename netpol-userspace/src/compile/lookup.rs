@@ -6,14 +6,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ClassId, EndpointId, SetId, Step, Tables};
-use crate::model::Direction;
+use super::{Backend, ClassId, EndpointId, ServiceKey, SetId, Step, Tables, Verdict};
+use crate::model::{Direction, Protocol};
 
 impl Tables {
-    /// Whether the tables let a packet of this endpoint pass that opens a flow in this direction,
-    /// `remote` being the other end. An unknown endpoint is not enforced. Knows nothing of what
-    /// the datapath lets pass before it looks at the tables (the pod itself, its own node,
-    /// replies).
+    /// Whether the tables let a packet of this endpoint pass at its interface, opening a flow in
+    /// this direction, `remote` being the other end. That includes [`Verdict::Mixed`], which is
+    /// decided after translation. An unknown endpoint is not enforced. Knows nothing of what the
+    /// datapath lets pass before it looks at the tables (the pod itself, its own node, replies).
     pub fn judge(
         &self,
         endpoint: EndpointId,
@@ -22,18 +22,50 @@ impl Tables {
         protocol: u8,
         dest_port: u16,
     ) -> bool {
-        let Some(sets) = self.endpoints.get(&endpoint) else { return true };
+        self.verdict(endpoint, direction, remote, protocol, dest_port) != Verdict::Denied
+    }
+
+    /// Likewise, telling apart what only the true destination can decide.
+    pub fn verdict(
+        &self,
+        endpoint: EndpointId,
+        direction: Direction,
+        remote: IpAddr,
+        protocol: u8,
+        dest_port: u16,
+    ) -> Verdict {
+        let Some(sets) = self.endpoints.get(&endpoint) else { return Verdict::Allowed };
         let set = match direction {
             Direction::Ingress => sets.ingress,
             Direction::Egress => sets.egress,
         };
         if set == SetId::NONE {
-            return true;
+            return Verdict::Allowed;
         }
+        if direction == Direction::Egress
+            && let Some(backends) = self.backends(remote, protocol, dest_port)
+        {
+            return Verdict::of_backends(
+                backends.iter().map(|to| self.row_allows(set, to.class, protocol, to.port)),
+            );
+        }
+        match self.row_allows(set, self.class_of(remote), protocol, dest_port) {
+            true => Verdict::Allowed,
+            false => Verdict::Denied,
+        }
+    }
+
+    fn row_allows(&self, set: SetId, class: ClassId, protocol: u8, port: u16) -> bool {
         self.rows
-            .get(&(set, self.class_of(remote)))
+            .get(&(set, class))
             .or_else(|| self.rows.get(&(set, ClassId::NONE)))
-            .is_some_and(|row| row.allows(protocol, dest_port))
+            .is_some_and(|row| row.allows(protocol, port))
+    }
+
+    /// The backends of the Service that is reached there, if one is.
+    fn backends(&self, address: IpAddr, protocol: u8, port: u16) -> Option<&[Backend]> {
+        let protocol = Protocol::ALL.into_iter().find(|known| known.number() == protocol)?;
+        self.services.get(&ServiceKey { address, protocol, port }).map(|backends| &**backends)
     }
 
     /// The class of an address: that of the longest stored block containing it.
@@ -75,6 +107,19 @@ impl Tables {
                     return Err(format!("{endpoint:?} has {sets:?} already"));
                 }
             }
+            Step::SetService(key, backends) => {
+                if !backends.is_sorted_by(|a, b| a < b) {
+                    return Err(format!("the backends of {key:?} are not sorted and distinct"));
+                }
+                if self.services.insert(*key, backends.clone()).as_ref() == Some(backends) {
+                    return Err(format!("{key:?} has {backends:?} already"));
+                }
+            }
+            Step::ClearService(key) => {
+                if self.services.remove(key).is_none() {
+                    return Err(format!("{key:?} has no backends to clear"));
+                }
+            }
             Step::Rejudge(endpoints) => {
                 if endpoints.is_empty() {
                     return Err("nobody is judged again".into());
@@ -84,8 +129,9 @@ impl Tables {
                 if self.rows.remove(&(*set, *class)).is_none() {
                     return Err(format!("no row ({set:?}, {class:?}) to remove"));
                 }
-                let class_used =
-                    *class == ClassId::NONE || self.classes.values().any(|used| used == class);
+                let class_used = *class == ClassId::NONE
+                    || self.classes.values().any(|used| used == class)
+                    || self.services.values().flat_map(|list| &**list).any(|b| b.class == *class);
                 let set_used =
                     self.endpoints.values().any(|used| used.ingress == *set || used.egress == *set);
                 if class_used && set_used {

@@ -25,7 +25,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use describe::{Problem, RuleView, Size};
 pub use ids::Ids;
-pub use plan::{ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, SetId, Step, Tables};
+pub use plan::{
+    Backend, ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, ServiceKey, SetId, Step,
+    Tables, Verdict,
+};
 use rustc_hash::FxHashMap;
 
 use self::engine::{Engine, Touched};
@@ -156,6 +159,7 @@ impl Compiler {
             classes: self.engine.addresses.classes().collect(),
             rows: rows.collect(),
             endpoints: self.endpoints.iter().map(|(&id, endpoint)| (id, endpoint.sets)).collect(),
+            services: std::collections::BTreeMap::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! steps from one state to the next. Plain data; must never know how maps are laid out.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -83,6 +84,55 @@ pub struct EndpointSets {
     pub egress: SetId,
 }
 
+/// Where a Service is reached: its cluster IP, external IP or load balancer address with the
+/// Service's port, or a node's address with the node port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// The destination address before translation.
+    pub address: IpAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The destination port before translation.
+    pub port: u16,
+}
+
+/// A kind of backend: the class of its address and the port that packets arrive on there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// The class of the backend's address ([`ClassId::NONE`] is possible).
+    pub class: ClassId,
+    /// The destination port after translation.
+    pub port: u16,
+}
+
+/// What the tables say of a packet that opens a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// It must not pass.
+    Denied,
+    /// It goes to a Service of which some backends are allowed and some are not: only its true
+    /// destination can decide, which is seen after translation.
+    Mixed,
+    /// It passes.
+    Allowed,
+}
+
+impl Verdict {
+    /// The verdict on a Service, from whether each of its backends is allowed.
+    pub fn of_backends(allowed: impl IntoIterator<Item = bool>) -> Self {
+        let (mut any, mut all) = (false, true);
+        for allowed in allowed {
+            any |= allowed;
+            all &= allowed;
+        }
+        match (any, all) {
+            (false, _) => Self::Denied,
+            (true, false) => Self::Mixed,
+            (true, true) => Self::Allowed,
+        }
+    }
+}
+
 /// One write to the datapath.
 ///
 /// Rows never change: a (set, class) pair is content-addressed on both sides, so its row appears
@@ -95,6 +145,11 @@ pub enum Step {
     SetClass(IpNet, ClassId),
     /// This block has no entry any more (longest prefix match falls to what contains it).
     ClearClass(IpNet),
+    /// Packets to this Service are judged by these backends from now on. Sorted and distinct; none
+    /// at all: nothing is allowed to it.
+    SetService(ServiceKey, Arc<[Backend]>),
+    /// There is no Service there any more: packets are judged by their address.
+    ClearService(ServiceKey),
     /// The endpoint's policy sets, both at once.
     SetEndpoint(EndpointId, EndpointSets),
     /// Flows of these endpoints must be judged again (something was taken away from them).
@@ -111,6 +166,12 @@ pub type Plan = Vec<Step>;
 /// Lookup: the class of an address is that of the longest stored prefix containing it, else
 /// `ClassId::NONE`. The row is (set, class), else (set, `ClassId::NONE`), else deny. The second
 /// look-up is sound because what a set allows to everybody it allows to every class.
+///
+/// An egress packet to a stored Service is not judged by the class of its destination but by the
+/// backends: allowed if the rows allow (protocol, backend's port) for all of them, denied if for
+/// none (or if there are none), else [`Verdict::Mixed`].
+///
+/// Services are stored only while some endpoint is isolated for egress: nobody else asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
     /// Address blocks and their classes.
@@ -119,4 +180,6 @@ pub struct Tables {
     pub rows: BTreeMap<(SetId, ClassId), Row>,
     /// Endpoints and their sets.
     pub endpoints: BTreeMap<EndpointId, EndpointSets>,
+    /// Services and the distinct kinds of backends that they have.
+    pub services: BTreeMap<ServiceKey, Arc<[Backend]>>,
 }

@@ -22,6 +22,7 @@ mod reconcile;
 pub mod run;
 pub mod scratch;
 mod seed;
+mod services;
 mod writer;
 
 pub use attach::AttachMode;

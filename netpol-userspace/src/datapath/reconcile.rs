@@ -8,7 +8,7 @@ use std::sync::Arc;
 use netpol_common::layout;
 use zerocopy::FromBytes as _;
 
-use super::arena::Region;
+use super::arena::{Content as _, Region};
 use super::error::{DatapathError, bpf_error};
 use super::observe;
 use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing, row_key};
@@ -50,7 +50,7 @@ impl Datapath {
         for (pair, value) in self.read_rows()? {
             let ports = (value.kind == layout::ROW_PORTS).then(|| self.read_ports(&value));
             if let Some(ports) = &ports {
-                let region = Region { offset: value.offset, length: super::arena::length(ports) };
+                let region = Region { offset: value.offset, length: ports.length() };
                 if !self.arena.adopt(ports, region) {
                     // Nothing of ours looks like this; the row is rewritten or removed later.
                     tracing::warn!(set = pair.0.0, class = pair.1.0, "inconsistent verdict row");
@@ -110,6 +110,11 @@ impl Datapath {
                 plan.push(Step::SetClass(*block, *class));
             }
         }
+        for (key, backends) in &tables.services {
+            if self.services.get(key) != Some(backends) {
+                plan.push(Step::SetService(*key, Arc::clone(backends)));
+            }
+        }
         for (&id, &sets) in &tables.endpoints {
             plan.push(Step::SetEndpoint(id, sets));
         }
@@ -117,6 +122,9 @@ impl Datapath {
         for block in classes.keys().filter(|block| !tables.classes.contains_key(block)) {
             plan.push(Step::ClearClass(*block));
         }
+        let services = self.read_services()?;
+        let stale = services.keys().filter(|key| !tables.services.contains_key(key));
+        plan.extend(stale.map(|key| Step::ClearService(*key)));
         let stale_rows: Vec<_> =
             self.rows.keys().filter(|pair| !tables.rows.contains_key(pair)).copied().collect();
         plan.extend(stale_rows.into_iter().map(|(set, class)| Step::RemoveRow(set, class)));

@@ -15,13 +15,15 @@ use super::run::{Place, run};
 use crate::model::Direction;
 
 /// Maps that hold policy and are read only by the programs; the others are the scratch copy's own.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 8] = [
     names::ENDPOINTS,
     names::ADDRESSES,
     names::BLOCKS,
     names::ROWS,
     names::INTERVALS,
     names::OWN_ADDRESSES,
+    names::SERVICES,
+    names::BACKENDS,
 ];
 
 /// The loaded copy. Gone when dropped.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
-use super::{Change, Namespace, ObjectName, Pod, Policy, Str};
+use super::{Change, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Service, Str};
 
 /// Every known object, by name. A namespace that is only referred to has no entry here.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +15,12 @@ pub struct Cluster {
     pub pods: FxHashMap<Str, BTreeMap<Str, Pod>>,
     /// Policies by namespace, then name.
     pub policies: FxHashMap<Str, BTreeMap<Str, Policy>>,
+    /// Services by namespace, then name.
+    pub services: FxHashMap<Str, BTreeMap<Str, Service>>,
+    /// EndpointSlices by namespace, then name.
+    pub slices: FxHashMap<Str, BTreeMap<Str, EndpointSlice>>,
+    /// Nodes by name.
+    pub nodes: FxHashMap<Str, Node>,
 }
 
 impl Cluster {
@@ -26,6 +32,16 @@ impl Cluster {
     /// The policy of that name.
     pub fn policy(&self, id: &ObjectName) -> Option<&Policy> {
         self.policies.get(&id.namespace)?.get(&id.name)
+    }
+
+    /// The Service of that name.
+    pub fn service(&self, id: &ObjectName) -> Option<&Service> {
+        self.services.get(&id.namespace)?.get(&id.name)
+    }
+
+    /// The EndpointSlice of that name.
+    pub fn slice(&self, id: &ObjectName) -> Option<&EndpointSlice> {
+        self.slices.get(&id.namespace)?.get(&id.name)
     }
 
     /// All pods.
@@ -57,6 +73,14 @@ impl Cluster {
             }
             Change::Policy(policy) => put(&mut self.policies, &policy.id.clone(), policy),
             Change::PolicyGone(id) => take(&mut self.policies, &id),
+            Change::Service(service) => put(&mut self.services, &service.id.clone(), service),
+            Change::ServiceGone(id) => take(&mut self.services, &id),
+            Change::EndpointSlice(slice) => put(&mut self.slices, &slice.id.clone(), slice),
+            Change::EndpointSliceGone(id) => take(&mut self.slices, &id),
+            Change::Node(node) => {
+                self.nodes.insert(node.name.clone(), node.clone()).as_ref() != Some(&node)
+            }
+            Change::NodeGone(name) => self.nodes.remove(&name).is_some(),
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod policy;
 pub mod selector;
+pub mod service;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,6 +16,9 @@ use std::sync::Arc;
 pub use cluster::Cluster;
 pub use policy::{IpBlock, NamespaceScope, Peer, Peers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};
+pub use service::{
+    AddressFamily, EndpointSlice, Node, Service, ServicePort, SliceEndpoint, SlicePort,
+};
 
 /// A shared immutable string: names and labels are repeated thousands of times in a cluster.
 pub type Str = Arc<str>;
@@ -175,4 +179,16 @@ pub enum Change {
     Policy(Policy),
     /// A policy is gone.
     PolicyGone(ObjectName),
+    /// A Service was created or changed.
+    Service(Service),
+    /// A Service is gone.
+    ServiceGone(ObjectName),
+    /// An EndpointSlice was created or changed.
+    EndpointSlice(EndpointSlice),
+    /// An EndpointSlice is gone.
+    EndpointSliceGone(ObjectName),
+    /// A node was created or changed.
+    Node(Node),
+    /// A node is gone.
+    NodeGone(Str),
 }
