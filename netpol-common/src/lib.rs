@@ -1,2 +1,15 @@
-//! Map layouts and packet-verdict rules shared by the eBPF programs and userspace.
-#![no_std]
+//! Map layouts and packet-verdict rules, shared by the eBPF programs and userspace.
+//!
+//! Everything that decides a verdict from parsed headers and map contents is here and is plain
+//! Rust, so that the same code runs in the kernel and in tests on the host. This crate must never
+//! touch a map, a packet buffer or the kernel itself: it sees them through the traits
+//! [`packet::Frame`], [`flow::Table`] and [`verdict::Maps`].
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod flow;
+pub mod layout;
+pub mod packet;
+pub mod ports;
+pub mod verdict;

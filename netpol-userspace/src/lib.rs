@@ -4,6 +4,10 @@
 
 pub mod model;
 
+pub mod netns;
+
+pub mod frames;
+
 pub mod compile;
 
 pub mod reference;

@@ -1,2 +1,83 @@
-//! x
-fn main() {}
+//! `cargo xtask`: every command a person or CI needs to build, show and test netpol.
+//!
+//! One file per subcommand; what several of them share is in `run`, `workspace`, `toolchain`
+//! and `source`. Nothing here is part of the product: netpol must build and run the same when
+//! somebody types the commands by hand, so every command that is run can be printed.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+mod build;
+mod build_and_run;
+mod capabilities;
+mod check;
+mod ebpf;
+mod lines;
+mod probe;
+mod run;
+mod setup;
+mod source;
+mod summary;
+mod test;
+mod tidy;
+mod toolchain;
+mod workspace;
+
+/// Build, demonstrate and test netpol.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the build needs and this machine lacks
+    Setup(setup::Args),
+    /// Build the eBPF object and the binary `netpol` around it
+    Build(build::Args),
+    /// Set up, build, and show policies at work: the playground, or the agent on a cluster
+    BuildAndRun(build_and_run::Args),
+    /// Run every test: unit, property, datapath, network namespaces, documentation
+    Test(test::Args),
+    /// Formatting, clippy, rustdoc and the repository's own rules
+    Check(check::Args),
+    /// The repository's own rules only (part of `check` and of `test`)
+    Tidy,
+    /// Whether this machine and user can run the tests; names what is missing
+    Capabilities,
+    /// Lines per crate and module
+    Lines,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Exit code 1 means "the answer is no" (a test failed, a rule is broken), 2 that the question
+/// could not be asked.
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    let workspace = &workspace;
+    match cli.command {
+        Command::Setup(args) => setup::command(workspace, &args),
+        Command::Build(args) => build::command(workspace, &args),
+        Command::BuildAndRun(args) => build_and_run::command(workspace, &args),
+        Command::Test(args) => test::command(workspace, &args),
+        Command::Check(args) => check::command(workspace, &args),
+        Command::Tidy => tidy::command(workspace),
+        Command::Capabilities => capabilities::command(),
+        Command::Lines => lines::command(workspace),
+    }
+}

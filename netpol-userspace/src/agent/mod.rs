@@ -1,1 +1,165 @@
-//! Placeholder replaced by the first commit of its owner.
+//! The agent: wires sources, compiler, endpoint discovery and datapath together.
+//!
+//! One task owns all of the state and handles one event at a time; everything else only sends to
+//! it. Nothing is removed from the kernel before every source has synced.
+
+mod core;
+mod files;
+mod numbers;
+pub mod options;
+mod serve;
+pub mod state;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+pub use options::Options;
+
+use self::core::Core;
+use crate::datapath::{Datapath, LoadOptions, Pins};
+use crate::endpoint;
+use crate::source::{self, Handle};
+
+/// Events a source may be ahead of the agent.
+const SOURCE_QUEUE: usize = 1_024;
+/// How often attachments are compared with the kernel's, failed writes are tried again, and
+/// garbage is removed.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// Least pause between two writings of the state file.
+const PUBLISH: Duration = Duration::from_millis(50);
+
+/// Runs the agent until SIGTERM or SIGINT. What it put in force stays in force.
+pub fn run(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("netpol")
+        .enable_all()
+        .build()
+        .context("start the tokio runtime")?;
+    let result = runtime.block_on(run_async(options));
+    // A watcher may be in a blocking read; it holds nothing that needs an orderly end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn run_async(options: Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let _lock = files::prepare_run_dir(&options.run_dir)?;
+    let pins = Pins::new(&options.bpffs);
+    let load = LoadOptions {
+        keep_established: options.keep_established,
+        check_source: options.check_source,
+        flow_buckets: None,
+        log: options.datapath_log,
+    };
+    let mut datapath = Datapath::open(&pins, &load, options.attach)?;
+    if options.datapath_log {
+        forward_datapath_log(&mut datapath)?;
+    }
+    tracing::info!(
+        node = options.node_name,
+        bpffs = %options.bpffs.display(),
+        attach = datapath.attach_mode(),
+        "netpol agent started"
+    );
+
+    let watcher = endpoint::Watcher::spawn(endpoint::Options {
+        netns_dir: options.netns_dir.clone(),
+        ..endpoint::Options::default()
+    })
+    .context("start endpoint discovery")?;
+    let (events_tx, mut events) = mpsc::channel(SOURCE_QUEUE);
+    let (handle, kind) = start_source(&options, events_tx).await?;
+    let mut snapshots = watcher.snapshots();
+    let mut core = Core::new(&options, kind, datapath, watcher, handle);
+
+    let (state_tx, state_rx) = watch::channel(Arc::new(core.published()));
+    let (waits_tx, mut waits) = mpsc::channel(16);
+    let mut failed = serve::start(&options, &pins, state_rx, waits_tx)?;
+    core.write_state(&state_tx);
+
+    let mut housekeeping = interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_publish = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            event = events.recv() => match event {
+                Some(event) => core.handle_source(event),
+                None => bail!("the source of objects has ended unexpectedly; enforcement stays as it is"),
+            },
+            changed = snapshots.changed() => {
+                changed.context("endpoint discovery has ended unexpectedly")?;
+                let snapshot = snapshots.borrow_and_update().clone();
+                core.handle_snapshot(snapshot);
+            }
+            Some(wait) = waits.recv() => core.handle_wait(wait),
+            Some(error) = failed.recv() => return Err(error),
+            _ = housekeeping.tick() => core.housekeeping(),
+            () = sleep_until(core.next_deadline()), if core.has_deadline() => core.deadline(),
+            () = sleep_until(next_publish), if core.is_dirty() => {
+                core.write_state(&state_tx);
+                next_publish = Instant::now() + PUBLISH;
+            }
+        }
+        if core.has_answers() {
+            core.write_state(&state_tx);
+            core.answer();
+        }
+    }
+    tracing::info!("stopping; what is in force stays in force");
+    core.stop(&state_tx);
+    Ok(())
+}
+
+async fn start_source(
+    options: &Options,
+    events: mpsc::Sender<source::Event>,
+) -> Result<(Handle, &'static str)> {
+    if let Some(dir) = &options.manifests {
+        let handle = source::spawn_manifests(dir, events)
+            .with_context(|| format!("watch the manifests in {}", dir.display()))?;
+        return Ok((handle, "manifests"));
+    }
+    let config = match &options.kubeconfig {
+        Some(path) => {
+            let file = kube::config::Kubeconfig::read_from(path)
+                .with_context(|| format!("read kubeconfig {}", path.display()))?;
+            let choice = kube::config::KubeConfigOptions::default();
+            kube::Config::from_custom_kubeconfig(file, &choice)
+                .await
+                .with_context(|| format!("use kubeconfig {}", path.display()))?
+        }
+        None => kube::Config::incluster().context(
+            "no --manifests and no --kubeconfig given, and this is not a pod with a service \
+             account: say where the objects come from",
+        )?,
+    };
+    let client = kube::Client::try_from(config).context("make a Kubernetes client")?;
+    Ok((source::spawn_kubernetes(client, options.node_name.clone(), events), "kubernetes"))
+}
+
+/// Lets the programs' debug lines appear in our log.
+fn forward_datapath_log(datapath: &mut Datapath) -> Result<()> {
+    let logger = aya_log::EbpfLogger::init(datapath.programs().ebpf())
+        .context("read the datapath's log")?;
+    let logger = tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)
+        .context("wait for the datapath's log")?;
+    tokio::spawn(async move {
+        let mut logger = logger;
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
+}

@@ -1,1 +1,3 @@
 //! Placeholder replaced by the first commit of its owner.
+
+pub mod check;

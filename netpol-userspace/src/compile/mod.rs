@@ -12,7 +12,7 @@ mod changes;
 mod classes;
 mod describe;
 mod engine;
-mod ids;
+pub mod ids;
 mod lookup;
 pub mod plan;
 mod ports;

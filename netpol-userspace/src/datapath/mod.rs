@@ -1,1 +1,28 @@
-//! Placeholder replaced by the first commit of its owner.
+//! The BPF side of userspace: loads programs, pins them, keeps the maps equal to the compiler's
+//! result, and reads them for observers.
+//!
+//! This is the only place in userspace that knows aya and the only one with `unsafe`. It must
+//! never decide what the maps should say, and never delete anything because it does not know it:
+//! removal happens only on an explicit step, or in [`Datapath::reconcile`] after every source has
+//! synced.
+
+mod arena;
+mod attach;
+mod error;
+mod load;
+mod mapped;
+mod maps;
+pub mod monitor;
+pub mod observe;
+mod pins;
+pub mod probe;
+mod reconcile;
+pub mod run;
+mod writer;
+
+pub use attach::AttachMode;
+pub use error::DatapathError;
+pub use load::{LoadOptions, Programs};
+pub use maps::Maps;
+pub use pins::Pins;
+pub use writer::{Datapath, EndpointFailure};

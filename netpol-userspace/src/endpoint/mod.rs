@@ -1,1 +1,81 @@
-//! Placeholder replaced by the first commit of its owner.
+//! Endpoint discovery: which interfaces of this node lead into which pods.
+//!
+//! Knows no CNI: a pod's interface is a veth or netkit device in the agent's own network
+//! namespace whose peer is in another one. [`Watcher`] keeps the list of those [`Interface`]s
+//! current, [`matching`] says which pod each belongs to. Nothing here may hold a pod's namespace
+//! open (its interfaces would outlive the pod), change anything in the kernel, or decide what is
+//! enforced.
+
+mod events;
+mod find;
+pub mod matching;
+mod netlink;
+mod scan;
+mod watch;
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use matching::{Endpoint, Finding, Matching, match_pods};
+pub use watch::{Options, Watcher};
+
+use crate::netns::{Netns, NetnsId};
+
+/// A host-side interface whose peer is in another network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index in the agent's namespace.
+    pub ifindex: u32,
+    /// Its name, which may change while it exists.
+    pub name: String,
+    /// Numbers the links that this watcher has seen: a later link that got the same index, or the
+    /// same link with its peer in another namespace, has another number.
+    pub incarnation: u64,
+    /// The kernel's number, in the agent's namespace, of the namespace that the peer is in.
+    /// Interfaces with the same number lead to the same namespace. Negative, and different for
+    /// each interface, when the namespace is ending and the interface about to vanish.
+    pub nsid: i32,
+    /// That namespace, if a file was found through which it can be opened. Finding and enforcing
+    /// an endpoint does not need it.
+    pub netns: Option<PodNetns>,
+    /// The peer's index in that namespace.
+    pub peer_ifindex: u32,
+    /// The peer's name there; empty until it could be read.
+    pub peer_name: String,
+    /// The peer's addresses, sorted, link-local ones included; empty until they could be read.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A namespace that some file refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodNetns {
+    /// Which namespace it is.
+    pub id: NetnsId,
+    /// A file that leads to it: in the netns directory, or /proc/PID/ns/net.
+    pub path: Arc<Path>,
+}
+
+impl PodNetns {
+    /// Opens it, unless the file leads elsewhere by now. Close it soon: it keeps the pod's
+    /// interfaces alive.
+    pub fn open(&self) -> io::Result<Netns> {
+        let netns = Netns::open(&self.path)?;
+        if netns.id() == self.id {
+            return Ok(netns);
+        }
+        let message =
+            format!("{} leads to {} and no longer to {}", self.path.display(), netns.id(), self.id);
+        Err(io::Error::new(io::ErrorKind::NotFound, message))
+    }
+}
+
+/// What a [`Watcher`] knows at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// All interfaces that lead to other namespaces, by ifindex.
+    pub interfaces: Vec<Interface>,
+    /// What keeps discovery from being complete or quick, each a sentence for a person.
+    pub problems: Vec<String>,
+}

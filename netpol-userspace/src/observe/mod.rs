@@ -1,1 +1,2 @@
 //! Placeholder replaced by the first commit of its owner.
+pub mod metrics;

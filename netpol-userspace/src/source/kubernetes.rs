@@ -31,8 +31,12 @@ const BARRIER_LIMIT: Duration = Duration::from_secs(30);
 const BATCH: usize = 512;
 
 /// Watches the cluster behind `client`, for the agent of node `node_name`. Needs a tokio runtime.
-pub fn spawn_kubernetes(client: Client, node_name: &str, tx: mpsc::Sender<Event>) -> Handle {
-    spawn_with_limit(client, node_name, tx, BARRIER_LIMIT)
+pub fn spawn_kubernetes(
+    client: Client,
+    node_name: impl AsRef<str>,
+    tx: mpsc::Sender<Event>,
+) -> Handle {
+    spawn_with_limit(client, node_name.as_ref(), tx, BARRIER_LIMIT)
 }
 
 /// As [`spawn_kubernetes`], with another time limit for barriers.

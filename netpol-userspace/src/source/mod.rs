@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::model::Change;
 
+pub mod advice;
 pub mod catalog;
 pub mod convert;
 pub mod directory;
+pub mod explain;
 pub mod kubernetes;
 pub mod manifests;
 

@@ -1,0 +1,465 @@
+//! The layout of every map, byte for byte. A change of any of these types or of a map's meaning
+//! needs a new [`VERSION`], which is part of the pin path: two layouts never share a map.
+//!
+//! Integers are in host order unless a field says otherwise.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Layout version; maps are pinned below `<bpffs>/v<VERSION>/`.
+pub const VERSION: u32 = 1;
+
+/// Slots of the endpoint table: an array indexed by `ifindex % ENDPOINT_SLOTS`, then the
+/// [`ENDPOINT_PROBES`] - 1 slots after it.
+pub const ENDPOINT_SLOTS: u32 = 16_384;
+/// How many neighbouring slots an interface may be found in.
+pub const ENDPOINT_PROBES: u32 = 4;
+/// Endpoint ids are 1..MAX_ENDPOINTS; Kubernetes' own limit is 110 pods a node by default.
+pub const MAX_ENDPOINTS: u32 = 1_024;
+/// Addresses with a class of their own.
+pub const MAX_ADDRESSES: u32 = 524_288;
+/// CIDR blocks.
+pub const MAX_BLOCKS: u32 = 262_144;
+/// (policy set, class) rows.
+pub const MAX_ROWS: u32 = 1_048_576;
+/// Intervals of all port sets together.
+pub const MAX_INTERVALS: u32 = 524_288;
+/// Addresses of local endpoints.
+pub const MAX_OWN_ADDRESSES: u32 = 16_384;
+/// First fragments remembered.
+pub const MAX_FRAGMENTS: u32 = 8_192;
+/// IPv4 flow table buckets by default, a power of two.
+pub const FLOW4_BUCKETS: u32 = 32_768;
+/// IPv6 flow table buckets by default, a power of two.
+pub const FLOW6_BUCKETS: u32 = 16_384;
+/// Largest allowed bucket count: the hash has this many independent bits for each choice.
+pub const MAX_FLOW_BUCKETS: u32 = 1 << 18;
+/// Bytes of the event ring buffer.
+pub const EVENT_RING_BYTES: u32 = 1 << 20;
+
+/// Map names as pinned (at most 15 bytes, the kernel's limit).
+pub mod names {
+    /// [`super::Endpoint`] by interface.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// IPv4 flow buckets.
+    pub const FLOWS4: &str = "FLOWS4";
+    /// IPv6 flow buckets.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// [`super::ExactClass`] by [`super::Address`].
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// Class by block, longest prefix match.
+    pub const BLOCKS: &str = "BLOCKS";
+    /// [`super::Row`] by [`super::RowKey`].
+    pub const ROWS: &str = "ROWS";
+    /// [`super::Interval`] arena.
+    pub const INTERVALS: &str = "INTERVALS";
+    /// Presence of [`super::OwnAddress`].
+    pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// Ports of first fragments.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`super::Counters`] by endpoint id and direction.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// [`super::Control`], one entry.
+    pub const CONTROL: &str = "CONTROL";
+    /// [`super::Event`] ring buffer.
+    pub const EVENTS: &str = "EVENTS";
+    /// Token buckets of the events.
+    pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
+    /// All of them.
+    pub const ALL: [&str; 13] = [
+        ENDPOINTS,
+        FLOWS4,
+        FLOWS6,
+        ADDRESSES,
+        BLOCKS,
+        ROWS,
+        INTERVALS,
+        OWN_ADDRESSES,
+        FRAGMENTS,
+        COUNTERS,
+        CONTROL,
+        EVENTS,
+        EVENT_BUDGET,
+    ];
+}
+
+/// Traffic direction from the pod's view, as map index and event field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Direction {
+    /// Towards the pod: tc egress hook of the host-side interface.
+    Ingress = 0,
+    /// From the pod: tc ingress hook of the host-side interface.
+    Egress = 1,
+}
+
+/// An IP address as a map key: the family (4 or 6) and four 32-bit words in network byte order
+/// as they stand in memory. An IPv4 address is the first word, the others are zero. The family
+/// comes first so that `::/0` does not contain IPv4.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Address {
+    /// 4 or 6.
+    pub family: u32,
+    /// Network byte order in memory.
+    pub words: [u32; 4],
+}
+
+impl Address {
+    /// The IPv4 address with these four bytes in network order.
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self { family: 4, words: [word, 0, 0, 0] }
+    }
+
+    /// The IPv6 address with these words in network byte order.
+    #[inline(always)]
+    pub const fn v6(words: [u32; 4]) -> Self {
+        Self { family: 6, words }
+    }
+
+    /// Folds the address to 32 bits; exact for IPv4. See [`ExactClass`].
+    #[inline(always)]
+    pub const fn echo(&self) -> u32 {
+        self.words[0] ^ self.words[1] ^ self.words[2] ^ self.words[3]
+    }
+}
+
+/// Bits of [`Address`] before the address itself, to be added to a prefix length.
+pub const FAMILY_BITS: u32 = 32;
+
+/// Value of the exact address table: class in the low half, [`Address::echo`] of its key in the
+/// high half. The kernel may reuse a hash element while a program still reads it; the echo, read
+/// in the same load as the class, shows whose class it is.
+pub type ExactClass = u64;
+
+/// Packs an [`ExactClass`].
+#[inline(always)]
+pub const fn exact_class(address: &Address, class: u32) -> ExactClass {
+    ((address.echo() as u64) << 32) | class as u64
+}
+
+/// One interface with a program attached. Written by the agent through an mmap with one store
+/// per 64-bit field, read by the programs likewise.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Endpoint {
+    /// `ifindex << 32 | endpoint id`; zero: the slot is free. Written last, cleared first.
+    pub identity: u64,
+    /// Epoch and policy sets in one word, see [`policy_word`]: one store switches them.
+    pub policy: u64,
+    /// Flows judged before this epoch belong to an earlier owner of the id and are void.
+    pub born: u64,
+    /// Room to grow to a cache line.
+    pub reserved: [u64; 5],
+}
+
+/// Marks a [`Endpoint::policy`] as written: a zeroed word must not mean "not isolated".
+pub const POLICY_VALID: u64 = 1 << 63;
+
+/// Packs epoch (31 bits) and policy sets (16 bits each; 0 = not isolated in that direction).
+#[inline(always)]
+pub const fn policy_word(epoch: u32, ingress: u16, egress: u16) -> u64 {
+    POLICY_VALID | ((epoch & EPOCH_MASK) as u64) << 32 | (ingress as u64) << 16 | egress as u64
+}
+
+/// Epochs have 31 bits and are compared modulo that.
+pub const EPOCH_MASK: u32 = 0x7fff_ffff;
+
+/// An address that belongs to an endpoint: packets from others are spoofed.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct OwnAddress {
+    /// Endpoint id.
+    pub endpoint: u32,
+    /// The address.
+    pub address: Address,
+}
+
+/// Key of a verdict row.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct RowKey {
+    /// Policy set, 1..65535.
+    pub set: u32,
+    /// Class; 0 is the row that holds for every class without one of its own.
+    pub class: u32,
+}
+
+/// What a policy set allows for a class.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Row {
+    /// [`ROW_ALL`] or [`ROW_PORTS`]; anything else allows nothing.
+    pub kind: u16,
+    /// Number of intervals for TCP, UDP and SCTP.
+    pub counts: [u16; 3],
+    /// Index of the first TCP interval in the arena; UDP's and then SCTP's follow.
+    pub offset: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Everything is allowed: all protocols and ports.
+pub const ROW_ALL: u16 = 1;
+/// What the intervals say is allowed.
+pub const ROW_PORTS: u16 = 2;
+
+/// One interval of a port set; intervals of a set are sorted by first port and disjoint.
+pub type Interval = u64;
+
+/// Interval verdict bits: allow. (Deny intervals of admin tiers will be another value.)
+pub const INTERVAL_ALLOW: u64 = 1;
+
+/// Packs an interval: first port, last port (inclusive), verdict.
+#[inline(always)]
+pub const fn interval(first: u16, last: u16, verdict: u64) -> Interval {
+    (first as u64) << 32 | (last as u64) << 16 | verdict
+}
+
+/// First port of an interval.
+#[inline(always)]
+pub const fn interval_first(interval: Interval) -> u16 {
+    (interval >> 32) as u16
+}
+
+/// Last port of an interval.
+#[inline(always)]
+pub const fn interval_last(interval: Interval) -> u16 {
+    (interval >> 16) as u16
+}
+
+/// Key of a remembered first fragment. The endpoint and direction keep one pod from naming the
+/// ports of another one's packet.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Packet source and destination as local and remote.
+    pub local: Address,
+    /// The other end.
+    pub remote: Address,
+    /// Identification of the datagram, as on the wire.
+    pub id: u32,
+    /// Endpoint id.
+    pub endpoint: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// [`Direction`].
+    pub direction: u8,
+}
+
+/// What a first fragment told: `local port << 32 | remote port << 16 | 1`.
+pub type FragmentPorts = u64;
+
+/// Number of counters per endpoint and direction.
+pub const N_COUNTERS: usize = 16;
+
+/// Per-CPU counters of one endpoint and direction, indexed by [`Reason`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Counters {
+    /// Packets by reason.
+    pub packets: [u64; N_COUNTERS],
+}
+
+/// Index of an endpoint's counters.
+#[inline(always)]
+pub const fn counter_index(endpoint: u32, direction: Direction) -> u32 {
+    endpoint * 2 + direction as u32
+}
+
+/// Why a packet got its verdict; index into [`Counters`] and field of [`Event`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Reason {
+    /// Allowed: a new flow was judged and admitted.
+    NewFlow = 0,
+    /// No policy allows it.
+    Policy = 1,
+    /// The flow was allowed once and no longer is.
+    PolicyCut = 2,
+    /// The pod sent from an address that is not its own.
+    SourceAddress = 3,
+    /// A fragment whose first fragment was not seen, where the ports decide.
+    Fragment = 4,
+    /// The headers end too early or contradict each other.
+    Truncated = 5,
+    /// An ethertype other than IPv4, IPv6 and ARP, or a VLAN tag.
+    Ethertype = 6,
+    /// IPv6 extension headers that cannot be followed.
+    ExtensionHeaders = 7,
+    /// Router advertisement or redirect sent by a pod.
+    RouterMessage = 8,
+    /// A program is attached but the endpoint is not known: fails closed.
+    UnknownEndpoint = 9,
+    /// A map says something impossible: fails closed.
+    Inconsistent = 10,
+    /// Not a verdict: a live flow made room for another one.
+    FlowEvicted = 11,
+    /// Not a verdict: an event was not written (rate limit or full ring).
+    EventLost = 12,
+}
+
+impl Reason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; 13] = [
+        Self::NewFlow,
+        Self::Policy,
+        Self::PolicyCut,
+        Self::SourceAddress,
+        Self::Fragment,
+        Self::Truncated,
+        Self::Ethertype,
+        Self::ExtensionHeaders,
+        Self::RouterMessage,
+        Self::UnknownEndpoint,
+        Self::Inconsistent,
+        Self::FlowEvicted,
+        Self::EventLost,
+    ];
+
+    /// The reason with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        // A match rather than a table: the eBPF programs have no pointers to static data.
+        Some(match number {
+            0 => Self::NewFlow,
+            1 => Self::Policy,
+            2 => Self::PolicyCut,
+            3 => Self::SourceAddress,
+            4 => Self::Fragment,
+            5 => Self::Truncated,
+            6 => Self::Ethertype,
+            7 => Self::ExtensionHeaders,
+            8 => Self::RouterMessage,
+            9 => Self::UnknownEndpoint,
+            10 => Self::Inconsistent,
+            11 => Self::FlowEvicted,
+            12 => Self::EventLost,
+            _ => return None,
+        })
+    }
+
+    /// A short stable word, used in metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NewFlow => "new-flow",
+            Self::Policy => "policy",
+            Self::PolicyCut => "policy-cut",
+            Self::SourceAddress => "source-address",
+            Self::Fragment => "fragment",
+            Self::Truncated => "truncated",
+            Self::Ethertype => "ethertype",
+            Self::ExtensionHeaders => "extension-headers",
+            Self::RouterMessage => "router-message",
+            Self::UnknownEndpoint => "unknown-endpoint",
+            Self::Inconsistent => "inconsistent",
+            Self::FlowEvicted => "flow-evicted",
+            Self::EventLost => "event-lost",
+        }
+    }
+
+    /// Whether packets counted here were dropped.
+    pub const fn is_drop(self) -> bool {
+        !matches!(self, Self::NewFlow | Self::FlowEvicted | Self::EventLost)
+    }
+}
+
+/// One entry, written by userspace through an mmap.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Control {
+    /// Drop events are written until this tick (see [`flow::tick`](crate::flow)); 0: nobody reads.
+    pub listen_drops_until: u64,
+    /// New-flow events likewise.
+    pub listen_flows_until: u64,
+    /// Key of the flow table's hash; fixed for the life of the tables.
+    pub secret: [u64; 2],
+    /// The highest epoch given out, so that a restarted agent goes on above it.
+    pub epoch: u64,
+    /// Room.
+    pub reserved: [u64; 3],
+}
+
+/// What happened to a packet.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Event {
+    /// `bpf_ktime_get_boot_ns`: nanoseconds since boot, suspend included.
+    pub time: u64,
+    /// Address of the endpoint's side.
+    pub local: Address,
+    /// Address of the other side.
+    pub remote: Address,
+    /// Interface the program ran on.
+    pub ifindex: u32,
+    /// Packet length in bytes with link-layer header.
+    pub length: u32,
+    /// Policy set that was asked, 0 if none.
+    pub set: u32,
+    /// Class of the remote address, if it was looked up.
+    pub class: u32,
+    /// Port (or ICMP id) of the endpoint's side.
+    pub local_port: u16,
+    /// Port (or ICMP id) of the other side.
+    pub remote_port: u16,
+    /// Endpoint id.
+    pub endpoint: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// [`Direction`].
+    pub direction: u8,
+    /// [`Reason`].
+    pub reason: u8,
+    /// TCP flags, or ICMP type.
+    pub detail: u8,
+    /// ICMP code, else zero.
+    pub code: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+/// Per-CPU token bucket of the events.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct EventBudget {
+    /// Tick of the last refill.
+    pub tick: u64,
+    /// Events that may still be written in this tick.
+    pub tokens: u64,
+}
+
+/// Events per tick (about a quarter of a second to a second) and CPU.
+pub const EVENTS_PER_TICK: u64 = 1_024;
+
+const _: () = {
+    assert!(size_of::<Address>() == 20);
+    assert!(size_of::<Endpoint>() == 64);
+    assert!(size_of::<OwnAddress>() == 24);
+    assert!(size_of::<RowKey>() == 8);
+    assert!(size_of::<Row>() == 16);
+    assert!(size_of::<FragmentKey>() == 48);
+    assert!(size_of::<Counters>() == 128);
+    assert!(size_of::<Control>() == 64);
+    assert!(size_of::<Event>() == 80);
+    assert!(size_of::<EventBudget>() == 16);
+    assert!(ENDPOINT_SLOTS.is_power_of_two());
+    assert!(FLOW4_BUCKETS.is_power_of_two() && FLOW6_BUCKETS.is_power_of_two());
+};

@@ -1,0 +1,475 @@
+//! Parses a frame into what a verdict needs, whatever the frame looks like. The eBPF program has
+//! a shorter way for the common headers; this is the complete one. It must never decide a verdict
+//! by policy and never read beyond what [`Frame::load`] gives.
+
+use crate::layout::{Address, Direction, Reason};
+
+/// A frame from its link-layer header on.
+pub trait Frame {
+    /// The `N` bytes at `offset`, or `None` if the frame ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Frame length in bytes.
+    fn len(&self) -> u32;
+    /// Whether a VLAN tag stands in the packet's metadata rather than in the frame.
+    fn has_vlan_tag(&self) -> bool;
+}
+
+/// Ethernet header length.
+pub const LINK_HEADER: u32 = 14;
+/// TCP.
+pub const TCP: u8 = 6;
+/// UDP.
+pub const UDP: u8 = 17;
+/// ICMP for IPv4.
+pub const ICMP: u8 = 1;
+/// ICMP for IPv6.
+pub const ICMPV6: u8 = 58;
+/// SCTP.
+pub const SCTP: u8 = 132;
+
+/// TCP FIN.
+pub const FIN: u8 = 0x01;
+/// TCP SYN.
+pub const SYN: u8 = 0x02;
+/// TCP RST.
+pub const RST: u8 = 0x04;
+/// TCP ACK.
+pub const ACK: u8 = 0x10;
+
+/// Number of IPv6 extension headers followed before giving up.
+const MAX_EXTENSION_HEADERS: usize = 8;
+
+/// What kind of packet this is for the flow table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Kind {
+    /// Belongs to a flow named by addresses, protocol and ports (ICMP echo: its id as both).
+    #[default]
+    Flow,
+    /// Judged on its own, never tracked (ICMP other than echo, timestamp, address mask).
+    Stateless,
+    /// An ICMP error; `Parsed::inner` names the packet it is about, if that could be read.
+    Error,
+    /// A fragment other than the first: its ports are unknown.
+    Fragment,
+}
+
+/// A packet from an endpoint's view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Packet {
+    /// The endpoint's side.
+    pub local: Address,
+    /// The other side.
+    pub remote: Address,
+    /// Fragment identification (network order in memory), if it is one.
+    pub fragment_id: u32,
+    /// Port or ICMP id of the endpoint's side.
+    pub local_port: u16,
+    /// Port or ICMP id of the other side.
+    pub remote_port: u16,
+    /// IP protocol (IPv6: the last next header).
+    pub protocol: u8,
+    /// TCP flags or ICMP type.
+    pub detail: u8,
+    /// ICMP code.
+    pub code: u8,
+    /// See [`Kind`].
+    pub kind: Kind,
+    /// The first of several fragments.
+    pub is_first_fragment: bool,
+    /// Can only open a flow: TCP SYN without ACK, SCTP INIT, ICMP request.
+    pub is_opening: bool,
+    /// Cannot open a flow: TCP SYN+ACK or RST, SCTP INIT ACK, ICMP reply.
+    pub is_answer: bool,
+}
+
+/// Result of [`parse`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The packet was filled in.
+    Packet,
+    /// The packet was filled in; it is an ICMP error and the inner one was too.
+    Related,
+    /// Passes always: ARP, neighbour discovery, multicast listener discovery.
+    Pass,
+    /// Cannot be judged: dropped for isolated endpoints.
+    Refuse(Reason),
+}
+
+/// Parses `frame`, seen by an endpoint in `direction`, into `packet`; for an ICMP error also the
+/// packet that it is about into `inner` (from the same endpoint's view).
+#[inline(always)]
+pub fn parse<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
+    if frame.has_vlan_tag() {
+        return Outcome::Refuse(Reason::Ethertype);
+    }
+    let Some(ethertype) = frame.load::<2>(12) else {
+        return Outcome::Refuse(Reason::Truncated);
+    };
+    match u16::from_be_bytes(ethertype) {
+        0x0800 => parse_v4(frame, direction, packet, inner),
+        0x86dd => parse_v6(frame, direction, packet, inner),
+        0x0806 => Outcome::Pass,
+        _ => Outcome::Refuse(Reason::Ethertype),
+    }
+}
+
+const TRUNCATED: Outcome = Outcome::Refuse(Reason::Truncated);
+
+#[inline(always)]
+fn parse_v4<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
+    let Some(header) = frame.load::<20>(LINK_HEADER) else { return TRUNCATED };
+    let header_length = u32::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || header_length < 20 {
+        return TRUNCATED;
+    }
+    // A total length of 0 is how Linux marks a GSO packet above 64 KiB (net/ipv4: iph_totlen).
+    let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    let end = if total == 0 { frame.len() } else { LINK_HEADER + total };
+    if end > frame.len() {
+        return TRUNCATED;
+    }
+    let source = Address::v4(word(header[12], header[13], header[14], header[15]));
+    let destination = Address::v4(word(header[16], header[17], header[18], header[19]));
+    set_addresses(packet, direction, source, destination);
+    packet.protocol = header[9];
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let is_later_fragment = fragment & 0x1fff != 0;
+    if fragment & 0x3fff != 0 {
+        packet.fragment_id = word(0, 0, header[4], header[5]);
+        packet.is_first_fragment = !is_later_fragment;
+    }
+    if is_later_fragment {
+        packet.kind = Kind::Fragment;
+        return Outcome::Packet;
+    }
+    transport(frame, direction, LINK_HEADER + header_length, end, packet, inner)
+}
+
+#[inline(always)]
+fn parse_v6<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
+    let Some(header) = frame.load::<40>(LINK_HEADER) else { return TRUNCATED };
+    if header[0] >> 4 != 6 {
+        return TRUNCATED;
+    }
+    // A payload length of 0 is a jumbogram (RFC 2675) or a GSO packet above 64 KiB.
+    let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let end = if payload == 0 { frame.len() } else { LINK_HEADER + 40 + payload };
+    if end > frame.len() {
+        return TRUNCATED;
+    }
+    set_addresses(packet, direction, v6_address(&header, 8), v6_address(&header, 24));
+    let mut next = header[6];
+    let mut offset = LINK_HEADER + 40;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        match next {
+            // Hop-by-hop options, routing, destination options, mobility, HIP, shim6.
+            0 | 43 | 60 | 135 | 139 | 140 => {
+                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
+                next = following;
+                offset += (u32::from(length) + 1) * 8;
+            }
+            // Authentication header: its length counts 32-bit words, minus 2 (RFC 4302).
+            51 => {
+                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
+                next = following;
+                offset += (u32::from(length) + 2) * 4;
+            }
+            // Fragment header.
+            44 => {
+                let Some(fragment) = frame.load::<8>(offset) else { return TRUNCATED };
+                next = fragment[0];
+                offset += 8;
+                let position = u16::from_be_bytes([fragment[2], fragment[3]]);
+                // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
+                if position & 0xfff9 != 0 {
+                    packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
+                    packet.is_first_fragment = position & 0xfff8 == 0;
+                }
+                if position & 0xfff8 != 0 {
+                    packet.protocol = next;
+                    packet.kind = Kind::Fragment;
+                    return Outcome::Packet;
+                }
+            }
+            _ => {
+                packet.protocol = next;
+                return transport(frame, direction, offset, end, packet, inner);
+            }
+        }
+        if offset > end {
+            return TRUNCATED;
+        }
+    }
+    Outcome::Refuse(Reason::ExtensionHeaders)
+}
+
+#[inline(always)]
+fn transport<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    offset: u32,
+    end: u32,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
+    let is_v6 = packet.local.family == 6;
+    match packet.protocol {
+        TCP => {
+            if offset + 20 > end {
+                return TRUNCATED;
+            }
+            let Some(header) = frame.load::<14>(offset) else { return TRUNCATED };
+            set_ports(packet, direction, [header[0], header[1], header[2], header[3]]);
+            set_tcp_flags(packet, header[13]);
+        }
+        UDP => {
+            if offset + 8 > end {
+                return TRUNCATED;
+            }
+            let Some(header) = frame.load::<4>(offset) else { return TRUNCATED };
+            set_ports(packet, direction, header);
+        }
+        SCTP => {
+            // The first fragment of a message always holds the common header and a chunk type.
+            if offset + 13 > end {
+                return TRUNCATED;
+            }
+            let Some(header) = frame.load::<13>(offset) else { return TRUNCATED };
+            set_ports(packet, direction, [header[0], header[1], header[2], header[3]]);
+            packet.detail = header[12];
+            packet.is_opening = header[12] == 1;
+            packet.is_answer = header[12] == 2;
+        }
+        ICMP if !is_v6 => return icmp_v4(frame, direction, offset, end, packet, inner),
+        ICMPV6 if is_v6 => return icmp_v6(frame, direction, offset, end, packet, inner),
+        _ => {}
+    }
+    Outcome::Packet
+}
+
+#[inline(always)]
+fn icmp_v4<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    offset: u32,
+    end: u32,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
+    if offset + 8 > end {
+        return TRUNCATED;
+    }
+    let Some(header) = frame.load::<6>(offset) else { return TRUNCATED };
+    packet.detail = header[0];
+    packet.code = header[1];
+    match header[0] {
+        // Echo, timestamp and address mask: request and reply carry an id.
+        0 | 8 | 13 | 14 | 17 | 18 => {
+            let is_request = matches!(header[0], 8 | 13 | 17);
+            set_echo(packet, is_request, u16::from_be_bytes([header[4], header[5]]));
+            Outcome::Packet
+        }
+        // Destination unreachable, source quench, time exceeded, parameter problem.
+        3 | 4 | 11 | 12 => {
+            packet.kind = Kind::Error;
+            if inner_v4(frame, direction, offset + 8, inner) {
+                Outcome::Related
+            } else {
+                Outcome::Packet
+            }
+        }
+        _ => {
+            packet.kind = Kind::Stateless;
+            Outcome::Packet
+        }
+    }
+}
+
+#[inline(always)]
+fn icmp_v6<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    offset: u32,
+    end: u32,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
+    if offset + 4 > end {
+        return TRUNCATED;
+    }
+    let Some(header) = frame.load::<2>(offset) else { return TRUNCATED };
+    packet.detail = header[0];
+    packet.code = header[1];
+    match header[0] {
+        // Multicast listener discovery; router solicitation, neighbour solicitation and
+        // advertisement (RFC 4861: forwarded ones have a smaller hop limit).
+        130..=132 | 143 => Outcome::Pass,
+        133 | 135 | 136 if has_full_hop_limit(frame) => Outcome::Pass,
+        // Router advertisement and redirect: to a pod they are the network's business, from a
+        // pod they are an attack.
+        134 | 137 => match direction {
+            Direction::Ingress if has_full_hop_limit(frame) => Outcome::Pass,
+            _ => Outcome::Refuse(Reason::RouterMessage),
+        },
+        128 | 129 => {
+            if offset + 8 > end {
+                return TRUNCATED;
+            }
+            let Some(id) = frame.load::<2>(offset + 4) else { return TRUNCATED };
+            set_echo(packet, header[0] == 128, u16::from_be_bytes(id));
+            Outcome::Packet
+        }
+        1..=4 => {
+            packet.kind = Kind::Error;
+            if inner_v6(frame, direction, offset + 8, inner) {
+                Outcome::Related
+            } else {
+                Outcome::Packet
+            }
+        }
+        _ => {
+            packet.kind = Kind::Stateless;
+            Outcome::Packet
+        }
+    }
+}
+
+#[inline(always)]
+fn has_full_hop_limit<F: Frame>(frame: &F) -> bool {
+    frame.load::<1>(LINK_HEADER + 7) == Some([255])
+}
+
+/// Reads the start of the packet that an ICMP error quotes. That packet went the other way, so
+/// its source is this error's destination side.
+#[inline(always)]
+fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+    let Some(header) = frame.load::<20>(offset) else { return false };
+    let header_length = u32::from(header[0] & 0x0f) * 4;
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    if header[0] >> 4 != 4 || header_length < 20 || fragment & 0x1fff != 0 {
+        return false;
+    }
+    let source = Address::v4(word(header[12], header[13], header[14], header[15]));
+    let destination = Address::v4(word(header[16], header[17], header[18], header[19]));
+    set_addresses(inner, opposite(direction), source, destination);
+    inner.protocol = header[9];
+    inner_ports(frame, direction, offset + header_length, inner)
+}
+
+#[inline(always)]
+fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+    let Some(header) = frame.load::<40>(offset) else { return false };
+    if header[0] >> 4 != 6 {
+        return false;
+    }
+    set_addresses(inner, opposite(direction), v6_address(&header, 8), v6_address(&header, 24));
+    inner.protocol = header[6];
+    let mut start = offset + 40;
+    // A large datagram that met a small link is quoted as its first fragment.
+    if inner.protocol == 44 {
+        let Some(fragment) = frame.load::<4>(start) else { return false };
+        if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
+            return false;
+        }
+        inner.protocol = fragment[0];
+        start += 8;
+    }
+    inner_ports(frame, direction, start, inner)
+}
+
+#[inline(always)]
+fn inner_ports<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+    match inner.protocol {
+        TCP | UDP | SCTP => {
+            let Some(ports) = frame.load::<4>(offset) else { return false };
+            set_ports(inner, opposite(direction), ports);
+        }
+        ICMP | ICMPV6 => {
+            let Some(header) = frame.load::<6>(offset) else { return false };
+            // Never an error about an error.
+            if !matches!(header[0], 0 | 8 | 13 | 14 | 17 | 18 | 128 | 129) {
+                return false;
+            }
+            let id = u16::from_be_bytes([header[4], header[5]]);
+            inner.local_port = id;
+            inner.remote_port = id;
+        }
+        _ => {}
+    }
+    true
+}
+
+#[inline(always)]
+const fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Ingress => Direction::Egress,
+        Direction::Egress => Direction::Ingress,
+    }
+}
+
+#[inline(always)]
+fn set_addresses(packet: &mut Packet, direction: Direction, source: Address, dest: Address) {
+    (packet.local, packet.remote) = match direction {
+        Direction::Ingress => (dest, source),
+        Direction::Egress => (source, dest),
+    };
+}
+
+/// `ports` are the first four bytes of a TCP, UDP or SCTP header.
+#[inline(always)]
+pub fn set_ports(packet: &mut Packet, direction: Direction, ports: [u8; 4]) {
+    let source = u16::from_be_bytes([ports[0], ports[1]]);
+    let destination = u16::from_be_bytes([ports[2], ports[3]]);
+    (packet.local_port, packet.remote_port) = match direction {
+        Direction::Ingress => (destination, source),
+        Direction::Egress => (source, destination),
+    };
+}
+
+/// Notes what the TCP flags say about opening a flow.
+#[inline(always)]
+pub fn set_tcp_flags(packet: &mut Packet, flags: u8) {
+    packet.detail = flags;
+    packet.is_opening = flags & (SYN | ACK | RST) == SYN;
+    packet.is_answer = flags & (SYN | ACK) == SYN | ACK || flags & RST != 0;
+}
+
+#[inline(always)]
+fn set_echo(packet: &mut Packet, is_request: bool, id: u16) {
+    packet.local_port = id;
+    packet.remote_port = id;
+    packet.is_opening = is_request;
+    packet.is_answer = !is_request;
+}
+
+#[inline(always)]
+fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+#[inline(always)]
+fn v6_address(header: &[u8; 40], at: usize) -> Address {
+    Address::v6([
+        word(header[at], header[at + 1], header[at + 2], header[at + 3]),
+        word(header[at + 4], header[at + 5], header[at + 6], header[at + 7]),
+        word(header[at + 8], header[at + 9], header[at + 10], header[at + 11]),
+        word(header[at + 12], header[at + 13], header[at + 14], header[at + 15]),
+    ])
+}

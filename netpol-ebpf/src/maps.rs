@@ -1,0 +1,317 @@
+//! The maps, and their view for `netpol_common::verdict`.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use netpol_common::flow::{self, Clock, Timeouts, WORDS4, WORDS6};
+use netpol_common::layout::{self, Address, Direction, ExactClass, FragmentKey, OwnAddress, RowKey};
+use netpol_common::packet::Packet;
+use netpol_common::ports::Intervals;
+use netpol_common::verdict::{self, Endpoint, Maps, Policies};
+
+#[map]
+static ENDPOINTS: Array<layout::Endpoint> =
+    Array::with_max_entries(layout::ENDPOINT_SLOTS + layout::ENDPOINT_PROBES, BPF_F_MMAPABLE);
+#[map]
+static FLOWS4: Array<[u64; WORDS4 * flow::SLOTS]> =
+    Array::with_max_entries(layout::FLOW4_BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static FLOWS6: Array<[u64; WORDS6 * flow::SLOTS]> =
+    Array::with_max_entries(layout::FLOW6_BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static ADDRESSES: HashMap<Address, ExactClass> =
+    HashMap::with_max_entries(layout::MAX_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static BLOCKS: LpmTrie<Address, u32> =
+    LpmTrie::with_max_entries(layout::MAX_BLOCKS, BPF_F_NO_PREALLOC);
+#[map]
+static ROWS: HashMap<RowKey, layout::Row> =
+    HashMap::with_max_entries(layout::MAX_ROWS, BPF_F_NO_PREALLOC);
+#[map]
+static INTERVALS: Array<u64> = Array::with_max_entries(layout::MAX_INTERVALS, BPF_F_MMAPABLE);
+#[map]
+static OWN_ADDRESSES: HashMap<OwnAddress, u32> =
+    HashMap::with_max_entries(layout::MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, u64> =
+    LruHashMap::with_max_entries(layout::MAX_FRAGMENTS, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<layout::Counters> =
+    PerCpuArray::with_max_entries(layout::MAX_ENDPOINTS * 2, 0);
+#[map]
+pub static CONTROL: Array<layout::Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(layout::EVENT_RING_BYTES, 0);
+#[map]
+pub static EVENT_BUDGET: PerCpuArray<layout::EventBudget> = PerCpuArray::with_max_entries(1, 0);
+
+/// Key of the flow hash, from [`layout::Control::secret`].
+#[unsafe(no_mangle)]
+static SECRET: Global<[u64; 2]> = Global::new([0; 2]);
+/// Bucket counts minus one.
+#[unsafe(no_mangle)]
+static FLOW4_MASK: Global<u32> = Global::new(layout::FLOW4_BUCKETS - 1);
+#[unsafe(no_mangle)]
+static FLOW6_MASK: Global<u32> = Global::new(layout::FLOW6_BUCKETS - 1);
+/// Idle limits in ticks: [`Timeouts`] in field order.
+#[unsafe(no_mangle)]
+static TIMEOUTS: Global<[u64; 6]> = Global::new([0; 6]);
+/// 1: flows outlive the policy that allowed them.
+#[unsafe(no_mangle)]
+static KEEP_ESTABLISHED: Global<u8> = Global::new(0);
+/// 1: a pod may send from its own addresses only.
+#[unsafe(no_mangle)]
+static CHECK_SOURCE: Global<u8> = Global::new(1);
+
+/// The endpoint whose interface `skb` is on.
+#[inline(always)]
+pub fn endpoint(skb: *mut __sk_buff) -> Option<Endpoint> {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let ifindex = unsafe { (*skb).ifindex };
+    let first = ifindex & (layout::ENDPOINT_SLOTS - 1);
+    let mut probe = 0;
+    while probe < layout::ENDPOINT_PROBES {
+        let slot = ENDPOINTS.get_ptr(first + probe)?;
+        probe += 1;
+        // SAFETY: array values live as long as the map; words are read one by one, each with a
+        // single load, because the agent stores them so.
+        let (identity, policy, born) = unsafe {
+            (
+                read_volatile(&raw const (*slot).identity),
+                read_volatile(&raw const (*slot).policy),
+                read_volatile(&raw const (*slot).born),
+            )
+        };
+        if (identity >> 32) as u32 == ifindex {
+            return Endpoint::from_words(identity, policy, born);
+        }
+    }
+    None
+}
+
+/// A flow bucket in an array map.
+#[derive(Clone, Copy)]
+pub struct Bucket(*mut u64);
+
+impl flow::Bucket for Bucket {
+    #[inline(always)]
+    fn load(self, word: usize) -> u64 {
+        // SAFETY: callers index below the bucket's words, which the verifier checks as well.
+        unsafe { read_volatile(self.0.add(word)) }
+    }
+
+    #[inline(always)]
+    fn store(self, word: usize, value: u64) {
+        // SAFETY: as above.
+        unsafe { write_volatile(self.0.add(word), value) }
+    }
+
+    #[inline(always)]
+    fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool {
+        let found: u64;
+        // SAFETY: as above. rustc has no compare-exchange for this target (it declares it
+        // single-threaded); the instruction is BPF_CMPXCHG of the v3 instruction set.
+        unsafe {
+            core::arch::asm!(
+                "r0 = {old}",
+                "r0 = cmpxchg_64({address} + 0, r0, {new})",
+                old = in(reg) old,
+                address = in(reg) self.0.add(word),
+                new = in(reg) new,
+                out("r0") found,
+            );
+        }
+        found == old
+    }
+}
+
+/// The IPv4 flow table.
+pub struct Flows4;
+
+impl flow::Table for Flows4 {
+    type Bucket = Bucket;
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<Bucket> {
+        FLOWS4.get_ptr_mut(index & FLOW4_MASK.load()).map(|bucket| Bucket(bucket.cast()))
+    }
+}
+
+/// The IPv6 flow table.
+pub struct Flows6;
+
+impl flow::Table for Flows6 {
+    type Bucket = Bucket;
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<Bucket> {
+        FLOWS6.get_ptr_mut(index & FLOW6_MASK.load()).map(|bucket| Bucket(bucket.cast()))
+    }
+}
+
+/// The kernel's maps.
+pub struct Kernel;
+
+/// Now, in ticks.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper has no arguments.
+    flow::tick(unsafe { bpf_jiffies64() })
+}
+
+impl Intervals for Kernel {
+    #[inline(always)]
+    fn interval(&self, index: u32) -> Option<u64> {
+        INTERVALS.get(index).copied()
+    }
+}
+
+impl Policies for Kernel {
+    #[inline(always)]
+    fn exact_class(&self, address: &Address) -> Option<ExactClass> {
+        // SAFETY: the value is read with one 64-bit load and carries its key's echo, so an
+        // element that is reused meanwhile is noticed.
+        unsafe { ADDRESSES.get(address).map(|value| read_volatile(value)) }
+    }
+
+    #[inline(always)]
+    fn block_class(&self, address: &Address) -> Option<u32> {
+        BLOCKS.get(LpmKey::new(layout::FAMILY_BITS + 128, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn row(&self, set: u16, class: u32) -> Option<layout::Row> {
+        // SAFETY: rows never change, and are removed a grace period after their last use.
+        unsafe { ROWS.get(&RowKey { set: u32::from(set), class }).copied() }
+    }
+}
+
+/// [`verdict::class_of`], verified once whatever calls it: its argument is just memory to the
+/// verifier, its result just a number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_class_of(address: *const Address) -> u32 {
+    // SAFETY: the verifier lets only null or a readable Address through.
+    match unsafe { address.as_ref() } {
+        Some(address) => verdict::class_of(&Kernel, address),
+        None => 0,
+    }
+}
+
+/// [`verdict::row_allows`] as 1 or 0, verified once likewise: otherwise the steps of the port
+/// search would multiply with the paths that lead to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_row_allows(set: u32, class: u32, protocol: u32, port: u32) -> u32 {
+    u32::from(verdict::row_allows(&Kernel, set as u16, class, protocol as u8, port as u16))
+}
+
+impl Maps for Kernel {
+    type Flows4 = Flows4;
+    type Flows6 = Flows6;
+
+    #[inline(always)]
+    fn flows4(&self) -> &Flows4 {
+        &Flows4
+    }
+
+    #[inline(always)]
+    fn flows6(&self) -> &Flows6 {
+        &Flows6
+    }
+
+    #[inline(always)]
+    fn secret(&self) -> [u64; 2] {
+        SECRET.load()
+    }
+
+    #[inline(always)]
+    fn clock(&self) -> Clock {
+        let [tcp_established, tcp_other, sctp, udp, icmp, other] = TIMEOUTS.load();
+        Clock {
+            now: now(),
+            timeouts: Timeouts { tcp_established, tcp_other, sctp, udp, icmp, other },
+        }
+    }
+
+    #[inline(always)]
+    fn keeps_established(&self) -> bool {
+        KEEP_ESTABLISHED.load() != 0
+    }
+
+    #[inline(always)]
+    fn checks_source(&self) -> bool {
+        CHECK_SOURCE.load() != 0
+    }
+
+    #[inline(always)]
+    fn class_of(&self, address: &Address) -> u32 {
+        netpol_class_of(address)
+    }
+
+    #[inline(always)]
+    fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
+        netpol_row_allows(u32::from(set), class, u32::from(protocol), u32::from(port)) == 1
+    }
+
+    #[inline(always)]
+    fn owns(&self, endpoint: u16, address: &Address) -> bool {
+        let key = OwnAddress { endpoint: u32::from(endpoint), address: *address };
+        // SAFETY: only the presence matters.
+        unsafe { OWN_ADDRESSES.get(&key).is_some() }
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet) {
+        remember_fragment(endpoint, direction, packet);
+    }
+
+    #[inline(always)]
+    fn fragment_ports(
+        &self,
+        endpoint: u16,
+        direction: Direction,
+        packet: &Packet,
+    ) -> Option<(u16, u16)> {
+        let ports = fragment_ports(endpoint, direction, packet);
+        if ports == 0 {
+            return None;
+        }
+        Some(((ports >> 32) as u16, (ports >> 16) as u16))
+    }
+}
+
+/// [`Maps::remember_fragment`], apart for its stack.
+#[inline(never)]
+fn remember_fragment(endpoint: u16, direction: Direction, packet: &Packet) {
+    let ports = u64::from(packet.local_port) << 32 | u64::from(packet.remote_port) << 16 | 1;
+    // A failure costs the later fragments' ports; they are then judged without.
+    let _ = FRAGMENTS.insert(&fragment_key(endpoint, direction, packet), &ports, 0);
+}
+
+/// [`Maps::fragment_ports`], apart for its stack; 0: unknown.
+#[inline(never)]
+fn fragment_ports(endpoint: u16, direction: Direction, packet: &Packet) -> u64 {
+    // SAFETY: one 64-bit load of a value written whole.
+    match unsafe { FRAGMENTS.get(&fragment_key(endpoint, direction, packet)) } {
+        Some(ports) => *ports,
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn fragment_key(endpoint: u16, direction: Direction, packet: &Packet) -> FragmentKey {
+    FragmentKey {
+        local: packet.local,
+        remote: packet.remote,
+        id: packet.fragment_id,
+        endpoint,
+        protocol: packet.protocol,
+        direction: direction as u8,
+    }
+}

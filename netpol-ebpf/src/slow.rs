@@ -1,0 +1,160 @@
+//! Every packet that is not plainly part of an established flow.
+//!
+//! The work is cut into functions with global linkage: the verifier checks each of them once, on
+//! its own, with arguments it knows nothing about. Inlined into one program, their paths would
+//! multiply. Arguments are plain numbers and pointers to plain structs, as that requires; a null
+//! pointer, which no caller passes, is answered by a drop.
+
+use aya_ebpf::bindings::__sk_buff;
+use netpol_common::flow;
+use netpol_common::layout::{Direction, Reason};
+use netpol_common::packet::{self, Outcome, Packet};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps as _, Verdict};
+
+use crate::frame::Skb;
+use crate::maps::{self, Kernel};
+use crate::{ALLOW, DENY, events};
+
+/// The verdict on `skb`, as a tc return code.
+#[inline(never)]
+pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
+    let Some(endpoint) = maps::endpoint(skb) else {
+        events::count(0, direction_of(direction), Reason::UnknownEndpoint);
+        return DENY;
+    };
+    let mut packet = Packet::default();
+    let mut inner = Packet::default();
+    let parsed = netpol_parse(skb, direction, &mut packet, &mut inner);
+    let direction = direction_of(direction);
+    if parsed == PASS {
+        return ALLOW;
+    }
+    let verdict = if parsed < PACKET {
+        if endpoint.sets[direction as usize] == 0 {
+            return ALLOW;
+        }
+        Verdict::drop(refusal_reason(parsed), 0)
+    } else {
+        // Only what this host generated itself has no interface it came in by: forwarding,
+        // bridging and decapsulation all set it (net/core/dev.c: __netif_receive_skb_core).
+        // SAFETY: the context pointer is valid for the run of the program.
+        let is_from_node =
+            direction as u8 == Direction::Ingress as u8 && unsafe { (*skb).ingress_ifindex } == 0;
+        let arrival = Arrival { direction, is_from_node };
+        let inner = if parsed == RELATED { Some(&inner) } else { None };
+        verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
+    };
+    if verdict.is_noted {
+        events::note(skb, &endpoint, direction, &packet, &verdict);
+    }
+    if verdict.is_allowed { ALLOW } else { DENY }
+}
+
+/// [`Outcome`] as a number: below these, the reason of a refusal.
+const PACKET: u32 = 0x100;
+const RELATED: u32 = 0x101;
+const PASS: u32 = 0x102;
+
+/// [`packet::parse`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_parse(
+    skb: *mut __sk_buff,
+    direction: u32,
+    packet: *mut Packet,
+    inner: *mut Packet,
+) -> u32 {
+    // SAFETY: the verifier lets only null or a writable Packet through, and the caller's two are
+    // different.
+    let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
+        return Reason::Inconsistent as u32;
+    };
+    match packet::parse(&Skb(skb), direction_of(direction), packet, inner) {
+        Outcome::Packet => PACKET,
+        Outcome::Related => RELATED,
+        Outcome::Pass => PASS,
+        Outcome::Refuse(reason) => reason as u32,
+    }
+}
+
+/// The inverse of `reason as u32` for the reasons that parsing gives.
+#[inline(always)]
+fn refusal_reason(number: u32) -> Reason {
+    Reason::from_number(number as u8).unwrap_or(Reason::Inconsistent)
+}
+
+impl Judge for Kernel {
+    #[inline(always)]
+    fn judge_flow4(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
+        Verdict::unpack(netpol_judge4(endpoint, arrival_word(arrival), packet))
+    }
+
+    #[inline(always)]
+    fn judge_flow6(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
+        Verdict::unpack(netpol_judge6(endpoint, arrival_word(arrival), packet))
+    }
+
+    #[inline(always)]
+    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
+        netpol_related4(endpoint, inner) == 1
+    }
+
+    #[inline(always)]
+    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
+        netpol_related6(endpoint, inner) == 1
+    }
+}
+
+/// Defines the separately verified functions of one address family.
+macro_rules! family {
+    ($judge:ident, $related:ident, $key:path, $table:ident) => {
+        /// [`verdict::judge_in`] this family's table, packed.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $judge(
+            endpoint: *const Endpoint,
+            arrival: u32,
+            packet: *const Packet,
+        ) -> u64 {
+            // SAFETY: the verifier lets only null or readable structs through.
+            let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) })
+            else {
+                return Verdict::drop(Reason::Inconsistent, 0).pack();
+            };
+            let key = $key(packet, endpoint.id);
+            let arrival = arrival_of(arrival);
+            verdict::judge_in(&Kernel, Kernel.$table(), &key, endpoint, arrival, packet).pack()
+        }
+
+        /// [`verdict::is_related_in`] this family's table, as 1 or 0.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $related(endpoint: *const Endpoint, inner: *const Packet) -> u32 {
+            // SAFETY: the verifier lets only null or readable structs through.
+            let (Some(endpoint), Some(inner)) = (unsafe { (endpoint.as_ref(), inner.as_ref()) })
+            else {
+                return 0;
+            };
+            let key = $key(inner, endpoint.id);
+            verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, inner).into()
+        }
+    };
+}
+
+family!(netpol_judge4, netpol_related4, flow::key4, flows4);
+family!(netpol_judge6, netpol_related6, flow::key6, flows6);
+
+#[inline(always)]
+fn direction_of(number: u32) -> Direction {
+    if number == 0 { Direction::Ingress } else { Direction::Egress }
+}
+
+#[inline(always)]
+fn arrival_word(arrival: Arrival) -> u32 {
+    arrival.direction as u32 | u32::from(arrival.is_from_node) << 1
+}
+
+#[inline(always)]
+fn arrival_of(word: u32) -> Arrival {
+    Arrival { direction: direction_of(word & 1), is_from_node: word & 2 != 0 }
+}

@@ -1,0 +1,560 @@
+//! The agent's state machine: what is known, what is in force, and what follows from an event.
+//! Synchronous; its only IO is through the datapath and the state file.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant as StdInstant};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::numbers::{Key, Numbers};
+use super::options::Options;
+use super::serve::{Published, Wait};
+use super::state::{DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path};
+use super::{files, view};
+use crate::compile::ids::Ids;
+use crate::compile::{Compiler, EndpointId, Plan, Step};
+use crate::datapath::{Datapath, DatapathError, EndpointFailure};
+use crate::endpoint::{Endpoint, Finding, Snapshot, Watcher, match_pods};
+use crate::model::{Change, ObjectName, Pod};
+use crate::observe::metrics::AgentCounters;
+use crate::source::{Event, Handle};
+
+/// How long a wait for "in force" lets discovery look for a pod's interface.
+const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A wait for everything before a barrier to be in force.
+struct Pending {
+    barrier: u64,
+    wait: Wait,
+}
+
+/// The agent's state.
+pub struct Core {
+    node_name: String,
+    run_dir: PathBuf,
+    bpffs: PathBuf,
+    compiler: Compiler,
+    datapath: Datapath,
+    watcher: Watcher,
+    source: Handle,
+    source_kind: &'static str,
+
+    /// Changes read before everything was; applied together.
+    backlog: Vec<Change>,
+    is_synced: bool,
+    /// The maps equal the compiler's tables as far as they could be made to.
+    is_reconciled: bool,
+    revision: u64,
+    applied_revision: u64,
+    source_errors: BTreeMap<String, String>,
+
+    snapshot: Arc<Snapshot>,
+    local_pods: BTreeSet<ObjectName>,
+    endpoints: Vec<Endpoint>,
+    numbers: Numbers,
+    findings: Vec<Finding>,
+
+    /// What could not be written for an endpoint, or (`None`) at all.
+    failures: BTreeMap<Option<EndpointId>, String>,
+    /// Numbers written down by the last state file.
+    written_ids: Ids,
+    counters: AgentCounters,
+    is_dirty: bool,
+
+    pending: Vec<Pending>,
+    /// Waits whose barrier has passed, and until when they wait for interfaces.
+    passed: Vec<Wait>,
+    patience: Option<Instant>,
+    answers: Vec<Wait>,
+}
+
+impl Core {
+    /// Starts from what an earlier agent left, if anything.
+    pub fn new(
+        options: &Options,
+        source_kind: &'static str,
+        datapath: Datapath,
+        watcher: Watcher,
+        source: Handle,
+    ) -> Self {
+        let earlier = files::read_state(&options.run_dir);
+        let mut compiler = Compiler::new();
+        let mut numbers = Numbers::default();
+        let mut written_ids = Ids::default();
+        if let Some(earlier) = earlier {
+            compiler.adopt(&earlier.ids);
+            numbers = Numbers::adopt(adopted_numbers(&earlier, &datapath.adopted()));
+            written_ids = earlier.ids;
+        }
+        let snapshot = watcher.snapshots().borrow().clone();
+        Self {
+            node_name: options.node_name.clone(),
+            run_dir: options.run_dir.clone(),
+            bpffs: options.bpffs.clone(),
+            compiler,
+            datapath,
+            watcher,
+            source,
+            source_kind,
+            backlog: Vec::new(),
+            is_synced: false,
+            is_reconciled: false,
+            revision: 0,
+            applied_revision: 0,
+            source_errors: BTreeMap::new(),
+            snapshot,
+            local_pods: BTreeSet::new(),
+            endpoints: Vec::new(),
+            numbers,
+            findings: Vec::new(),
+            failures: BTreeMap::new(),
+            written_ids,
+            counters: AgentCounters::default(),
+            is_dirty: true,
+            pending: Vec::new(),
+            passed: Vec::new(),
+            patience: None,
+            answers: Vec::new(),
+        }
+    }
+
+    // === Events ===
+
+    /// Something from the source.
+    pub fn handle_source(&mut self, event: Event) {
+        self.is_dirty = true;
+        match event {
+            Event::Changes(changes) => self.handle_changes(changes),
+            Event::Problem { object, message } => {
+                tracing::warn!(object, message, "cannot use an object");
+                self.source_errors.insert(object, message);
+            }
+            Event::Resolved { object } => {
+                self.source_errors.remove(&object);
+            }
+            Event::Synced => self.handle_synced(),
+            Event::Barrier(number) => self.handle_barrier(number),
+        }
+    }
+
+    fn handle_changes(&mut self, changes: Vec<Change>) {
+        self.revision += changes.len() as u64;
+        if !self.is_synced {
+            self.backlog.extend(changes);
+            return;
+        }
+        let begun = StdInstant::now();
+        let mut is_local = false;
+        for change in changes {
+            is_local |= self.note_local(&change);
+            let plan = self.compiler.apply(change);
+            self.carry_out(&plan);
+        }
+        if is_local {
+            self.watcher.rescan();
+            self.rematch();
+        }
+        self.applied_revision = self.revision;
+        self.counters.record_apply(begun.elapsed());
+    }
+
+    /// Keeps the list of pods that may be on this node. Returns whether this one may be.
+    fn note_local(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Pod(pod) => {
+                let was_local = self.local_pods.contains(&pod.id);
+                if self.may_be_local(pod) {
+                    self.local_pods.insert(pod.id.clone());
+                    return true;
+                }
+                self.local_pods.remove(&pod.id);
+                was_local
+            }
+            Change::PodGone(id, _) => self.local_pods.remove(id),
+            _ => false,
+        }
+    }
+
+    fn may_be_local(&self, pod: &Pod) -> bool {
+        pod.node.as_deref().is_none_or(|node| node == self.node_name)
+    }
+
+    /// Everything that existed has been read: only now may anything be removed.
+    fn handle_synced(&mut self) {
+        let begun = StdInstant::now();
+        let backlog = std::mem::take(&mut self.backlog);
+        for change in &backlog {
+            self.note_local(change);
+        }
+        // The tables are reconciled as a whole below.
+        let _plan = self.compiler.apply_all(backlog);
+        self.is_synced = true;
+        self.rematch();
+        self.numbers.forget_adopted();
+        self.reconcile();
+        let plan = self.compiler.forget_adopted();
+        self.carry_out(&plan);
+        self.applied_revision = self.revision;
+        self.counters.record_apply(begun.elapsed());
+        tracing::info!(
+            changes = self.revision,
+            endpoints = self.endpoints.len(),
+            milliseconds = begun.elapsed().as_millis(),
+            "synced: all policies read so far are in force"
+        );
+    }
+
+    /// The interfaces have changed.
+    pub fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+        self.is_dirty = true;
+        if self.is_synced {
+            self.rematch();
+        }
+    }
+
+    /// Someone wants to know when what was written before now is in force.
+    pub fn handle_wait(&mut self, wait: Wait) {
+        let barrier = self.source.barrier();
+        self.pending.push(Pending { barrier, wait });
+    }
+
+    fn handle_barrier(&mut self, number: u64) {
+        let (reached, pending) =
+            std::mem::take(&mut self.pending).into_iter().partition(|wait| wait.barrier <= number);
+        self.pending = pending;
+        self.passed.extend(Vec::into_iter(reached).map(|pending: Pending| pending.wait));
+        if !self.passed.is_empty() && self.patience.is_none() {
+            self.patience = Some(Instant::now() + INTERFACE_PATIENCE);
+            if self.lacks_interfaces() {
+                self.watcher.rescan();
+            }
+        }
+        self.settle_waits();
+    }
+
+    /// Waits are answered when every pod has its interface, or patience is over.
+    fn settle_waits(&mut self) {
+        let Some(patience) = self.patience else { return };
+        if self.is_synced && (!self.lacks_interfaces() || Instant::now() >= patience) {
+            self.answers.append(&mut self.passed);
+            self.patience = None;
+        }
+    }
+
+    fn lacks_interfaces(&self) -> bool {
+        self.findings.iter().any(|finding| matches!(finding, Finding::PodWithoutInterface { .. }))
+    }
+
+    // === Endpoints ===
+
+    /// Brings the endpoints in line with the interfaces and pods of this moment.
+    fn rematch(&mut self) {
+        let cluster = self.compiler.cluster();
+        let pods = self.local_pods.iter().filter_map(|id| cluster.pod(id));
+        let matching =
+            match_pods(&self.snapshot.interfaces, pods, &self.node_name, &self.endpoints);
+        self.watcher.report(&matching);
+        self.findings = matching.findings;
+        if matching.endpoints != self.endpoints {
+            let before = std::mem::replace(&mut self.endpoints, matching.endpoints);
+            self.replace_endpoints(&before);
+        }
+        self.is_dirty = true;
+        self.settle_waits();
+    }
+
+    fn replace_endpoints(&mut self, before: &[Endpoint]) {
+        let keys: std::collections::HashSet<Key> = self.endpoints.iter().map(Key::of).collect();
+        for key in before.iter().map(Key::of).filter(|key| !keys.contains(key)) {
+            let Some(id) = self.numbers.release(&key) else { continue };
+            self.failures.remove(&Some(id));
+            // The kernel's entry first: the compiler's steps for it then find nothing to do.
+            if let Err(error) = self.datapath.remove_endpoint(id) {
+                self.note_failure(EndpointFailure { endpoint: None, error });
+            }
+            let plan = self.compiler.remove_endpoint(id);
+            self.carry_out(&plan);
+        }
+        for index in 0..self.endpoints.len() {
+            self.add_endpoint(index);
+        }
+    }
+
+    fn add_endpoint(&mut self, index: usize) {
+        let endpoint = self.endpoints[index].clone();
+        let key = Key::of(&endpoint);
+        let known = self.numbers.get(&key);
+        let Some(id) = known.or_else(|| self.numbers.assign(key)) else {
+            self.note_failure(EndpointFailure {
+                endpoint: None,
+                error: DatapathError::Full {
+                    table: "endpoint table",
+                    limit: netpol_common::layout::MAX_ENDPOINTS - 1,
+                    consequence: "the policies of further pods are not enforced",
+                },
+            });
+            return;
+        };
+        let addresses = endpoint.addresses.iter().chain(&endpoint.other_addresses).copied();
+        if let Err(error) = self.datapath.add_endpoint(id, endpoint.ifindex, addresses) {
+            self.note_failure(EndpointFailure { endpoint: Some(id), error });
+        }
+        if known.is_none() {
+            let plan = self.compiler.set_endpoint(id, endpoint.pod);
+            self.carry_out(&plan);
+        }
+    }
+
+    // === Datapath ===
+
+    /// Puts a plan in force.
+    fn carry_out(&mut self, plan: &Plan) {
+        if !self.is_reconciled || plan.is_empty() {
+            // Before the first reconciliation the maps are an earlier agent's.
+            return;
+        }
+        if plan.iter().any(|step| matches!(step, Step::AddRow(..))) {
+            self.write_ahead();
+        }
+        for step in plan {
+            if let Step::SetEndpoint(id, _) = step {
+                self.failures.remove(&Some(*id));
+            }
+        }
+        for failure in self.datapath.apply(plan) {
+            self.note_failure(failure);
+        }
+        self.counters.map_writes += plan.len() as u64;
+        self.is_dirty = true;
+    }
+
+    /// Makes the maps equal to the compiler's tables.
+    fn reconcile(&mut self) {
+        self.write_ahead();
+        self.failures.clear();
+        match self.datapath.reconcile(&self.compiler.tables()) {
+            Ok(failures) => {
+                self.is_reconciled = true;
+                for failure in failures {
+                    self.note_failure(failure);
+                }
+            }
+            Err(error) => self.note_failure(EndpointFailure { endpoint: None, error }),
+        }
+        self.is_dirty = true;
+    }
+
+    fn note_failure(&mut self, failure: EndpointFailure) {
+        let EndpointFailure { endpoint, error } = failure;
+        let name = endpoint.map_or_else(|| "datapath".to_owned(), |id| self.endpoint_name(id));
+        tracing::error!(endpoint = name, error = %error, "cannot put in force");
+        self.counters.failures += 1;
+        self.failures.insert(endpoint, error.to_string());
+    }
+
+    fn endpoint_name(&self, id: EndpointId) -> String {
+        self.numbered_endpoints()
+            .find(|(other, _)| *other == id)
+            .map_or_else(|| format!("endpoint {}", id.0), |(_, e)| e.pod.to_string())
+    }
+
+    fn numbered_endpoints(&self) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
+        self.endpoints.iter().filter_map(|endpoint| {
+            let id = self.numbers.get(&Key::of(endpoint))?;
+            Some((id, endpoint))
+        })
+    }
+
+    /// Periodic: repairs, retries, cleans up.
+    pub fn housekeeping(&mut self) {
+        if !self.is_synced {
+            return;
+        }
+        if !self.failures.is_empty() || !self.is_reconciled {
+            self.reconcile();
+        }
+        let (repaired, failures) = self.datapath.verify_attachments();
+        for id in repaired {
+            let endpoint = self.endpoint_name(id);
+            tracing::warn!(endpoint, "the programs had been taken off its interface; put back");
+            self.counters.repaired_attachments += 1;
+        }
+        for failure in failures {
+            self.note_failure(failure);
+        }
+        if let Err(error) = self.datapath.collect_garbage() {
+            self.note_failure(EndpointFailure { endpoint: None, error });
+        }
+    }
+
+    // === Telling ===
+
+    /// Whether a wait's patience may be over at [`Self::next_deadline`].
+    pub fn has_deadline(&self) -> bool {
+        self.patience.is_some()
+    }
+
+    /// When to call [`Self::deadline`].
+    pub fn next_deadline(&self) -> Instant {
+        self.patience.unwrap_or_else(Instant::now)
+    }
+
+    /// A deadline has passed.
+    pub fn deadline(&mut self) {
+        self.settle_waits();
+    }
+
+    /// Whether the state file is behind.
+    pub fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// Whether waits can be answered once the state is published.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Answers them.
+    pub fn answer(&mut self) {
+        for wait in self.answers.drain(..) {
+            // Who asked may have given up.
+            let _ = wait.done.send(());
+        }
+    }
+
+    /// Writes down new numbers before they are used, together with those still in the maps, so
+    /// that the next agent does not take either for free should this one end half-way.
+    fn write_ahead(&mut self) {
+        let mut ids = self.compiler.export_ids();
+        for (content, id) in &self.written_ids.sets {
+            ids.sets.entry(content.clone()).or_insert(*id);
+        }
+        for (content, id) in &self.written_ids.classes {
+            ids.classes.entry(content.clone()).or_insert(*id);
+        }
+        let state = self.state_with(ids);
+        self.store(&state);
+    }
+
+    fn store(&mut self, state: &State) {
+        if let Err(error) = files::write_state(&self.run_dir, state) {
+            let error = format!("{error:#}; `netpol` commands show an older state");
+            tracing::error!(error, "cannot write the state file");
+            self.failures.insert(None, error);
+        }
+        self.written_ids = state.ids.clone();
+    }
+
+    /// Publishes the state to the file and the servers.
+    pub fn write_state(&mut self, published: &watch::Sender<Arc<Published>>) {
+        let published_state = self.published();
+        self.store(&published_state.state);
+        self.is_dirty = false;
+        published.send_replace(Arc::new(published_state));
+    }
+
+    /// The state of this moment, with its counters.
+    pub fn published(&self) -> Published {
+        let mut ids = self.compiler.export_ids();
+        if !self.is_reconciled {
+            // The maps are still an earlier agent's, and so are the numbers in them.
+            ids.clone_from(&self.written_ids);
+        }
+        Published { state: self.state_with(ids), counters: self.counters.clone() }
+    }
+
+    fn state_with(&self, ids: Ids) -> State {
+        let tables = self.compiler.tables();
+        State {
+            version: VERSION,
+            node: self.node_name.clone(),
+            pid: std::process::id(),
+            bpffs: self.bpffs.clone(),
+            status: self.status(),
+            endpoints: view::endpoints(&self.compiler, &tables, self.numbered_endpoints()),
+            classes: view::classes(&self.compiler, &tables),
+            ids,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let error = |(object, message): (&String, &String)| ObjectError {
+            object: object.clone(),
+            message: message.clone(),
+        };
+        let (errors, notes) = self.datapath_errors();
+        Status {
+            ready: self.is_synced
+                && self.is_reconciled
+                && self.failures.is_empty()
+                && self.applied_revision == self.revision,
+            source: SourceStatus {
+                kind: self.source_kind.to_owned(),
+                synced: self.is_synced,
+                revision: self.revision,
+                errors: self.source_errors.iter().map(error).collect(),
+            },
+            datapath: DatapathStatus {
+                endpoints: self.endpoints.len(),
+                applied_revision: self.applied_revision,
+                attach: self.datapath.attach_mode().to_owned(),
+                errors,
+                notes,
+            },
+        }
+    }
+
+    fn datapath_errors(&self) -> (Vec<ObjectError>, Vec<String>) {
+        let mut errors: Vec<ObjectError> = self
+            .failures
+            .iter()
+            .map(|(endpoint, message)| ObjectError {
+                object: endpoint
+                    .map_or_else(|| "datapath".to_owned(), |id| self.endpoint_name(id)),
+                message: message.clone(),
+            })
+            .collect();
+        let mut notes = self.snapshot.problems.clone();
+        for finding in &self.findings {
+            match finding {
+                Finding::PodWithoutInterface { pod, .. }
+                | Finding::AddressOfTwoPods { loser: pod, .. }
+                | Finding::AddressOnTwoInterfaces { pod, .. } => errors.push(ObjectError {
+                    object: format!("Pod {pod}"),
+                    message: finding.to_string(),
+                }),
+                Finding::PodWithoutAddress { .. } | Finding::InterfaceWithoutPod { .. } => {
+                    notes.push(finding.to_string());
+                }
+            }
+        }
+        errors.extend(self.compiler.problems().into_iter().map(|problem| ObjectError {
+            object: "policies".to_owned(),
+            message: problem.to_string(),
+        }));
+        (errors, notes)
+    }
+
+    /// Leaves a state file that says what stays in force, and no socket.
+    pub fn stop(&mut self, published: &watch::Sender<Arc<Published>>) {
+        self.write_state(published);
+        let _ = std::fs::remove_file(socket_path(&self.run_dir));
+    }
+}
+
+/// Endpoint ids of an earlier agent that the maps still know, by (ifindex, uid).
+fn adopted_numbers(
+    earlier: &State,
+    in_maps: &HashMap<u32, EndpointId>,
+) -> HashMap<(u32, String), EndpointId> {
+    earlier
+        .endpoints
+        .iter()
+        .filter(|view| in_maps.get(&view.ifindex) == Some(&EndpointId(view.id)))
+        .map(|view| ((view.ifindex, view.uid.clone()), EndpointId(view.id)))
+        .collect()
+}

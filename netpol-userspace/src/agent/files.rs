@@ -1,0 +1,56 @@
+//! The run directory: made, locked and written to. Must never hold anything that enforcement
+//! depends on while the agent runs.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+
+use super::state::{State, VERSION, socket_path, state_path};
+
+/// Makes the directory and takes it for this process.
+pub fn prepare_run_dir(run_dir: &Path) -> Result<File> {
+    fs::create_dir_all(run_dir)
+        .with_context(|| format!("create directory {}", run_dir.display()))?;
+    let path = run_dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let owner = read_state(run_dir).map_or_else(String::new, |s| format!(" (process {})", s.pid));
+        bail!(
+            "another netpol agent{owner} uses {}: stop it first, or give this one its own \
+             --bpffs and --run-dir",
+            run_dir.display()
+        );
+    }
+    // A socket that an agent left behind when it was killed.
+    let _ = fs::remove_file(socket_path(run_dir));
+    Ok(lock)
+}
+
+/// The state an earlier agent left, if it can be understood.
+pub fn read_state(run_dir: &Path) -> Option<State> {
+    let text = fs::read(state_path(run_dir)).ok()?;
+    match serde_json::from_slice::<State>(&text) {
+        Ok(state) if state.version == VERSION => Some(state),
+        Ok(state) => {
+            tracing::warn!(version = state.version, "ignoring a state file of another version");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "ignoring a state file that cannot be read");
+            None
+        }
+    }
+}
+
+/// Replaces the state file in one step.
+pub fn write_state(run_dir: &Path, state: &State) -> Result<()> {
+    let path = state_path(run_dir);
+    let draft = run_dir.join("state.json.new");
+    let mut file = File::create(&draft).with_context(|| format!("create {}", draft.display()))?;
+    let text = serde_json::to_vec(state).context("encode the state")?;
+    file.write_all(&text).with_context(|| format!("write {}", draft.display()))?;
+    fs::rename(&draft, &path).with_context(|| format!("replace {}", path.display()))
+}

@@ -1,0 +1,33 @@
+//! The agent's options, after parsing.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::datapath::AttachMode;
+
+/// What `netpol agent` runs with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// This node's name.
+    pub node_name: String,
+    /// Read objects from the API server that this file describes.
+    pub kubeconfig: Option<PathBuf>,
+    /// Read objects from the files in this directory instead.
+    pub manifests: Option<PathBuf>,
+    /// Where maps, programs and links are pinned.
+    pub bpffs: PathBuf,
+    /// Where state file and socket are.
+    pub run_dir: PathBuf,
+    /// Where the container runtime names network namespaces.
+    pub netns_dir: PathBuf,
+    /// Where metrics and health are served, if at all.
+    pub metrics_address: Option<SocketAddr>,
+    /// Flows outlive the policy that allowed them.
+    pub keep_established: bool,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// Pods may send from their own addresses only.
+    pub check_source: bool,
+    /// Show the programs' debug lines.
+    pub datapath_log: bool,
+}

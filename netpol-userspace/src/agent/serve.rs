@@ -1,0 +1,144 @@
+//! HTTP on the agent's socket (status, state, waiting) and on the metrics address (metrics and
+//! health). Reads published states; must never touch the agent's own data.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use axum::extract::{Query, State as Shared};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use axum::Router;
+use serde::Deserialize;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::options::Options;
+use super::state::{State, socket_path};
+use crate::datapath::{Maps, Pins};
+use crate::observe::metrics::{self, AgentCounters};
+
+/// A request to be told when everything written before it is in force.
+pub struct Wait {
+    /// Answered then.
+    pub done: oneshot::Sender<()>,
+}
+
+/// What handlers see.
+#[derive(Clone)]
+struct Context {
+    state: watch::Receiver<Arc<Published>>,
+    waits: mpsc::Sender<Wait>,
+    maps: Arc<Maps>,
+}
+
+/// A state with the counters of its moment.
+pub struct Published {
+    /// The state.
+    pub state: State,
+    /// Counters of the agent itself.
+    pub counters: AgentCounters,
+}
+
+/// Starts the servers. Errors that end one arrive at the returned receiver.
+pub fn start(
+    options: &Options,
+    pins: &Pins,
+    state: watch::Receiver<Arc<Published>>,
+    waits: mpsc::Sender<Wait>,
+) -> Result<mpsc::Receiver<anyhow::Error>> {
+    let (failed_tx, failed) = mpsc::channel(2);
+    let context = Context { state, waits, maps: Arc::new(Maps::open(pins, false)?) };
+
+    let path = socket_path(&options.run_dir);
+    let socket =
+        UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+    let control = Router::new()
+        .route("/status", get(status))
+        .route("/state", get(whole_state))
+        .route("/wait", post(wait))
+        .with_state(context.clone());
+    let failed_control = failed_tx.clone();
+    tokio::spawn(async move {
+        let result = axum::serve(socket, control).await.context("serve the agent's socket");
+        report(failed_control, result).await;
+    });
+
+    if let Some(address) = options.metrics_address {
+        let listener = std::net::TcpListener::bind(address)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(TcpListener::from_std)
+            .with_context(|| {
+                format!("listen on {address} for metrics (choose another --metrics-address, or `off`)")
+            })?;
+        let observers = Router::new()
+            .route("/metrics", get(metrics_text))
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .with_state(context);
+        tokio::spawn(async move {
+            let result = axum::serve(listener, observers).await.context("serve metrics");
+            report(failed_tx, result).await;
+        });
+    }
+    Ok(failed)
+}
+
+async fn report(failed: mpsc::Sender<anyhow::Error>, result: Result<()>) {
+    if let Err(error) = result {
+        // Nobody listening means that the agent is ending anyway.
+        let _ = failed.send(error).await;
+    }
+}
+
+async fn status(Shared(context): Shared<Context>) -> Response {
+    let published = context.state.borrow().clone();
+    Json(&published.state.status).into_response()
+}
+
+async fn whole_state(Shared(context): Shared<Context>) -> Response {
+    let published = context.state.borrow().clone();
+    Json(&published.state).into_response()
+}
+
+/// Query of `POST /wait`.
+#[derive(Deserialize)]
+struct WaitQuery {
+    #[serde(default = "default_timeout")]
+    timeout_ms: u64,
+}
+
+fn default_timeout() -> u64 {
+    30_000
+}
+
+async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) -> Response {
+    let (done, answered) = oneshot::channel();
+    let is_in_force = async {
+        context.waits.send(Wait { done }).await.ok()?;
+        answered.await.ok()
+    };
+    let limit = Duration::from_millis(query.timeout_ms);
+    let code = match tokio::time::timeout(limit, is_in_force).await {
+        Ok(Some(())) => StatusCode::OK,
+        _ => StatusCode::GATEWAY_TIMEOUT,
+    };
+    let published = context.state.borrow().clone();
+    (code, Json(&published.state.status)).into_response()
+}
+
+async fn readyz(Shared(context): Shared<Context>) -> Response {
+    let published = context.state.borrow().clone();
+    if published.state.status.ready {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(&published.state.status)).into_response()
+}
+
+async fn metrics_text(Shared(context): Shared<Context>) -> Response {
+    let published = context.state.borrow().clone();
+    let text = metrics::encode(&context.maps, &published.state, &published.counters);
+    ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+        .into_response()
+}

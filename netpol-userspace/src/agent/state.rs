@@ -1,0 +1,149 @@
+//! What the agent tells: the JSON of `<run-dir>/state.json` and of the socket
+//! `<run-dir>/agent.sock`. Plain data; field names of [`Status`] and [`EndpointView`] are relied
+//! on from outside.
+//!
+//! The socket speaks HTTP/1.1: `GET /status` and `GET /state` answer at once with [`Status`] and
+//! [`State`]; `POST /wait?timeout_ms=N` answers with [`Status`] when everything written before
+//! the request is in force, or with status 504 and [`Status`] when time is up.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::compile::ids::Ids;
+
+/// Version of [`State`]; a file of another version is not read.
+pub const VERSION: u32 = 1;
+
+/// Path of the state file.
+pub fn state_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("state.json")
+}
+
+/// Path of the agent's socket.
+pub fn socket_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("agent.sock")
+}
+
+/// Everything about this node that is not in the maps. Rewritten, atomically, before numbers it
+/// names are used and after anything a person could see has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The node's name.
+    pub node: String,
+    /// The agent's process id.
+    pub pid: u32,
+    /// `--bpffs` of the agent.
+    pub bpffs: PathBuf,
+    /// Summary.
+    pub status: Status,
+    /// Local endpoints, sorted by namespace and name.
+    pub endpoints: Vec<EndpointView>,
+    /// Names of the classes in use, by number.
+    pub classes: std::collections::BTreeMap<u32, Vec<String>>,
+    /// Numbers in use and what they stand for, for the next agent.
+    pub ids: Ids,
+}
+
+/// Summary of the node's state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Everything read so far is in force.
+    pub ready: bool,
+    /// Where objects come from.
+    pub source: SourceStatus,
+    /// What is enforced.
+    pub datapath: DatapathStatus,
+}
+
+/// The source's side.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// `manifests` or `kubernetes`.
+    pub kind: String,
+    /// Everything that existed at the start has been read.
+    pub synced: bool,
+    /// Counts changes read since the agent started.
+    pub revision: u64,
+    /// Objects that cannot be used, sorted, and errors of the source itself.
+    pub errors: Vec<ObjectError>,
+}
+
+/// One thing that is wrong with an object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectError {
+    /// Such as `NetworkPolicy shop/web (web.yaml)`.
+    pub object: String,
+    /// What is wrong and what it means.
+    pub message: String,
+}
+
+/// The kernel's side.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    /// Local endpoints found, isolated or not.
+    pub endpoints: usize,
+    /// The source revision that is in force.
+    pub applied_revision: u64,
+    /// `tcx` or `clsact`.
+    #[serde(default)]
+    pub attach: String,
+    /// What could not be put in force, and what discovery found odd.
+    #[serde(default)]
+    pub errors: Vec<ObjectError>,
+    /// Observations that need no action, such as interfaces that belong to no pod.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// One local endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// Name of the host-side interface.
+    pub interface: String,
+    /// Its index in the node's namespace.
+    pub ifindex: u32,
+    /// The pod's addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its number in the maps.
+    pub id: u16,
+    /// Ingress.
+    pub ingress: DirectionView,
+    /// Egress.
+    pub egress: DirectionView,
+}
+
+/// One direction of an endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectionView {
+    /// Whether any policy isolates it.
+    pub isolated: bool,
+    /// The policies that do, as `namespace/name`, sorted.
+    pub policies: Vec<String>,
+    /// What they allow.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+    /// Its policy set in the maps, 0 if not isolated.
+    #[serde(default)]
+    pub set: u16,
+}
+
+/// Something that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// The other end, in words.
+    pub peer: String,
+    /// Protocols and ports, in words.
+    pub ports: String,
+    /// The policies that say so.
+    pub policies: Vec<String>,
+}

@@ -1,0 +1,235 @@
+//! Puts the programs on interfaces and takes them off, by TCX links (kernel 6.6 and later) or as
+//! clsact filters. Either way they outlive the agent.
+
+use std::fs;
+use std::path::PathBuf;
+
+use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use rustix::net::netdevice::index_to_name;
+use rustix::net::{AddressFamily, SocketType, socket};
+
+use super::error::{DatapathError, bpf_error, io_error};
+use super::load::{EGRESS, INGRESS, Programs};
+use super::pins::Pins;
+
+/// How programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttachMode {
+    /// TCX where the kernel has it, else clsact.
+    #[default]
+    Auto,
+    /// TCX links, pinned.
+    Tcx,
+    /// Filters on the clsact qdisc.
+    Clsact,
+}
+
+/// clsact filters of netpol: first in the chain, and recognisable.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
+
+/// A pod's ingress is the tc egress hook of its host-side interface, and the reverse.
+const HOOKS: [(&str, TcAttachType, &str); 2] =
+    [(INGRESS, TcAttachType::Egress, "ingress"), (EGRESS, TcAttachType::Ingress, "egress")];
+
+/// Error number of a link whose device is gone.
+const ENOLINK: i32 = 67;
+
+/// Attaches in one of the two ways.
+#[derive(Debug)]
+pub struct Attacher {
+    is_tcx: bool,
+    pins: Pins,
+}
+
+impl Attacher {
+    /// Resolves `mode` for this kernel.
+    pub fn new(mode: AttachMode, pins: &Pins) -> Self {
+        let is_tcx = match mode {
+            AttachMode::Auto => {
+                KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+            }
+            AttachMode::Tcx => true,
+            AttachMode::Clsact => false,
+        };
+        Self { is_tcx, pins: pins.clone() }
+    }
+
+    /// `tcx` or `clsact`.
+    pub fn name(&self) -> &'static str {
+        if self.is_tcx { "tcx" } else { "clsact" }
+    }
+
+    /// Puts both programs on the interface, replacing whatever this netpol had there.
+    ///
+    /// The name is looked up in the calling thread's network namespace, and must still belong
+    /// to `ifindex`.
+    pub fn attach(&self, programs: &mut Programs, ifindex: u32) -> Result<(), DatapathError> {
+        let interface = interface_name(ifindex)?;
+        for (program, hook, direction) in HOOKS {
+            let what = format!("attach {program} to {interface}");
+            let program = programs.program(program)?;
+            let result = if self.is_tcx {
+                self.attach_tcx(program, &interface, hook, &self.link_path(ifindex, direction))
+            } else {
+                attach_clsact(program, &interface, hook)
+            };
+            result.map_err(bpf_error(what))?;
+        }
+        Ok(())
+    }
+
+    fn attach_tcx(
+        &self,
+        program: &mut SchedClassifier,
+        interface: &str,
+        hook: TcAttachType,
+        path: &PathBuf,
+    ) -> Result<(), ProgramError> {
+        if replace_pinned(program, path)? {
+            return Ok(());
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = program.attach_with_options(interface, hook, order)?;
+        let link = program.take_link(id)?;
+        let link = FdLink::try_from(link).map_err(ProgramError::from_link_error)?;
+        // From here on the pin, not this process, keeps the program attached.
+        link.pin(path).map_err(ProgramError::from_pin_error)?;
+        Ok(())
+    }
+
+    /// Takes both programs off. An interface that is gone is fine.
+    pub fn detach(&self, ifindex: u32) {
+        if self.is_tcx {
+            for (_, _, direction) in HOOKS {
+                let _ = fs::remove_file(self.link_path(ifindex, direction));
+            }
+        } else if let Ok(interface) = interface_name(ifindex) {
+            for (program, hook, _) in HOOKS {
+                let _ = tc::qdisc_detach_program(&interface, hook, program);
+            }
+        }
+    }
+
+    /// Switches every pinned link to the programs just loaded, each in one step, and forgets
+    /// links whose interface is gone. Returns the interfaces that have both links.
+    pub fn adopt(&self, programs: &mut Programs) -> Result<Vec<u32>, DatapathError> {
+        let mut complete = std::collections::BTreeMap::<u32, usize>::new();
+        let entries = fs::read_dir(self.pins.links()).map_err(io_error("read the pinned links"))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some((ifindex, direction)) = parse_link_name(&name) else { continue };
+            let program = if direction == "ingress" { INGRESS } else { EGRESS };
+            let is_alive = replace_pinned(programs.program(program)?, &path)
+                .map_err(bpf_error(format!("replace the program of link {}", path.display())))?;
+            if is_alive {
+                *complete.entry(ifindex).or_default() += 1;
+            }
+        }
+        Ok(complete.into_iter().filter(|&(_, n)| n == 2).map(|(ifindex, _)| ifindex).collect())
+    }
+
+    /// Whether both programs (by id) are still on the interface's hooks.
+    pub fn is_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
+        let Ok(interface) = interface_name(ifindex) else { return false };
+        if !self.is_tcx {
+            return true;
+        }
+        HOOKS.iter().zip(program_ids).all(|((_, hook, _), id)| {
+            SchedClassifier::query_tcx(&interface, *hook)
+                .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
+        })
+    }
+
+    fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {
+        self.pins.links().join(format!("{ifindex}-{direction}"))
+    }
+}
+
+fn parse_link_name(name: &str) -> Option<(u32, &str)> {
+    let (ifindex, direction) = name.split_once('-')?;
+    Some((ifindex.parse().ok()?, direction))
+}
+
+/// Replaces the program of a pinned link. False if there is no such link, or its interface is
+/// gone, in which case the pin is removed.
+fn replace_pinned(program: &mut SchedClassifier, path: &PathBuf) -> Result<bool, ProgramError> {
+    let Ok(pinned) = PinnedLink::from_pin(path) else {
+        let _ = fs::remove_file(path);
+        return Ok(false);
+    };
+    let link = SchedClassifierLink::try_from(FdLink::from(pinned))
+        .map_err(ProgramError::from_link_error)?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // The pin keeps it attached; dropping our descriptor changes nothing.
+            drop(program.take_link(id)?);
+            Ok(true)
+        }
+        Err(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(ENOLINK) =>
+        {
+            let _ = fs::remove_file(path);
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    interface: &str,
+    hook: TcAttachType,
+) -> Result<(), ProgramError> {
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Replaces our filter if it is there, creates it otherwise: netlink does both in one request
+    // when NLM_F_EXCL is absent.
+    let existing = SchedClassifierLink::attached(interface, hook, PRIORITY, HANDLE, None)
+        .map_err(TcError::IoError)?;
+    let id = match program.attach_to_link(existing) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: PRIORITY, handle: HANDLE, ..NlOptions::default() };
+            program.attach_with_options(interface, hook, TcAttachOptions::Netlink(options))?
+        }
+    };
+    // Dropping the link would take the filter off.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn interface_name(ifindex: u32) -> Result<String, DatapathError> {
+    let any_socket = socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .map_err(|error| io_error("open a socket")(error.into()))?;
+    index_to_name(&any_socket, ifindex)
+        .map_err(|error| io_error(format!("find interface {ifindex}"))(error.into()))
+}
+
+/// Conversions that aya leaves to its callers.
+trait FromParts {
+    fn from_link_error(error: LinkError) -> Self;
+    fn from_pin_error(error: aya::pin::PinError) -> Self;
+}
+
+impl FromParts for ProgramError {
+    fn from_link_error(error: LinkError) -> Self {
+        match error {
+            LinkError::SyscallError(error) => Self::SyscallError(error),
+            other => Self::IOError(std::io::Error::other(other.to_string())),
+        }
+    }
+
+    fn from_pin_error(error: aya::pin::PinError) -> Self {
+        match error {
+            aya::pin::PinError::SyscallError(error) => Self::SyscallError(error),
+            other => Self::IOError(std::io::Error::other(other.to_string())),
+        }
+    }
+}

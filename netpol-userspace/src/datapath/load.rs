@@ -1,0 +1,176 @@
+//! Loads the programs of this build, onto pinned maps where there are any.
+
+use std::fs;
+use std::io::Read as _;
+
+use aya::programs::{ProgramInfo, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use netpol_common::flow::{self, TIMEOUT_SECONDS, Timeouts};
+use netpol_common::layout::names;
+use rustix::time::{ClockId, clock_getres};
+
+use super::error::{DatapathError, bpf_error, io_error};
+use super::maps::{check_pinned, mapped_control};
+use super::pins::Pins;
+
+/// The eBPF object, built by `cargo xtask build`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-ebpf.o"));
+
+/// Name of the program for traffic towards pods, on the tc egress hook.
+pub const INGRESS: &str = "netpol_ingress";
+/// Name of the program for traffic from pods, on the tc ingress hook.
+pub const EGRESS: &str = "netpol_egress";
+
+/// Choices fixed when the programs are loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Flows outlive the policy that allowed them.
+    pub keep_established: bool,
+    /// Pods may send from their own addresses only.
+    pub check_source: bool,
+    /// Buckets of the IPv4 and IPv6 flow tables (powers of two); `None`: the defaults, or those
+    /// of the tables that are pinned.
+    pub flow_buckets: Option<[u32; 2]>,
+    /// Write debug lines to the AYA_LOGS ring.
+    pub log: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { keep_established: false, check_source: true, flow_buckets: None, log: false }
+    }
+}
+
+/// The loaded programs.
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Loads the programs, creating and pinning the maps that are not pinned yet.
+    pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, DatapathError> {
+        check_pinned(pins)?;
+        let masks = flow_masks(pins, options)?;
+        // A zero secret is that of a first load that was interrupted before it stored one; the
+        // tables are then still empty.
+        let known = if pins.exist() { pinned_secret(pins)? } else { [0; 2] };
+        let secret = if known == [0; 2] { random_secret()? } else { known };
+        let timeouts = timeouts_in_ticks();
+        let (keep, check) = (u8::from(options.keep_established), u8::from(options.check_source));
+        let log_level: u8 = if options.log { 4 } else { 0 };
+
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("SECRET", &secret, true)
+            .override_global("FLOW4_MASK", &masks[0], true)
+            .override_global("FLOW6_MASK", &masks[1], true)
+            .override_global("TIMEOUTS", &timeouts, true)
+            .override_global("KEEP_ESTABLISHED", &keep, true)
+            .override_global("CHECK_SOURCE", &check, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, false)
+            .map_max_entries(names::FLOWS4, masks[0] + 1)
+            .map_max_entries(names::FLOWS6, masks[1] + 1);
+        for name in names::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
+        for name in [INGRESS, EGRESS] {
+            program_mut(&mut ebpf, name)?
+                .load()
+                .map_err(bpf_error(format!("load program {name}")))?;
+        }
+        if secret != known {
+            let control = mapped_control(pins)?;
+            control.store(0, CONTROL_SECRET, secret[0]);
+            control.store(0, CONTROL_SECRET + 1, secret[1]);
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// The program for a direction.
+    pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
+        program_mut(&mut self.ebpf, name)
+    }
+
+    /// The kernel's facts about a program.
+    pub fn info(&mut self, name: &str) -> Result<ProgramInfo, DatapathError> {
+        self.program(name)?.info().map_err(bpf_error(format!("read info of program {name}")))
+    }
+
+    /// Pins the programs, so that observers can run them; replaces older pins atomically enough:
+    /// the links hold the programs, the pins are only for looking.
+    pub fn pin(&mut self, pins: &Pins) -> Result<(), DatapathError> {
+        for name in [INGRESS, EGRESS] {
+            let path = pins.program(name);
+            let _ = fs::remove_file(&path);
+            self.program(name)?
+                .pin(&path)
+                .map_err(bpf_error(format!("pin program {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// The whole object, for logs and maps that are not pinned.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+/// Word index of [`netpol_common::layout::Control::secret`].
+const CONTROL_SECRET: usize = 2;
+
+fn program_mut<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<&'a mut SchedClassifier, DatapathError> {
+    ebpf.program_mut(name)
+        .expect("invariant: the object of this build has this program")
+        .try_into()
+        .map_err(bpf_error(format!("program {name}")))
+}
+
+fn flow_masks(pins: &Pins, options: &LoadOptions) -> Result<[u32; 2], DatapathError> {
+    use netpol_common::layout::{FLOW4_BUCKETS, FLOW6_BUCKETS};
+    if pins.exist() {
+        let size = |name| -> Result<u32, DatapathError> {
+            let path = pins.map(name);
+            let info = aya::maps::MapInfo::from_pin(&path)
+                .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
+            Ok(info.max_entries() - 1)
+        };
+        return Ok([size(names::FLOWS4)?, size(names::FLOWS6)?]);
+    }
+    let buckets = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
+    Ok(buckets.map(|count| count - 1))
+}
+
+fn random_secret() -> Result<[u64; 2], DatapathError> {
+    let mut bytes = [0u8; 16];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(io_error("read /dev/urandom"))?;
+    let (low, high) = bytes.split_at(8);
+    let word = |half: &[u8]| half.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    Ok([word(low), word(high)])
+}
+
+fn pinned_secret(pins: &Pins) -> Result<[u64; 2], DatapathError> {
+    let control = mapped_control(pins)?;
+    Ok([control.load(0, CONTROL_SECRET), control.load(0, CONTROL_SECRET + 1)])
+}
+
+/// The kernel's tick rate: the coarse clock advances once per jiffy.
+pub fn jiffies_per_second() -> u64 {
+    let resolution = clock_getres(ClockId::MonotonicCoarse);
+    1_000_000_000 / u64::try_from(resolution.tv_nsec).unwrap_or(4_000_000).max(1)
+}
+
+fn timeouts_in_ticks() -> [u64; 6] {
+    let Timeouts { tcp_established, tcp_other, sctp, udp, icmp, other } = TIMEOUT_SECONDS;
+    [tcp_established, tcp_other, sctp, udp, icmp, other].map(seconds_to_ticks)
+}
+
+/// Rounded up, so that no flow is forgotten early.
+pub fn seconds_to_ticks(seconds: u64) -> u64 {
+    (seconds * jiffies_per_second()).div_ceil(1 << flow::TICK_SHIFT)
+}

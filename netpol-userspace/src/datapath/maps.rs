@@ -1,0 +1,190 @@
+//! The pinned maps, opened and checked. aya adopts whatever stands at a pin path; every map is
+//! compared with what this build expects before anything is read from or written to it.
+
+use std::os::fd::AsFd as _;
+
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray};
+use netpol_common::flow;
+use netpol_common::layout::{self, names};
+
+use super::error::{DatapathError, bpf_error};
+use super::mapped::Mapped;
+use super::pins::Pins;
+
+/// Bytes of an [`layout::Address`].
+pub type AddressBytes = [u8; size_of::<layout::Address>()];
+/// Bytes of a [`layout::RowKey`].
+pub type RowKeyBytes = [u8; size_of::<layout::RowKey>()];
+/// Bytes of a [`layout::Row`].
+pub type RowBytes = [u8; size_of::<layout::Row>()];
+/// Bytes of an [`layout::OwnAddress`].
+pub type OwnAddressBytes = [u8; size_of::<layout::OwnAddress>()];
+/// Words of a [`layout::Counters`].
+pub type CounterWords = [u64; layout::N_COUNTERS];
+
+/// Every map that userspace touches.
+pub struct Maps {
+    /// [`layout::Endpoint`]s.
+    pub endpoints: Mapped,
+    /// IPv4 flow buckets.
+    pub flows4: Mapped,
+    /// IPv6 flow buckets.
+    pub flows6: Mapped,
+    /// The interval arena.
+    pub intervals: Mapped,
+    /// [`layout::Control`].
+    pub control: Mapped,
+    /// Exact classes.
+    pub addresses: HashMap<MapData, AddressBytes, u64>,
+    /// Classes of blocks.
+    pub blocks: LpmTrie<MapData, AddressBytes, u32>,
+    /// Verdict rows.
+    pub rows: HashMap<MapData, RowKeyBytes, RowBytes>,
+    /// Addresses of local endpoints.
+    pub own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
+    /// Counters.
+    pub counters: PerCpuArray<MapData, CounterWords>,
+}
+
+/// What a map must look like. `max_entries` is a minimum where sizes are the agent's choice.
+struct Expected {
+    map_type: MapType,
+    key_size: u32,
+    value_size: u32,
+    max_entries: Option<u32>,
+}
+
+fn expected(name: &str) -> Expected {
+    use layout as l;
+    let of = |map_type, key_size: usize, value_size: usize, max_entries| Expected {
+        map_type,
+        key_size: key_size as u32,
+        value_size: value_size as u32,
+        max_entries,
+    };
+    let array = |value_size, max_entries| of(MapType::Array, 4, value_size, max_entries);
+    match name {
+        names::ENDPOINTS => {
+            array(size_of::<l::Endpoint>(), Some(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
+        }
+        names::FLOWS4 => array(flow::WORDS4 * flow::SLOTS * 8, None),
+        names::FLOWS6 => array(flow::WORDS6 * flow::SLOTS * 8, None),
+        names::INTERVALS => array(8, Some(l::MAX_INTERVALS)),
+        names::CONTROL => array(size_of::<l::Control>(), Some(1)),
+        names::ADDRESSES => of(MapType::Hash, size_of::<l::Address>(), 8, Some(l::MAX_ADDRESSES)),
+        names::BLOCKS => of(MapType::LpmTrie, size_of::<l::Address>() + 4, 4, Some(l::MAX_BLOCKS)),
+        names::ROWS => {
+            of(MapType::Hash, size_of::<l::RowKey>(), size_of::<l::Row>(), Some(l::MAX_ROWS))
+        }
+        names::OWN_ADDRESSES => {
+            of(MapType::Hash, size_of::<l::OwnAddress>(), 4, Some(l::MAX_OWN_ADDRESSES))
+        }
+        names::FRAGMENTS => {
+            of(MapType::LruHash, size_of::<l::FragmentKey>(), 8, Some(l::MAX_FRAGMENTS))
+        }
+        names::COUNTERS => {
+            of(MapType::PerCpuArray, 4, size_of::<l::Counters>(), Some(l::MAX_ENDPOINTS * 2))
+        }
+        names::EVENTS => of(MapType::RingBuf, 0, 0, Some(l::EVENT_RING_BYTES)),
+        names::EVENT_BUDGET => of(MapType::PerCpuArray, 4, size_of::<l::EventBudget>(), Some(1)),
+        _ => unreachable!("invariant: layout::names::ALL and this table name the same maps"),
+    }
+}
+
+/// Compares every pinned map with what this build expects, naming all differences of the first
+/// map that has any. Maps that are not pinned are fine.
+pub fn check_pinned(pins: &Pins) -> Result<(), DatapathError> {
+    for name in names::ALL {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path)
+            .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
+        let differences = differences(name, &info);
+        if !differences.is_empty() {
+            return Err(DatapathError::Layout {
+                path,
+                bpffs: pins.bpffs.clone(),
+                differences: differences.join(", "),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn differences(name: &str, info: &MapInfo) -> Vec<String> {
+    let Expected { map_type, key_size, value_size, max_entries } = expected(name);
+    let mut list = Vec::new();
+    let mut compare = |what: &str, is: String, should: String| {
+        if is != should {
+            list.push(format!("{what} is {is}, should be {should}"));
+        }
+    };
+    let is_type = info.map_type().map_or_else(|_| "unknown".into(), |kind| format!("{kind:?}"));
+    compare("type", is_type, format!("{map_type:?}"));
+    compare("key size", info.key_size().to_string(), key_size.to_string());
+    compare("value size", info.value_size().to_string(), value_size.to_string());
+    match max_entries {
+        Some(entries) => compare("size", info.max_entries().to_string(), entries.to_string()),
+        None if !info.max_entries().is_power_of_two() => {
+            list.push(format!("size is {}, should be a power of two", info.max_entries()));
+        }
+        None => {}
+    }
+    list
+}
+
+impl Maps {
+    /// Opens the pinned maps; read-only mappings suffice for observers.
+    pub fn open(pins: &Pins, is_writer: bool) -> Result<Self, DatapathError> {
+        if !pins.exist() {
+            return Err(DatapathError::NotRunning { bpffs: pins.bpffs.clone() });
+        }
+        check_pinned(pins)?;
+        Ok(Self {
+            endpoints: mapped(pins, names::ENDPOINTS, is_writer)?,
+            flows4: mapped(pins, names::FLOWS4, is_writer)?,
+            flows6: mapped(pins, names::FLOWS6, is_writer)?,
+            intervals: mapped(pins, names::INTERVALS, is_writer)?,
+            // Observers write the leases that turn events on.
+            control: mapped(pins, names::CONTROL, true)?,
+            addresses: open(pins, names::ADDRESSES)?,
+            blocks: open(pins, names::BLOCKS)?,
+            rows: open(pins, names::ROWS)?,
+            own_addresses: open(pins, names::OWN_ADDRESSES)?,
+            counters: open(pins, names::COUNTERS)?,
+        })
+    }
+}
+
+/// Opens a pinned map as aya's type `T`.
+pub fn open<T>(pins: &Pins, name: &str) -> Result<T, DatapathError>
+where
+    T: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let path = pins.map(name);
+    let what = || format!("open pinned map {}", path.display());
+    let data = MapData::from_pin(&path).map_err(bpf_error(what()))?;
+    let map = Map::from_map_data(data).map_err(bpf_error(what()))?;
+    T::try_from(map).map_err(bpf_error(what()))
+}
+
+/// The control entry, writable.
+pub fn mapped_control(pins: &Pins) -> Result<Mapped, DatapathError> {
+    mapped(pins, names::CONTROL, true)
+}
+
+fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
+    let path = pins.map(name);
+    let what = format!("open pinned map {}", path.display());
+    let info = MapInfo::from_pin(&path).map_err(bpf_error(what.clone()))?;
+    let fd = info.fd().map_err(bpf_error(what))?;
+    Mapped::new(
+        name,
+        fd.as_fd(),
+        info.value_size() as usize,
+        info.max_entries() as usize,
+        is_writable,
+    )
+}

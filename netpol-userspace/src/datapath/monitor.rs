@@ -1,0 +1,88 @@
+//! Reads events. Programs write them only while someone holds a lease; one reader at a time,
+//! since the ring has one read position.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use aya::maps::{MapData, RingBuf};
+use netpol_common::layout::{Event, names};
+use rustix::fs::{FlockOperation, flock};
+use zerocopy::FromBytes as _;
+
+use super::error::{DatapathError, io_error};
+use super::maps::{Maps, open};
+use super::observe::clock;
+use super::pins::Pins;
+
+/// Word indices of [`netpol_common::layout::Control`].
+const DROPS_UNTIL: usize = 0;
+const FLOWS_UNTIL: usize = 1;
+/// A lease lasts this many ticks (a few seconds); renew it about once a second.
+const LEASE_TICKS: u64 = 16;
+
+/// The event ring, with the lease that makes programs write to it.
+pub struct Monitor {
+    maps: Maps,
+    ring: RingBuf<MapData>,
+    has_flows: bool,
+    _lock: File,
+}
+
+impl Monitor {
+    /// Opens the ring for drops, and for new flows if `has_flows`.
+    pub fn open(pins: &Pins, has_flows: bool) -> Result<Self, DatapathError> {
+        let maps = Maps::open(pins, false)?;
+        // A pinned map cannot be locked; its directory can.
+        let path = pins.map(names::EVENTS).with_file_name("");
+        let lock = File::open(&path).map_err(io_error(format!("open {}", path.display())))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_busy| {
+            DatapathError::Missing(
+                "another `netpol monitor` is reading the events of this node: stop it first".into(),
+            )
+        })?;
+        let mut monitor = Self { maps, ring: open(pins, names::EVENTS)?, has_flows, _lock: lock };
+        // What an earlier reader left unread is not news.
+        while monitor.next().is_some() {}
+        monitor.renew();
+        Ok(monitor)
+    }
+
+    /// Extends the lease: call it about once a second.
+    pub fn renew(&self) {
+        let until = clock().now + LEASE_TICKS;
+        self.maps.control.store(0, DROPS_UNTIL, until);
+        if self.has_flows {
+            self.maps.control.store(0, FLOWS_UNTIL, until);
+        }
+    }
+
+    /// The next event, if there is one.
+    pub fn next(&mut self) -> Option<Event> {
+        let item = self.ring.next()?;
+        Event::read_from_prefix(&item).ok().map(|(event, _)| event)
+    }
+
+    /// The maps, for names of what events mention.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.maps.control.store(0, DROPS_UNTIL, 0);
+        self.maps.control.store(0, FLOWS_UNTIL, 0);
+    }
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}

@@ -1,0 +1,161 @@
+//! Where things are pinned, and who may write there.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use netpol_common::layout;
+use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::mount::{MountFlags, mount};
+
+use super::error::{DatapathError, io_error};
+
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
+
+/// The pin directories below `--bpffs`.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    /// What was given as `--bpffs`.
+    pub bpffs: PathBuf,
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The directories of this layout version below `bpffs`.
+    pub fn new(bpffs: impl Into<PathBuf>) -> Self {
+        let bpffs = bpffs.into();
+        let root = bpffs.join(format!("v{}", layout::VERSION));
+        Self { bpffs, root }
+    }
+
+    /// Pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root.join("maps").join(name)
+    }
+
+    /// Pin of a program.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.root.join("programs").join(name)
+    }
+
+    /// Directory of the TCX links.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Whether anything is pinned.
+    pub fn exist(&self) -> bool {
+        self.map(layout::names::CONTROL).exists()
+    }
+
+    /// Makes the directories, mounting bpffs where there is none.
+    pub fn create(&self) -> Result<(), DatapathError> {
+        ensure_bpffs(&self.bpffs)?;
+        for directory in ["maps", "programs", "links"] {
+            let path = self.root.join(directory);
+            fs::create_dir_all(&path)
+                .map_err(io_error(format!("create directory {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the directory for one writer; released when the file is closed.
+    pub fn lock(&self) -> Result<File, DatapathError> {
+        let file = File::open(&self.root)
+            .map_err(io_error(format!("open directory {}", self.root.display())))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(DatapathError::Busy { bpffs: self.bpffs.clone() })
+            }
+            Err(error) => {
+                Err(io_error(format!("lock directory {}", self.root.display()))(error.into()))
+            }
+        }
+    }
+
+    /// Removes every pin, of all layout versions. Links go first, so that no interface is left
+    /// with a program whose maps nobody can reach.
+    pub fn remove_all(&self) -> Result<usize, DatapathError> {
+        let mut removed = 0;
+        for version in versions(&self.bpffs)? {
+            for directory in ["links", "programs", "maps"] {
+                removed += remove_files(&version.join(directory))?;
+            }
+            remove_dir(&version)?;
+        }
+        // The directory itself may be a mount point or be used by others.
+        let _ = fs::remove_dir(&self.bpffs);
+        Ok(removed)
+    }
+}
+
+fn versions(bpffs: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let entries = match fs::read_dir(bpffs) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error(format!("read {}", bpffs.display()))(error)),
+    };
+    Ok(entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            name.to_str()
+                .and_then(|name| name.strip_prefix('v'))
+                .is_some_and(|rest| rest.parse::<u32>().is_ok())
+        })
+        .map(|entry| entry.path())
+        .collect())
+}
+
+fn remove_files(directory: &Path) -> Result<usize, DatapathError> {
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(0) };
+    let mut removed = 0;
+    for entry in entries.flatten() {
+        fs::remove_file(entry.path())
+            .map_err(io_error(format!("remove {}", entry.path().display())))?;
+        removed += 1;
+    }
+    remove_dir(directory)?;
+    Ok(removed)
+}
+
+fn remove_dir(directory: &Path) -> Result<(), DatapathError> {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error(format!("remove {}", directory.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes `directory` be on a bpffs: below /sys/fs/bpf that one is mounted if it is not, elsewhere
+/// a new one is mounted on the directory itself.
+fn ensure_bpffs(directory: &Path) -> Result<(), DatapathError> {
+    let at =
+        if directory.starts_with(DEFAULT_MOUNT) { Path::new(DEFAULT_MOUNT) } else { directory };
+    if !is_bpffs(nearest(directory)) {
+        fs::create_dir_all(at).map_err(io_error(format!("create directory {}", at.display())))?;
+        mount("bpf", at, "bpf", MountFlags::empty(), None).map_err(|error| DatapathError::Io {
+            what: format!(
+                "mount bpffs on {0} (do it by hand: `mount -t bpf bpf {0}`; in a container mount the host's {0} with Bidirectional propagation)",
+                at.display()
+            ),
+            source: error.into(),
+        })?;
+        tracing::info!(path = %at.display(), "mounted bpffs");
+    }
+    fs::create_dir_all(directory)
+        .map_err(io_error(format!("create directory {}", directory.display())))
+}
+
+/// The directory itself or its nearest parent that exists.
+fn nearest(directory: &Path) -> &Path {
+    directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    #[expect(clippy::unnecessary_cast, reason = "the field's type differs between targets")]
+    statfs(path).is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+}

@@ -1,0 +1,144 @@
+//! After a restart: takes over what an earlier agent left, then makes the maps equal to the
+//! compiler's tables. Deletes only here, and only when the caller says that every source has
+//! synced.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use netpol_common::layout;
+use zerocopy::FromBytes as _;
+
+use super::arena::Region;
+use super::error::{DatapathError, bpf_error};
+use super::observe;
+use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing, row_key};
+use crate::compile::{ClassId, EndpointId, PortSet, Row, SetId, Step, Tables};
+
+impl Datapath {
+    /// Reads the rows that are there and accounts for their port sets.
+    pub(super) fn adopt_rows(&mut self) -> Result<(), DatapathError> {
+        for (pair, value) in self.read_rows()? {
+            let ports = (value.kind == layout::ROW_PORTS).then(|| self.read_ports(&value));
+            if let Some(ports) = &ports {
+                let region = Region { offset: value.offset, length: super::arena::length(ports) };
+                if !self.arena.adopt(ports, region) {
+                    // Nothing of ours looks like this; the row is rewritten or removed later.
+                    tracing::warn!(set = pair.0.0, class = pair.1.0, "inconsistent verdict row");
+                    continue;
+                }
+            }
+            self.rows.insert(pair, ports);
+        }
+        Ok(())
+    }
+
+    fn read_rows(&self) -> Result<Vec<((SetId, ClassId), layout::Row)>, DatapathError> {
+        self.maps
+            .rows
+            .iter()
+            .map(|entry| {
+                let (key, value) = entry.map_err(bpf_error("read the verdict table"))?;
+                let key: layout::RowKey = zerocopy::transmute!(key);
+                let value: layout::Row = zerocopy::transmute!(value);
+                Ok(((SetId(key.set as u16), ClassId(key.class)), value))
+            })
+            .collect()
+    }
+
+    fn read_ports(&self, row: &layout::Row) -> Arc<PortSet> {
+        let mut index = row.offset as usize;
+        let intervals = row.counts.map(|count| {
+            let end = (index + usize::from(count)).min(self.maps.intervals.len());
+            let list = (index..end)
+                .map(|i| self.maps.intervals.load(i, 0))
+                .map(|word| (layout::interval_first(word), layout::interval_last(word)))
+                .collect();
+            index = end;
+            list
+        });
+        Arc::new(PortSet { intervals })
+    }
+
+    /// Makes the maps equal to `tables`, keeping every state on the way between the old verdicts
+    /// and the new ones as far as equal content has equal numbers. Endpoints must have been added
+    /// before. Everything that is not in `tables` goes.
+    pub fn reconcile(&mut self, tables: &Tables) -> Result<Vec<EndpointFailure>, DatapathError> {
+        let classes = observe::classes(&self.maps)?;
+        let mut plan = Vec::new();
+        for (&(set, class), row) in &tables.rows {
+            let is_there = self.rows.get(&(set, class)).is_some_and(|known| match (known, row) {
+                (None, Row::All) => true,
+                (Some(known), Row::Ports(ports)) => known == ports,
+                _ => false,
+            });
+            if !is_there {
+                plan.push(Step::AddRow(set, class, row.clone()));
+            }
+        }
+        for (block, class) in &tables.classes {
+            if classes.get(block) != Some(class) {
+                plan.push(Step::SetClass(*block, *class));
+            }
+        }
+        for (&id, &sets) in &tables.endpoints {
+            plan.push(Step::SetEndpoint(id, sets));
+        }
+        plan.push(Step::Rejudge(tables.endpoints.keys().copied().collect()));
+        for block in classes.keys().filter(|block| !tables.classes.contains_key(block)) {
+            plan.push(Step::ClearClass(*block));
+        }
+        let stale_rows: Vec<_> =
+            self.rows.keys().filter(|pair| !tables.rows.contains_key(pair)).copied().collect();
+        plan.extend(stale_rows.into_iter().map(|(set, class)| Step::RemoveRow(set, class)));
+
+        let failures = self.apply(&plan);
+        self.remove_unknown_endpoints()?;
+        self.remove_unaccounted_rows(tables)?;
+        Ok(failures)
+    }
+
+    /// Endpoints that an earlier agent knew and that are gone.
+    fn remove_unknown_endpoints(&mut self) -> Result<(), DatapathError> {
+        let known: BTreeMap<usize, EndpointId> = self
+            .endpoints
+            .iter()
+            .filter_map(|(&id, endpoint)| Some((endpoint.slot?, id)))
+            .collect();
+        for slot in 0..self.maps.endpoints.len() {
+            let identity = self.maps.endpoints.load(slot, 0);
+            if identity != 0 && !known.contains_key(&slot) {
+                let ifindex = (identity >> 32) as u32;
+                let is_reused = self.endpoints.values().any(|endpoint| endpoint.ifindex == ifindex);
+                if !is_reused {
+                    self.attacher.detach(ifindex);
+                }
+                clear_slot(&self.maps.endpoints, slot);
+            }
+        }
+        let ids: HashSet<u16> = self.endpoints.keys().map(|id| id.0).collect();
+        let stale: Vec<_> = self
+            .maps
+            .own_addresses
+            .keys()
+            .flatten()
+            .filter(|key| {
+                layout::OwnAddress::read_from_bytes(key)
+                    .is_ok_and(|own| !ids.contains(&(own.endpoint as u16)))
+            })
+            .collect();
+        for key in stale {
+            ignore_missing(self.maps.own_addresses.remove(&key))?;
+        }
+        Ok(())
+    }
+
+    /// Rows that could not be adopted and are not wanted either.
+    fn remove_unaccounted_rows(&mut self, tables: &Tables) -> Result<(), DatapathError> {
+        for (pair, _) in self.read_rows()? {
+            if !self.rows.contains_key(&pair) && !tables.rows.contains_key(&pair) {
+                ignore_missing(self.maps.rows.remove(&row_key(pair.0, pair.1)))?;
+            }
+        }
+        Ok(())
+    }
+}

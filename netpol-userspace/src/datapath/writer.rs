@@ -1,0 +1,558 @@
+//! Writes the compiler's steps into the maps and keeps the programs attached to exactly the
+//! endpoints that a policy isolates.
+//!
+//! Invariants: a row is complete before its set or class is used; an endpoint's entry is complete
+//! before its programs are attached, and goes only after they are detached; nothing a packet in
+//! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aya::maps::lpm_trie::Key as LpmKey;
+use aya::maps::{MapError, PerCpuValues};
+use ipnet::IpNet;
+use netpol_common::layout::{self, Address, EPOCH_MASK, names};
+use zerocopy::IntoBytes as _;
+
+use super::arena::{Arena, Placed, Region};
+use super::attach::{AttachMode, Attacher};
+use super::error::{DatapathError, bpf_error, io_error};
+use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
+use super::maps::{CounterWords, Maps, RowBytes, RowKeyBytes};
+use super::pins::Pins;
+use crate::compile::{ClassId, EndpointId, EndpointSets, PortSet, Row, SetId, Step};
+
+/// Word indices of [`layout::Endpoint`].
+const IDENTITY: usize = 0;
+const POLICY: usize = 1;
+const BORN: usize = 2;
+/// Word index of [`layout::Control::epoch`].
+const CONTROL_EPOCH: usize = 4;
+
+/// Something that could not be done for one endpoint or table; everything else was.
+#[derive(Debug)]
+pub struct EndpointFailure {
+    /// The endpoint, if it is about one.
+    pub endpoint: Option<EndpointId>,
+    /// What went wrong.
+    pub error: DatapathError,
+}
+
+/// A local endpoint as the datapath knows it.
+#[derive(Debug, Clone)]
+pub(super) struct Endpoint {
+    pub(super) ifindex: u32,
+    /// Index in the endpoints map, once it is written there.
+    pub(super) slot: Option<usize>,
+    pub(super) sets: EndpointSets,
+    pub(super) epoch: u32,
+    pub(super) is_attached: bool,
+    pub(super) addresses: HashSet<IpAddr>,
+}
+
+/// The agent's side of the maps. One per pin directory.
+pub struct Datapath {
+    pub(super) maps: Maps,
+    pub(super) programs: Programs,
+    pub(super) attacher: Attacher,
+    pub(super) arena: Arena,
+    /// Rows in the map, with the port set whose region they use.
+    pub(super) rows: HashMap<(SetId, ClassId), Option<Arc<PortSet>>>,
+    pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
+    pub(super) garbage: HashSet<(SetId, ClassId)>,
+    pub(super) program_ids: [u32; 2],
+    _lock: File,
+}
+
+const NO_SETS: EndpointSets = EndpointSets { ingress: SetId::NONE, egress: SetId::NONE };
+
+impl Datapath {
+    /// Opens the pin directory as its only writer, loads this build's programs and switches the
+    /// links that are there to them. Enforcement of an earlier agent goes on meanwhile.
+    pub fn open(
+        pins: &Pins,
+        options: &LoadOptions,
+        mode: AttachMode,
+    ) -> Result<Self, DatapathError> {
+        super::probe::require_capabilities()?;
+        pins.create()?;
+        let lock = pins.lock()?;
+        let mut programs = Programs::load(pins, options)?;
+        let maps = Maps::open(pins, true)?;
+        let attacher = Attacher::new(mode, pins);
+        attacher.adopt(&mut programs)?;
+        programs.pin(pins)?;
+        let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
+        let mut datapath = Self {
+            arena: Arena::new(layout::MAX_INTERVALS),
+            maps,
+            programs,
+            attacher,
+            rows: HashMap::new(),
+            endpoints: BTreeMap::new(),
+            garbage: HashSet::new(),
+            program_ids,
+            _lock: lock,
+        };
+        datapath.adopt_rows()?;
+        Ok(datapath)
+    }
+
+    /// The programs, for their figures.
+    pub fn programs(&mut self) -> &mut Programs {
+        &mut self.programs
+    }
+
+    /// `tcx` or `clsact`.
+    pub fn attach_mode(&self) -> &'static str {
+        self.attacher.name()
+    }
+
+    /// Ids of endpoints that an earlier agent left in force, by ifindex.
+    pub fn adopted(&self) -> HashMap<u32, EndpointId> {
+        (0..self.maps.endpoints.len())
+            .map(|slot| self.maps.endpoints.load(slot, IDENTITY))
+            .filter(|&identity| identity != 0)
+            .map(|identity| ((identity >> 32) as u32, EndpointId(identity as u16)))
+            .collect()
+    }
+
+    /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
+    /// endpoint that an earlier agent left in force under the same id and interface is taken over
+    /// as it is.
+    pub fn add_endpoint(
+        &mut self,
+        id: EndpointId,
+        ifindex: u32,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<(), DatapathError> {
+        if !(1..layout::MAX_ENDPOINTS).contains(&u32::from(id.0)) {
+            return Err(DatapathError::Full {
+                table: "endpoint table",
+                limit: layout::MAX_ENDPOINTS - 1,
+                consequence: "this pod's policies are not enforced",
+            });
+        }
+        if !self.endpoints.contains_key(&id) {
+            let slot = self.find_slot(ifindex, id);
+            let endpoint = self.new_endpoint(id, ifindex, slot)?;
+            self.endpoints.insert(id, endpoint);
+        }
+        self.set_addresses(id, addresses.into_iter().collect())
+    }
+
+    fn new_endpoint(
+        &mut self,
+        id: EndpointId,
+        ifindex: u32,
+        slot: Option<usize>,
+    ) -> Result<Endpoint, DatapathError> {
+        let mut endpoint = Endpoint {
+            ifindex,
+            slot,
+            sets: NO_SETS,
+            epoch: 0,
+            is_attached: false,
+            addresses: HashSet::new(),
+        };
+        if let Some(slot) = slot {
+            let policy = self.maps.endpoints.load(slot, POLICY);
+            endpoint.epoch = (policy >> 32) as u32 & EPOCH_MASK;
+            endpoint.sets = EndpointSets {
+                ingress: SetId((policy >> 16) as u16),
+                egress: SetId(policy as u16),
+            };
+            endpoint.addresses = self.own_addresses(id);
+        } else {
+            endpoint.epoch = self.next_epoch();
+            self.clear_counters(id)?;
+        }
+        Ok(endpoint)
+    }
+
+    /// The slot that already holds this endpoint.
+    fn find_slot(&self, ifindex: u32, id: EndpointId) -> Option<usize> {
+        let wanted = identity_word(ifindex, id);
+        slots(ifindex).find(|&slot| self.maps.endpoints.load(slot, IDENTITY) == wanted)
+    }
+
+    fn set_addresses(
+        &mut self,
+        id: EndpointId,
+        addresses: HashSet<IpAddr>,
+    ) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        let before = std::mem::replace(&mut endpoint.addresses, addresses.clone());
+        for address in addresses.difference(&before) {
+            self.maps
+                .own_addresses
+                .insert(own_address(id, *address), 1, 0)
+                .map_err(|error| full_or(error, "own-address table", layout::MAX_OWN_ADDRESSES))?;
+        }
+        for address in before.difference(&addresses) {
+            ignore_missing(self.maps.own_addresses.remove(&own_address(id, *address)))?;
+        }
+        Ok(())
+    }
+
+    /// Takes an endpoint out: programs off first, then its entry.
+    pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        self.release_endpoint(id);
+        self.set_addresses(id, HashSet::new())?;
+        self.endpoints.remove(&id);
+        Ok(())
+    }
+
+    /// Detaches and clears the map entry, but keeps the endpoint known.
+    fn release_endpoint(&mut self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
+        self.attacher.detach(endpoint.ifindex);
+        endpoint.is_attached = false;
+        endpoint.sets = NO_SETS;
+        if let Some(slot) = endpoint.slot.take() {
+            clear_slot(&self.maps.endpoints, slot);
+        }
+    }
+
+    /// Carries out the steps in order. A failure concerns what it names; the other steps are
+    /// done all the same.
+    pub fn apply(&mut self, plan: &[Step]) -> Vec<EndpointFailure> {
+        let mut failures = Vec::new();
+        for step in plan {
+            if let Err(failure) = self.apply_step(step) {
+                failures.push(failure);
+            }
+        }
+        failures
+    }
+
+    fn apply_step(&mut self, step: &Step) -> Result<(), EndpointFailure> {
+        let general = |error| EndpointFailure { endpoint: None, error };
+        match step {
+            Step::AddRow(set, class, row) => self.add_row(*set, *class, row).map_err(general),
+            Step::SetClass(block, class) => self.set_class(block, *class).map_err(general),
+            Step::ClearClass(block) => self.clear_class(block).map_err(general),
+            Step::SetEndpoint(id, sets) => self
+                .set_endpoint(*id, *sets)
+                .map_err(|error| EndpointFailure { endpoint: Some(*id), error }),
+            Step::Rejudge(ids) => {
+                self.rejudge(ids);
+                Ok(())
+            }
+            Step::RemoveRow(set, class) => {
+                self.garbage.insert((*set, *class));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn add_row(
+        &mut self,
+        set: SetId,
+        class: ClassId,
+        row: &Row,
+    ) -> Result<(), DatapathError> {
+        // The numbers may be in use again before the old row was collected.
+        self.garbage.remove(&(set, class));
+        let (value, ports) = match row {
+            Row::All => (layout::Row { kind: layout::ROW_ALL, ..layout::Row::default() }, None),
+            Row::Ports(ports) => (self.place(ports)?, Some(Arc::clone(ports))),
+        };
+        let inserted = self.maps.rows.insert(row_key(set, class), row_bytes(&value), 0);
+        if let Err(error) = inserted {
+            if let Some(ports) = &ports {
+                self.arena.release(ports);
+            }
+            return Err(full_or(error, "verdict table", layout::MAX_ROWS));
+        }
+        if let Some(Some(before)) = self.rows.insert((set, class), ports) {
+            self.arena.release(&before);
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, ports: &Arc<PortSet>) -> Result<layout::Row, DatapathError> {
+        let placed = self.arena.place(ports).ok_or(DatapathError::Full {
+            table: "port interval table",
+            limit: self.arena.capacity(),
+            consequence: "ports of this rule are denied",
+        })?;
+        let region = match placed {
+            Placed::Known(region) => region,
+            Placed::New(region) => {
+                let all = ports.intervals.iter().flatten();
+                for (index, &(first, last)) in (region.offset as usize..).zip(all) {
+                    let word = layout::interval(first, last, layout::INTERVAL_ALLOW);
+                    self.maps.intervals.store(index, 0, word);
+                }
+                region
+            }
+        };
+        Ok(ports_row(ports, region))
+    }
+
+    pub(super) fn set_class(&mut self, block: &IpNet, class: ClassId) -> Result<(), DatapathError> {
+        let address = address_of(block.addr());
+        if is_host(block) {
+            let value = layout::exact_class(&address, class.0);
+            return self
+                .maps
+                .addresses
+                .insert(address_bytes(&address), value, 0)
+                .map_err(|error| full_or(error, "address table", layout::MAX_ADDRESSES));
+        }
+        self.maps
+            .blocks
+            .insert(&lpm_key(block), class.0, 0)
+            .map_err(|error| full_or(error, "block table", layout::MAX_BLOCKS))
+    }
+
+    pub(super) fn clear_class(&mut self, block: &IpNet) -> Result<(), DatapathError> {
+        if is_host(block) {
+            let key = address_bytes(&address_of(block.addr()));
+            return ignore_missing(self.maps.addresses.remove(&key));
+        }
+        ignore_missing(self.maps.blocks.remove(&lpm_key(block)))
+    }
+
+    fn set_endpoint(&mut self, id: EndpointId, sets: EndpointSets) -> Result<(), DatapathError> {
+        if sets == NO_SETS {
+            self.release_endpoint(id);
+            return Ok(());
+        }
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        endpoint.sets = sets;
+        self.write_endpoint(id)?;
+        self.attach(id)
+    }
+
+    /// Writes the endpoint's entry; the policy word in one store.
+    fn write_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.get(&id).cloned() else { return Ok(()) };
+        let word =
+            layout::policy_word(endpoint.epoch, endpoint.sets.ingress.0, endpoint.sets.egress.0);
+        if let Some(slot) = endpoint.slot {
+            self.maps.endpoints.store(slot, POLICY, word);
+            return Ok(());
+        }
+        let slot = slots(endpoint.ifindex)
+            .find(|&slot| self.maps.endpoints.load(slot, IDENTITY) == 0)
+            .ok_or(DatapathError::Full {
+                table: "endpoint table near this interface's number",
+                limit: layout::ENDPOINT_PROBES,
+                consequence: "this pod's policies are not enforced",
+            })?;
+        // Whatever the flow table holds under this id is an earlier endpoint's.
+        self.maps.endpoints.store(slot, BORN, u64::from(endpoint.epoch));
+        self.maps.endpoints.store(slot, POLICY, word);
+        self.maps.endpoints.store(slot, IDENTITY, identity_word(endpoint.ifindex, id));
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.slot = Some(slot);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        if endpoint.is_attached {
+            return Ok(());
+        }
+        self.attacher.attach(&mut self.programs, endpoint.ifindex)?;
+        endpoint.is_attached = true;
+        Ok(())
+    }
+
+    /// Makes every flow of these endpoints be judged again at its next packet.
+    fn rejudge(&mut self, ids: &[EndpointId]) {
+        let epoch = self.next_epoch();
+        for id in ids {
+            let Some(endpoint) = self.endpoints.get_mut(id) else { continue };
+            endpoint.epoch = epoch;
+            if let Some(slot) = endpoint.slot {
+                let EndpointSets { ingress, egress } = endpoint.sets;
+                let word = layout::policy_word(epoch, ingress.0, egress.0);
+                self.maps.endpoints.store(slot, POLICY, word);
+            }
+        }
+    }
+
+    /// Checks that the programs still are where they were put and puts back what is missing.
+    /// Returns the endpoints that had to be repaired, and failures.
+    pub fn verify_attachments(&mut self) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
+        let (mut repaired, mut failures) = (Vec::new(), Vec::new());
+        let isolated: Vec<EndpointId> = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.slot.is_some())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in isolated {
+            let ifindex = self.endpoints[&id].ifindex;
+            if self.endpoints[&id].is_attached
+                && self.attacher.is_attached(ifindex, self.program_ids)
+            {
+                continue;
+            }
+            if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                endpoint.is_attached = false;
+            }
+            match self.attach(id) {
+                Ok(()) => repaired.push(id),
+                Err(error) => failures.push(EndpointFailure { endpoint: Some(id), error }),
+            }
+        }
+        (repaired, failures)
+    }
+
+    /// Whether [`Self::collect_garbage`] has anything to do.
+    pub fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty()
+    }
+
+    /// Removes rows that nothing refers to any more, after a grace period for packets in flight.
+    pub fn collect_garbage(&mut self) -> Result<(), DatapathError> {
+        let garbage = std::mem::take(&mut self.garbage);
+        if garbage.is_empty() {
+            return Ok(());
+        }
+        super::probe::grace_period()?;
+        for pair in garbage {
+            ignore_missing(self.maps.rows.remove(&row_key(pair.0, pair.1)))?;
+            if let Some(Some(ports)) = self.rows.remove(&pair) {
+                self.arena.release(&ports);
+            }
+        }
+        // The rows that led to these regions are gone, but a packet may have read one just
+        // before it went.
+        super::probe::grace_period()?;
+        self.arena.reclaim();
+        Ok(())
+    }
+
+    /// A new epoch, above every one given out so far, also by earlier agents.
+    fn next_epoch(&mut self) -> u32 {
+        let epoch = (self.maps.control.load(0, CONTROL_EPOCH) as u32).wrapping_add(1) & EPOCH_MASK;
+        self.maps.control.store(0, CONTROL_EPOCH, u64::from(epoch));
+        epoch
+    }
+
+    fn clear_counters(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| io_error(what)(error))?;
+        for direction in [layout::Direction::Ingress, layout::Direction::Egress] {
+            let zero: CounterWords = [0; layout::N_COUNTERS];
+            let values = PerCpuValues::try_from(vec![zero; cpus])
+                .map_err(io_error("make per-CPU values"))?;
+            let index = layout::counter_index(u32::from(id.0), direction);
+            self.maps
+                .counters
+                .set(index, values, 0)
+                .map_err(bpf_error(format!("clear counters in map {}", names::COUNTERS)))?;
+        }
+        Ok(())
+    }
+
+    fn own_addresses(&self, id: EndpointId) -> HashSet<IpAddr> {
+        super::observe::own_addresses(&self.maps)
+            .filter(|&(endpoint, _)| endpoint == id.0)
+            .map(|(_, address)| address)
+            .collect()
+    }
+}
+
+pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
+    endpoints.store(slot, IDENTITY, 0);
+    endpoints.store(slot, POLICY, 0);
+    endpoints.store(slot, BORN, 0);
+}
+
+/// The slots an interface may be found in.
+fn slots(ifindex: u32) -> impl Iterator<Item = usize> {
+    let first = (ifindex & (layout::ENDPOINT_SLOTS - 1)) as usize;
+    first..first + layout::ENDPOINT_PROBES as usize
+}
+
+const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
+    (ifindex as u64) << 32 | id.0 as u64
+}
+
+/// The map value of a port-set row.
+pub(super) fn ports_row(ports: &PortSet, region: Region) -> layout::Row {
+    layout::Row {
+        kind: layout::ROW_PORTS,
+        // A port set has at most 32,768 intervals per protocol: disjoint and not adjacent.
+        counts: std::array::from_fn(|i| ports.intervals[i].len() as u16),
+        offset: region.offset,
+        reserved: 0,
+    }
+}
+
+pub(super) fn row_key(set: SetId, class: ClassId) -> RowKeyBytes {
+    zerocopy::transmute!(layout::RowKey { set: u32::from(set.0), class: class.0 })
+}
+
+fn row_bytes(row: &layout::Row) -> RowBytes {
+    zerocopy::transmute!(*row)
+}
+
+/// The map form of an address.
+pub fn address_of(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => Address::v4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => {
+            let bytes = v6.octets();
+            Address::v6(std::array::from_fn(|i| {
+                u32::from_ne_bytes(std::array::from_fn(|j| bytes[i * 4 + j]))
+            }))
+        }
+    }
+}
+
+fn address_bytes(address: &Address) -> [u8; 20] {
+    zerocopy::transmute!(*address)
+}
+
+fn own_address(id: EndpointId, address: IpAddr) -> [u8; 24] {
+    let own = layout::OwnAddress { endpoint: u32::from(id.0), address: address_of(address) };
+    zerocopy::transmute!(own)
+}
+
+fn lpm_key(block: &IpNet) -> LpmKey<[u8; 20]> {
+    let prefix = layout::FAMILY_BITS + u32::from(block.prefix_len());
+    let mut bytes = [0; 20];
+    bytes.copy_from_slice(address_of(block.network()).as_bytes());
+    LpmKey::new(prefix, bytes)
+}
+
+fn is_host(block: &IpNet) -> bool {
+    block.prefix_len() == block.max_prefix_len()
+}
+
+/// A map error, named as "full" where that is what it is.
+fn full_or(error: MapError, table: &'static str, limit: u32) -> DatapathError {
+    const E2BIG: i32 = 7;
+    const ENOSPC: i32 = 28;
+    const ENOMEM: i32 = 12;
+    if let MapError::SyscallError(syscall) = &error
+        && matches!(syscall.io_error.raw_os_error(), Some(E2BIG | ENOSPC | ENOMEM))
+    {
+        return DatapathError::Full {
+            table,
+            limit,
+            consequence: "what did not fit is denied for isolated pods",
+        };
+    }
+    bpf_error(format!("write to the {table}"))(error)
+}
+
+pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), DatapathError> {
+    const ENOENT: i32 = 2;
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(ENOENT) => {
+            Ok(())
+        }
+        Err(error) => Err(bpf_error("remove a map entry")(error)),
+    }
+}

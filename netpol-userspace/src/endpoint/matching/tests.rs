@@ -1,0 +1,268 @@
+//! Tables of interfaces and pods.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+use crate::model::Labels;
+
+fn addresses(list: &str) -> Vec<IpAddr> {
+    list.split_whitespace().map(|address| address.parse().unwrap()).collect()
+}
+
+/// The interface `v{ifindex}`.
+fn interface(ifindex: u32, nsid: i32, list: &str) -> Interface {
+    Interface {
+        ifindex,
+        name: format!("v{ifindex}"),
+        incarnation: u64::from(ifindex),
+        nsid,
+        netns: None,
+        peer_ifindex: 2,
+        peer_name: "eth0".to_owned(),
+        addresses: addresses(list),
+    }
+}
+
+/// A pod of this node.
+fn pod(name: &str, list: &str) -> Pod {
+    Pod {
+        id: ObjectName::new("default", name),
+        uid: format!("uid-{name}").into(),
+        labels: Labels::default(),
+        node: Some("here".into()),
+        addresses: addresses(list),
+        host_network: false,
+        finished: false,
+        ports: vec![],
+        created: 100,
+    }
+}
+
+fn matched(interfaces: &[Interface], pods: &[Pod], previous: &[Endpoint]) -> Matching {
+    match_pods(interfaces, pods, "here", previous)
+}
+
+/// `v1=pod` for each endpoint, `!` and its kind for each finding.
+fn summary(matching: &Matching) -> String {
+    let endpoints = matching
+        .endpoints
+        .iter()
+        .map(|endpoint| format!("{}={}", endpoint.interface, endpoint.pod.name));
+    let findings = matching.findings.iter().map(|finding| match finding {
+        Finding::PodWithoutAddress { pod } => format!("!no-address:{}", pod.name),
+        Finding::PodWithoutInterface { pod, .. } => format!("!no-interface:{}", pod.name),
+        Finding::InterfaceWithoutPod { interface, .. } => format!("!no-pod:{interface}"),
+        Finding::AddressOfTwoPods { address, pod, loser } => {
+            format!("!two-pods:{address}:{}>{}", pod.name, loser.name)
+        }
+        Finding::AddressOnTwoInterfaces { address, pod, interfaces } => {
+            format!("!two-interfaces:{address}:{}:{}", pod.name, interfaces.join("+"))
+        }
+    });
+    endpoints.chain(findings).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn pods_and_interfaces_without_history() {
+    let elsewhere = |pod: Pod| Pod { node: Some("there".into()), ..pod };
+    let anywhere = |pod: Pod| Pod { node: None, ..pod };
+    let host = |pod: Pod| Pod { host_network: true, ..pod };
+    let finished = |pod: Pod| Pod { finished: true, ..pod };
+    let born = |created, pod: Pod| Pod { created, ..pod };
+    let v = interface;
+    let table = [
+        ("nothing", vec![], vec![], ""),
+        ("one", vec![v(1, 0, "10.0.0.1")], vec![pod("a", "10.0.0.1")], "v1=a"),
+        (
+            "two, and one address in common with nothing",
+            vec![v(1, 0, "10.0.0.1 fd00::1"), v(2, 1, "10.0.0.2")],
+            vec![pod("a", "10.0.0.2"), pod("b", "10.0.0.1")],
+            "v1=b v2=a",
+        ),
+        (
+            "either family is enough",
+            vec![v(1, 0, "fd00::1 fe80::1")],
+            vec![pod("a", "10.0.0.1 fd00::1")],
+            "v1=a",
+        ),
+        (
+            "a link-local address says nothing",
+            vec![v(1, 0, "fe80::1")],
+            vec![pod("a", "fd00::1")],
+            "!no-interface:a !no-pod:v1",
+        ),
+        ("no address yet", vec![v(1, 0, "")], vec![pod("a", "")], "!no-address:a !no-pod:v1"),
+        (
+            "of another node",
+            vec![v(1, 0, "10.0.0.1")],
+            vec![elsewhere(pod("a", "10.0.0.1"))],
+            "!no-pod:v1",
+        ),
+        (
+            "of no node: matched if it is here, not missed if not",
+            vec![v(1, 0, "10.0.0.1")],
+            vec![anywhere(pod("a", "10.0.0.1")), anywhere(pod("b", "10.0.0.2"))],
+            "v1=a",
+        ),
+        (
+            "pods without a network of their own",
+            vec![v(1, 0, "10.0.0.1"), v(2, 1, "10.0.0.2")],
+            vec![host(pod("a", "10.0.0.1")), finished(pod("b", "10.0.0.2"))],
+            "!no-pod:v1 !no-pod:v2",
+        ),
+        (
+            "a finished pod has left its address to another",
+            vec![v(1, 0, "10.0.0.1")],
+            vec![finished(born(200, pod("a", "10.0.0.1"))), pod("b", "10.0.0.1")],
+            "v1=b",
+        ),
+        (
+            "several interfaces of one pod",
+            vec![v(1, 0, "10.0.0.1"), v(2, 0, "192.168.0.1"), v(3, 1, "192.168.0.2")],
+            vec![pod("a", "10.0.0.1")],
+            "v1=a v2=a !no-pod:v3",
+        ),
+        (
+            "the younger of two pods has the address, whatever their order and names",
+            vec![v(1, 0, "10.0.0.1")],
+            vec![born(100, pod("a", "10.0.0.1")), born(101, pod("b", "10.0.0.1"))],
+            "v1=b !no-interface:a !two-pods:10.0.0.1:b>a",
+        ),
+        (
+            "of the same age: the smaller name",
+            vec![v(1, 0, "10.0.0.1")],
+            vec![pod("b", "10.0.0.1"), pod("a", "10.0.0.1")],
+            "v1=a !no-interface:b !two-pods:10.0.0.1:a>b",
+        ),
+        (
+            "a pod keeps the addresses nobody else claims",
+            vec![v(1, 0, "10.0.0.1"), v(2, 1, "fd00::1")],
+            vec![pod("b", "10.0.0.1 fd00::1"), pod("a", "10.0.0.1")],
+            "v1=a v2=b !two-pods:10.0.0.1:a>b",
+        ),
+        (
+            "the same address twice in one status",
+            vec![v(1, 0, "10.0.0.1")],
+            vec![pod("a", "10.0.0.1 10.0.0.1")],
+            "v1=a",
+        ),
+        (
+            "one address in two namespaces: none of them is left alone",
+            vec![v(1, 0, "10.0.0.1"), v(2, 1, "10.0.0.1")],
+            vec![pod("a", "10.0.0.1")],
+            "v1=a v2=a !two-interfaces:10.0.0.1:a:v1+v2",
+        ),
+        (
+            "one address twice in one namespace is its own affair",
+            vec![v(1, 0, "10.0.0.1"), v(2, 0, "10.0.0.1")],
+            vec![pod("a", "10.0.0.1")],
+            "v1=a v2=a",
+        ),
+        (
+            "addresses of two pods: it is the one that is nowhere else",
+            vec![v(1, 0, "10.0.0.1 10.0.0.2"), v(2, 1, "10.0.0.1")],
+            vec![pod("a", "10.0.0.1"), pod("b", "10.0.0.2")],
+            "v1=b v2=a !two-interfaces:10.0.0.1:a:v1+v2",
+        ),
+    ];
+    for (what, interfaces, pods, expected) in table {
+        let matching = matched(&interfaces, &pods, &[]);
+        assert_eq!(summary(&matching), expected, "{what}");
+        let (mut interfaces, mut pods) = (interfaces, pods);
+        interfaces.reverse();
+        pods.reverse();
+        let reversed = matched(&interfaces, &pods, &[]);
+        assert_eq!(reversed.endpoints, matching.endpoints, "{what}, reversed");
+        // Matching again with what it gave changes nothing.
+        let again = matched(&interfaces, &pods, &matching.endpoints);
+        assert_eq!(again, reversed, "{what}, again");
+    }
+}
+
+#[test]
+fn a_namespace_stays_with_its_pod() {
+    let before = [interface(1, 0, "10.0.0.1 fe80::1"), interface(2, 1, "10.0.0.2")];
+    let pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")];
+    let first = matched(&before, &pods, &[]);
+    assert_eq!(summary(&first), "v1=a v2=b");
+
+    let stolen = [interface(1, 0, "10.0.0.2"), interface(2, 1, "10.0.0.2")];
+    let theft = matched(&stolen, &pods, &first.endpoints);
+    assert_eq!(summary(&theft), "v1=a v2=b !two-interfaces:10.0.0.2:b:v1+v2");
+    assert_eq!(theft.endpoints[0].addresses, addresses("10.0.0.1"));
+    assert_eq!(theft.endpoints[0].other_addresses, addresses(""));
+
+    let flapping = [interface(1, 0, ""), interface(2, 1, "10.0.0.2")];
+    assert_eq!(summary(&matched(&flapping, &pods, &first.endpoints)), "v1=a v2=b");
+}
+
+#[test]
+fn a_namespace_leaves_its_pod() {
+    let interfaces = [interface(1, 0, "10.0.0.1")];
+    let old = pod("a", "10.0.0.1");
+    let first = matched(&interfaces, std::slice::from_ref(&old), &[]).endpoints;
+
+    let renewed = Pod { uid: "other".into(), ..old.clone() };
+    let matching = matched(&interfaces, &[renewed], &first);
+    assert_eq!(&*matching.endpoints[0].uid, "other", "a pod of the same name");
+
+    // The new pod's interface was there before its status: it was taken for the old one's.
+    let younger = Pod { created: 101, ..pod("b", "10.0.0.1") };
+    let matching = matched(&interfaces, &[old.clone(), younger], &first);
+    assert_eq!(summary(&matching), "v1=b !no-interface:a !two-pods:10.0.0.1:b>a");
+
+    let moved = [Pod { addresses: addresses("10.0.0.9"), ..old.clone() }, pod("b", "10.0.0.1")];
+    assert_eq!(summary(&matched(&interfaces, &moved, &first)), "v1=b !no-interface:a");
+
+    let finished = Pod { finished: true, ..old.clone() };
+    assert_eq!(summary(&matched(&interfaces, &[finished], &first)), "!no-pod:v1");
+
+    // Another link got the index.
+    let successor = Interface { incarnation: 9, ..interface(1, 0, "10.0.0.2") };
+    let pods = [old, pod("b", "10.0.0.2")];
+    assert_eq!(summary(&matched(&[successor], &pods, &first)), "v1=b !no-interface:a");
+}
+
+#[test]
+fn which_addresses_an_endpoint_may_use() {
+    let interfaces = [
+        interface(1, 0, "10.0.0.1 10.0.0.77 fd00::1 fe80::1"),
+        interface(2, 0, "192.168.0.1 10.0.0.2 fe80::2"),
+        interface(3, 1, "10.0.0.2"),
+    ];
+    let pods = [pod("a", "fd00::1 10.0.0.1"), pod("b", "10.0.0.2")];
+    let matching = matched(&interfaces, &pods, &[]);
+    let seen: Vec<_> = matching
+        .endpoints
+        .iter()
+        .map(|endpoint| (&*endpoint.interface, &*endpoint.pod.name, endpoint))
+        .map(|(v, pod, e)| (v, pod, e.addresses.clone(), e.other_addresses.clone()))
+        .collect();
+    let expected = vec![
+        // As in the status; not what the pod has added to its interface.
+        ("v1", "a", addresses("fd00::1 10.0.0.1"), addresses("fe80::1")),
+        // On a further interface its own ones, less what belongs to another pod.
+        ("v2", "a", addresses("fd00::1 10.0.0.1"), addresses("192.168.0.1 fe80::2")),
+        ("v3", "b", addresses("10.0.0.2"), addresses("")),
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn findings_name_what_they_are_about() {
+    let interfaces = [
+        interface(1, 0, "10.0.0.1"),
+        interface(2, 1, "10.0.0.1"),
+        interface(3, 2, "10.9.9.9"),
+        interface(4, 3, ""),
+    ];
+    let pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.1"), pod("c", "")];
+    let matching = matched(&interfaces, &pods, &[]);
+    let text: Vec<String> = matching.findings.iter().map(ToString::to_string).collect();
+    for name in
+        ["default/a", "default/b", "default/c", "10.0.0.1", "10.9.9.9", "v1, v2", "v3", "v4"]
+    {
+        assert!(text.iter().any(|line| line.contains(name)), "{name} is not in {text:#?}");
+    }
+    assert_eq!(text.len(), 6, "{text:#?}");
+}

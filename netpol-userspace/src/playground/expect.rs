@@ -1,0 +1,103 @@
+//! What the reference evaluator says about a connection. Must never look at the compiler.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Pod;
+
+use super::plan::{Host, Place};
+use super::pods::Port;
+use crate::model::{Direction, ObjectName};
+use crate::reference::Reference;
+use crate::source::catalog::{Catalog, FileState, Files};
+use crate::source::parse::{self, Key, Object};
+
+/// The expectations for one state of the manifests.
+#[derive(Debug)]
+pub enum Expectations {
+    /// No agents, no enforcement: everything passes.
+    Everything,
+    /// What the policies say.
+    Policies(Box<Policies>),
+}
+
+/// The evaluator and the pods to ask it about.
+#[derive(Debug)]
+pub struct Policies {
+    reference: Reference,
+    pods: BTreeMap<ObjectName, Pod>,
+}
+
+impl Expectations {
+    /// From the manifests that the agents read.
+    pub fn new(manifest: &str) -> Result<Self> {
+        let contents = Arc::new(parse::file("manifests", manifest));
+        let files = Files::from([("manifests".to_owned(), FileState::Read(contents.clone()))]);
+        let mut catalog = Catalog::default();
+        catalog.update(&files);
+        refuse(catalog.problems())?;
+        let (mut namespaces, mut policies) = (Vec::new(), Vec::new());
+        let mut pods = BTreeMap::new();
+        for entry in &contents.entries {
+            match (&entry.object, &entry.key) {
+                (Some(Object::Namespace(raw, _)), _) => namespaces.push((**raw).clone()),
+                (Some(Object::Policy(raw, _)), _) => policies.push((**raw).clone()),
+                (Some(Object::Pod(raw, _)), Some(Key::Pod(id))) => {
+                    pods.insert(id.clone(), (**raw).clone());
+                }
+                _ => {}
+            }
+        }
+        let reference = Reference::new(namespaces, pods.values().cloned().collect(), policies);
+        Ok(Self::Policies(Box::new(Policies { reference, pods })))
+    }
+
+    /// Whether this connection is allowed: by the client's egress policies if it is a pod, and by
+    /// the server's ingress policies if it is one.
+    pub fn allows(
+        &self,
+        from: &Host,
+        source: IpAddr,
+        to: &Host,
+        destination: IpAddr,
+        port: &Port,
+    ) -> Result<bool> {
+        let Self::Policies(policies) = self else { return Ok(true) };
+        let (protocol, number) = (port.protocol.number(), port.number);
+        let judge = |direction, host: &Host, remote| {
+            let pod = policies.pods.get(&host.id);
+            let pod = pod.with_context(|| format!("{host} is not among the manifests"))?;
+            Ok::<bool, anyhow::Error>(
+                policies.reference.allows(direction, pod, remote, protocol, number),
+            )
+        };
+        let egress = match from.place {
+            Place::Pod(_) => judge(Direction::Egress, from, destination)?,
+            Place::HostNetwork(_) | Place::Outside => true,
+        };
+        let ingress = match (to.place, from.place) {
+            // A node always reaches its own pods.
+            (Place::Pod(node), Place::HostNetwork(own)) if node == own => true,
+            (Place::Pod(_), _) => judge(Direction::Ingress, to, source)?,
+            (Place::HostNetwork(_) | Place::Outside, _) => true,
+        };
+        Ok(egress && ingress)
+    }
+}
+
+/// Refuses manifests in which anything cannot be used, with the agent's own words.
+pub fn refuse_problems(dir: &Path) -> Result<()> {
+    refuse(&crate::source::load_dir(dir)?.problems.into_iter().collect())
+}
+
+fn refuse(problems: &BTreeMap<String, String>) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> =
+        problems.iter().map(|(object, message)| format!("{object}: {message}")).collect();
+    bail!("{}", lines.join("\n"))
+}

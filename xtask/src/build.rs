@@ -1,0 +1,57 @@
+//! `cargo xtask build`: the eBPF object, then the binary `netpol` that embeds it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::run::{self, Stage, announce};
+use crate::workspace::Workspace;
+use crate::{ebpf, setup};
+
+/// Options of `build`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Optimise for speed and size; takes several times as long
+    #[arg(long)]
+    release: bool,
+    /// Stop after the eBPF object
+    #[arg(long)]
+    ebpf_only: bool,
+}
+
+pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let built = if args.ebpf_only {
+        object(workspace)?
+    } else {
+        let _object = object(workspace)?;
+        netpol(workspace, args.release)?
+    };
+    run::say(built.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sets up what is missing and builds the eBPF object.
+pub(crate) fn object(workspace: &Workspace) -> Result<PathBuf> {
+    let toolchain = setup::ensure()?;
+    let stage = Stage::start("building the eBPF object");
+    let object = ebpf::build(workspace, toolchain)?;
+    stage.done();
+    let size = std::fs::metadata(&object).map_or(0, |data| data.len());
+    announce(format_args!("{} ({size} bytes)", object.display()));
+    Ok(object)
+}
+
+/// Builds the binary around an object that is already there.
+pub(crate) fn netpol(workspace: &Workspace, release: bool) -> Result<PathBuf> {
+    let stage = Stage::start("building netpol");
+    let mut command = run::cargo();
+    command.current_dir(workspace.root());
+    command.args(["build", "--package", "netpol-userspace", "--bin", "netpol"]);
+    if release {
+        command.arg("--release");
+    }
+    run::visible(command, "fix the error above")?;
+    stage.done();
+    Ok(workspace.netpol(if release { "release" } else { "debug" }))
+}

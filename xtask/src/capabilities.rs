@@ -1,0 +1,172 @@
+//! `cargo xtask capabilities`: tries each thing that the tests and the playground do to the
+//! kernel, in namespaces of its own, and names what does not work and what to do about it.
+//!
+//! A test that cannot run must be a clear failure at the start, never a skip.
+
+use std::io;
+use std::process::{Command, ExitCode};
+use std::thread;
+
+use anyhow::{Result, anyhow};
+
+use crate::probe;
+use crate::run;
+use crate::setup::{find_program, is_root};
+
+/// The loopback device's index in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// One thing that has to work.
+struct Probe {
+    name: &'static str,
+    try_it: fn() -> Result<()>,
+    advice: &'static str,
+}
+
+const PROBES: &[Probe] = &[
+    Probe { name: "root", try_it: root, advice: "run as root: sudo -E cargo xtask test" },
+    Probe {
+        name: "network and mount namespaces (unshare)",
+        try_it: || Ok(probe::own_namespaces()?),
+        advice: "a container needs CAP_SYS_ADMIN, and a seccomp profile that allows unshare",
+    },
+    Probe {
+        name: "veth interfaces",
+        try_it: || iproute("ip", &["link", "add", "xa", "type", "veth", "peer", "name", "xb"]),
+        advice: "needs CAP_NET_ADMIN, iproute2 and the kernel module veth (modprobe veth)",
+    },
+    Probe {
+        name: "bridges",
+        try_it: || iproute("ip", &["link", "add", "xbr", "type", "bridge"]),
+        advice: "needs CAP_NET_ADMIN and the kernel module bridge (modprobe bridge)",
+    },
+    Probe {
+        name: "BPF maps",
+        try_it: || Ok(probe::bpf_map()?),
+        advice: "needs CAP_BPF (or CAP_SYS_ADMIN) and CONFIG_BPF_SYSCALL",
+    },
+    Probe {
+        name: "BPF classifier programs",
+        try_it: || probe::bpf_program().map(drop).map_err(Into::into),
+        advice: "needs CAP_BPF and CAP_NET_ADMIN, and CONFIG_NET_CLS_BPF",
+    },
+    Probe {
+        name: "TCX attachment",
+        try_it: || Ok(probe::tcx(LOOPBACK)?),
+        advice: "needs Linux 6.6 or newer; netpol itself falls back to clsact, but its tests try both",
+    },
+    Probe {
+        name: "clsact attachment",
+        try_it: || iproute("tc", &["qdisc", "add", "dev", "lo", "clsact"]),
+        advice: "needs CAP_NET_ADMIN and the kernel module sch_ingress (modprobe sch_ingress)",
+    },
+    Probe {
+        name: "the BPF filesystem",
+        try_it: bpf_filesystem,
+        advice: "needs CAP_SYS_ADMIN; in a container also an LSM profile that allows mount",
+    },
+];
+
+pub(crate) fn command() -> Result<ExitCode> {
+    let missing = try_all()?;
+    for Probe { name, .. } in PROBES.iter().filter(|p| !missing.iter().any(|m| m.0 == p.name)) {
+        run::say(format_args!("ok       {name}"));
+    }
+    for (name, error, advice) in &missing {
+        run::say(format_args!("missing  {name}: {error}\n         {advice}"));
+    }
+    Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Fails with the names of what this machine or user cannot do.
+pub(crate) fn require() -> Result<()> {
+    let missing = try_all()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut text = String::from("the tests need what this machine or user does not have:");
+    for (name, error, advice) in missing {
+        text.push_str(&format!("\n  {name}: {error}\n    {advice}"));
+    }
+    Err(anyhow!(text))
+}
+
+/// Runs every probe on one thread, whose namespaces, and all that was made in them, end with it.
+fn try_all() -> Result<Vec<(&'static str, String, &'static str)>> {
+    let thread = thread::spawn(|| {
+        let mut missing = Vec::new();
+        for probe in PROBES {
+            let Err(error) = (probe.try_it)() else { continue };
+            missing.push((probe.name, format!("{error:#}"), probe.advice));
+            // Without namespaces of its own, nothing after this may touch the machine.
+            if missing.len() == 1 && probe.name.starts_with("network") || probe.name == "root" {
+                break;
+            }
+        }
+        missing
+    });
+    thread.join().map_err(|_| anyhow!("the thread that tries the kernel's features panicked"))
+}
+
+fn root() -> Result<()> {
+    if is_root() { Ok(()) } else { Err(anyhow!("this process runs as an ordinary user")) }
+}
+
+/// A child starts in the network namespace of the thread that starts it.
+fn iproute(program: &str, arguments: &[&str]) -> Result<()> {
+    let path = find_program(program)
+        .ok_or_else(|| anyhow!("the program `{program}` is missing; run `cargo xtask setup`"))?;
+    let mut command = Command::new(path);
+    command.args(arguments);
+    run::output(command, "").map(drop)
+}
+
+fn bpf_filesystem() -> Result<()> {
+    let mount = |arguments: &[&str]| {
+        let mut command = Command::new("mount");
+        command.args(arguments);
+        run::output(command, "").map(drop)
+    };
+    mount(&["--make-rprivate", "/"])?;
+    let dir = std::env::temp_dir().join(format!("netpol-xtask-bpffs-{}", std::process::id()));
+    std::fs::create_dir(&dir).map_err(|e: io::Error| anyhow!("{}: {e}", dir.display()))?;
+    let mounted = mount(&["-t", "bpf", "bpf", &dir.to_string_lossy()]);
+    if mounted.is_ok() {
+        let mut unmount = Command::new("umount");
+        unmount.arg(&dir);
+        run::output(unmount, "")?;
+    }
+    std::fs::remove_dir(&dir).map_err(|e| anyhow!("{}: {e}", dir.display()))?;
+    mounted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probing_leaves_no_interface_and_no_mount_behind() {
+        let state = || {
+            let interfaces = std::fs::read_to_string("/proc/net/dev").expect("procfs");
+            let names: Vec<String> = interfaces
+                .lines()
+                .filter_map(|l| Some(l.split_once(':')?.0.trim().to_owned()))
+                .collect();
+            assert!(!names.iter().any(|n| ["xa", "xb", "xbr"].contains(&n.as_str())), "{names:?}");
+            let mounts = std::fs::read_to_string("/proc/self/mounts").expect("procfs");
+            let mine = format!("netpol-xtask-bpffs-{}", std::process::id());
+            assert!(!mounts.contains(&mine), "{mounts}");
+        };
+        state();
+        let missing = try_all().expect("the probing thread ends");
+        assert!(missing.is_empty(), "{missing:?}");
+        state();
+    }
+
+    #[test]
+    fn every_probe_says_what_to_do() {
+        for probe in PROBES {
+            assert!(!probe.advice.is_empty() && !probe.name.is_empty());
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! `cargo xtask setup`: looks at the machine, and installs what the build lacks or says how.
+//!
+//! It must be safe to run at any time: when nothing is missing it changes nothing and takes
+//! a few hundredths of a second. The decision what is missing is `toolchain`'s.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+
+use crate::run::{self, announce};
+use crate::toolchain::{Facts, MINIMUM_RUST, Plan, Step, Toolchain, Version, plan};
+use crate::workspace::Workspace;
+
+/// The distribution's compiler and the directory of its ready-made libraries.
+pub(crate) const PACKAGED_RUSTC: &str = "/usr/bin/rustc";
+/// The cargo that belongs to `PACKAGED_RUSTC`.
+pub(crate) const PACKAGED_CARGO: &str = "/usr/bin/cargo";
+/// The clippy that belongs to `PACKAGED_RUSTC`; few machines have it.
+pub(crate) const PACKAGED_CLIPPY: &str = "/usr/bin/cargo-clippy";
+const PACKAGED_CORE_DIR: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
+
+/// Options of `setup`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Print what would be installed and how, and change nothing
+    #[arg(long)]
+    print: bool,
+}
+
+pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    if args.print {
+        let plan = plan(&facts());
+        run::say(describe(&plan));
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Installs what is missing, or fails with the commands to run; returns the compiler to use.
+pub(crate) fn ensure() -> Result<Toolchain> {
+    let before = plan(&facts());
+    if before.steps.is_empty() {
+        announce(describe(&before));
+        return Ok(before.toolchain);
+    }
+    if !before.automatic {
+        bail!(
+            "{}\nRun the commands above and start again. (On Debian as root they are run for you.)",
+            describe(&before)
+        );
+    }
+    for step in &before.steps {
+        install(step)?;
+    }
+    let after = plan(&facts());
+    if !after.steps.is_empty() {
+        bail!(
+            "everything was installed without an error, and yet {}\nThe distribution's Rust must be \
+             {MINIMUM_RUST} or newer (Debian has it in its security updates); with rustup, \
+             `rustup toolchain install nightly --component rust-src` works too",
+            describe(&after)
+        );
+    }
+    announce(describe(&after));
+    Ok(after.toolchain)
+}
+
+fn install(step: &Step) -> Result<()> {
+    let stage = run::Stage::start(format!("installing {}, to {}", step.what, step.why));
+    for words in &step.commands {
+        announce(format_args!("running {}", words.join(" ")));
+        run::indented(installer(words), "see above; what it installs is needed for the build")?;
+    }
+    stage.done();
+    Ok(())
+}
+
+/// The command for one line of a step, in an environment in which it asks nothing and does not
+/// mistake itself for a part of the build that started it.
+fn installer(words: &[String]) -> Command {
+    let (program, arguments) = words.split_first().expect("invariant: a command has a program");
+    let mut command = match program.as_str() {
+        "cargo" => run::cargo(),
+        other => Command::new(other),
+    };
+    command.args(arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    // Anything built here must not land in, or wait for, the workspace's target directory.
+    command.env_remove("CARGO_TARGET_DIR").current_dir("/");
+    command
+}
+
+/// What a person reads about a plan.
+fn describe(plan: &Plan) -> String {
+    let compiler = match plan.toolchain {
+        Toolchain::Packaged => "the distribution's rustc",
+        Toolchain::Nightly => "rustup's nightly with rust-src",
+    };
+    if plan.steps.is_empty() {
+        return format!("setup: nothing missing (eBPF compiler: {compiler})");
+    }
+    let mut text = String::from("this is missing:");
+    for step in &plan.steps {
+        text.push_str(&format!("\n  {}, to {}:", step.what, step.why));
+        for command in &step.commands {
+            text.push_str(&format!("\n    {}", command.join(" ")));
+        }
+    }
+    text
+}
+
+/// Looks at the machine; starts at most two programs, each of which only prints its version.
+fn facts() -> Facts {
+    Facts {
+        debian: is_debian(&fs::read_to_string("/etc/os-release").unwrap_or_default())
+            && Path::new("/usr/bin/apt-get").exists(),
+        root: is_root(),
+        packaged_rust: packaged_rust(),
+        packaged_bpf_core: has_file_with_prefix(Path::new(PACKAGED_CORE_DIR), "libcore-"),
+        nightly_with_src: nightly_has_src(),
+        linker: linker_path().and_then(|path| version_of(&path)),
+        iproute2: find_program("ip").is_some() && find_program("tc").is_some(),
+    }
+}
+
+fn is_debian(os_release: &str) -> bool {
+    os_release.lines().any(|line| line.trim() == "ID=debian")
+}
+
+/// Whether this process runs as root, from /proc because that needs no unsafe call.
+pub(crate) fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective_uid(&status) == Some(0)
+}
+
+fn effective_uid(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn packaged_rust() -> Option<Version> {
+    let both = Path::new(PACKAGED_CARGO).exists() && Path::new(PACKAGED_RUSTC).exists();
+    if both { version_of(Path::new(PACKAGED_RUSTC)) } else { None }
+}
+
+fn version_of(program: &Path) -> Option<Version> {
+    let mut command = Command::new(program);
+    command.arg("--version");
+    run::output(command, "").ok().as_deref().and_then(Version::find_in)
+}
+
+fn nightly_has_src() -> bool {
+    let toolchains = rustup_home().join("toolchains");
+    let Ok(entries) = fs::read_dir(toolchains) else { return false };
+    entries.flatten().any(|entry| {
+        let nightly = entry.file_name().to_string_lossy().starts_with("nightly-")
+            && !entry.file_name().to_string_lossy().starts_with("nightly-2");
+        nightly && entry.path().join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
+    })
+}
+
+fn rustup_home() -> PathBuf {
+    home_of("RUSTUP_HOME", ".rustup")
+}
+
+fn home_of(variable: &str, default: &str) -> PathBuf {
+    env::var_os(variable)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(default))
+}
+
+/// The bpf-linker to use: where cargo installs it, else wherever PATH has one.
+pub(crate) fn linker_path() -> Option<PathBuf> {
+    let root = env::var_os("CARGO_INSTALL_ROOT")
+        .map_or_else(|| home_of("CARGO_HOME", ".cargo"), PathBuf::from);
+    let installed = root.join("bin/bpf-linker");
+    if installed.exists() { Some(installed) } else { find_program("bpf-linker") }
+}
+
+/// Looks in PATH, and in the administrator's directories that a user's PATH may lack.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(extra).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn has_file_with_prefix(dir: &Path, prefix: &str) -> bool {
+    let Ok(entries) = fs::read_dir(dir) else { return false };
+    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debian_is_told_from_its_derivatives() {
+        assert!(is_debian("PRETTY_NAME=\"Debian GNU/Linux 12\"\nID=debian\n"));
+        assert!(!is_debian("ID=ubuntu\nID_LIKE=debian\n"));
+        assert!(!is_debian(""));
+    }
+
+    #[test]
+    fn the_effective_user_counts() {
+        assert_eq!(effective_uid("Name:\tx\nUid:\t1000\t0\t0\t0\n"), Some(0));
+        assert_eq!(effective_uid("Uid:\t0\t1000\t0\t0\n"), Some(1000));
+        assert_eq!(effective_uid("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn programs_are_found_and_asked_for_their_version() {
+        assert!(find_program("sh").is_some());
+        assert!(find_program("no-such-program-anywhere").is_none());
+        assert_eq!(version_of(Path::new("/nonexistent")), None);
+    }
+
+    #[test]
+    fn a_plan_that_lacks_something_tells_the_commands() {
+        let text = describe(&plan(&Facts::default()));
+        assert!(text.contains("rustup toolchain install nightly --component rust-src"), "{text}");
+        assert!(text.contains("cargo install bpf-linker"), "{text}");
+        assert!(text.contains("iproute2"), "{text}");
+    }
+
+    #[test]
+    fn installers_ask_nothing_and_run_outside_the_workspace() {
+        let command = installer(&["apt-get".to_owned(), "update".to_owned()]);
+        assert_eq!(command.get_current_dir(), Some(Path::new("/")));
+        assert!(command.get_envs().any(|(name, _)| name == "DEBIAN_FRONTEND"));
+    }
+}

@@ -1,0 +1,207 @@
+//! `cargo xtask test`: builds what the tests embed, makes sure that they can run here, runs
+//! them all, and closes with one line that adds them up.
+//!
+//! It never skips: what cannot be tested is an error that names what is missing.
+
+use std::env;
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::{self, Stage, announce};
+use crate::summary::Summary;
+use crate::workspace::Workspace;
+use crate::{build, capabilities, setup};
+
+/// Options of `test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which tests
+    #[arg(value_enum, default_value_t = Scope::All)]
+    scope: Scope,
+    /// Only tests whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Only tests of this package
+    #[arg(long, short, value_name = "NAME")]
+    package: Option<String>,
+    /// Show what tests print
+    #[arg(long)]
+    show_output: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Scope {
+    /// Everything
+    All,
+    /// Tests beside the code
+    Unit,
+    /// Whole-system tests: network namespaces, datapath, the binary
+    #[value(alias = "system")]
+    Root,
+    /// Examples in the documentation
+    Doc,
+}
+
+pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let privilege = Privilege::find()?;
+    let _object = build::object(workspace)?;
+    privilege.check_capabilities()?;
+    let stage = Stage::start("building and running the tests");
+    let mut command = cargo_test(workspace, args);
+    privilege.apply(&mut command);
+    let (summary, status) = run_and_count(command, &mut std::io::stdout().lock())?;
+    stage.done();
+    let verdict = verdict(summary, status.success());
+    if let Err(reason) = &verdict {
+        eprintln!("error: {reason}");
+    }
+    // The last line of all, in the form that CI systems look for.
+    run::say(summary);
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
+    let mut command = run::cargo();
+    command.current_dir(workspace.root()).args(["test", "--no-fail-fast"]);
+    match &args.package {
+        Some(package) => command.args(["--package", package]),
+        None => command.arg("--workspace"),
+    };
+    match args.scope {
+        Scope::All => &mut command,
+        Scope::Unit => command.args(["--lib", "--bins"]),
+        Scope::Root => command.args(["--test", "*"]),
+        Scope::Doc => command.arg("--doc"),
+    };
+    command.arg("--");
+    // The runner writes into a pipe, so it has to be told when a person is at the other end.
+    if std::io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none() {
+        command.arg("--color=always");
+    }
+    if args.show_output {
+        command.arg("--show-output");
+    }
+    command.args(&args.filter);
+    command
+}
+
+/// Passes the output through as it comes and counts results on the way.
+fn run_and_count(mut command: Command, out: &mut impl Write) -> Result<(Summary, ExitStatus)> {
+    let shown = run::display(&command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{shown}`"))?;
+    let stdout = child.stdout.take().context("invariant: standard output is a pipe")?;
+    let mut reader = BufReader::new(stdout);
+    let mut summary = Summary::default();
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).context("cannot read the tests' output")? > 0 {
+        summary.read(&String::from_utf8_lossy(&line));
+        // A reader that went away must not keep the tests from ending and cleaning up.
+        let _ = out.write_all(&line).and_then(|()| out.flush());
+        line.clear();
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+    Ok((summary, status))
+}
+
+/// What the run amounts to. A run that tested nothing has not succeeded.
+fn verdict(summary: Summary, cargo_succeeded: bool) -> Result<()> {
+    if summary.failed > 0 {
+        bail!("{} tests failed; they are listed above, under each `failures:`", summary.failed);
+    }
+    if !cargo_succeeded {
+        bail!("a test binary could not be built, or ended without a result; see above");
+    }
+    if summary.ignored > 0 {
+        bail!("{} tests are marked to be ignored; this repository has none", summary.ignored);
+    }
+    if summary.passed == 0 {
+        bail!("no test was run: does the filter name one?");
+    }
+    Ok(())
+}
+
+/// How tests get to be root while the build stays the user's.
+enum Privilege {
+    Root,
+    Sudo,
+}
+
+impl Privilege {
+    fn find() -> Result<Self> {
+        if setup::is_root() {
+            return Ok(Self::Root);
+        }
+        if setup::find_program("sudo").is_some() {
+            announce("the tests make network namespaces and load eBPF programs: using sudo");
+            return Ok(Self::Sudo);
+        }
+        bail!(
+            "the tests make network namespaces and load eBPF programs, which needs root, and there \
+             is no sudo here; run this command as root"
+        );
+    }
+
+    /// Fails with the names of what is missing.
+    fn check_capabilities(&self) -> Result<()> {
+        match self {
+            Self::Root => capabilities::require(),
+            Self::Sudo => {
+                let this = env::current_exe().context("cannot tell where this xtask is")?;
+                let mut command = Command::new("sudo");
+                command.arg("-E").arg(this).arg("capabilities");
+                // Not through `run`: sudo may have to ask for a password.
+                let status = command.status().context("cannot start sudo")?;
+                if status.success() {
+                    return Ok(());
+                }
+                bail!("the tests need what is named above as missing, or sudo was refused")
+            }
+        }
+    }
+
+    /// Makes cargo start each test binary, and nothing else, as root.
+    fn apply(&self, command: &mut Command) {
+        if matches!(self, Self::Sudo) {
+            let arch = env::consts::ARCH.to_uppercase();
+            for libc in ["GNU", "MUSL"] {
+                let name = format!("CARGO_TARGET_{arch}_UNKNOWN_LINUX_{libc}_RUNNER");
+                command.env(name, "sudo -E");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(passed: u64, failed: u64, ignored: u64) -> Summary {
+        Summary { passed, failed, ignored }
+    }
+
+    #[test]
+    fn only_a_run_that_tested_something_and_failed_nothing_succeeds() {
+        assert!(verdict(summary(3, 0, 0), true).is_ok());
+        assert!(verdict(summary(3, 1, 0), false).is_err());
+        assert!(verdict(summary(3, 0, 0), false).is_err(), "a test binary that crashed");
+        assert!(verdict(summary(0, 0, 0), true).is_err(), "nothing was run");
+        assert!(verdict(summary(3, 0, 1), true).is_err(), "a test was ignored");
+    }
+
+    #[test]
+    fn output_is_counted_while_it_streams() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'test result: ok. 2 passed; 0 failed; 0 ignored;'; exit 4"]);
+        let mut shown = Vec::new();
+        let (counted, status) = run_and_count(command, &mut shown).expect("sh runs");
+        assert!(shown.starts_with(b"test result: ok."), "output passes through");
+        assert_eq!(counted, summary(2, 0, 0));
+        assert_eq!(status.code(), Some(4));
+    }
+}

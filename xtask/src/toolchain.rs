@@ -1,0 +1,308 @@
+//! Which compiler builds the eBPF object, and what is missing for it: the decision alone.
+//!
+//! Pure: facts about the machine go in, a plan comes out. Looking at the machine and carrying
+//! the plan out is `setup`'s; nothing here may read a file or start a program.
+
+use std::fmt;
+
+/// The bpf-linker release that this repository is built and tested with.
+pub(crate) const LINKER_VERSION: Version = Version(0, 10, 3);
+
+/// The oldest compiler that can build netpol-ebpf (the workspace's rust-version).
+pub(crate) const MINIMUM_RUST: Version = Version(1, 95, 0);
+
+/// Debian's packages of a compiler with a ready-made `core` for the kernel's instruction set.
+const DEBIAN_RUST: &[&str] = &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+
+/// Major, minor, patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
+
+impl Version {
+    /// Reads the first `A.B.C` in what a program prints about itself.
+    pub(crate) fn find_in(text: &str) -> Option<Self> {
+        text.split_whitespace().find_map(|word| {
+            let core = word.split(['-', '+']).next()?;
+            let mut parts = core.split('.').map(|part| part.parse().ok());
+            let version = Self(parts.next()??, parts.next()??, parts.next()??);
+            parts.next().is_none().then_some(version)
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// What was seen on this machine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    /// This is Debian itself, whose package names we know.
+    pub(crate) debian: bool,
+    /// We may install packages.
+    pub(crate) root: bool,
+    /// The version of the distribution's compiler, if it has one with a cargo beside it.
+    pub(crate) packaged_rust: Option<Version>,
+    /// The distribution's compiler has a ready-made `core` for bpfel-unknown-none.
+    pub(crate) packaged_bpf_core: bool,
+    /// The rustup nightly toolchain is there, with the component rust-src.
+    pub(crate) nightly_with_src: bool,
+    /// The bpf-linker that would be used.
+    pub(crate) linker: Option<Version>,
+    /// iproute2's `ip` and `tc` are there.
+    pub(crate) iproute2: bool,
+}
+
+/// A compiler that can build for bpfel-unknown-none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Toolchain {
+    /// The distribution's, with its ready-made `core`.
+    Packaged,
+    /// rustup's nightly, which builds `core` from rust-src.
+    Nightly,
+}
+
+/// One thing that is missing, and how to get it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// What is installed.
+    pub(crate) what: String,
+    /// What it is for.
+    pub(crate) why: &'static str,
+    /// How: commands, each as its words.
+    pub(crate) commands: Vec<Vec<String>>,
+}
+
+/// The compiler to use, and what has to be installed first.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// The compiler that builds the eBPF object.
+    pub(crate) toolchain: Toolchain,
+    /// What is missing, in the order of installation.
+    pub(crate) steps: Vec<Step>,
+    /// xtask carries the steps out itself; otherwise it prints them for a person to run.
+    pub(crate) automatic: bool,
+}
+
+/// Decides. A compiler that is already there wins over one that would have to be installed, and
+/// the distribution's over nightly, because it is a fixed version that needs no rebuilt `core`.
+pub(crate) fn plan(facts: &Facts) -> Plan {
+    let automatic = facts.debian && facts.root;
+    let packaged = facts.packaged_bpf_core && facts.packaged_rust >= Some(MINIMUM_RUST);
+    let toolchain = match (packaged, facts.nightly_with_src) {
+        (true, _) => Toolchain::Packaged,
+        (false, true) => Toolchain::Nightly,
+        (false, false) if automatic => Toolchain::Packaged,
+        (false, false) => Toolchain::Nightly,
+    };
+    let toolchain_missing = !packaged && !facts.nightly_with_src;
+    let mut steps = Vec::new();
+    let mut packages = Vec::new();
+    if toolchain_missing && toolchain == Toolchain::Packaged {
+        packages.extend(DEBIAN_RUST);
+    } else if toolchain_missing {
+        steps.push(nightly());
+    }
+    if !facts.iproute2 {
+        packages.push("iproute2");
+    }
+    if !packages.is_empty() {
+        steps.push(install_packages(facts, &packages));
+    }
+    if facts.linker < Some(LINKER_VERSION) {
+        steps.push(linker());
+    }
+    Plan { toolchain, steps, automatic }
+}
+
+fn install_packages(facts: &Facts, names: &[&str]) -> Step {
+    let prefix: &[&str] = if facts.root { &[] } else { &["sudo"] };
+    let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
+    let commands = if facts.debian {
+        vec![
+            words(&[prefix, &["apt-get", "update"]].concat()),
+            words(&[prefix, &install, names].concat()),
+        ]
+    } else {
+        // Only iproute2 gets here. It has this name everywhere; the package manager has not.
+        vec![words(&[&["<your distribution's package manager>", "install"], names].concat())]
+    };
+    let why = if names.len() > 1 {
+        "compile the datapath for the kernel, and wire network namespaces"
+    } else {
+        "wire network namespaces together (ip, tc)"
+    };
+    Step { what: names.join(", "), why, commands }
+}
+
+fn nightly() -> Step {
+    Step {
+        what: "rustup's nightly toolchain with rust-src".to_owned(),
+        why: "compile the datapath for the kernel, with a `core` built from source",
+        commands: vec![words(&[
+            "rustup",
+            "toolchain",
+            "install",
+            "nightly",
+            "--component",
+            "rust-src",
+        ])],
+    }
+}
+
+fn linker() -> Step {
+    let version = LINKER_VERSION.to_string();
+    Step {
+        what: format!("bpf-linker {version}"),
+        why: "link the datapath into one object with type information (built from source)",
+        commands: vec![words(&[
+            "cargo",
+            "install",
+            "bpf-linker",
+            "--version",
+            &version,
+            "--locked",
+            "--force",
+            // Optimising it takes a minute and makes linking one small object no faster.
+            "--config",
+            "profile.release.opt-level=0",
+            "--config",
+            "profile.release.debug=false",
+        ])],
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// Picks the LLVM shared library of major version `major` among a directory's file names.
+///
+/// bpf-linker takes the first `libLLVM*` that it finds in a directory, which with several
+/// versions side by side, as Debian has them, may be one that cannot read the compiler's output.
+pub(crate) fn pick_llvm<'a>(names: &[&'a str], major: u32) -> Option<&'a str> {
+    let real = format!("libLLVM.so.{major}.");
+    let link = format!("libLLVM.so.{major}");
+    let old_style = format!("libLLVM-{major}.so");
+    let find = |test: &dyn Fn(&str) -> bool| names.iter().copied().find(|name| test(name));
+    find(&|name| name.starts_with(&real))
+        .or_else(|| find(&|name| name == link || name.starts_with(&format!("{link}-"))))
+        .or_else(|| find(&|name| name.starts_with(&old_style)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete_debian() -> Facts {
+        Facts {
+            debian: true,
+            root: true,
+            packaged_rust: Some(Version(1, 96, 0)),
+            packaged_bpf_core: true,
+            nightly_with_src: false,
+            linker: Some(LINKER_VERSION),
+            iproute2: true,
+        }
+    }
+
+    fn shell(plan: &Plan) -> Vec<String> {
+        plan.steps.iter().flat_map(|s| &s.commands).map(|c| c.join(" ")).collect()
+    }
+
+    #[test]
+    fn nothing_to_do_when_all_is_there() {
+        let plan = plan(&complete_debian());
+        assert_eq!(plan.toolchain, Toolchain::Packaged);
+        assert!(plan.steps.is_empty());
+    }
+
+    #[test]
+    fn bare_debian_as_root_installs_everything_by_itself() {
+        let plan = plan(&Facts { debian: true, root: true, ..Facts::default() });
+        assert_eq!(plan.toolchain, Toolchain::Packaged);
+        assert!(plan.automatic);
+        assert_eq!(
+            shell(&plan),
+            [
+                "apt-get update",
+                "apt-get install --yes --no-install-recommends \
+                 rustc-web cargo-web libstd-rust-web-dev-bpf iproute2",
+                "cargo install bpf-linker --version 0.10.3 --locked --force \
+                 --config profile.release.opt-level=0 --config profile.release.debug=false",
+            ]
+        );
+    }
+
+    #[test]
+    fn elsewhere_the_way_is_nightly_and_a_person_runs_the_commands() {
+        let plan = plan(&Facts { root: true, iproute2: true, ..Facts::default() });
+        assert_eq!(plan.toolchain, Toolchain::Nightly);
+        assert!(!plan.automatic);
+        assert_eq!(shell(&plan)[0], "rustup toolchain install nightly --component rust-src");
+    }
+
+    #[test]
+    fn debian_without_root_never_installs_by_itself() {
+        let plan = plan(&Facts { debian: true, ..Facts::default() });
+        assert!(!plan.automatic);
+        assert_eq!(plan.toolchain, Toolchain::Nightly);
+        assert!(shell(&plan).contains(&"sudo apt-get update".to_owned()));
+    }
+
+    #[test]
+    fn an_installed_nightly_is_used_when_the_distribution_has_no_usable_compiler() {
+        for facts in [
+            Facts { packaged_rust: Some(Version(1, 85, 0)), ..complete_debian() },
+            Facts { packaged_bpf_core: false, ..complete_debian() },
+            Facts { packaged_rust: None, ..complete_debian() },
+        ] {
+            let plan = plan(&Facts { nightly_with_src: true, ..facts });
+            assert_eq!(plan.toolchain, Toolchain::Nightly);
+            assert!(plan.steps.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_distributions_compiler_wins_over_an_installed_nightly() {
+        let plan = plan(&Facts { nightly_with_src: true, ..complete_debian() });
+        assert_eq!(plan.toolchain, Toolchain::Packaged);
+    }
+
+    #[test]
+    fn an_old_linker_is_replaced_and_a_newer_one_kept() {
+        let old = plan(&Facts { linker: Some(Version(0, 9, 15)), ..complete_debian() });
+        assert_eq!(old.steps.len(), 1);
+        assert!(old.steps[0].what.contains("bpf-linker"));
+        let newer = plan(&Facts { linker: Some(Version(0, 11, 0)), ..complete_debian() });
+        assert!(newer.steps.is_empty());
+    }
+
+    #[test]
+    fn versions_are_found_in_what_programs_print() {
+        assert_eq!(
+            Version::find_in("rustc 1.96.0 (ac68faa20 2026-05-25)"),
+            Some(Version(1, 96, 0))
+        );
+        assert_eq!(
+            Version::find_in("rustc 1.97.0-nightly (e5 2026-05-19)"),
+            Some(Version(1, 97, 0))
+        );
+        assert_eq!(Version::find_in("LLVM version: 22.1.8\n"), Some(Version(22, 1, 8)));
+        assert_eq!(Version::find_in("bpf-linker"), None);
+        assert_eq!(Version::find_in("2026-05-19 1.2 1.2.3.4"), None);
+    }
+
+    #[test]
+    fn the_compilers_own_llvm_is_picked_among_several() {
+        let debian = ["libLLVM-14.so.1", "libLLVM-15.so", "libLLVM-22.so", "libLLVM.so.22.1"];
+        assert_eq!(pick_llvm(&debian, 22), Some("libLLVM.so.22.1"));
+        assert_eq!(pick_llvm(&debian, 14), Some("libLLVM-14.so.1"));
+        assert_eq!(pick_llvm(&debian, 2), None);
+        // rustup's `libLLVM-22-rust-*.so` is a linker script, not a library.
+        let rustup = ["libLLVM-22-rust-1.95.0-stable.so", "libLLVM.so.22.1-rust-1.95.0-stable"];
+        assert_eq!(pick_llvm(&rustup, 22), Some("libLLVM.so.22.1-rust-1.95.0-stable"));
+    }
+}
