@@ -26,7 +26,7 @@ use crate::maps::Kernel;
 /// Lets other programs and the stack go on.
 const ALLOW: i32 = TC_ACT_UNSPEC;
 /// Drops the packet.
-const DENY: i32 = TC_ACT_SHOT as i32;
+const DENY: i32 = TC_ACT_SHOT;
 
 /// Traffic towards the pod.
 #[classifier]
@@ -38,6 +38,13 @@ pub fn netpol_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn netpol_egress(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, Direction::Egress)
+}
+
+/// Does nothing: the floor of every measurement. Never attached by the agent, which does not even
+/// load it.
+#[classifier]
+pub fn netpol_nothing(_ctx: TcContext) -> i32 {
+    ALLOW
 }
 
 /// The common packet of an established flow is settled here, without a helper call; everything

@@ -21,89 +21,112 @@ struct Probe {
     name: &'static str,
     try_it: fn() -> Result<()>,
     advice: &'static str,
+    /// Without it the later probes would fail for its lack, or touch the machine itself.
+    isolates: bool,
 }
 
 const PROBES: &[Probe] = &[
-    Probe { name: "root", try_it: root, advice: "run as root: sudo -E cargo xtask test" },
+    Probe {
+        name: "root",
+        try_it: root,
+        advice: "run as root: sudo -E cargo xtask test",
+        isolates: true,
+    },
     Probe {
         name: "network and mount namespaces (unshare)",
         try_it: || Ok(probe::own_namespaces()?),
         advice: "a container needs CAP_SYS_ADMIN, and a seccomp profile that allows unshare",
+        isolates: true,
     },
     Probe {
         name: "veth interfaces",
         try_it: || iproute("ip", &["link", "add", "xa", "type", "veth", "peer", "name", "xb"]),
         advice: "needs CAP_NET_ADMIN, iproute2 and the kernel module veth (modprobe veth)",
+        isolates: false,
     },
     Probe {
         name: "bridges",
         try_it: || iproute("ip", &["link", "add", "xbr", "type", "bridge"]),
         advice: "needs CAP_NET_ADMIN and the kernel module bridge (modprobe bridge)",
+        isolates: false,
     },
     Probe {
         name: "BPF maps",
         try_it: || Ok(probe::bpf_map()?),
         advice: "needs CAP_BPF (or CAP_SYS_ADMIN) and CONFIG_BPF_SYSCALL",
+        isolates: false,
     },
     Probe {
         name: "BPF classifier programs",
         try_it: || probe::bpf_program().map(drop).map_err(Into::into),
         advice: "needs CAP_BPF and CAP_NET_ADMIN, and CONFIG_NET_CLS_BPF",
+        isolates: false,
     },
     Probe {
         name: "TCX attachment",
         try_it: || Ok(probe::tcx(LOOPBACK)?),
         advice: "needs Linux 6.6 or newer; netpol itself falls back to clsact, but its tests try both",
+        isolates: false,
     },
     Probe {
         name: "clsact attachment",
         try_it: || iproute("tc", &["qdisc", "add", "dev", "lo", "clsact"]),
         advice: "needs CAP_NET_ADMIN and the kernel module sch_ingress (modprobe sch_ingress)",
+        isolates: false,
     },
     Probe {
         name: "the BPF filesystem",
         try_it: bpf_filesystem,
         advice: "needs CAP_SYS_ADMIN; in a container also an LSM profile that allows mount",
+        isolates: false,
     },
 ];
 
 pub(crate) fn command() -> Result<ExitCode> {
-    let missing = try_all()?;
-    for Probe { name, .. } in PROBES.iter().filter(|p| !missing.iter().any(|m| m.0 == p.name)) {
-        run::say(format_args!("ok       {name}"));
+    let results = try_all()?;
+    for (probe, result) in PROBES.iter().zip(&results) {
+        match result {
+            Ok(()) => run::say(format_args!("ok         {}", probe.name)),
+            Err(error) => run::say(format_args!(
+                "missing    {}: {error:#}\n           {}",
+                probe.name, probe.advice
+            )),
+        }
     }
-    for (name, error, advice) in &missing {
-        run::say(format_args!("missing  {name}: {error}\n         {advice}"));
+    for probe in &PROBES[results.len()..] {
+        run::say(format_args!("not tried  {}", probe.name));
     }
-    Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let complete = results.iter().all(Result::is_ok);
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Fails with the names of what this machine or user cannot do.
 pub(crate) fn require() -> Result<()> {
-    let missing = try_all()?;
-    if missing.is_empty() {
-        return Ok(());
-    }
     let mut text = String::from("the tests need what this machine or user does not have:");
-    for (name, error, advice) in missing {
-        text.push_str(&format!("\n  {name}: {error}\n    {advice}"));
+    let mut complete = true;
+    for (probe, result) in PROBES.iter().zip(try_all()?) {
+        if let Err(error) = result {
+            complete = false;
+            text.push_str(&format!("\n  {}: {error:#}\n    {}", probe.name, probe.advice));
+        }
     }
-    Err(anyhow!(text))
+    if complete { Ok(()) } else { Err(anyhow!(text)) }
 }
 
-/// Runs every probe on one thread, whose namespaces, and all that was made in them, end with it.
-fn try_all() -> Result<Vec<(&'static str, String, &'static str)>> {
+/// Runs the probes on one thread, whose namespaces, and all that was made in them, end with it.
+/// There are fewer results than probes if one failed that the later ones must not go without.
+fn try_all() -> Result<Vec<Result<()>>> {
     let thread = thread::spawn(|| {
-        let mut missing = Vec::new();
+        let mut results = Vec::new();
         for probe in PROBES {
-            let Err(error) = (probe.try_it)() else { continue };
-            missing.push((probe.name, format!("{error:#}"), probe.advice));
-            // Without namespaces of its own, nothing after this may touch the machine.
-            if missing.len() == 1 && probe.name.starts_with("network") || probe.name == "root" {
+            let result = (probe.try_it)();
+            let stop = result.is_err() && probe.isolates;
+            results.push(result);
+            if stop {
                 break;
             }
         }
-        missing
+        results
     });
     thread.join().map_err(|_| anyhow!("the thread that tries the kernel's features panicked"))
 }
@@ -158,8 +181,8 @@ mod tests {
             assert!(!mounts.contains(&mine), "{mounts}");
         };
         state();
-        let missing = try_all().expect("the probing thread ends");
-        assert!(missing.is_empty(), "{missing:?}");
+        let results = try_all().expect("the probing thread ends");
+        assert!(results.len() == PROBES.len() && results.iter().all(Result::is_ok), "{results:?}");
         state();
     }
 

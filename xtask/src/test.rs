@@ -71,6 +71,8 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
     };
     match args.scope {
         Scope::All => &mut command,
+        // cargo refuses `--lib` for a package that has no library.
+        Scope::Unit if !has_library(workspace, args) => command.arg("--bins"),
         Scope::Unit => command.args(["--lib", "--bins"]),
         Scope::Root => command.args(["--test", "*"]),
         Scope::Doc => command.arg("--doc"),
@@ -85,6 +87,11 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
     }
     command.args(&args.filter);
     command
+}
+
+fn has_library(workspace: &Workspace, args: &Args) -> bool {
+    let Some(package) = &args.package else { return true };
+    workspace.root().join(package).join("src/lib.rs").exists()
 }
 
 /// Passes the output through as it comes and counts results on the way.

@@ -17,7 +17,8 @@ pub fn prepare_run_dir(run_dir: &Path) -> Result<File> {
     let path = run_dir.join("lock");
     let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let owner = read_state(run_dir).map_or_else(String::new, |s| format!(" (process {})", s.pid));
+        let owner =
+            read_state(run_dir).map_or_else(String::new, |s| format!(" (process {})", s.pid));
         bail!(
             "another netpol agent{owner} uses {}: stop it first, or give this one its own \
              --bpffs and --run-dir",

@@ -145,20 +145,18 @@ async fn start_source(
         )?,
     };
     let client = kube::Client::try_from(config).context("make a Kubernetes client")?;
-    Ok((source::spawn_kubernetes(client, options.node_name.clone(), events), "kubernetes"))
+    Ok((source::spawn_kubernetes(client, &options.node_name, events), "kubernetes"))
 }
 
-/// Lets the programs' debug lines appear in our log.
+/// Lets the programs' debug lines appear in our log, a tenth of a second late: it is for people.
 fn forward_datapath_log(datapath: &mut Datapath) -> Result<()> {
-    let logger = aya_log::EbpfLogger::init(datapath.programs().ebpf())
-        .context("read the datapath's log")?;
-    let logger = tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)
-        .context("wait for the datapath's log")?;
+    let mut logger =
+        aya_log::EbpfLogger::init(datapath.programs().ebpf()).context("read the datapath's log")?;
     tokio::spawn(async move {
-        let mut logger = logger;
-        while let Ok(mut guard) = logger.readable_mut().await {
-            guard.get_inner_mut().flush();
-            guard.clear_ready();
+        let mut pause = interval(Duration::from_millis(100));
+        loop {
+            pause.tick().await;
+            logger.flush();
         }
     });
     Ok(())

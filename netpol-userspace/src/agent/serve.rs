@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use axum::Router;
 use axum::extract::{Query, State as Shared};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use axum::Router;
 use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -70,7 +70,9 @@ pub fn start(
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .and_then(TcpListener::from_std)
             .with_context(|| {
-                format!("listen on {address} for metrics (choose another --metrics-address, or `off`)")
+                format!(
+                    "listen on {address} for metrics (choose another --metrics-address, or `off`)"
+                )
             })?;
         let observers = Router::new()
             .route("/metrics", get(metrics_text))

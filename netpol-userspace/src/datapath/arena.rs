@@ -52,7 +52,8 @@ impl Arena {
     }
 
     /// Number of intervals in use or waiting to be reclaimed.
-    pub fn used(&self) -> u32 {
+    #[cfg(test)]
+    fn used(&self) -> u32 {
         self.capacity - self.free.values().sum::<u32>()
     }
 

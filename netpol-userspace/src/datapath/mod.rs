@@ -8,7 +8,9 @@
 
 mod arena;
 mod attach;
+pub mod cleanup;
 mod error;
+mod filters;
 mod load;
 mod mapped;
 mod maps;
@@ -18,6 +20,8 @@ mod pins;
 pub mod probe;
 mod reconcile;
 pub mod run;
+pub mod scratch;
+mod seed;
 mod writer;
 
 pub use attach::AttachMode;
@@ -25,4 +29,5 @@ pub use error::DatapathError;
 pub use load::{LoadOptions, Programs};
 pub use maps::Maps;
 pub use pins::Pins;
+pub use reconcile::NumbersInMaps;
 pub use writer::{Datapath, EndpointFailure};

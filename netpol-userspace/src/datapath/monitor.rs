@@ -2,11 +2,13 @@
 //! since the ring has one read position.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
 use netpol_common::layout::{Event, names};
 use rustix::fs::{FlockOperation, flock};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes as _;
 
 use super::error::{DatapathError, io_error};
@@ -42,7 +44,7 @@ impl Monitor {
         })?;
         let mut monitor = Self { maps, ring: open(pins, names::EVENTS)?, has_flows, _lock: lock };
         // What an earlier reader left unread is not news.
-        while monitor.next().is_some() {}
+        while monitor.next_event().is_some() {}
         monitor.renew();
         Ok(monitor)
     }
@@ -57,9 +59,18 @@ impl Monitor {
     }
 
     /// The next event, if there is one.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<Event> {
         let item = self.ring.next()?;
         Event::read_from_prefix(&item).ok().map(|(event, _)| event)
+    }
+
+    /// Becomes readable when events arrive in an empty ring. Needs a tokio runtime.
+    pub fn arrivals(&self) -> Result<AsyncFd<OwnedFd>, DatapathError> {
+        let what = "watch the event ring";
+        let fd = self.ring.as_fd().try_clone_to_owned().map_err(io_error(what))?;
+        // SAFETY: an OwnedFd is open, and the same descriptor, until it is dropped.
+        unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+            .map_err(|error| io_error(what)(error.into()))
     }
 
     /// The maps, for names of what events mention.
@@ -72,17 +83,5 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         self.maps.control.store(0, DROPS_UNTIL, 0);
         self.maps.control.store(0, FLOWS_UNTIL, 0);
-    }
-}
-
-impl AsRawFd for Monitor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
-    }
-}
-
-impl AsFd for Monitor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ring.as_fd()
     }
 }

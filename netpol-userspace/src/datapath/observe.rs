@@ -59,6 +59,8 @@ pub struct EndpointEntry {
     pub egress: u16,
     /// Its flows' epoch.
     pub epoch: u32,
+    /// Flows judged before this epoch are an earlier owner's of the id.
+    pub born: u32,
 }
 
 /// Endpoints with programs attached.
@@ -73,6 +75,7 @@ pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
                 ingress: (policy >> 16) as u16,
                 egress: policy as u16,
                 epoch: (policy >> 32) as u32 & EPOCH_MASK,
+                born: maps.endpoints.load(slot, 2) as u32 & EPOCH_MASK,
             })
         })
         .collect()

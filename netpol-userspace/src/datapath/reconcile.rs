@@ -2,7 +2,7 @@
 //! compiler's tables. Deletes only here, and only when the caller says that every source has
 //! synced.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use netpol_common::layout;
@@ -14,7 +14,37 @@ use super::observe;
 use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing, row_key};
 use crate::compile::{ClassId, EndpointId, PortSet, Row, SetId, Step, Tables};
 
+/// What a row is for.
+type Pair = (SetId, ClassId);
+
+/// Numbers of sets and classes that the maps hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NumbersInMaps {
+    /// Set numbers, without 0.
+    pub sets: BTreeSet<u16>,
+    /// Class numbers, without 0.
+    pub classes: BTreeSet<u32>,
+}
+
 impl Datapath {
+    /// The numbers that an earlier agent left in the maps.
+    pub fn numbers(&self) -> NumbersInMaps {
+        let mut numbers = NumbersInMaps::default();
+        for (set, class) in self.rows.keys() {
+            numbers.sets.insert(set.0);
+            numbers.classes.insert(class.0);
+        }
+        for endpoint in observe::endpoints(&self.maps) {
+            numbers.sets.extend([endpoint.ingress, endpoint.egress]);
+        }
+        // Classes that cannot be read cannot be reconciled either, which is told then.
+        let classes = observe::classes(&self.maps).unwrap_or_default();
+        numbers.classes.extend(classes.values().map(|class| class.0));
+        numbers.sets.remove(&0);
+        numbers.classes.remove(&0);
+        numbers
+    }
+
     /// Reads the rows that are there and accounts for their port sets.
     pub(super) fn adopt_rows(&mut self) -> Result<(), DatapathError> {
         for (pair, value) in self.read_rows()? {
@@ -32,7 +62,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn read_rows(&self) -> Result<Vec<((SetId, ClassId), layout::Row)>, DatapathError> {
+    fn read_rows(&self) -> Result<Vec<(Pair, layout::Row)>, DatapathError> {
         self.maps
             .rows
             .iter()
@@ -97,7 +127,8 @@ impl Datapath {
         Ok(failures)
     }
 
-    /// Endpoints that an earlier agent knew and that are gone.
+    /// Endpoints that an earlier agent knew and that are gone, and addresses of whoever had a
+    /// number before.
     fn remove_unknown_endpoints(&mut self) -> Result<(), DatapathError> {
         let known: BTreeMap<usize, EndpointId> = self
             .endpoints
@@ -115,16 +146,16 @@ impl Datapath {
                 clear_slot(&self.maps.endpoints, slot);
             }
         }
-        let ids: HashSet<u16> = self.endpoints.keys().map(|id| id.0).collect();
+        let is_own = |own: &layout::OwnAddress| {
+            let endpoint = self.endpoints.get(&EndpointId(own.endpoint as u16));
+            endpoint.is_some_and(|known| known.addresses.contains(&observe::ip_of(&own.address)))
+        };
         let stale: Vec<_> = self
             .maps
             .own_addresses
             .keys()
             .flatten()
-            .filter(|key| {
-                layout::OwnAddress::read_from_bytes(key)
-                    .is_ok_and(|own| !ids.contains(&(own.endpoint as u16)))
-            })
+            .filter(|key| layout::OwnAddress::read_from_bytes(key).is_ok_and(|own| !is_own(&own)))
             .collect();
         for key in stale {
             ignore_missing(self.maps.own_addresses.remove(&key))?;

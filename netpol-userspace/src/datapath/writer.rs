@@ -23,6 +23,7 @@ use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, RowBytes, RowKeyBytes};
 use super::pins::Pins;
 use crate::compile::{ClassId, EndpointId, EndpointSets, PortSet, Row, SetId, Step};
+use crate::endpoint::{PodNetns, sockets};
 
 /// Word indices of [`layout::Endpoint`].
 const IDENTITY: usize = 0;
@@ -48,7 +49,11 @@ pub(super) struct Endpoint {
     pub(super) slot: Option<usize>,
     pub(super) sets: EndpointSets,
     pub(super) epoch: u32,
+    /// Flows of earlier epochs belong to an earlier owner of the id.
+    pub(super) born: u32,
     pub(super) is_attached: bool,
+    /// Where the pod's sockets can be read, if anywhere.
+    pub(super) netns: Option<PodNetns>,
     pub(super) addresses: HashSet<IpAddr>,
 }
 
@@ -119,6 +124,12 @@ impl Datapath {
             .collect()
     }
 
+    /// Whether what an earlier agent attached to the interface is still there, so that it is the
+    /// interface of then.
+    pub fn is_still_attached(&self, ifindex: u32) -> bool {
+        self.attacher.is_still_attached(ifindex, self.program_ids)
+    }
+
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
     /// endpoint that an earlier agent left in force under the same id and interface is taken over
     /// as it is.
@@ -143,6 +154,14 @@ impl Datapath {
         self.set_addresses(id, addresses.into_iter().collect())
     }
 
+    /// Says where an endpoint's sockets can be read: connections that are older than the programs
+    /// on its interface are then known by who opened them.
+    pub fn set_netns(&mut self, id: EndpointId, netns: Option<PodNetns>) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.netns = netns;
+        }
+    }
+
     fn new_endpoint(
         &mut self,
         id: EndpointId,
@@ -154,7 +173,9 @@ impl Datapath {
             slot,
             sets: NO_SETS,
             epoch: 0,
+            born: 0,
             is_attached: false,
+            netns: None,
             addresses: HashSet::new(),
         };
         if let Some(slot) = slot {
@@ -164,8 +185,11 @@ impl Datapath {
                 ingress: SetId((policy >> 16) as u16),
                 egress: SetId(policy as u16),
             };
+            endpoint.born = self.maps.endpoints.load(slot, BORN) as u32;
             endpoint.addresses = self.own_addresses(id);
         } else {
+            endpoint.born = self.next_epoch();
+            // Seeded flows carry the first epoch and are judged again in this one.
             endpoint.epoch = self.next_epoch();
             self.clear_counters(id)?;
         }
@@ -213,6 +237,12 @@ impl Datapath {
         endpoint.sets = NO_SETS;
         if let Some(slot) = endpoint.slot.take() {
             clear_slot(&self.maps.endpoints, slot);
+        }
+        // What flows do from now on is not seen: should the pod be isolated again, what is in the
+        // table is void and its sockets tell.
+        let (born, epoch) = (self.next_epoch(), self.next_epoch());
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            (endpoint.born, endpoint.epoch) = (born, epoch);
         }
     }
 
@@ -324,8 +354,32 @@ impl Datapath {
         }
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
         endpoint.sets = sets;
+        let is_new = endpoint.slot.is_none();
         self.write_endpoint(id)?;
-        self.attach(id)
+        if !is_new {
+            return self.attach(id);
+        }
+        // Before the programs, so that none of these flows is new to them; and after them, for
+        // those that were opened meanwhile.
+        self.seed(id);
+        self.attach(id)?;
+        self.seed(id);
+        Ok(())
+    }
+
+    /// Enters the endpoint's connections into the flow table, to be judged at their next packet.
+    fn seed(&self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.get(&id) else { return };
+        let Some(netns) = &endpoint.netns else { return };
+        match netns.open().and_then(|netns| sockets::connections(&netns)) {
+            Ok(connections) => {
+                let own = |c: &&sockets::Connection| endpoint.addresses.contains(&c.local);
+                let connections: Vec<_> = connections.iter().filter(own).copied().collect();
+                super::seed::seed(&self.maps, id, &connections, endpoint.born);
+            }
+            // A pod that is just ending.
+            Err(error) => tracing::debug!(%error, "cannot read a pod's connections"),
+        }
     }
 
     /// Writes the endpoint's entry; the policy word in one store.
@@ -345,7 +399,7 @@ impl Datapath {
                 consequence: "this pod's policies are not enforced",
             })?;
         // Whatever the flow table holds under this id is an earlier endpoint's.
-        self.maps.endpoints.store(slot, BORN, u64::from(endpoint.epoch));
+        self.maps.endpoints.store(slot, BORN, u64::from(endpoint.born));
         self.maps.endpoints.store(slot, POLICY, word);
         self.maps.endpoints.store(slot, IDENTITY, identity_word(endpoint.ifindex, id));
         if let Some(endpoint) = self.endpoints.get_mut(&id) {

@@ -11,6 +11,7 @@ mod find;
 pub mod matching;
 mod netlink;
 mod scan;
+pub mod sockets;
 mod watch;
 
 use std::io;

@@ -1,11 +1,360 @@
-//! tmp
-/// tmp
-#[derive(Debug, Clone, Default)]
-#[allow(missing_docs)]
-pub struct AgentCounters { pub failures: u64, pub map_writes: u64, pub repaired_attachments: u64 }
-impl AgentCounters {
-    /// tmp
-    pub fn record_apply(&mut self, _d: std::time::Duration) {}
+//! The node's metrics in the OpenMetrics text format, which Prometheus reads. Read from the maps
+//! when asked; nothing is counted twice. Must never write to the maps.
+
+use std::fmt;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use netpol_common::layout::{self, Reason};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+
+use crate::agent::state::{EndpointView, State};
+use crate::compile::Tables;
+use crate::datapath::{Maps, observe};
+use crate::model::Direction;
+
+/// Value of the `Content-Type` header to serve them with.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What only the running agent knows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AgentCounters {
+    /// Batches of changes put in force since the agent started.
+    pub applies: u64,
+    /// Time spent on them, compiling and writing maps.
+    pub apply_time: Duration,
+    /// Time the last one took.
+    pub last_apply: Duration,
+    /// Steps done in the maps since the agent started.
+    pub map_writes: u64,
+    /// What could not be put in force since the agent started, each attempt counted.
+    pub failures: u64,
+    /// Attachments found missing and put back since the agent started.
+    pub repaired_attachments: u64,
+    /// Sizes of the tables, once known.
+    pub tables: Option<TableSizes>,
 }
-/// tmp
-pub fn encode(_m: &crate::datapath::Maps, _s: &crate::agent::state::State, _c: &AgentCounters) -> String { String::new() }
+
+/// Entries that the compiler wants in the maps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableSizes {
+    /// Verdict rows.
+    pub rows: u64,
+    /// Addresses with a class of their own.
+    pub addresses: u64,
+    /// Address blocks.
+    pub blocks: u64,
+}
+
+impl AgentCounters {
+    /// Counts a batch of changes that took this long.
+    pub fn record_apply(&mut self, time: Duration) {
+        self.applies += 1;
+        self.apply_time += time;
+        self.last_apply = time;
+    }
+
+    /// Notes the sizes of the tables.
+    pub fn record_tables(&mut self, tables: &Tables) {
+        let is_host = |block: &&IpNet| block.prefix_len() == block.max_prefix_len();
+        let addresses = tables.classes.keys().filter(is_host).count();
+        self.tables = Some(TableSizes {
+            rows: tables.rows.len() as u64,
+            addresses: addresses as u64,
+            blocks: (tables.classes.len() - addresses) as u64,
+        });
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PodLabels {
+    namespace: String,
+    pod: String,
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabels {
+    namespace: String,
+    pod: String,
+    direction: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabel {
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TableLabel {
+    table: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+    attach: String,
+    source: String,
+}
+
+/// One endpoint's counters of one direction.
+struct Counted<'a> {
+    namespace: &'a str,
+    pod: &'a str,
+    direction: Direction,
+    counters: [u64; layout::N_COUNTERS],
+}
+
+/// Flow table: entries in use, and room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FlowTable {
+    used: [u64; 2],
+    room: [u64; 2],
+}
+
+/// All metrics as text.
+pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters) -> String {
+    let known = state
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.id, endpoint.namespace.as_str(), endpoint.pod.as_str()))
+        // Number 0 counts packets on interfaces that belong to no known endpoint.
+        .chain([(0, "", "")]);
+    let counted: Vec<Counted<'_>> = known
+        .flat_map(|(id, namespace, pod)| {
+            [Direction::Ingress, Direction::Egress].map(|direction| {
+                // An absent series is better than no metrics at all, or a wrong number.
+                let counters = observe::counters(maps, id, direction)
+                    .inspect_err(|error| tracing::warn!(%error, endpoint = id, "no counters"))
+                    .ok()?;
+                Some(Counted { namespace, pod, direction, counters })
+            })
+        })
+        .flatten()
+        .collect();
+    let flows = observe::flows(maps);
+    let used4 = flows.iter().filter(|flow| flow.local.is_ipv4()).count() as u64;
+    let slots = |buckets: usize| (buckets * netpol_common::flow::SLOTS) as u64;
+    let flow_table = FlowTable {
+        used: [used4, flows.len() as u64 - used4],
+        room: [slots(maps.flows4.len()), slots(maps.flows6.len())],
+    };
+    text_of(state, extra, &counted, flow_table)
+}
+
+fn text_of(
+    state: &State,
+    extra: &AgentCounters,
+    counted: &[Counted<'_>],
+    flow_table: FlowTable,
+) -> String {
+    let mut registry = Registry::with_prefix("netpol");
+    add_node(&mut registry, state);
+    add_agent(&mut registry, extra);
+    add_packets(&mut registry, counted);
+    add_tables(&mut registry, state, extra, flow_table);
+    let mut text = String::new();
+    let result: fmt::Result = text::encode(&mut text, &registry);
+    result.expect("invariant: writing to a string does not fail");
+    text
+}
+
+fn add_node(registry: &mut Registry, state: &State) {
+    let status = &state.status;
+    let mut gauge = |name, help, value: usize| {
+        registry.register(name, help, ConstGauge::new(value as i64));
+    };
+    gauge("ready", "1 if everything read so far is in force", usize::from(status.ready));
+    gauge("endpoints", "Local endpoints", state.endpoints.len());
+    gauge("source_synced", "1 if the source has been read once", status.source.synced.into());
+    gauge("source_revision", "Changes read since the start", status.source.revision as usize);
+    gauge(
+        "applied_revision",
+        "The source revision that is in force",
+        status.datapath.applied_revision as usize,
+    );
+    gauge("source_errors", "Objects that cannot be used now", status.source.errors.len());
+    gauge("datapath_errors", "What cannot be put in force now", status.datapath.errors.len());
+
+    let isolated = Family::<DirectionLabel, Gauge>::default();
+    for (direction, is_isolated) in [
+        (Direction::Ingress, (|view| view.ingress.isolated) as fn(&EndpointView) -> bool),
+        (Direction::Egress, |view| view.egress.isolated),
+    ] {
+        let number = state.endpoints.iter().filter(|view| is_isolated(view)).count();
+        isolated
+            .get_or_create(&DirectionLabel { direction: direction.as_str() })
+            .set(number as i64);
+    }
+    registry.register("isolated_endpoints", "Endpoints that a policy isolates", isolated);
+
+    let build = Family::<BuildLabels, Gauge>::default();
+    let labels = BuildLabels {
+        version: env!("CARGO_PKG_VERSION"),
+        attach: status.datapath.attach.clone(),
+        source: status.source.kind.clone(),
+    };
+    build.get_or_create(&labels).set(1);
+    registry.register("build_info", "Always 1; the labels say what runs", build);
+}
+
+fn add_agent(registry: &mut Registry, extra: &AgentCounters) {
+    let mut counter = |name, help, value| registry.register(name, help, ConstCounter::new(value));
+    counter("applies", "Batches of changes put in force", extra.applies);
+    counter("map_writes", "Steps done in the maps", extra.map_writes);
+    counter("apply_failures", "What could not be put in force", extra.failures);
+    counter(
+        "repaired_attachments",
+        "Attachments found missing and put back",
+        extra.repaired_attachments,
+    );
+    registry.register(
+        "apply_duration_seconds",
+        "Seconds spent on putting changes in force",
+        ConstCounter::new(extra.apply_time.as_secs_f64()),
+    );
+    registry.register(
+        "last_apply_duration_seconds",
+        "Seconds that the last batch of changes took",
+        ConstGauge::new(extra.last_apply.as_secs_f64()),
+    );
+}
+
+fn add_packets(registry: &mut Registry, counted: &[Counted<'_>]) {
+    let dropped = Family::<DropLabels, Counter>::default();
+    let new_flows = Family::<PodLabels, Counter>::default();
+    let evicted = Family::<PodLabels, Counter>::default();
+    let mut lost = 0;
+    for one in counted {
+        let labels = PodLabels {
+            namespace: one.namespace.into(),
+            pod: one.pod.into(),
+            direction: one.direction.as_str(),
+        };
+        for reason in Reason::ALL {
+            let packets = one.counters[reason as usize];
+            match reason {
+                Reason::EventLost => lost += packets,
+                Reason::NewFlow if packets > 0 => add(&new_flows, &labels, packets),
+                Reason::FlowEvicted if packets > 0 => add(&evicted, &labels, packets),
+                _ if reason.is_drop() && packets > 0 => {
+                    let PodLabels { namespace, pod, direction } = labels.clone();
+                    let reason = reason.as_str();
+                    add(&dropped, &DropLabels { namespace, pod, direction, reason }, packets);
+                }
+                _ => {}
+            }
+        }
+    }
+    registry.register("dropped_packets", "Packets dropped", dropped);
+    registry.register("new_flows", "Connections judged and admitted", new_flows);
+    registry.register(
+        "evicted_flows",
+        "Live connections forgotten because the flow table was full",
+        evicted,
+    );
+    registry.register(
+        "lost_events",
+        "Events not written because there were too many",
+        ConstCounter::new(lost),
+    );
+}
+
+fn add<L>(family: &Family<L, Counter>, labels: &L, packets: u64)
+where
+    L: Clone + Eq + std::hash::Hash,
+{
+    family.get_or_create(labels).inc_by(packets);
+}
+
+fn add_tables(registry: &mut Registry, state: &State, extra: &AgentCounters, flows: FlowTable) {
+    let entries = Family::<TableLabel, Gauge>::default();
+    let limits = Family::<TableLabel, Gauge>::default();
+    let sizes = extra.tables;
+    for (table, used, limit) in [
+        ("endpoints", Some(state.endpoints.len() as u64), u64::from(layout::MAX_ENDPOINTS) - 1),
+        ("policy_sets", Some(state.ids.sets.len() as u64), u64::from(u16::MAX)),
+        ("rows", sizes.map(|sizes| sizes.rows), layout::MAX_ROWS.into()),
+        ("addresses", sizes.map(|sizes| sizes.addresses), layout::MAX_ADDRESSES.into()),
+        ("blocks", sizes.map(|sizes| sizes.blocks), layout::MAX_BLOCKS.into()),
+        ("flows4", Some(flows.used[0]), flows.room[0]),
+        ("flows6", Some(flows.used[1]), flows.room[1]),
+    ] {
+        let label = TableLabel { table };
+        if let Some(used) = used {
+            entries.get_or_create(&label).set(used as i64);
+        }
+        limits.get_or_create(&label).set(limit as i64);
+    }
+    registry.register("table_entries", "Entries in use", entries);
+    registry.register("table_limit", "Entries there is room for", limits);
+    registry.register(
+        "classes",
+        "Classes of addresses",
+        ConstGauge::new(state.ids.classes.len() as i64),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::tests;
+    use super::*;
+
+    fn example() -> String {
+        let state = tests::state(vec![tests::endpoint("shop", "web", 1, "10.0.0.1")]);
+        let mut counters = [0; layout::N_COUNTERS];
+        counters[Reason::Policy as usize] = 12;
+        counters[Reason::NewFlow as usize] = 5;
+        counters[Reason::EventLost as usize] = 2;
+        let counted =
+            [Counted { namespace: "shop", pod: "web", direction: Direction::Ingress, counters }];
+        let mut extra = AgentCounters::default();
+        for milliseconds in [50, 200] {
+            extra.record_apply(Duration::from_millis(milliseconds));
+        }
+        extra.tables = Some(TableSizes { rows: 9, ..TableSizes::default() });
+        text_of(&state, &extra, &counted, FlowTable { used: [1, 0], room: [64, 32] })
+    }
+
+    #[test]
+    fn says_what_the_maps_the_state_and_the_agent_say() {
+        let text = example();
+        for line in [
+            "netpol_ready 1",
+            "netpol_endpoints 1",
+            "netpol_isolated_endpoints{direction=\"ingress\"} 1",
+            "netpol_isolated_endpoints{direction=\"egress\"} 0",
+            "netpol_applied_revision 7",
+            "netpol_applies_total 2",
+            "netpol_apply_duration_seconds_total 0.25",
+            "netpol_last_apply_duration_seconds 0.2",
+            "netpol_lost_events_total 2",
+            "netpol_new_flows_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\"} 5",
+            "netpol_dropped_packets_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\",reason=\"policy\"} 12",
+            "netpol_table_entries{table=\"rows\"} 9",
+            "netpol_table_limit{table=\"flows4\"} 64",
+            "netpol_build_info{version=\"0.1.0\",attach=\"tcx\",source=\"manifests\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn every_metric_has_help_and_a_type() {
+        let text = example();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = line.split(['{', ' ']).next().unwrap_or_default();
+            assert!(name.starts_with("netpol_"), "{line}");
+            let name = name.strip_suffix("_total").unwrap_or(name);
+            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
+        }
+    }
+}

@@ -1,2 +1,16 @@
-//! Placeholder replaced by the first commit of its owner.
+//! Answers about what is in force on this node: from the state file, which has the names, and the
+//! pinned maps, which have the numbers. Both outlive the agent.
+//!
+//! Everything here is data; `cli` turns it into text. Must never change what is enforced.
+
+pub mod drops;
+pub mod endpoints;
+pub mod events;
+pub mod flows;
 pub mod metrics;
+pub mod names;
+pub mod node;
+pub mod policies;
+pub mod protocol;
+pub mod rules;
+pub mod trace;

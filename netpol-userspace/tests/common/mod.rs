@@ -48,12 +48,18 @@ pub const ID: EndpointId = EndpointId(7);
 pub fn in_node(test: impl FnOnce() + Send) {
     let node = Netns::create_anonymous().unwrap();
     node.run(|| {
-        for line in ["link set lo up", "link add pod0 type veth peer name pod1",
-            "link add other0 type veth peer name other1", "link set pod0 up", "link set pod1 up"] {
+        for line in [
+            "link set lo up",
+            "link add pod0 type veth peer name pod1",
+            "link add other0 type veth peer name other1",
+            "link set pod0 up",
+            "link set pod1 up",
+        ] {
             ip(line);
         }
         test();
     })
+    .unwrap();
 }
 
 /// Runs `ip` and insists on success.
@@ -64,8 +70,9 @@ pub fn ip(arguments: &str) {
 
 /// The index of an interface of the calling thread's namespace.
 pub fn ifindex(name: &str) -> u32 {
-    let any = rustix::net::socket(
-        rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None).unwrap();
+    let any =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+            .unwrap();
     rustix::net::netdevice::name_to_index(&any, name).unwrap()
 }
 
@@ -107,7 +114,8 @@ impl Rig {
 
     /// `block` gets this class.
     pub fn class(&mut self, block: &str, class: u32) {
-        let block: IpNet = block.parse().or_else(|_| block.parse::<IpAddr>().map(IpNet::from)).unwrap();
+        let block: IpNet =
+            block.parse().or_else(|_| block.parse::<IpAddr>().map(IpNet::from)).unwrap();
         self.apply(&[Step::SetClass(block, ClassId(class))]);
     }
 

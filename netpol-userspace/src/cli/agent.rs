@@ -1,0 +1,258 @@
+//! `netpol agent`: its flags, and their translation into [`agent::Options`].
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use super::places::{BPFFS, RUN_DIR};
+use crate::agent::{self, Options};
+use crate::datapath::AttachMode;
+
+/// Enforce NetworkPolicies on this node until told to stop
+///
+/// Reads Pods, Namespaces and NetworkPolicies from the Kubernetes API (by default the one that the
+/// agent's own pod belongs to) or from a directory of manifests, finds the pods' interfaces in this
+/// network namespace and enforces the policies there. Runs in the foreground. When it ends, what
+/// is in force stays in force, and the next agent takes over without a gap; `netpol cleanup` ends
+/// enforcement. The level of the log is set by RUST_LOG (default `info`).
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  netpol agent                                        in a DaemonSet, with NODE_NAME set
+  netpol agent --kubeconfig ~/.kube/config --node-name worker-1
+  netpol agent --manifests /etc/netpol/manifests      without an API server")]
+pub struct AgentArgs {
+    /// Name of this node, as in spec.nodeName of its pods [default: the host's name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Kubeconfig of the cluster [default: the service account of the agent's own pod]
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Read objects from the YAML and JSON files below this directory, and follow their changes
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+
+    /// Directory for pinned maps, on a bpffs, which is mounted if it is not
+    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    pub bpffs: PathBuf,
+
+    /// Directory for the state file and the socket
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+
+    /// Directory in which the container runtime names network namespaces
+    #[arg(long, value_name = "DIR", default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
+
+    /// Where to serve /metrics, /healthz and /readyz, or `off`
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9642", value_parser = metrics)]
+    pub metrics_address: MetricsAddress,
+
+    /// What a policy change means for connections that were allowed before
+    #[arg(long, value_enum, default_value = "cut")]
+    pub established: Established,
+
+    /// How to attach the programs to interfaces
+    #[arg(long, value_enum, default_value = "auto")]
+    pub attach: Attach,
+
+    /// Whether to drop what a pod sends from addresses that are not its own
+    #[arg(long, value_enum, default_value = "on")]
+    pub source_check: Switch,
+
+    /// Form of the log
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Log what the eBPF programs drop; slow, for debugging netpol itself (with RUST_LOG=debug)
+    #[arg(long)]
+    pub datapath_log: bool,
+}
+
+/// An address, or nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsAddress(pub Option<SocketAddr>);
+
+/// What happens to connections that a new policy forbids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Established {
+    /// Every packet is judged by the policies of now
+    Cut,
+    /// They go on until they end
+    Keep,
+}
+
+/// How programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// TCX where the kernel has it (6.6 and later), else clsact
+    Auto,
+    /// TCX links
+    Tcx,
+    /// Filters on the clsact qdisc
+    Clsact,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Do it
+    On,
+    /// Do not
+    Off,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+impl AgentArgs {
+    /// What was typed, as what it means.
+    pub fn options(self) -> Result<Options> {
+        let node_name = match self.node_name {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        if node_name.is_empty() {
+            bail!("the node's name is empty: give --node-name or set NODE_NAME");
+        }
+        Ok(Options {
+            node_name,
+            kubeconfig: self.kubeconfig,
+            manifests: self.manifests,
+            bpffs: self.bpffs,
+            run_dir: self.run_dir,
+            netns_dir: self.netns_dir,
+            metrics_address: self.metrics_address.0,
+            keep_established: self.established == Established::Keep,
+            check_source: self.source_check == Switch::On,
+            attach: match self.attach {
+                Attach::Auto => AttachMode::Auto,
+                Attach::Tcx => AttachMode::Tcx,
+                Attach::Clsact => AttachMode::Clsact,
+            },
+            datapath_log: self.datapath_log,
+        })
+    }
+}
+
+/// Runs the agent until it is told to stop.
+pub fn run(args: AgentArgs) -> Result<bool> {
+    start_log(args.log_format)?;
+    let options = args.options()?;
+    agent::run(options)?;
+    Ok(true)
+}
+
+fn start_log(format: LogFormat) -> Result<()> {
+    let filter = EnvFilter::try_from_default_env();
+    let filter = match std::env::var_os("RUST_LOG") {
+        Some(_) => filter.context("RUST_LOG is not a filter such as `info` or `netpol=debug`")?,
+        None => EnvFilter::new("info"),
+    };
+    let has_color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => log.with_ansi(has_color).with_target(false).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}
+
+fn host_name() -> Result<String> {
+    let uname = rustix::system::uname();
+    let name =
+        uname.nodename().to_str().context("the host's name is not text: give --node-name")?;
+    // Kubernetes names nodes in lower case.
+    Ok(name.to_lowercase())
+}
+
+fn metrics(text: &str) -> Result<MetricsAddress> {
+    if text == "off" {
+        return Ok(MetricsAddress(None));
+    }
+    // `:9642` is what people write for "on every address".
+    let text = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    let address =
+        text.parse().context("expected an address with a port, such as 127.0.0.1:9642, or off")?;
+    Ok(MetricsAddress(Some(address)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: AgentArgs,
+    }
+
+    fn parse(text: &str) -> Options {
+        let line = Line::try_parse_from(["agent"].into_iter().chain(text.split_whitespace()));
+        line.unwrap_or_else(|error| panic!("{error}")).args.options().unwrap()
+    }
+
+    #[test]
+    fn defaults() {
+        let options = parse("--node-name n");
+        assert_eq!(options.node_name, "n");
+        assert_eq!((options.kubeconfig, options.manifests), (None, None));
+        assert_eq!(options.bpffs.to_str(), Some("/sys/fs/bpf/netpol"));
+        assert_eq!(options.run_dir.to_str(), Some("/run/netpol"));
+        assert_eq!(options.netns_dir.to_str(), Some("/run/netns"));
+        assert_eq!(options.metrics_address, Some("127.0.0.1:9642".parse().unwrap()));
+        assert_eq!(options.attach, AttachMode::Auto);
+        assert!(options.check_source && !options.keep_established && !options.datapath_log);
+        assert!(!host_name().unwrap().is_empty());
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let options = parse(
+            "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
+             --metrics-address off --established keep --attach clsact --source-check off \
+             --datapath-log --log-format json",
+        );
+        assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
+        assert_eq!(options.bpffs.to_str(), Some("b"));
+        assert_eq!(options.run_dir.to_str(), Some("r"));
+        assert_eq!(options.netns_dir.to_str(), Some("d"));
+        assert_eq!(options.metrics_address, None);
+        assert_eq!(options.attach, AttachMode::Clsact);
+        assert!(!options.check_source && options.keep_established && options.datapath_log);
+        let options = parse("--node-name n --kubeconfig k --attach tcx");
+        assert_eq!(options.kubeconfig.unwrap().to_str(), Some("k"));
+        assert_eq!(options.attach, AttachMode::Tcx);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for arguments in [
+            &["agent", "--kubeconfig", "k", "--manifests", "m"][..],
+            &["agent", "--metrics-address", "9642"],
+            &["agent", "--established", "maybe"],
+        ] {
+            assert!(Line::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+        let line = Line::try_parse_from(["agent", "--node-name", ""]).unwrap();
+        let error = line.args.options().unwrap_err().to_string();
+        assert!(error.contains("--node-name"), "{error}");
+        assert_eq!(metrics(":1").unwrap().0, Some("[::]:1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,143 @@
+//! `netpol cleanup`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::output::note;
+use super::places::Places;
+use crate::agent::state::{socket_path, state_path};
+use crate::datapath::cleanup::{Summary, cleanup};
+use crate::datapath::{DatapathError, Pins};
+use crate::observe::node::Node;
+
+/// End enforcement on this node and remove everything netpol left
+///
+/// Takes netpol's programs off all interfaces and removes its pinned maps, state file and socket.
+/// From then on every packet passes, whatever the policies say. Stop the agent first. Run it in
+/// the network namespace that the agent ran in.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  netpol cleanup
+  netpol cleanup --bpffs /sys/fs/bpf/other --run-dir /run/other")]
+pub struct Args {
+    #[command(flatten)]
+    places: Places,
+
+    /// Remove it even though an agent is running, which will then no longer work
+    #[arg(long)]
+    force: bool,
+}
+
+/// Removes it.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
+    let run_dir = &args.places.run_dir;
+    // A state file that cannot be read must not keep anyone from cleaning up.
+    let node = Node::read(run_dir).unwrap_or_else(|error| {
+        note(&format!("{error:#}; it is removed all the same"));
+        None
+    });
+    let state = node.as_ref().map(|node| &node.state);
+    let pins = args.places.pins(state);
+    if !args.force
+        && let Some(node) = &node
+        && node.is_running
+    {
+        bail!(refusal(&pins, Some(node.state.pid)));
+    }
+    let pid = state.map(|state| state.pid);
+    let ifindexes = state.into_iter().flat_map(|state| &state.endpoints).map(|view| view.ifindex);
+    let summary = match cleanup(&pins, ifindexes, args.force) {
+        Err(DatapathError::Busy { .. }) => bail!(refusal(&pins, pid)),
+        result => result?,
+    };
+    let mut files = Vec::new();
+    for path in [state_path(run_dir), socket_path(run_dir)] {
+        if remove(&path)? {
+            files.push(path);
+        }
+    }
+    // Of no interest to anyone: what the agent locks, and an unfinished state file.
+    for name in ["lock", "state.json.new"] {
+        remove(&run_dir.join(name))?;
+    }
+    // Others may use the directory too.
+    let _ = fs::remove_dir(run_dir);
+    write!(out, "{}", text(&summary, &pins.bpffs, &files))?;
+    Ok(true)
+}
+
+fn refusal(pins: &Pins, pid: Option<u32>) -> String {
+    let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+    format!(
+        "an agent{pid} is using {}: stop it first; --force removes it under the running agent",
+        pins.bpffs.display()
+    )
+}
+
+fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
+fn text(summary: &Summary, bpffs: &Path, files: &[PathBuf]) -> String {
+    if summary.pins == 0 && summary.interfaces.is_empty() && files.is_empty() {
+        return format!("nothing to remove: netpol left nothing below {}\n", bpffs.display());
+    }
+    let mut text = String::new();
+    if !summary.interfaces.is_empty() {
+        text += &format!("took netpol's programs off {}\n", interfaces(&summary.interfaces));
+    }
+    if !summary.without.is_empty() {
+        text += &format!(
+            "found no program of netpol on {}; if the agent ran in another network namespace with \
+             --attach clsact, take its filters off there: tc qdisc del dev INTERFACE clsact\n",
+            interfaces(&summary.without)
+        );
+    }
+    if summary.pins > 0 {
+        text += &format!("removed {} pins below {}\n", summary.pins, bpffs.display());
+    }
+    for file in files {
+        text += &format!("removed {}\n", file.display());
+    }
+    text
+}
+
+fn interfaces(numbers: &BTreeSet<u32>) -> String {
+    let what = if numbers.len() == 1 { "interface" } else { "interfaces" };
+    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    format!("{what} {}", numbers.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_it_removed() {
+        let nothing = Summary::default();
+        assert_eq!(
+            text(&nothing, Path::new("/b"), &[]),
+            "nothing to remove: netpol left nothing below /b\n"
+        );
+        let summary = Summary { interfaces: [7, 9].into(), without: [11].into(), pins: 19 };
+        assert_eq!(
+            text(&summary, Path::new("/b"), &["/r/state.json".into()]),
+            "\
+took netpol's programs off interfaces 7, 9
+found no program of netpol on interface 11; if the agent ran in another network namespace with \
+             --attach clsact, take its filters off there: tc qdisc del dev INTERFACE clsact
+removed 19 pins below /b
+removed /r/state.json
+"
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! Asks the running agent through its socket. Must never change anything.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+
+use crate::agent::state::{Status, socket_path};
+
+/// How long an agent may take to answer what needs no waiting.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Pause between attempts to reach an agent that is not there yet.
+const RETRY: Duration = Duration::from_millis(50);
+/// No answer is that large: refuses to fill memory with what some other program sends.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// The outcome of waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waited {
+    /// Everything written before the question is in force.
+    InForce(Status),
+    /// Time is up; the agent's status, if one answered.
+    TimeIsUp(Option<Status>),
+}
+
+/// The running agent's status, `None` if no agent listens.
+pub fn status(run_dir: &Path) -> Result<Option<Status>> {
+    let socket = socket_path(run_dir);
+    block_on(async {
+        let Ok(stream) = UnixStream::connect(&socket).await else { return Ok(None) };
+        let answer = timeout(ANSWER_LIMIT, ask(stream, Method::GET, "/status")).await;
+        let answer = answer.context("no answer in time").flatten();
+        let (code, status) = answer.with_context(|| agent_at(&socket))?;
+        if code != StatusCode::OK {
+            bail!("{}: it answered {code}", agent_at(&socket));
+        }
+        Ok(Some(status))
+    })
+}
+
+/// Waits until everything written before the call is in force. An agent that starts, or starts
+/// again, meanwhile is asked too.
+pub fn wait(run_dir: &Path, limit: Duration) -> Result<Waited> {
+    let socket = socket_path(run_dir);
+    let begun = Instant::now();
+    block_on(async {
+        loop {
+            let left = limit.saturating_sub(begun.elapsed());
+            if let Some(waited) = wait_once(&socket, left).await? {
+                return Ok(waited);
+            }
+            if begun.elapsed() >= limit {
+                return Ok(Waited::TimeIsUp(None));
+            }
+            sleep(RETRY.min(limit.saturating_sub(begun.elapsed()))).await;
+        }
+    })
+}
+
+/// `None` if no agent listens, or it ended before it answered.
+async fn wait_once(socket: &Path, left: Duration) -> Result<Option<Waited>> {
+    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
+    let path = format!("/wait?timeout_ms={}", left.as_millis());
+    let answer = timeout(left + ANSWER_LIMIT, ask(stream, Method::POST, &path)).await;
+    match answer.with_context(|| format!("{}: no answer in time", agent_at(socket)))? {
+        Ok((StatusCode::OK, status)) => Ok(Some(Waited::InForce(status))),
+        Ok((StatusCode::GATEWAY_TIMEOUT, status)) => Ok(Some(Waited::TimeIsUp(Some(status)))),
+        Ok((code, _)) => bail!("{}: it answered {code}", agent_at(socket)),
+        Err(error) if error.downcast_ref::<hyper::Error>().is_some() => Ok(None),
+        Err(error) => Err(error.context(agent_at(socket))),
+    }
+}
+
+fn agent_at(socket: &Path) -> String {
+    format!("cannot ask the agent at {}", socket.display())
+}
+
+/// One request on a connection of its own.
+async fn ask(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Status)> {
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "netpol")
+        .body(Empty::<Bytes>::new())?;
+    // Dropping the sender at the end of it lets the connection end.
+    let exchange = async move {
+        let mut sender = sender;
+        let response = sender.send_request(request).await?;
+        let code = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => anyhow::Error::from(*error),
+            Err(error) => anyhow::anyhow!("{error}"),
+        })?;
+        anyhow::Ok((code, body.to_bytes()))
+    };
+    // The connection makes progress only while it is polled; if it fails, the exchange says why.
+    let (_, exchanged) = tokio::join!(connection, exchange);
+    let (code, body) = exchanged?;
+    let status = serde_json::from_slice(&body).with_context(|| {
+        let text = String::from_utf8_lossy(&body);
+        format!("it answered {code}: {}", text.trim().chars().take(200).collect::<String>())
+    })?;
+    Ok((code, status))
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(future)
+}

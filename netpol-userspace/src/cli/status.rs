@@ -1,0 +1,215 @@
+//! `netpol status`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context as _, Result, bail};
+
+use super::client::{self, Waited};
+use super::output::{self, Format, note};
+use super::places::{self, RUN_DIR};
+use crate::agent::state::{ObjectError, Status, socket_path, state_path};
+use crate::observe::node::Node;
+
+/// Say whether everything is in force on this node, and what is not
+///
+/// Asks the agent; while it is down, shows what it last wrote. Lists objects that cannot be used
+/// and why. With `--wait` it returns when every change made before the call is in force, so that
+/// scripts can change a policy and then rely on it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  netpol status
+  cp policy.yaml manifests/ && netpol status --wait --timeout 10s
+
+Exit codes: 0 ready, 1 not ready (or not in time), 2 nothing is known about this node.")]
+pub struct Args {
+    /// Wait until everything written before this call is in force
+    #[arg(long)]
+    wait: bool,
+
+    /// How long to wait, such as 500ms, 30s or 2m
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    timeout: Duration,
+
+    /// Directory of the agent's state file and socket
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    run_dir: PathBuf,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Shows it; true if ready.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
+    let (status, is_fine) = if args.wait { wait(args)? } else { ask(args)? };
+    output::show(out, args.output, &status, text)?;
+    Ok(is_fine)
+}
+
+fn ask(args: &Args) -> Result<(Status, bool)> {
+    match client::status(&args.run_dir)? {
+        Some(status) => {
+            let is_ready = status.ready;
+            Ok((status, is_ready))
+        }
+        None => Ok((last_known(args)?, false)),
+    }
+}
+
+fn wait(args: &Args) -> Result<(Status, bool)> {
+    let limit = args.timeout.as_secs_f64();
+    match client::wait(&args.run_dir, args.timeout)? {
+        Waited::InForce(status) => Ok((status, true)),
+        Waited::TimeIsUp(Some(status)) => {
+            note(&format!("not everything is in force after {limit} s"));
+            Ok((status, false))
+        }
+        Waited::TimeIsUp(None) => {
+            note(&format!(
+                "no agent answered at {} within {limit} s",
+                socket_path(&args.run_dir).display()
+            ));
+            Ok((last_known(args)?, false))
+        }
+    }
+}
+
+/// What the agent wrote before it ended.
+fn last_known(args: &Args) -> Result<Status> {
+    let node = Node::read(&args.run_dir)?.with_context(|| {
+        format!(
+            "no agent runs with --run-dir {}, and none has left a {}: start `netpol agent`, or \
+             give the --run-dir of the one that runs",
+            args.run_dir.display(),
+            state_path(&args.run_dir).display()
+        )
+    })?;
+    note(&places::not_running(&node));
+    Ok(Status { ready: false, ..node.state.status })
+}
+
+fn text(status: &Status) -> String {
+    let Status { ready, source, datapath } = status;
+    let (word, color) =
+        if *ready { ("ready", AnsiColor::Green) } else { ("not ready", AnsiColor::Yellow) };
+    let style: Style = color.on_default();
+    let mut text = format!("{style}{word}{style:#}: {}\n", progress(status));
+    let synced = if source.synced { "read completely" } else { "not read completely yet" };
+    text += &format!("source: {}, {synced}, revision {}\n", source.kind, source.revision);
+    let n = datapath.endpoints;
+    let attach = match datapath.attach.as_str() {
+        "" => String::new(),
+        attach => format!(", attached by {attach}"),
+    };
+    text += &format!(
+        "datapath: {n} {}{attach}, revision {}\n",
+        if n == 1 { "endpoint" } else { "endpoints" },
+        datapath.applied_revision
+    );
+    text += &errors("objects that cannot be used", &source.errors);
+    text += &errors("not in force", &datapath.errors);
+    for note in &datapath.notes {
+        text += &format!("note: {note}\n");
+    }
+    text
+}
+
+fn progress(status: &Status) -> &'static str {
+    let Status { ready, source, datapath } = status;
+    match (ready, source.synced) {
+        (true, _) => "everything read so far is in force",
+        (false, false) => "the source has not been read completely",
+        (false, true) if source.revision > datapath.applied_revision => {
+            "changes have been read that are not in force yet"
+        }
+        (false, true) => "no agent keeps it up to date, or not everything could be put in force",
+    }
+}
+
+fn errors(title: &str, errors: &[ObjectError]) -> String {
+    if errors.is_empty() {
+        return String::new();
+    }
+    let style: Style = AnsiColor::Red.on_default();
+    let mut text = format!("{style}{title}{style:#}:\n");
+    for error in errors {
+        text += &format!("  {}: {}\n", error.object, error.message);
+    }
+    text
+}
+
+fn duration(text: &str) -> Result<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => bail!("unknown unit {unit:?}, use ms, s, m or h"),
+    };
+    let number: f64 = number.parse().context("expected a number and a unit, such as 30s")?;
+    Duration::try_from_secs_f64(number * factor).context("too long")
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::observe::names::tests::state;
+
+    fn plain(status: &Status) -> String {
+        anstream::adapter::strip_str(&text(status)).to_string()
+    }
+
+    #[test]
+    fn a_ready_node_in_three_lines() {
+        assert_eq!(
+            plain(&state(vec![]).status),
+            "\
+ready: everything read so far is in force
+source: manifests, read completely, revision 7
+datapath: 0 endpoints, attached by tcx, revision 7
+"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_listed() {
+        let mut status = state(vec![]).status;
+        status.ready = false;
+        status.source.revision = 8;
+        status.datapath.endpoints = 1;
+        status.datapath.notes = vec!["veth9 belongs to no pod".into()];
+        status.source.errors = vec![ObjectError {
+            object: "NetworkPolicy shop/web (web.yaml)".into(),
+            message: "spec.ingress: not a list".into(),
+        }];
+        assert_eq!(
+            plain(&status),
+            "\
+not ready: changes have been read that are not in force yet
+source: manifests, read completely, revision 8
+datapath: 1 endpoint, attached by tcx, revision 7
+objects that cannot be used:
+  NetworkPolicy shop/web (web.yaml): spec.ingress: not a list
+note: veth9 belongs to no pod
+"
+        );
+    }
+
+    #[test]
+    fn durations() {
+        let seconds = |text| duration(text).unwrap().as_secs_f64();
+        assert_eq!([seconds("30s"), seconds("500ms"), seconds("2m")], [30.0, 0.5, 120.0]);
+        assert_eq!([seconds("1.5"), seconds("1h"), seconds("0s")], [1.5, 3600.0, 0.0]);
+        for bad in ["", "s", "5x", "-1s", "1s 2s", "1e3s", "999999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

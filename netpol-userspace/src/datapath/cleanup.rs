@@ -1,0 +1,96 @@
+//! Ends enforcement: takes the programs off every interface and removes all pins. The one place
+//! that lets packets pass that policies forbid; it runs only when a person asks for it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use aya::maps::{Array, MapData};
+use aya::programs::{ProgramInfo, TcAttachType};
+use netpol_common::layout::{self, names};
+
+use super::attach::{AttachMode, Attacher};
+use super::error::{DatapathError, io_error};
+use super::filters::filter_programs;
+use super::load::{EGRESS, INGRESS};
+use super::maps::open;
+use super::pins::Pins;
+
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Interfaces that had programs.
+    pub interfaces: BTreeSet<u32>,
+    /// Isolated interfaces, by the maps, that have no program of netpol in this network namespace.
+    pub without: BTreeSet<u32>,
+    /// Pinned links, programs and maps.
+    pub pins: usize,
+}
+
+/// Removes everything below `pins`, and the clsact filters on interfaces that the maps or
+/// `ifindexes` name. Refuses while an agent holds the directory, unless `is_forced`.
+///
+/// Interface numbers mean something only in the agent's network namespace; a filter is taken off
+/// only if its program is one that is pinned here, so that the wrong namespace does no harm.
+pub fn cleanup(
+    pins: &Pins,
+    ifindexes: impl IntoIterator<Item = u32>,
+    is_forced: bool,
+) -> Result<Summary, DatapathError> {
+    let root = pins.links().with_file_name("");
+    let _lock = if root.exists() && !is_forced { Some(pins.lock()?) } else { None };
+    let mut interfaces = linked(&pins.links());
+    let attacher = Attacher::new(AttachMode::Tcx, pins);
+    for &ifindex in &interfaces {
+        attacher.detach(ifindex);
+    }
+    let isolated = known(pins);
+    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();
+    interfaces.extend(detach_filters(pins, candidates)?);
+    let without = isolated.difference(&interfaces).copied().collect();
+    Ok(Summary { interfaces, without, pins: pins.remove_all()? })
+}
+
+/// Interfaces with pinned links.
+fn linked(links: &Path) -> BTreeSet<u32> {
+    let entries = std::fs::read_dir(links).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.split_once('-')?.0.parse().ok())
+        .collect()
+}
+
+/// Interfaces in the endpoints map, if it is there and of this layout.
+fn known(pins: &Pins) -> BTreeSet<u32> {
+    type Value = [u64; size_of::<layout::Endpoint>() / 8];
+    let Ok(endpoints) = open::<Array<MapData, Value>>(pins, names::ENDPOINTS) else {
+        return BTreeSet::new();
+    };
+    endpoints
+        .iter()
+        .flatten()
+        .filter(|value| value[0] != 0)
+        .map(|value| (value[0] >> 32) as u32)
+        .collect()
+}
+
+fn detach_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
+    let ours: Vec<u32> = [INGRESS, EGRESS]
+        .iter()
+        .filter_map(|name| ProgramInfo::from_pin(pins.program(name)).ok())
+        .map(|info| info.id())
+        .collect();
+    let attacher = Attacher::new(AttachMode::Clsact, pins);
+    let mut detached = BTreeSet::new();
+    for ifindex in candidates {
+        let mut has_ours = false;
+        for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
+            let programs = filter_programs(ifindex, hook)
+                .map_err(io_error(format!("list filters of interface {ifindex}")))?;
+            has_ours |= programs.iter().any(|id| ours.contains(id));
+        }
+        if has_ours {
+            attacher.detach(ifindex);
+            detached.insert(ifindex);
+        }
+    }
+    Ok(detached)
+}

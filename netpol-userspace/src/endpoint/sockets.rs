@@ -1,0 +1,200 @@
+//! The connections a pod already has when netpol first sees its packets, read from the kernel's
+//! socket tables in the pod's namespace. Must never touch a socket.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::model::Direction;
+use crate::netns::Netns;
+
+/// One connection of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// IP protocol number, TCP or UDP.
+    pub protocol: u8,
+    /// The pod's address.
+    pub local: IpAddr,
+    /// The pod's port.
+    pub local_port: u16,
+    /// The other end's address.
+    pub remote: IpAddr,
+    /// The other end's port.
+    pub remote_port: u16,
+    /// Who opened it: ingress if the pod listens on the port, egress otherwise.
+    pub opened: Direction,
+}
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// State numbers of /proc/net/tcp (include/net/tcp_states.h).
+const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
+const LISTEN: u8 = 10;
+
+/// The connections of a namespace. UDP sockets count if they are connected; where one that is not
+/// has sent to is nowhere recorded.
+pub fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
+    netns.run(|| {
+        let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+        let tcp = read("tcp")? + &read("tcp6").unwrap_or_default();
+        let udp = read("udp")? + &read("udp6").unwrap_or_default();
+        let mut all = parse(TCP, &tcp);
+        all.extend(parse(UDP, &udp));
+        Ok(all)
+    })?
+}
+
+/// One line of a table.
+struct Row {
+    local: (IpAddr, u16),
+    remote: (IpAddr, u16),
+    state: u8,
+}
+
+/// Connections of the concatenated IPv4 and IPv6 tables of one protocol.
+fn parse(protocol: u8, text: &str) -> Vec<Connection> {
+    let rows: Vec<Row> = text.lines().filter_map(parse_row).collect();
+    let is_unconnected = |row: &Row| row.remote.0.is_unspecified() || row.remote.1 == 0;
+    let listening: HashSet<u16> = rows
+        .iter()
+        .filter(|row| match protocol {
+            TCP => row.state == LISTEN,
+            _ => is_unconnected(row),
+        })
+        .map(|row| row.local.1)
+        .collect();
+    let is_connection = |row: &&Row| {
+        !is_unconnected(row)
+            && !row.local.0.is_loopback()
+            && (protocol != TCP || !matches!(row.state, TIME_WAIT | CLOSE | LISTEN))
+    };
+    rows.iter()
+        .filter(is_connection)
+        .map(|row| Connection {
+            protocol,
+            local: row.local.0,
+            local_port: row.local.1,
+            remote: row.remote.0,
+            remote_port: row.remote.1,
+            opened: if listening.contains(&row.local.1) {
+                Direction::Ingress
+            } else {
+                Direction::Egress
+            },
+        })
+        .collect()
+}
+
+/// `sl local remote state ...`; the header line and anything else yields `None`.
+fn parse_row(line: &str) -> Option<Row> {
+    let mut fields = line.split_whitespace().skip(1);
+    let local = parse_end(fields.next()?)?;
+    let remote = parse_end(fields.next()?)?;
+    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+    Some(Row { local, remote, state })
+}
+
+/// `0100007F:0050`: the address as 32-bit words in host order, the port in hexadecimal. An
+/// IPv4-mapped address (a dual-stack socket) is IPv4 on the wire.
+fn parse_end(text: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::with_capacity(16);
+    for index in (0..address.len()).step_by(8) {
+        let word = u32::from_str_radix(address.get(index..index + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let address = match bytes.len() {
+        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        16 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)).to_canonical(),
+        _ => return None,
+    };
+    Some((address, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn reads_both_families_and_who_opened() {
+        let text = "\
+  sl  local_address rem_address   st tx_queue rx_queue
+   0: 00000000:0050 00000000:0000 0A 00000000:00000000
+   1: 0101010A:0050 0201010A:C350 01 00000000:00000000
+   2: 0101010A:C351 0201010A:01BB 01 00000000:00000000
+   3: 0101010A:C352 0201010A:01BB 06 00000000:00000000
+   4: 0000000000000000FFFF00000101010A:0050 0000000000000000FFFF00000301010A:1000 08 0:0
+";
+        let all = parse(TCP, text);
+        let seen: Vec<_> =
+            all.iter().map(|c| (c.remote.to_string(), c.remote_port, c.opened)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("10.1.1.2".to_owned(), 50_000, Direction::Ingress),
+                ("10.1.1.2".to_owned(), 443, Direction::Egress),
+                ("10.1.1.3".to_owned(), 4_096, Direction::Ingress),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_is_no_connection() {
+        for line in ["", "x", " 0: 0101:0050 0201010A:C350 01", " 0: 0101010A 0201010A:C350 01"] {
+            assert!(parse_row(line).is_none(), "{line}");
+        }
+    }
+
+    #[test]
+    fn agrees_with_the_kernel() -> io::Result<()> {
+        let netns = Netns::create_anonymous()?;
+        let (listener, streams, udp) = netns.run(|| -> io::Result<_> {
+            for arguments in [
+                "link set lo up",
+                "address add 10.7.0.1/32 dev lo",
+                "-6 address add fd00:7::1/128 dev lo nodad",
+            ] {
+                let status =
+                    std::process::Command::new("ip").args(arguments.split_whitespace()).status()?;
+                assert!(status.success(), "ip {arguments}");
+            }
+            let listener = TcpListener::bind("[::]:80")?;
+            let streams =
+                [TcpStream::connect("10.7.0.1:80")?, TcpStream::connect("[fd00:7::1]:80")?];
+            let udp = UdpSocket::bind("10.7.0.1:0")?;
+            udp.connect("10.7.0.1:53")?;
+            Ok((listener, streams, udp))
+        })??;
+        let found: HashSet<Connection> = connections(&netns)?.into_iter().collect();
+        for stream in &streams {
+            let (ours, theirs) = (stream.local_addr()?, stream.peer_addr()?);
+            let client = Connection {
+                protocol: TCP,
+                local: ours.ip(),
+                local_port: ours.port(),
+                remote: theirs.ip(),
+                remote_port: 80,
+                opened: Direction::Egress,
+            };
+            let server = Connection {
+                local: theirs.ip(),
+                local_port: 80,
+                remote: ours.ip(),
+                remote_port: ours.port(),
+                opened: Direction::Ingress,
+                ..client
+            };
+            assert!(found.contains(&client), "{client:?} in {found:?}");
+            assert!(found.contains(&server), "{server:?} in {found:?}");
+        }
+        assert!(found.iter().any(|c| c.protocol == UDP && c.remote_port == 53));
+        drop((listener, streams, udp));
+        Ok(())
+    }
+}

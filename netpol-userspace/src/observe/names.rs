@@ -1,0 +1,130 @@
+//! Names for the numbers and addresses that the maps hold.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::node::name;
+use crate::agent::state::{EndpointView, State};
+use crate::model::Direction;
+
+/// Finds endpoints by number and by address.
+#[derive(Debug, Default)]
+pub struct Names {
+    by_id: HashMap<u16, EndpointView>,
+    ids: HashMap<IpAddr, u16>,
+    classes: HashMap<u32, Vec<String>>,
+}
+
+impl Names {
+    /// Those that a state tells.
+    pub fn of(state: &State) -> Self {
+        let endpoints = &state.endpoints;
+        Self {
+            by_id: endpoints.iter().map(|endpoint| (endpoint.id, endpoint.clone())).collect(),
+            ids: endpoints
+                .iter()
+                .flat_map(|endpoint| endpoint.ips.iter().map(|&ip| (ip, endpoint.id)))
+                .collect(),
+            classes: state.classes.iter().map(|(&class, names)| (class, names.clone())).collect(),
+        }
+    }
+
+    /// The endpoint with this number.
+    pub fn endpoint(&self, id: u16) -> Option<&EndpointView> {
+        self.by_id.get(&id)
+    }
+
+    /// `namespace/pod` of the endpoint with this number.
+    pub fn name(&self, id: u16) -> Option<String> {
+        self.endpoint(id).map(name)
+    }
+
+    /// `namespace/pod` of the local endpoint with this address.
+    pub fn at(&self, address: IpAddr) -> Option<String> {
+        self.ids.get(&address).and_then(|&id| self.name(id))
+    }
+
+    /// The selectors and blocks that the addresses of a class match.
+    pub fn class(&self, class: u32) -> &[String] {
+        self.classes.get(&class).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The policies that isolate an endpoint in a direction.
+    pub fn policies(&self, id: u16, direction: Direction) -> &[String] {
+        self.endpoint(id).map_or(&[], |endpoint| match direction {
+            Direction::Ingress => &endpoint.ingress.policies,
+            Direction::Egress => &endpoint.egress.policies,
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::agent::state::{DatapathStatus, DirectionView, Rule, SourceStatus, Status, VERSION};
+
+    /// An endpoint that one policy isolates for ingress.
+    pub(crate) fn endpoint(namespace: &str, pod: &str, id: u16, ip: &str) -> EndpointView {
+        EndpointView {
+            namespace: namespace.into(),
+            pod: pod.into(),
+            uid: format!("uid-{id}"),
+            interface: format!("veth{id}"),
+            ifindex: 10 + u32::from(id),
+            ips: vec![ip.parse().unwrap()],
+            id,
+            ingress: DirectionView {
+                isolated: true,
+                policies: vec![format!("{namespace}/deny")],
+                rules: vec![Rule {
+                    peer: "pods app=client in namespace shop".into(),
+                    ports: "TCP 80".into(),
+                    policies: vec![format!("{namespace}/deny")],
+                }],
+                set: 2,
+            },
+            egress: DirectionView::default(),
+        }
+    }
+
+    pub(crate) fn state(endpoints: Vec<EndpointView>) -> State {
+        State {
+            version: VERSION,
+            node: "node-1".into(),
+            pid: 42,
+            bpffs: "/sys/fs/bpf/netpol".into(),
+            status: Status {
+                ready: true,
+                source: SourceStatus {
+                    kind: "manifests".into(),
+                    synced: true,
+                    revision: 7,
+                    errors: vec![],
+                },
+                datapath: DatapathStatus {
+                    endpoints: endpoints.len(),
+                    applied_revision: 7,
+                    attach: "tcx".into(),
+                    errors: vec![],
+                    notes: vec![],
+                },
+            },
+            endpoints,
+            classes: [(3, vec!["10.0.0.0/8".to_owned()])].into(),
+            ids: crate::compile::Ids::default(),
+        }
+    }
+
+    #[test]
+    fn names_numbers_and_addresses() {
+        let names = Names::of(&state(vec![endpoint("shop", "web", 1, "10.0.0.1")]));
+        assert_eq!(names.name(1).unwrap(), "shop/web");
+        assert_eq!(names.at("10.0.0.1".parse().unwrap()).unwrap(), "shop/web");
+        assert_eq!(names.class(3), ["10.0.0.0/8"]);
+        assert_eq!(names.policies(1, Direction::Ingress), ["shop/deny"]);
+        assert!(names.policies(1, Direction::Egress).is_empty());
+        assert!(names.name(2).is_none() && names.class(4).is_empty());
+    }
+}
