@@ -155,6 +155,9 @@ fn message(reason: Reason, policies: &[String]) -> String {
                 .into()
         }
         Reason::Inconsistent => "the maps contradict each other; please report this".into(),
+        Reason::ServiceMixed => {
+            format!("the rules of {by} allow some backends of this Service and not others")
+        }
         Reason::FlowEvicted => "a connection was forgotten because the flow table was full".into(),
         Reason::EventLost => "an event was lost".into(),
     }
