@@ -45,7 +45,6 @@ fn hundreds_of_pods_come_and_go_and_leave_nothing() {
     let before = leftovers(&world);
     let stream = Stream::udp(&world.of("friend"), SERVER);
     let attempts = Attempts::start(&world.of("stranger"), SERVER);
-    let servers: u64 = 200;
     for number in 0..200 {
         let name = format!("churn-{number}");
         // Isolated; the manifest before the interface, and the other way round.
@@ -74,7 +73,7 @@ fn hundreds_of_pods_come_and_go_and_leave_nothing() {
         }
     }
     world.settle();
-    assert_eq!(leftovers(&world).0.len() as u64, before.0.len() as u64 + 10, "of {servers}");
+    assert_eq!(leftovers(&world).0.len(), before.0.len() + 10);
     for number in 190..200 {
         world.unwire(&format!("churn-{number}"));
         world.remove(&format!("pod-churn-{number}"));
