@@ -1,10 +1,16 @@
 //! From what changes touched to a plan: the order of steps that keeps every intermediate verdict
-//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms), then
-//! endpoints, then flows, then garbage (new sets cannot see old atoms).
+//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms), Services
+//! with the new classes of their backends, then endpoints, then flows, then garbage (new sets
+//! cannot see old atoms). A Service that is gone is taken away before flows are judged again, like
+//! any other change of a verdict; as garbage go all of them at once when no endpoint is isolated
+//! for egress any more.
 
 use std::collections::BTreeSet;
 
+use rustc_hash::FxHashSet;
+
 use super::engine::steps;
+use super::services::Changed;
 use super::{Compiler, Dirty, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets};
 use crate::model::{Direction, Pod};
 
@@ -20,12 +26,23 @@ impl Compiler {
             dirty.endpoints.iter().map(|&id| (id, self.compile_endpoint(id))).collect();
         let (mut plan, moves) = self.engine.advance(&self.cluster, dirty.touched);
         plan.extend(steps(&moves));
+        if self.isolates_egress() || switches.iter().any(|(_, sets)| sets.egress != SetId::NONE) {
+            self.engine.services.activate(&self.cluster);
+        }
+        let services = self.engine.update_services(&self.cluster, &moves);
+        plan.extend(services.iter().map(Changed::step));
         let shrunk = self.engine.shrunk_sets(&moves);
+        let egress_sets = self.endpoints.values().map(|endpoint| endpoint.sets.egress);
+        let cut_off = match services.is_empty() {
+            true => FxHashSet::default(),
+            false => self.engine.sets_shrunk_by(&services, egress_sets),
+        };
         let mut rejudge: BTreeSet<EndpointId> = BTreeSet::new();
-        if !shrunk.is_empty() {
+        if !shrunk.is_empty() || !cut_off.is_empty() {
             rejudge.extend(self.endpoints.iter().filter_map(|(&id, endpoint)| {
                 let EndpointSets { ingress, egress } = endpoint.sets;
-                (shrunk.contains(&ingress) || shrunk.contains(&egress)).then_some(id)
+                (shrunk.contains(&ingress) || shrunk.contains(&egress) || cut_off.contains(&egress))
+                    .then_some(id)
             }));
         }
         for (id, sets) in switches {
@@ -36,8 +53,15 @@ impl Compiler {
         if !rejudge.is_empty() {
             plan.push(Step::Rejudge(rejudge.into_iter().collect()));
         }
+        if !self.isolates_egress() {
+            plan.extend(self.engine.services.deactivate());
+        }
         plan.extend(self.engine.collect_garbage(&self.cluster));
         plan
+    }
+
+    fn isolates_egress(&self) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
     }
 
     /// The sets that an endpoint should have, each with one user more.
@@ -76,8 +100,13 @@ impl Compiler {
         if old != new || is_first {
             plan.push(Step::SetEndpoint(id, new));
         }
-        let covers = self.engine.set_covers(new.ingress, old.ingress)
+        let mut covers = self.engine.set_covers(new.ingress, old.ingress)
             && self.engine.set_covers(new.egress, old.egress);
+        if old.egress == SetId::NONE && new.egress != SetId::NONE {
+            // To a Service without backends nothing is allowed, not even by a set that allows
+            // everything.
+            covers &= !self.engine.has_empty_service();
+        }
         self.engine.sets.release(old.ingress);
         self.engine.sets.release(old.egress);
         !covers
