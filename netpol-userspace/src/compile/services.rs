@@ -45,6 +45,7 @@ struct Derived {
 /// One port of a Service in one address family.
 #[derive(Debug)]
 struct Front {
+    /// Sorted.
     keys: Vec<ServiceKey>,
     targets: Targets,
     backends: Arc<[Backend]>,
@@ -153,7 +154,8 @@ impl Services {
     /// Brings what is stored for a key up to date.
     fn store(&mut self, key: ServiceKey) -> Option<Changed> {
         let new = self.owner(&key).and_then(|owner| self.known.get(owner)).and_then(|derived| {
-            let front = derived.fronts.iter().find(|front| front.keys.contains(&key))?;
+            let front =
+                derived.fronts.iter().find(|front| front.keys.binary_search(&key).is_ok())?;
             Some(front.backends.clone())
         });
         let old = match &new {
@@ -250,16 +252,21 @@ fn owner_of(slice: &EndpointSlice) -> ObjectName {
     ObjectName { namespace: slice.id.namespace.clone(), name: slice.service.clone() }
 }
 
-/// The ports of a Service in the families that it has. Only its cluster IPs tell these: on an
-/// external address or a node's address of another family nobody listens.
+/// The ports of a Service in the families that it has. Its cluster IPs tell these: on an external
+/// address or a node's address of another family nobody listens. (A Service from a file may have
+/// no cluster IP; then nothing speaks against either family.)
 fn fronts(service: &Service, slices: &[&EndpointSlice], cluster: &Cluster) -> Vec<Front> {
     let mut seen = BTreeSet::new();
     let mut fronts = Vec::new();
-    let families: BTreeSet<AddressFamily> =
+    let mut families: BTreeSet<AddressFamily> =
         service.cluster_ips.iter().map(|&address| AddressFamily::of(address)).collect();
+    if families.is_empty() {
+        families.extend([AddressFamily::V4, AddressFamily::V6]);
+    }
     for family in families {
         for port in &service.ports {
             let mut keys = keys(service, port, family, cluster);
+            keys.sort_unstable();
             keys.retain(|key| seen.insert(*key));
             if !keys.is_empty() {
                 let targets = targets(slices, port, family);

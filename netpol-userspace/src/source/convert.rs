@@ -13,8 +13,10 @@ use super::validate;
 use crate::model::{Labels, NamedPort, Namespace, ObjectName, Pod, Protocol, Str};
 
 mod policy;
+mod service;
 
 pub use policy::{policy, stored_policy};
+pub use service::{SERVICE_NAME_LABEL, endpoint_slice, node, service};
 
 /// The label that every namespace carries.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -145,7 +147,7 @@ pub fn pod(object: &core::Pod) -> (Pod, Vec<Problem>) {
     let pod = Pod {
         uid: pod_uid(&id, object.metadata.uid.as_deref()),
         labels: labels(object.metadata.labels.as_ref()),
-        node: spec.and_then(|spec| node(spec.node_name.as_deref())),
+        node: spec.and_then(|spec| pod_node(spec.node_name.as_deref())),
         addresses,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         finished: is_finished(phase),
@@ -169,7 +171,7 @@ pub fn is_finished(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn node(name: Option<&str>) -> Option<Str> {
+fn pod_node(name: Option<&str>) -> Option<Str> {
     name.filter(|name| !name.is_empty()).map(Str::from)
 }
 
