@@ -85,7 +85,12 @@ pub fn namespace_problems(object: &core::Namespace) -> Vec<Problem> {
     metadata_problems(&object.metadata, validate::dns_label)
 }
 
-/// What the API server refuses in the metadata of a pod or a policy.
+/// What the API server refuses in the metadata of a node.
+pub fn node_problems(object: &core::Node) -> Vec<Problem> {
+    metadata_problems(&object.metadata, validate::dns_subdomain)
+}
+
+/// What the API server refuses in the metadata of an object that is in a namespace.
 pub fn namespaced_problems(metadata: &ObjectMeta) -> Vec<Problem> {
     let mut problems = metadata_problems(metadata, validate::dns_subdomain);
     let namespace = object_name(metadata).namespace;
