@@ -49,22 +49,23 @@ pub enum ServiceEvent {
 }
 
 impl ServiceWorld {
-    /// Something happens, to one of up to `n_services` Services.
-    pub fn step(&mut self, rng: &mut Rng, n_services: usize) -> ServiceEvent {
+    /// Something happens, to one of up to `n_services` Services. Backends are mostly at one of the
+    /// addresses in `pods`.
+    pub fn step(&mut self, rng: &mut Rng, n_services: usize, pods: &[IpAddr]) -> ServiceEvent {
         let number = rng.below(n_services);
         let event = match rng.below(10) {
             0..3 => {
                 let name = format!("service{number}");
                 match self.services.get(&name) {
                     Some(old) if rng.chance(30) => ServiceEvent::ServiceGone(old.clone()),
-                    old => ServiceEvent::Service(service(rng, old, &name)),
+                    old => ServiceEvent::Service(service(rng, old, number)),
                 }
             }
             3..9 => {
                 let name = format!("slice{}", rng.below(2 * n_services));
                 match self.slices.get(&name) {
                     Some(old) if rng.chance(20) => ServiceEvent::SliceGone(old.clone()),
-                    old => ServiceEvent::Slice(slice(rng, old, &name, number)),
+                    old => ServiceEvent::Slice(slice(rng, old, &name, number, pods)),
                 }
             }
             _ => {
@@ -176,13 +177,13 @@ fn texts(rng: &mut Rng, most: usize) -> Option<Vec<String>> {
     })
 }
 
-fn service(rng: &mut Rng, old: Option<&Service>, name: &str) -> Service {
+fn service(rng: &mut Rng, old: Option<&Service>, number: usize) -> Service {
     let seconds = i64::try_from(rng.below(3)).unwrap_or(0);
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
     let metadata = old.map_or_else(
         || ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(generate::namespace_name(rng.below(N_NAMESPACES))),
+            name: Some(format!("service{number}")),
+            namespace: Some(generate::namespace_name(number % N_NAMESPACES)),
             creation_timestamp: (seconds > 0).then_some(Time(time)),
             ..ObjectMeta::default()
         },
@@ -200,7 +201,7 @@ fn service(rng: &mut Rng, old: Option<&Service>, name: &str) -> Service {
         .map(|name| ServicePort {
             name: (!name.is_empty()).then(|| (*name).to_owned()),
             port: i32::from(*rng.pick(&[53, 80, 81, 443])),
-            protocol: (!rng.chance(30)).then(|| (*rng.pick(&PROTOCOLS)).to_owned()),
+            protocol: rng.chance(30).then(|| (*rng.pick(&PROTOCOLS)).to_owned()),
             node_port: rng.chance(40).then(|| 30000 + i32::try_from(rng.below(3)).unwrap_or(0)),
             ..ServicePort::default()
         })
@@ -240,11 +241,22 @@ fn service(rng: &mut Rng, old: Option<&Service>, name: &str) -> Service {
     }
 }
 
-fn slice(rng: &mut Rng, old: Option<&EndpointSlice>, name: &str, service: usize) -> EndpointSlice {
+fn slice(
+    rng: &mut Rng,
+    old: Option<&EndpointSlice>,
+    name: &str,
+    service: usize,
+    pods: &[IpAddr],
+) -> EndpointSlice {
     let mut metadata = old.map_or_else(
         || ObjectMeta {
             name: Some(name.to_owned()),
-            namespace: Some(generate::namespace_name(rng.below(N_NAMESPACES))),
+            // Seldom not that of the Service.
+            namespace: Some(generate::namespace_name(if rng.chance(90) {
+                service % N_NAMESPACES
+            } else {
+                rng.below(N_NAMESPACES)
+            })),
             ..ObjectMeta::default()
         },
         |old| old.metadata.clone(),
@@ -258,15 +270,19 @@ fn slice(rng: &mut Rng, old: Option<&EndpointSlice>, name: &str, service: usize)
         .iter()
         .map(|name| EndpointPort {
             name: (!name.is_empty()).then(|| (*name).to_owned()),
-            port: rng.chance(95).then(|| i32::from(*rng.pick(&generate::PORTS))),
-            protocol: (!rng.chance(30)).then(|| (*rng.pick(&PROTOCOLS)).to_owned()),
+            port: rng.chance(95).then(|| i32::from(*rng.pick(&[53, 80, 81, 443]))),
+            protocol: rng.chance(30).then(|| (*rng.pick(&PROTOCOLS)).to_owned()),
             ..EndpointPort::default()
         })
         .collect();
-    let endpoints = (0..rng.below(4))
+    let pods: Vec<IpAddr> = pods.iter().copied().filter(|ip| ip.is_ipv6() == v6).collect();
+    let endpoints = (0..rng.below(5))
         .map(|_| Endpoint {
-            addresses: vec![generate::address(rng, v6).to_string()],
-            conditions: rng.chance(50).then(|| EndpointConditions {
+            addresses: vec![match pods.is_empty() || rng.chance(20) {
+                true => generate::address(rng, v6).to_string(),
+                false => rng.pick(&pods).to_string(),
+            }],
+            conditions: rng.chance(40).then(|| EndpointConditions {
                 ready: (!rng.chance(20)).then(|| rng.chance(50)),
                 serving: (!rng.chance(30)).then(|| rng.chance(70)),
                 terminating: None,
