@@ -517,4 +517,61 @@ mod tests {
         let pod = world.cluster.pod(&ObjectName::new("default", "p")).unwrap();
         assert!(pod.addresses.is_empty());
     }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  \
+        clusterIP: 10.96.0.1\n  selector: {app: web}\n  \
+        ports: [{port: 80, targetPort: 8080}]\n---\n";
+
+    fn backend(name: &str, ip: &str, conditions: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\n\
+             status: {{podIP: {ip}, conditions: [{conditions}]}}\n---\n"
+        )
+    }
+
+    fn backends(world: &World) -> Vec<String> {
+        let slices = world.cluster.slices.values().flat_map(BTreeMap::values);
+        let endpoints = slices.flat_map(|slice| {
+            let port = slice.ports[0].port;
+            slice.endpoints.iter().map(move |e| format!("{}:{port} {}", e.addresses[0], e.ready))
+        });
+        endpoints.collect()
+    }
+
+    #[test]
+    fn a_service_with_a_selector_gets_its_slices_from_the_pods() {
+        let mut world = World::default();
+        world.write("service.yaml", SERVICE);
+        assert!(backends(&world).is_empty());
+        assert!(world.cluster.namespaces.contains_key("default"));
+        world.write("a.yaml", &backend("a", "10.0.0.1", ""));
+        assert_eq!(backends(&world), ["10.0.0.1:8080 true"]);
+        let events =
+            world.write("a.yaml", &backend("a", "10.0.0.1", "{type: Ready, status: \"False\"}"));
+        let [Event::Changes(changes)] = &events[..] else { panic!("{events:?}") };
+        assert!(matches!(&changes[..], [Change::EndpointSlice(_)]), "the pod is as it was");
+        assert_eq!(backends(&world), ["10.0.0.1:8080 false"]);
+        world.write("service.yaml", "");
+        assert!(world.cluster.slices.is_empty() && world.cluster.services.is_empty());
+    }
+
+    #[test]
+    fn slices_by_hand_replace_derived_ones() {
+        let mut world = World::default();
+        world.write("a.yaml", &(backend("a", "10.0.0.1", "") + SERVICE));
+        world.write(
+            "slice.yaml",
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}\n\
+             ports: [{port: 9}]\nendpoints: [{addresses: [192.0.2.1]}]\n",
+        );
+        assert_eq!(backends(&world), ["192.0.2.1:9 true"]);
+        // It may still say the same when it can be read again.
+        world.files.insert("slice.yaml".into(), FileState::Unreadable("denied".into()));
+        world.scan();
+        assert_eq!(backends(&world), ["192.0.2.1:9 true"]);
+        world.files.remove("slice.yaml");
+        world.scan();
+        assert_eq!(backends(&world), ["10.0.0.1:8080 true"]);
+    }
 }
