@@ -189,7 +189,7 @@ fn service(rng: &mut Rng, old: Option<&Service>, number: usize) -> Service {
         },
         |old| old.metadata.clone(),
     );
-    let families: &[bool] = *rng.pick(&[&[false][..], &[false, true], &[true], &[true, false]]);
+    let families: &[bool] = rng.pick(&[&[false][..], &[false, true], &[true], &[true, false]]);
     let mut ips: Vec<String> =
         families.iter().map(|&v6| outer_address(rng, v6).to_string()).collect();
     if rng.chance(10) {
@@ -200,7 +200,7 @@ fn service(rng: &mut Rng, old: Option<&Service>, number: usize) -> Service {
         .iter()
         .map(|name| ServicePort {
             name: (!name.is_empty()).then(|| (*name).to_owned()),
-            port: i32::from(*rng.pick(&[53, 80, 81, 443])),
+            port: *rng.pick(&[53, 80, 81, 443]),
             protocol: rng.chance(30).then(|| (*rng.pick(&PROTOCOLS)).to_owned()),
             node_port: rng.chance(40).then(|| 30000 + i32::try_from(rng.below(3)).unwrap_or(0)),
             ..ServicePort::default()
@@ -270,7 +270,7 @@ fn slice(
         .iter()
         .map(|name| EndpointPort {
             name: (!name.is_empty()).then(|| (*name).to_owned()),
-            port: rng.chance(95).then(|| i32::from(*rng.pick(&[53, 80, 81, 443]))),
+            port: rng.chance(95).then(|| *rng.pick(&[53, 80, 81, 443])),
             protocol: rng.chance(30).then(|| (*rng.pick(&PROTOCOLS)).to_owned()),
             ..EndpointPort::default()
         })

@@ -49,8 +49,8 @@ struct Round {
 }
 
 enum Stage {
-    Reading(BoxFuture<'static, Result<Lists, String>>),
-    Read(Result<Lists, String>),
+    Reading(BoxFuture<'static, Result<Box<Lists>, String>>),
+    Read(Result<Box<Lists>, String>),
     /// Until the next read; with what was read being awaited, or after an error.
     Waiting(Pin<Box<Sleep>>),
     Waited,
@@ -165,7 +165,7 @@ fn read(
     client: &Client,
     node: &str,
     deadline: Instant,
-) -> BoxFuture<'static, Result<Lists, String>> {
+) -> BoxFuture<'static, Result<Box<Lists>, String>> {
     let pods = ListParams::default().fields(&format!("spec.nodeName={node}"));
     let client = client.clone();
     let lists = async move {
@@ -178,7 +178,7 @@ fn read(
             list::<EndpointSlice>(&client, &all, Kind::EndpointSlice),
             list::<Node>(&client, &all, Kind::Node),
         )?;
-        Ok([namespaces, pods, policies, services, slices, nodes])
+        Ok(Box::new([namespaces, pods, policies, services, slices, nodes]))
     };
     async move {
         match tokio::time::timeout_at(deadline, lists).await {
