@@ -414,3 +414,106 @@ async fn dropping_the_handle_ends_the_source() {
     drop(handle);
     while rx.recv().await.is_some() {}
 }
+
+fn service(name: &str, port: u16) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}")},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]}})
+}
+
+fn slice(name: &str, service: &str, addresses: Value) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"),
+            "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "ports": [{"port": 8080}], "endpoints": [{"addresses": addresses}]})
+}
+
+fn node(name: &str, address: &str) -> Value {
+    json!({"metadata": {"name": name, "uid": name},
+        "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_slices_and_nodes_are_followed() {
+    let server = Server::start().await;
+    server.put("services", service("web", 80));
+    server.put("endpointslices", slice("web-1", "web", json!(["10.0.0.1"])));
+    server.put("nodes", node("n1", "172.16.0.1"));
+    let mut world = World::synced(server).await;
+    let id = ObjectName::new("shop", "web");
+    assert_eq!(world.cluster.service(&id).unwrap().ports[0].port, 80);
+    assert_eq!(world.cluster.nodes["n1"].addresses.len(), 1);
+    world.server.put("services", service("web", 81));
+    world.server.put("nodes", node("n2", "172.16.0.2"));
+    world.server.delete("endpointslices", "shop/web-1");
+    let number = world.handle.barrier();
+    world.until_barrier(number).await;
+    assert_eq!(world.cluster.service(&id).unwrap().ports[0].port, 81);
+    assert_eq!(world.cluster.nodes.len(), 2);
+    assert!(world.cluster.slices.is_empty());
+    world.server.delete("services", "shop/web");
+    world.server.delete("nodes", "/n2");
+    let number = world.handle.barrier();
+    world.until_barrier(number).await;
+    assert!(world.cluster.services.is_empty());
+    assert_eq!(world.cluster.nodes.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forbidden_services_keep_nobody_from_enforcing_policies() {
+    let server = Server::start().await;
+    server.put(POLICIES, policy("web", json!({"podSelector": {}})));
+    server.put("services", service("web", 80));
+    for resource in ["services", "endpointslices", "nodes"] {
+        server.refuse(resource, "list", 403);
+        server.refuse(resource, "whole", 403);
+        server.refuse(resource, "watch", 403);
+    }
+    let mut world = World::synced(server).await;
+    assert!(world.has_policy("web"));
+    assert!(world.cluster.services.is_empty());
+    for resource in ["services", "endpointslices", "nodes"] {
+        let object = format!("watch {resource}");
+        let told = world.log.iter().find_map(|event| match event {
+            Event::Problem { object: of, message } if *of == object => Some(message),
+            _ => None,
+        });
+        let message = told.expect("told before Synced");
+        let role = format!("must allow it to list and watch {resource}");
+        assert!(message.contains(&role), "{message}");
+        assert!(message.contains("policies are enforced without them"), "{message}");
+    }
+    let number = world.handle.barrier();
+    world.until_barrier(number).await;
+    for what in ["list", "whole", "watch"] {
+        world.server.refuse("services", what, 200);
+    }
+    world.until_resolved("watch services").await;
+    assert_eq!(world.cluster.services.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forbidden_pods_are_waited_for() {
+    let server = Server::start().await;
+    server.refuse("pods", "list", 403);
+    let mut world = World::start(server);
+    let message = world.until_problem("watch pods").await;
+    assert!(message.ends_with("what is in force stays, retrying"), "{message}");
+    // Everything else has been listed, and the refusal was answered more than once.
+    let refused = |seen: &[api_server::Seen]| seen.iter().filter(|seen| !seen.watch).count() > 1;
+    world.server.until("pods", refused).await;
+    assert!(!world.log.contains(&Event::Synced));
+    world.server.refuse("pods", "list", 200);
+    world.until(|event, _| *event == Event::Synced).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_slice_keeps_its_last_good_version() {
+    let server = Server::start().await;
+    server.put("endpointslices", slice("web-1", "web", json!(["10.0.0.1"])));
+    let mut world = World::synced(server).await;
+    world.server.put("endpointslices", slice("web-1", "web", json!("?")));
+    let message = world.until_problem("EndpointSlice shop/web-1").await;
+    assert!(message.ends_with("its last good version stays in force"), "{message}");
+    assert_eq!(world.cluster.slices["shop"]["web-1"].endpoints.len(), 1);
+    world.server.put("endpointslices", slice("web-1", "web", json!(["10.0.0.2"])));
+    world.until_resolved("EndpointSlice shop/web-1").await;
+}

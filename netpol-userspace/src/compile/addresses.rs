@@ -165,6 +165,14 @@ impl Addresses {
         outer.map_or(ClassId::NONE, |(_, class)| class)
     }
 
+    /// The class that longest-prefix match gives to `block`.
+    pub fn effective_class(&self, block: IpNet) -> ClassId {
+        match self.entries.get(&block).map(|entry| entry.class) {
+            Some(class) if class != ClassId::NONE => class,
+            _ => self.class_around(block),
+        }
+    }
+
     /// Notes the class of a block, and forgets the block if nothing is known of it any more.
     pub fn set_class(&mut self, block: IpNet, class: ClassId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };

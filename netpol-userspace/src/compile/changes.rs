@@ -33,13 +33,22 @@ impl Compiler {
             Change::NamespaceGone(name) => {
                 self.note_namespace(&name.clone(), Change::NamespaceGone(name), dirty);
             }
-            Change::Service(_)
-            | Change::ServiceGone(_)
-            | Change::EndpointSlice(_)
-            | Change::EndpointSliceGone(_)
-            | Change::Node(_)
-            | Change::NodeGone(_) => {
-                self.cluster.apply(change);
+            Change::Service(service) => {
+                self.note_service(service.id.clone(), Change::Service(service));
+            }
+            Change::ServiceGone(id) => {
+                self.note_service(id.clone(), Change::ServiceGone(id));
+            }
+            Change::EndpointSlice(slice) => {
+                self.note_slice(&slice.id.clone(), Change::EndpointSlice(slice));
+            }
+            Change::EndpointSliceGone(id) => {
+                self.note_slice(&id.clone(), Change::EndpointSliceGone(id));
+            }
+            Change::Node(_) | Change::NodeGone(_) => {
+                if self.cluster.apply(change) {
+                    self.engine.services.touch_nodes(&self.cluster);
+                }
             }
         }
     }
@@ -91,6 +100,21 @@ impl Compiler {
             if before.iter().chain(now).any(|selector| selector.matches(&pod.labels)) {
                 dirty.endpoints.insert(*endpoint);
             }
+        }
+    }
+
+    /// Stores the change of a Service and notes that it changed.
+    fn note_service(&mut self, id: ObjectName, change: Change) {
+        if self.cluster.apply(change) {
+            self.engine.services.touch(id);
+        }
+    }
+
+    /// Stores the change of an EndpointSlice and notes the Services that it did or does belong to.
+    fn note_slice(&mut self, id: &ObjectName, change: Change) {
+        let before = self.cluster.slice(id).cloned();
+        if self.cluster.apply(change) {
+            self.engine.services.touch_slice(before.as_ref(), self.cluster.slice(id));
         }
     }
 

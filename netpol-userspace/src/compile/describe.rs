@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::atoms::Atom;
 use super::classes::UNNUMBERED;
-use super::{ClassId, Compiler, EndpointId, SetId, isolating};
+use super::{ClassId, Compiler, EndpointId, ServiceKey, SetId, isolating};
 use crate::model::{
     Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
     Ports, Rule, Selector,
@@ -35,6 +35,15 @@ pub enum Problem {
         /// The other claimants, sorted.
         others: Vec<ObjectName>,
     },
+    /// More than one Service claims an address and port.
+    SharedService {
+        /// The address, protocol and port.
+        key: ServiceKey,
+        /// The Service that is taken to have it.
+        owner: ObjectName,
+        /// The other claimants, sorted.
+        others: Vec<ObjectName>,
+    },
     /// No number was left for the policies of these endpoints' pods, which are closed therefore.
     SetsExhausted(Vec<ObjectName>),
     /// No number was left for the classes of this many addresses and blocks.
@@ -50,6 +59,15 @@ impl fmt::Display for Problem {
                  {owner}'s, the youngest; check the status of the others",
                 list(others)
             ),
+            Self::SharedService { key: ServiceKey { address, protocol, port }, owner, others } => {
+                write!(
+                    f,
+                    "{protocol} port {port} of {address} is claimed by Service {owner} and also \
+                     by {}; packets to it are judged by the backends of {owner}, the oldest; \
+                     give the others other addresses or ports",
+                    list(others)
+                )
+            }
             Self::SetsExhausted(pods) => write!(
                 f,
                 "too many different combinations of policies on this node: nothing but the \
@@ -111,6 +129,12 @@ impl Compiler {
         names
     }
 
+    /// The Service that is reached there; `None` also while Services are not followed because no
+    /// endpoint is isolated for egress.
+    pub fn service_name(&self, key: &ServiceKey) -> Option<&ObjectName> {
+        self.engine.services.named(key)
+    }
+
     /// What a person should look at.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = Vec::new();
@@ -121,6 +145,12 @@ impl Compiler {
             others.sort();
             problems.push(Problem::SharedAddress { address, owner: owner.clone(), others });
         }
+        let shared = self.engine.services.contested();
+        problems.extend(shared.map(|(key, owner, others)| Problem::SharedService {
+            key,
+            owner,
+            others,
+        }));
         problems.sort();
         if !self.unnumbered.is_empty() {
             let pods = self.unnumbered.iter().map(|id| self.endpoints[id].name.clone());

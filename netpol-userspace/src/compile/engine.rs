@@ -12,8 +12,9 @@ use super::atoms::{Atom, AtomId, Atoms};
 use super::classes::{Classes, UNNUMBERED};
 use super::ports::row_covers;
 use super::rows::{SharedPorts, add_fresh};
+use super::services::{Changed, Services};
 use super::sets::Sets;
-use super::{ClassId, Plan, SetId, Step};
+use super::{Backend, ClassId, Plan, ServiceKey, SetId, Step, Verdict};
 use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
 
 /// From how many new selectors on over many namespaces all pods are looked at once, instead of
@@ -30,6 +31,7 @@ pub(super) struct Engine {
     pub sets: Sets,
     pub classes: Classes,
     pub addresses: Addresses,
+    pub services: Services,
     /// The sorted atoms of each pod that satisfies any.
     held: FxHashMap<ObjectName, Box<[AtomId]>>,
     shared: SharedPorts,
@@ -80,6 +82,7 @@ impl Engine {
             sets: Sets::new(last_set),
             classes: Classes::new(last_class),
             addresses: Addresses::default(),
+            services: Services::default(),
             held: FxHashMap::default(),
             shared: SharedPorts::default(),
             unnumbered: BTreeSet::new(),
@@ -217,6 +220,53 @@ impl Engine {
         shrunk
     }
 
+    /// Takes the Services that changed and those with backends that moved into account.
+    pub fn update_services(&mut self, cluster: &Cluster, moves: &[Move]) -> Vec<Changed> {
+        self.services.update(cluster, &self.addresses, moves.iter().map(|moved| moved.block))
+    }
+
+    /// Those of `sets` by which some Service may be reached less after these changes.
+    pub fn sets_shrunk_by(
+        &self,
+        changes: &[Changed],
+        sets: impl IntoIterator<Item = SetId>,
+    ) -> FxHashSet<SetId> {
+        let mut shrunk: FxHashSet<SetId> = sets.into_iter().collect();
+        shrunk.retain(|&set| {
+            changes.iter().any(|Changed { key, old, new }| {
+                let verdict = |backends: &Option<_>| self.verdict(set, *key, backends.as_deref());
+                match (verdict(old), verdict(new)) {
+                    // Which backends are allowed may differ.
+                    (Verdict::Mixed, Verdict::Mixed) => true,
+                    (old, new) => new < old,
+                }
+            })
+        });
+        shrunk
+    }
+
+    /// What a set says of packets to a key, with these backends or, without a Service there, by
+    /// its address.
+    fn verdict(&self, set: SetId, key: ServiceKey, backends: Option<&[Backend]>) -> Verdict {
+        let Some(set) = self.sets.get(set) else { return Verdict::Allowed };
+        let allows =
+            |class, port| set.row(class).is_some_and(|row| row.allows(key.protocol.number(), port));
+        match backends {
+            Some(backends) => {
+                Verdict::of_backends(backends.iter().map(|to| allows(to.class, to.port)))
+            }
+            None => {
+                let class = self.addresses.effective_class(IpNet::from(key.address));
+                Verdict::of_backends([allows(class, key.port)])
+            }
+        }
+    }
+
+    /// Whether some Service has no backend.
+    pub fn has_empty_service(&self) -> bool {
+        self.services.stored().values().any(|backends| backends.is_empty())
+    }
+
     /// Whether an endpoint whose set changes from `old` to `new` may do no less than before.
     pub fn set_covers(&self, new: SetId, old: SetId) -> bool {
         if new == old || new == SetId::NONE {
@@ -251,6 +301,7 @@ impl Engine {
             true => FxHashSet::default(),
             false => self.shrunk_sets(&moves),
         };
+        plan.extend(self.update_services(cluster, &moves).iter().map(Changed::step));
         for (id, sets) in self.classes.take_dead(&mut self.atoms) {
             for set in sets {
                 removed.push(Step::RemoveRow(set, id));

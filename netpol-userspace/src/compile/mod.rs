@@ -17,6 +17,7 @@ mod lookup;
 pub mod plan;
 mod ports;
 mod rows;
+mod services;
 mod sets;
 mod settle;
 mod strings;
@@ -159,7 +160,7 @@ impl Compiler {
             classes: self.engine.addresses.classes().collect(),
             rows: rows.collect(),
             endpoints: self.endpoints.iter().map(|(&id, endpoint)| (id, endpoint.sets)).collect(),
-            services: std::collections::BTreeMap::new(),
+            services: self.engine.services.stored().clone(),
         }
     }
 

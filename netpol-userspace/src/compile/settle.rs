@@ -1,12 +1,16 @@
 //! From what changes touched to a plan: the order of steps that keeps every intermediate verdict
-//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms), then
-//! endpoints, then flows, then garbage (new sets cannot see old atoms).
+//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms), Services
+//! with the new classes of their backends, then endpoints, then flows, then garbage (new sets
+//! cannot see old atoms). A Service that is gone is taken away before flows are judged again, like
+//! any other change of a verdict; as garbage go all of them at once when no endpoint is isolated
+//! for egress any more.
 
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashSet;
 
 use super::engine::steps;
+use super::services::Changed;
 use super::{
     Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets,
 };
@@ -24,13 +28,26 @@ impl Compiler {
             dirty.endpoints.iter().map(|&id| (id, self.compile_endpoint(id))).collect();
         let (mut plan, moves) = self.engine.advance(&self.cluster, dirty.touched);
         plan.extend(steps(&moves));
-        let mut rejudge = self.users(&self.engine.shrunk_sets(&moves));
+        if self.isolates_egress() || switches.iter().any(|(_, sets)| sets.egress != SetId::NONE) {
+            self.engine.services.activate(&self.cluster);
+        }
+        let services = self.engine.update_services(&self.cluster, &moves);
+        plan.extend(services.iter().map(Changed::step));
+        let mut shrunk = self.engine.shrunk_sets(&moves);
+        if !services.is_empty() {
+            let egress_sets = self.endpoints.values().map(|endpoint| endpoint.sets.egress);
+            shrunk.extend(self.engine.sets_shrunk_by(&services, egress_sets));
+        }
+        let mut rejudge = self.users(&shrunk);
         for (id, sets) in switches {
             if self.switch(id, sets, &mut plan) {
                 rejudge.insert(id);
             }
         }
         plan.extend(rejudge_step(rejudge));
+        if !self.isolates_egress() {
+            plan.extend(self.engine.services.deactivate());
+        }
         let (garbage, shrunk) = self.engine.collect_garbage(&self.cluster);
         plan.extend(garbage);
         plan.extend(rejudge_step(self.users(&shrunk)));
@@ -47,6 +64,10 @@ impl Compiler {
         };
         let users = self.endpoints.iter().filter(|(_, endpoint)| uses(endpoint));
         users.map(|(&id, _)| id).collect()
+    }
+
+    fn isolates_egress(&self) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
     }
 
     /// The sets that an endpoint should have, each with one user more.
@@ -85,8 +106,13 @@ impl Compiler {
         if old != new || is_first {
             plan.push(Step::SetEndpoint(id, new));
         }
-        let covers = self.engine.set_covers(new.ingress, old.ingress)
+        let mut covers = self.engine.set_covers(new.ingress, old.ingress)
             && self.engine.set_covers(new.egress, old.egress);
+        if old.egress == SetId::NONE && new.egress != SetId::NONE {
+            // To a Service without backends nothing is allowed, not even by a set that allows
+            // everything.
+            covers &= !self.engine.has_empty_service();
+        }
         self.engine.sets.release(old.ingress);
         self.engine.sets.release(old.egress);
         !covers

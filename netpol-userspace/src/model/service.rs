@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::{ObjectName, Protocol, Str};
 
-/// A Service that has addresses of its own. A headless or ExternalName Service is stored without
-/// any.
+/// A Service that has addresses of its own. A headless or ExternalName Service has neither
+/// addresses nor ports here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
@@ -59,7 +59,8 @@ impl AddressFamily {
 pub struct EndpointSlice {
     /// Namespace and name.
     pub id: ObjectName,
-    /// The Service it belongs to, in its own namespace (label `kubernetes.io/service-name`).
+    /// The Service it belongs to, in its own namespace (label `kubernetes.io/service-name`); empty
+    /// if to none.
     pub service: Str,
     /// The family of all its addresses.
     pub family: AddressFamily,

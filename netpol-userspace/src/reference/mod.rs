@@ -13,11 +13,14 @@
 //! protocols other than TCP, UDP and SCTP match rules without ports only.
 //!
 //! What depends on more than addresses is not judged here: the pod's own node (always admitted),
-//! replies and ICMP errors of allowed flows, neighbour discovery, Service addresses.
+//! replies and ICMP errors of allowed flows, neighbour discovery. Service addresses are judged in
+//! [`services`].
 
 pub mod generate;
 mod labels;
 mod range;
+pub mod service_world;
+pub mod services;
 pub mod world;
 
 use std::net::IpAddr;

@@ -1,13 +1,14 @@
 //! What the files together say, against what was sent before: problems and changes. Pure; must
 //! never forget an object because its file is unreadable just now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Event;
 use super::convert::{self, Problem};
 use super::parse::{Contents, Key, Object};
-use crate::model::{Change, Namespace, Pod, Policy, Str};
+use super::slices::{self, Condition, Selecting};
+use crate::model::{Change, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Service, Str};
 
 /// What is known of one file, by its path.
 #[derive(Debug, Clone)]
@@ -26,13 +27,26 @@ enum Model {
     Namespace(Namespace),
     Pod(Pod),
     Policy(Policy),
+    Service(Service),
+    Slice(EndpointSlice),
+    Node(Node),
 }
 
 #[derive(Debug, Clone)]
 struct InForce {
     model: Model,
-    /// The file it comes from; `None` for a namespace that is only referred to.
+    /// What else of it decides who is a backend of a Service.
+    aside: Aside,
+    /// The file it comes from; `None` for a namespace that is only referred to and for a derived
+    /// slice.
     file: Option<Str>,
+}
+
+#[derive(Debug, Clone)]
+enum Aside {
+    Nothing,
+    Pod(Condition),
+    Service(Arc<Selecting>),
 }
 
 /// The objects in force and the problems known.
@@ -52,6 +66,7 @@ impl Catalog {
         }
         next.keep_what_is_hidden(files);
         next.add_implied_namespaces();
+        next.add_derived_slices();
         let Next { desired, problems, .. } = next;
         let mut events = Vec::new();
         let changes = changes(&self.in_force, &desired);
@@ -125,10 +140,12 @@ impl<'a> Next<'a> {
                     continue;
                 }
                 self.claimed.insert(key.clone(), (path.clone(), title.clone()));
-                let model = entry.object.as_ref().and_then(model);
+                let model = entry.object.as_ref().map(model);
                 let kept = self.before.get(key).filter(|old| old.file.is_some());
                 let found = match model {
-                    Some(model) => Some(InForce { model, file: Some(path.clone()) }),
+                    Some((model, aside)) => {
+                        Some(InForce { model, aside, file: Some(path.clone()) })
+                    }
                     None => kept.cloned(),
                 };
                 if let Some(found) = found {
@@ -169,15 +186,53 @@ impl<'a> Next<'a> {
             .desired
             .keys()
             .filter_map(|key| match key {
-                Key::Namespace(_) => None,
-                Key::Pod(id) | Key::Policy(id) => Some(id.namespace.clone()),
+                Key::Namespace(_) | Key::Node(_) => None,
+                Key::Pod(id) | Key::Policy(id) | Key::Service(id) | Key::Slice(id) => {
+                    Some(id.namespace.clone())
+                }
             })
             .collect();
         for name in names {
             self.desired.entry(Key::Namespace(name.clone())).or_insert_with(|| InForce {
                 model: Model::Namespace(convert::named_namespace(&name, [])),
+                aside: Aside::Nothing,
                 file: None,
             });
+        }
+    }
+
+    /// A Service with a selector of which no file has a slice gets those that a cluster would
+    /// make for it.
+    fn add_derived_slices(&mut self) {
+        let objects = || self.desired.values();
+        let by_hand: BTreeSet<ObjectName> = objects()
+            .filter_map(|object| match &object.model {
+                Model::Slice(slice) => {
+                    Some(ObjectName::new(slice.id.namespace.clone(), slice.service.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        let mut derived = Vec::new();
+        for object in objects() {
+            let (Model::Service(service), Aside::Service(selecting)) =
+                (&object.model, &object.aside)
+            else {
+                continue;
+            };
+            if by_hand.contains(&service.id) {
+                continue;
+            }
+            let pods = objects().filter_map(|object| match (&object.model, &object.aside) {
+                (Model::Pod(pod), Aside::Pod(condition)) => Some((pod, *condition)),
+                _ => None,
+            });
+            derived.extend(slices::derive(service, selecting, pods));
+        }
+        for slice in derived {
+            let key = Key::Slice(slice.id.clone());
+            let (model, aside) = (Model::Slice(slice), Aside::Nothing);
+            self.desired.insert(key, InForce { model, aside, file: None });
         }
     }
 }
@@ -195,16 +250,22 @@ fn entry_message(problems: &[Problem], accepted: bool, kept: bool) -> String {
     }
 }
 
-fn model(object: &Object) -> Option<Model> {
+fn model(object: &Object) -> (Model, Aside) {
     match object {
-        Object::Namespace(_, namespace) => Some(Model::Namespace(namespace.clone())),
-        Object::Pod(_, pod) => Some(Model::Pod(pod.clone())),
-        Object::Policy(_, policy) => Some(Model::Policy(policy.clone())),
-        Object::Unused => None,
+        Object::Namespace(_, namespace) => (Model::Namespace(namespace.clone()), Aside::Nothing),
+        Object::Pod(raw, pod) => (Model::Pod(pod.clone()), Aside::Pod(Condition::of(raw))),
+        Object::Policy(_, policy) => (Model::Policy(policy.clone()), Aside::Nothing),
+        Object::Service(raw, service) => {
+            let selecting = Selecting::of(raw).map(Arc::new);
+            (Model::Service(service.clone()), selecting.map_or(Aside::Nothing, Aside::Service))
+        }
+        Object::Slice(_, slice) => (Model::Slice(slice.clone()), Aside::Nothing),
+        Object::Node(_, node) => (Model::Node(node.clone()), Aside::Nothing),
     }
 }
 
-/// Namespaces, pods, policies (the order of keys), then deletions in the opposite order.
+/// Namespaces, nodes, pods, slices, Services, policies (the order of keys), then deletions in the
+/// opposite order.
 fn changes(before: &BTreeMap<Key, InForce>, after: &BTreeMap<Key, InForce>) -> Vec<Change> {
     let different = after
         .iter()
@@ -213,12 +274,18 @@ fn changes(before: &BTreeMap<Key, InForce>, after: &BTreeMap<Key, InForce>) -> V
             Model::Namespace(namespace) => Change::Namespace(namespace),
             Model::Pod(pod) => Change::Pod(pod),
             Model::Policy(policy) => Change::Policy(policy),
+            Model::Service(service) => Change::Service(service),
+            Model::Slice(slice) => Change::EndpointSlice(slice),
+            Model::Node(node) => Change::Node(node),
         });
     let gone = before.iter().rev().filter(|(key, _)| !after.contains_key(*key));
     let gone = gone.map(|(_, old)| match &old.model {
         Model::Namespace(namespace) => Change::NamespaceGone(namespace.name.clone()),
         Model::Pod(pod) => Change::PodGone(pod.id.clone(), Some(pod.uid.clone())),
         Model::Policy(policy) => Change::PolicyGone(policy.id.clone()),
+        Model::Service(service) => Change::ServiceGone(service.id.clone()),
+        Model::Slice(slice) => Change::EndpointSliceGone(slice.id.clone()),
+        Model::Node(node) => Change::NodeGone(node.name.clone()),
     });
     different.chain(gone).collect()
 }
@@ -449,5 +516,62 @@ mod tests {
         assert!(found[0].1.starts_with("used without this: status.podIP: Invalid value:"));
         let pod = world.cluster.pod(&ObjectName::new("default", "p")).unwrap();
         assert!(pod.addresses.is_empty());
+    }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  \
+        clusterIP: 10.96.0.1\n  selector: {app: web}\n  \
+        ports: [{port: 80, targetPort: 8080}]\n---\n";
+
+    fn backend(name: &str, ip: &str, conditions: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\n\
+             status: {{podIP: {ip}, conditions: [{conditions}]}}\n---\n"
+        )
+    }
+
+    fn backends(world: &World) -> Vec<String> {
+        let slices = world.cluster.slices.values().flat_map(BTreeMap::values);
+        let endpoints = slices.flat_map(|slice| {
+            let port = slice.ports[0].port;
+            slice.endpoints.iter().map(move |e| format!("{}:{port} {}", e.addresses[0], e.ready))
+        });
+        endpoints.collect()
+    }
+
+    #[test]
+    fn a_service_with_a_selector_gets_its_slices_from_the_pods() {
+        let mut world = World::default();
+        world.write("service.yaml", SERVICE);
+        assert!(backends(&world).is_empty());
+        assert!(world.cluster.namespaces.contains_key("default"));
+        world.write("a.yaml", &backend("a", "10.0.0.1", ""));
+        assert_eq!(backends(&world), ["10.0.0.1:8080 true"]);
+        let events =
+            world.write("a.yaml", &backend("a", "10.0.0.1", "{type: Ready, status: \"False\"}"));
+        let [Event::Changes(changes)] = &events[..] else { panic!("{events:?}") };
+        assert!(matches!(&changes[..], [Change::EndpointSlice(_)]), "the pod is as it was");
+        assert_eq!(backends(&world), ["10.0.0.1:8080 false"]);
+        world.write("service.yaml", "");
+        assert!(world.cluster.slices.is_empty() && world.cluster.services.is_empty());
+    }
+
+    #[test]
+    fn slices_by_hand_replace_derived_ones() {
+        let mut world = World::default();
+        world.write("a.yaml", &(backend("a", "10.0.0.1", "") + SERVICE));
+        world.write(
+            "slice.yaml",
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}\n\
+             ports: [{port: 9}]\nendpoints: [{addresses: [192.0.2.1]}]\n",
+        );
+        assert_eq!(backends(&world), ["192.0.2.1:9 true"]);
+        // It may still say the same when it can be read again.
+        world.files.insert("slice.yaml".into(), FileState::Unreadable("denied".into()));
+        world.scan();
+        assert_eq!(backends(&world), ["192.0.2.1:9 true"]);
+        world.files.remove("slice.yaml");
+        world.scan();
+        assert_eq!(backends(&world), ["10.0.0.1:8080 true"]);
     }
 }

@@ -13,8 +13,10 @@ use super::validate;
 use crate::model::{Labels, NamedPort, Namespace, ObjectName, Pod, Protocol, Str};
 
 mod policy;
+mod service;
 
 pub use policy::{policy, stored_policy};
+pub use service::{SERVICE_NAME_LABEL, endpoint_slice, node, service};
 
 /// The label that every namespace carries.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -83,7 +85,12 @@ pub fn namespace_problems(object: &core::Namespace) -> Vec<Problem> {
     metadata_problems(&object.metadata, validate::dns_label)
 }
 
-/// What the API server refuses in the metadata of a pod or a policy.
+/// What the API server refuses in the metadata of a node.
+pub fn node_problems(object: &core::Node) -> Vec<Problem> {
+    metadata_problems(&object.metadata, validate::dns_subdomain)
+}
+
+/// What the API server refuses in the metadata of an object that is in a namespace.
 pub fn namespaced_problems(metadata: &ObjectMeta) -> Vec<Problem> {
     let mut problems = metadata_problems(metadata, validate::dns_subdomain);
     let namespace = object_name(metadata).namespace;
@@ -145,7 +152,7 @@ pub fn pod(object: &core::Pod) -> (Pod, Vec<Problem>) {
     let pod = Pod {
         uid: pod_uid(&id, object.metadata.uid.as_deref()),
         labels: labels(object.metadata.labels.as_ref()),
-        node: spec.and_then(|spec| node(spec.node_name.as_deref())),
+        node: spec.and_then(|spec| pod_node(spec.node_name.as_deref())),
         addresses,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         finished: is_finished(phase),
@@ -169,7 +176,7 @@ pub fn is_finished(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn node(name: Option<&str>) -> Option<Str> {
+fn pod_node(name: Option<&str>) -> Option<Str> {
     name.filter(|name| !name.is_empty()).map(Str::from)
 }
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::Event;
@@ -26,6 +27,12 @@ pub struct Loaded {
     pub pods: Vec<Pod>,
     /// The policies in force, as they were written.
     pub policies: Vec<NetworkPolicy>,
+    /// The Services, as they were written.
+    pub services: Vec<Service>,
+    /// The EndpointSlices, as they were written (not those that are derived from selectors).
+    pub slices: Vec<EndpointSlice>,
+    /// The nodes, as they were written.
+    pub nodes: Vec<Node>,
     /// All of it as policy sees it, with the namespaces that are only referred to.
     pub cluster: Cluster,
     /// What cannot be used, and why: object or file, and message.
@@ -51,7 +58,10 @@ pub fn load_dir(dir: &Path) -> anyhow::Result<Loaded> {
                 Some(Object::Namespace(raw, _)) => loaded.namespaces.push((**raw).clone()),
                 Some(Object::Pod(raw, _)) => loaded.pods.push((**raw).clone()),
                 Some(Object::Policy(raw, _)) => loaded.policies.push((**raw).clone()),
-                Some(Object::Unused) | None => {}
+                Some(Object::Service(raw, _)) => loaded.services.push((**raw).clone()),
+                Some(Object::Slice(raw, _)) => loaded.slices.push((**raw).clone()),
+                Some(Object::Node(raw, _)) => loaded.nodes.push((**raw).clone()),
+                None => {}
             }
         }
     }

@@ -13,7 +13,9 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc};
 
-use super::slim::{GuardedPolicy, SlimNamespace, SlimPod};
+use super::slim::{
+    GuardedPolicy, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod, SlimService,
+};
 use super::{Event, Handle};
 
 mod barrier;
@@ -22,7 +24,7 @@ mod seen;
 mod tracker;
 
 use barrier::Barrier;
-use seen::{Kind, Seen};
+use seen::{Kind, N_KINDS, Seen};
 use tracker::Tracker;
 
 /// How long a barrier may take before it is given up.
@@ -110,7 +112,7 @@ impl Out {
 }
 
 struct Source {
-    trackers: [Tracker; 3],
+    trackers: [Tracker; N_KINDS],
     barrier: Barrier,
     asked: Arc<AtomicU64>,
     out: Out,
@@ -163,6 +165,9 @@ impl Source {
             Input::Delete(seen) => tracker.is_gone(&seen, &mut self.out),
             Input::Watching => self.out.resolved(&watch),
             Input::Failed(error) => {
+                if kind.without().is_some() && observed::is_forbidden(&error) {
+                    tracker.is_denied();
+                }
                 if let Some(message) = observed::explain(kind, &error) {
                     self.out.problem(watch, message);
                 }
@@ -177,6 +182,9 @@ fn watch(kind: Kind, client: Client) -> Inputs {
         Kind::Namespace => watch_as::<SlimNamespace>(kind, client),
         Kind::Pod => watch_as::<SlimPod>(kind, client),
         Kind::Policy => watch_as::<GuardedPolicy>(kind, client),
+        Kind::Service => watch_as::<SlimService>(kind, client),
+        Kind::EndpointSlice => watch_as::<SlimEndpointSlice>(kind, client),
+        Kind::Node => watch_as::<SlimNode>(kind, client),
     }
 }
 

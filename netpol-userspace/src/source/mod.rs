@@ -19,6 +19,7 @@ pub mod manifests;
 
 pub mod parse;
 pub mod schema;
+pub mod slices;
 pub mod slim;
 pub mod validate;
 

@@ -1,7 +1,8 @@
 //! The text of one manifest file -> Kubernetes objects and their model. Pure; must never touch
 //! the file system, and never let an object disappear without a problem that names it.
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::Value;
 
@@ -31,8 +32,14 @@ impl Contents {
 pub enum Key {
     /// A namespace.
     Namespace(Str),
+    /// A node.
+    Node(Str),
     /// A pod.
     Pod(ObjectName),
+    /// An EndpointSlice.
+    Slice(ObjectName),
+    /// A Service.
+    Service(ObjectName),
     /// A NetworkPolicy.
     Policy(ObjectName),
 }
@@ -62,8 +69,12 @@ pub enum Object {
     Pod(Box<Pod>, model::Pod),
     /// A NetworkPolicy.
     Policy(Box<NetworkPolicy>, model::Policy),
-    /// A Service, EndpointSlice or Node: read, not used yet.
-    Unused,
+    /// A Service.
+    Service(Box<Service>, model::Service),
+    /// An EndpointSlice.
+    Slice(Box<EndpointSlice>, model::EndpointSlice),
+    /// A node.
+    Node(Box<Node>, model::Node),
 }
 
 /// Reads a file. Its name only tells JSON from YAML.
@@ -199,8 +210,9 @@ fn entry(kind: Option<&str>, version: Option<&str>, value: Value, line: usize) -
         "Namespace" => (Some(Key::Namespace(name.into())), "v1"),
         "Pod" => (Some(Key::Pod(id.clone())), "v1"),
         "NetworkPolicy" => (Some(Key::Policy(id.clone())), "networking.k8s.io/v1"),
-        "Service" | "Node" => (None, "v1"),
-        "EndpointSlice" => (None, "discovery.k8s.io/v1"),
+        "Service" => (Some(Key::Service(id.clone())), "v1"),
+        "Node" => (Some(Key::Node(name.into())), "v1"),
+        "EndpointSlice" => (Some(Key::Slice(id.clone())), "discovery.k8s.io/v1"),
         _ => return unused_kind(kind, version, &id, line),
     };
     let title = match kind {
@@ -208,22 +220,20 @@ fn entry(kind: Option<&str>, version: Option<&str>, value: Value, line: usize) -
         _ => format!("{kind} {id}"),
     };
     // A name that is missing or no string says nothing about which object this is.
-    let used = key.is_some();
+    let own = matches!(kind, "Namespace" | "Pod" | "NetworkPolicy");
     let key = key.filter(|_| !name.is_empty());
     if version != expected {
         let message =
             format!("no matches for kind \"{kind}\" in version \"{version}\" (use {expected})");
         let problem = Problem::new("apiVersion", message);
         // Kinds of other products that share a name (Knative's Service) concern nobody here.
-        return used.then(|| Entry { key, ..Entry::unknown(title, line, problem) });
+        let concerns = own || version.starts_with("discovery.k8s.io/");
+        return concerns.then(|| Entry { key, ..Entry::unknown(title, line, problem) });
     }
     let (object, problems) = match object(kind, value) {
         Ok((object, problems)) => (Some(object), problems),
         Err(problems) => (None, problems),
     };
-    if matches!(object, Some(Object::Unused)) {
-        return None;
-    }
     Some(Entry { title, line, key, object, problems })
 }
 
@@ -293,13 +303,26 @@ fn object(kind: &str, mut value: Value) -> Accepted {
             Ok((Object::Namespace(Box::new(namespace), model), Vec::new()))
         }
         "Service" => {
-            typed::<k8s_openapi::api::core::v1::Service>(value).map(|_| (Object::Unused, vec![]))
+            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
+            let service: Service = typed(value)?;
+            refuse(convert::namespaced_problems(&service.metadata))?;
+            let (model, problems) = convert::service(&service);
+            Ok((Object::Service(Box::new(service), model), problems))
         }
         "Node" => {
-            typed::<k8s_openapi::api::core::v1::Node>(value).map(|_| (Object::Unused, vec![]))
+            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
+            let node: Node = typed(value)?;
+            refuse(convert::node_problems(&node))?;
+            let (model, problems) = convert::node(&node);
+            Ok((Object::Node(Box::new(node), model), problems))
         }
-        _ => typed::<k8s_openapi::api::discovery::v1::EndpointSlice>(value)
-            .map(|_| (Object::Unused, vec![])),
+        _ => {
+            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
+            let slice: EndpointSlice = typed(value)?;
+            refuse(convert::namespaced_problems(&slice.metadata))?;
+            let (model, problems) = convert::endpoint_slice(&slice);
+            Ok((Object::Slice(Box::new(slice), model), problems))
+        }
     }
 }
 

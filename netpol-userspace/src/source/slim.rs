@@ -18,6 +18,10 @@ use serde::de::{
 use super::convert::{self, PortCollector, Problem};
 use crate::model::{self, Labels, Str};
 
+mod service;
+
+pub use service::{Read, SlimEndpointSlice, SlimNode, SlimService};
+
 /// A pod, without everything that policy does not depend on.
 #[derive(Debug, Clone, Resource)]
 #[resource(inherit = Pod)]

@@ -66,6 +66,7 @@ impl Server {
         let app = Router::new()
             .route("/api/v1/{resource}", get(answer))
             .route("/apis/networking.k8s.io/v1/{resource}", get(answer))
+            .route("/apis/discovery.k8s.io/v1/{resource}", get(answer))
             .with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         server

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, try_join};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
@@ -16,8 +17,8 @@ use kube::{Api, Client};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::Out;
-use super::observed::chain;
-use super::seen::{self, Kind};
+use super::observed::{chain, is_forbidden_request};
+use super::seen::{self, Kind, N_KINDS};
 use super::tracker::{Listed, Tracker};
 use crate::model::ObjectName;
 use crate::source::Event;
@@ -27,7 +28,8 @@ const OBJECT: &str = "read the API server";
 /// meanwhile); doubled each time.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-type Lists = [Listed; 3];
+/// In the order of [`Kind::ALL`].
+type Lists = [Listed; N_KINDS];
 
 /// Barriers that were asked for, one round at a time; a round serves all that came before it.
 pub struct Barrier {
@@ -47,8 +49,8 @@ struct Round {
 }
 
 enum Stage {
-    Reading(BoxFuture<'static, Result<Lists, String>>),
-    Read(Result<Lists, String>),
+    Reading(BoxFuture<'static, Result<Box<Lists>, String>>),
+    Read(Result<Box<Lists>, String>),
     /// Until the next read; with what was read being awaited, or after an error.
     Waiting(Pin<Box<Sleep>>),
     Waited,
@@ -74,7 +76,7 @@ impl Barrier {
     }
 
     /// Goes on as far as possible without waiting.
-    pub fn step(&mut self, asked: u64, trackers: &mut [Tracker; 3], out: &mut Out) {
+    pub fn step(&mut self, asked: u64, trackers: &mut [Tracker; N_KINDS], out: &mut Out) {
         loop {
             let Some(round) = &mut self.round else {
                 if asked <= self.answered {
@@ -144,7 +146,7 @@ impl Round {
         self.stage = Stage::Waiting(Box::pin(sleep(wait)));
     }
 
-    fn failure(&self, limit: Duration, trackers: &[Tracker; 3]) -> String {
+    fn failure(&self, limit: Duration, trackers: &[Tracker; N_KINDS]) -> String {
         let what = match &self.error {
             Some(error) => error.clone(),
             None => {
@@ -163,17 +165,20 @@ fn read(
     client: &Client,
     node: &str,
     deadline: Instant,
-) -> BoxFuture<'static, Result<Lists, String>> {
+) -> BoxFuture<'static, Result<Box<Lists>, String>> {
     let pods = ListParams::default().fields(&format!("spec.nodeName={node}"));
     let client = client.clone();
     let lists = async move {
         let all = ListParams::default();
-        let (namespaces, pods, policies) = try_join!(
-            list::<Namespace>(&client, &all),
-            list::<Pod>(&client, &pods),
-            list::<NetworkPolicy>(&client, &all),
+        let (namespaces, pods, policies, services, slices, nodes) = try_join!(
+            list::<Namespace>(&client, &all, Kind::Namespace),
+            list::<Pod>(&client, &pods, Kind::Pod),
+            list::<NetworkPolicy>(&client, &all, Kind::Policy),
+            list::<Service>(&client, &all, Kind::Service),
+            list::<EndpointSlice>(&client, &all, Kind::EndpointSlice),
+            list::<Node>(&client, &all, Kind::Node),
         )?;
-        Ok([namespaces, pods, policies])
+        Ok(Box::new([namespaces, pods, policies, services, slices, nodes]))
     };
     async move {
         match tokio::time::timeout_at(deadline, lists).await {
@@ -184,12 +189,19 @@ fn read(
     .boxed()
 }
 
-async fn list<K>(client: &Client, params: &ListParams) -> Result<Listed, String>
+/// What is to be awaited of a kind: of one that may not be listed and can be done without,
+/// nothing.
+async fn list<K>(client: &Client, params: &ListParams, kind: Kind) -> Result<Listed, String>
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug,
 {
     let api = Api::<PartialObjectMeta<K>>::all(client.clone());
-    let list = api.list(params).await.map_err(|error| chain(&error))?;
+    let list = match api.list(params).await {
+        Err(error) if kind.without().is_some() && is_forbidden_request(&error) => {
+            return Ok(Listed::default());
+        }
+        list => list.map_err(|error| chain(&error))?,
+    };
     let version = seen::parse_version(list.metadata.resource_version.as_deref());
     let mut objects = HashMap::new();
     for object in &list.items {

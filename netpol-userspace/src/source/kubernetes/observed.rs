@@ -76,7 +76,23 @@ pub fn explain(kind: Kind, error: &watcher::Error) -> Option<String> {
         }
         watcher::Error::NoResourceVersion => "an answer has no resourceVersion".to_owned(),
     };
-    Some(format!("{message}; what is in force stays, retrying"))
+    Some(match kind.without().filter(|_| is_forbidden(error)) {
+        Some(effect) => format!(
+            "{message}; policies are enforced without them: {effect}; those known before stay, \
+             retrying"
+        ),
+        None => format!("{message}; what is in force stays, retrying"),
+    })
+}
+
+/// Whether the API server does not let this be listed, or does not know it.
+pub fn is_forbidden(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(error) if is_forbidden_request(error))
+}
+
+/// Likewise, of a single request.
+pub fn is_forbidden_request(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404))
 }
 
 fn explain_request(kind: Kind, verb: &str, error: &kube::Error) -> Option<String> {
@@ -135,7 +151,9 @@ mod tests {
             ("/apis/networking.k8s.io/v1/networkpolicies?x=y&watch=true", Some(Kind::Policy)),
             ("/api/v1/pods?limit=500", None),
             ("/api/v1/pods", None),
-            ("/api/v1/nodes?watch=true", None),
+            ("/api/v1/nodes?watch=true", Some(Kind::Node)),
+            ("/apis/discovery.k8s.io/v1/endpointslices?watch=true", Some(Kind::EndpointSlice)),
+            ("/api/v1/secrets?watch=true", None),
         ];
         for (uri, kind) in table {
             assert_eq!(watched(&uri.parse().expect("a URI")), kind, "{uri}");

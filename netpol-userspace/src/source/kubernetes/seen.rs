@@ -5,7 +5,9 @@ use kube::api::ObjectMeta;
 
 use crate::model::{Change, ObjectName, Str};
 use crate::source::convert::{self, Problem};
-use crate::source::slim::{GuardedPolicy, SlimNamespace, SlimPod};
+use crate::source::slim::{
+    GuardedPolicy, Read, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod, SlimService,
+};
 
 /// The kinds that are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,11 +18,21 @@ pub enum Kind {
     Pod = 1,
     /// NetworkPolicies.
     Policy = 2,
+    /// Services.
+    Service = 3,
+    /// EndpointSlices.
+    EndpointSlice = 4,
+    /// Nodes.
+    Node = 5,
 }
+
+/// How many kinds there are.
+pub const N_KINDS: usize = Kind::ALL.len();
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Namespace, Self::Pod, Self::Policy];
+    pub const ALL: [Self; 6] =
+        [Self::Namespace, Self::Pod, Self::Policy, Self::Service, Self::EndpointSlice, Self::Node];
 
     /// The name of the resource in URLs and roles.
     pub fn resource(self) -> &'static str {
@@ -28,6 +40,25 @@ impl Kind {
             Self::Namespace => "namespaces",
             Self::Pod => "pods",
             Self::Policy => "networkpolicies",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::Node => "nodes",
+        }
+    }
+
+    /// Of a kind that policies can be enforced without: what happens then.
+    pub fn without(self) -> Option<&'static str> {
+        match self {
+            Self::Namespace | Self::Pod | Self::Policy => None,
+            Self::Service => Some(
+                "packets to Service addresses are judged by these addresses instead of by the \
+                 Services' backends",
+            ),
+            Self::EndpointSlice => Some("Services are taken to have no backends"),
+            Self::Node => Some(
+                "packets to node ports are judged by the nodes' addresses instead of by the \
+                 Services' backends",
+            ),
         }
     }
 
@@ -37,6 +68,9 @@ impl Kind {
             Self::Namespace => format!("Namespace {}", id.name),
             Self::Pod => format!("Pod {id}"),
             Self::Policy => format!("NetworkPolicy {id}"),
+            Self::Service => format!("Service {id}"),
+            Self::EndpointSlice => format!("EndpointSlice {id}"),
+            Self::Node => format!("Node {}", id.name),
         }
     }
 
@@ -46,6 +80,9 @@ impl Kind {
             Self::Namespace => Change::NamespaceGone(id.name),
             Self::Pod => Change::PodGone(id, uid),
             Self::Policy => Change::PolicyGone(id),
+            Self::Service => Change::ServiceGone(id),
+            Self::EndpointSlice => Change::EndpointSliceGone(id),
+            Self::Node => Change::NodeGone(id.name),
         }
     }
 }
@@ -53,7 +90,7 @@ impl Kind {
 /// One object in one version.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Its name (of a namespace: in no namespace).
+    /// Its name (of a namespace or node: in no namespace).
     pub id: ObjectName,
     /// Its uid.
     pub uid: Str,
@@ -78,6 +115,15 @@ impl Seen {
         };
         let uid = uid.unwrap_or_else(|| metadata.uid.as_deref().unwrap_or_default().into());
         Self { id, uid, version: version(metadata), node, change, problems }
+    }
+}
+
+impl Seen {
+    fn of_read<T>(metadata: &ObjectMeta, read: Read<T>, change: fn(T) -> Change) -> Self {
+        match read {
+            Ok((model, problems)) => Self::new(metadata, Some(change(model)), problems),
+            Err(error) => Self::new(metadata, None, vec![Problem::new("", error)]),
+        }
     }
 }
 
@@ -116,5 +162,25 @@ impl From<GuardedPolicy> for Seen {
             Err(problems) => (None, problems),
         };
         Self::new(&object.metadata, change, problems)
+    }
+}
+
+impl From<SlimService> for Seen {
+    fn from(object: SlimService) -> Self {
+        Self::of_read(&object.metadata, object.read, Change::Service)
+    }
+}
+
+impl From<SlimEndpointSlice> for Seen {
+    fn from(object: SlimEndpointSlice) -> Self {
+        Self::of_read(&object.metadata, object.read, Change::EndpointSlice)
+    }
+}
+
+impl From<SlimNode> for Seen {
+    fn from(object: SlimNode) -> Self {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let id = ObjectName::new("", name);
+        Self { id, ..Self::of_read(&object.metadata, object.read, Change::Node) }
     }
 }

@@ -13,7 +13,7 @@ use crate::source::convert;
 struct Known {
     uid: Str,
     version: u64,
-    /// Whether a barrier is about it: policies and namespaces, and pods of this node.
+    /// Whether a barrier is about it: of pods only those of this node.
     local: bool,
     /// Whether a version of it was sent.
     sent: bool,
@@ -83,6 +83,12 @@ impl Tracker {
         for id in gone {
             self.remove(&id, out);
         }
+    }
+
+    /// The kind may not be listed, and can be done without: nothing more is to be expected.
+    pub fn is_denied(&mut self) {
+        self.synced = true;
+        self.mentioned = None;
     }
 
     /// An object exists in this version.

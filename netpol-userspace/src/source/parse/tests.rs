@@ -179,9 +179,6 @@ fn kinds_that_policy_does_not_depend_on_are_left_alone() {
         ("apps/v1", "Deployment"),
         ("v1", "ConfigMap"),
         ("v1", "Secret"),
-        ("v1", "Service"),
-        ("v1", "Node"),
-        ("discovery.k8s.io/v1", "EndpointSlice"),
         ("networking.k8s.io/v1", "Ingress"),
         ("serving.knative.dev/v1", "Service"),
         ("example.com/v1", "Widget"),
@@ -204,4 +201,25 @@ fn unknown_fields_of_a_policy_are_refused_as_kubectl_does() {
         convert::join(&entry.problems),
         "unknown field \"spec.ingres\" (did you mean \"ingress\"?)"
     );
+}
+
+#[test]
+fn services_slices_and_nodes_are_read_with_what_is_wrong_in_them() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+        spec: {ports: [{port: 80}, {port: 0}], unknown: 1}\n";
+    let entry = only("a.yaml", service);
+    assert_eq!(entry.key, Some(Key::Service(ObjectName::new("default", "web"))));
+    assert_eq!(entry.problems[0].field, "spec.ports[1].port");
+    let Some(Object::Service(_, model)) = entry.object else { panic!("no Service") };
+    assert_eq!(model.ports.len(), 1);
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n";
+    assert_eq!(only("a.yaml", node).key, Some(Key::Node("n1".into())));
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\n\
+        addressType: IPv4\nendpoints: 5\n";
+    let entry = only("a.yaml", slice);
+    assert_eq!(entry.key, Some(Key::Slice(ObjectName::new("default", "s"))));
+    assert!(entry.object.is_none() && !entry.problems.is_empty());
+    let old = slice.replace("/v1\n", "/v1beta1\n");
+    let problems = convert::join(&only("a.yaml", &old).problems);
+    assert!(problems.contains("use discovery.k8s.io/v1"), "{problems}");
 }

@@ -1,0 +1,333 @@
+//! Services: which addresses and ports lead to which classes of backends. Derived only while some
+//! endpoint is isolated for egress, since nobody else asks. Must never look at a Service's
+//! selector: who its backends are is said by EndpointSlices alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+
+use super::addresses::Addresses;
+use super::{Backend, ServiceKey, Step};
+use crate::model::{AddressFamily, Cluster, EndpointSlice, ObjectName, Service, ServicePort, Str};
+
+/// Where packets of a Service port may end up: addresses and ports, sorted and distinct.
+type Targets = Arc<[(IpAddr, u16)]>;
+
+/// All Services that have addresses, while they are needed.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    active: bool,
+    known: BTreeMap<ObjectName, Derived>,
+    /// Names of the slices of each Service.
+    slices: FxHashMap<ObjectName, BTreeSet<Str>>,
+    /// Who claims a key.
+    claims: FxHashMap<ServiceKey, Vec<ObjectName>>,
+    /// Keys with more than one claimant.
+    contested: BTreeSet<ServiceKey>,
+    /// The Services that have a backend with this address.
+    by_address: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    /// Services to look at again.
+    touched: BTreeSet<ObjectName>,
+    /// What the tables hold.
+    stored: BTreeMap<ServiceKey, Arc<[Backend]>>,
+}
+
+/// What follows from one Service and its slices.
+#[derive(Debug, Default)]
+struct Derived {
+    created: i64,
+    fronts: Vec<Front>,
+}
+
+/// One port of a Service in one address family.
+#[derive(Debug)]
+struct Front {
+    /// Sorted.
+    keys: Vec<ServiceKey>,
+    targets: Targets,
+    backends: Arc<[Backend]>,
+}
+
+/// What changed for packets to one key; `None`: no Service there.
+#[derive(Debug)]
+pub(super) struct Changed {
+    pub key: ServiceKey,
+    pub old: Option<Arc<[Backend]>>,
+    pub new: Option<Arc<[Backend]>>,
+}
+
+impl Changed {
+    /// The step that makes it so.
+    pub fn step(&self) -> Step {
+        match &self.new {
+            Some(backends) => Step::SetService(self.key, backends.clone()),
+            None => Step::ClearService(self.key),
+        }
+    }
+}
+
+impl Services {
+    /// Starts, or goes on, to follow Services.
+    pub fn activate(&mut self, cluster: &Cluster) {
+        if std::mem::replace(&mut self.active, true) {
+            return;
+        }
+        for slice in cluster.slices.values().flat_map(BTreeMap::values) {
+            self.slices.entry(owner_of(slice)).or_default().insert(slice.id.name.clone());
+        }
+        let services = cluster.services.values().flat_map(BTreeMap::values);
+        self.touched.extend(services.map(|service| service.id.clone()));
+    }
+
+    /// Forgets everything, until the next activation; returns the steps that clear the tables.
+    pub fn deactivate(&mut self) -> Vec<Step> {
+        std::mem::take(self).stored.into_keys().map(Step::ClearService).collect()
+    }
+
+    /// A Service is different.
+    pub fn touch(&mut self, id: ObjectName) {
+        if self.active {
+            self.touched.insert(id);
+        }
+    }
+
+    /// A slice is different.
+    pub fn touch_slice(&mut self, before: Option<&EndpointSlice>, now: Option<&EndpointSlice>) {
+        if !self.active {
+            return;
+        }
+        if let Some(slice) = before
+            && let Some(names) = self.slices.get_mut(&owner_of(slice))
+        {
+            names.remove(&slice.id.name);
+            if names.is_empty() {
+                self.slices.remove(&owner_of(slice));
+            }
+        }
+        if let Some(slice) = now {
+            self.slices.entry(owner_of(slice)).or_default().insert(slice.id.name.clone());
+        }
+        self.touched.extend(before.into_iter().chain(now).map(owner_of));
+    }
+
+    /// A node has other addresses.
+    pub fn touch_nodes(&mut self, cluster: &Cluster) {
+        if self.active {
+            let services = cluster.services.values().flat_map(BTreeMap::values);
+            let with_node_port = services.filter(|s| s.ports.iter().any(|p| p.node_port.is_some()));
+            self.touched.extend(with_node_port.map(|service| service.id.clone()));
+        }
+    }
+
+    /// Works off what was touched, and the blocks that have another class now.
+    pub fn update(
+        &mut self,
+        cluster: &Cluster,
+        addresses: &Addresses,
+        moved: impl Iterator<Item = IpNet>,
+    ) -> Vec<Changed> {
+        let mut keys = BTreeSet::new();
+        let mut stale = std::mem::take(&mut self.touched);
+        for id in &stale {
+            self.derive(id, cluster, &mut keys);
+        }
+        for block in moved {
+            let inside = self.by_address.range(block.network()..=block.broadcast());
+            stale.extend(inside.flat_map(|(_, services)| services.iter().cloned()));
+        }
+        for id in &stale {
+            let fronts = self.known.get_mut(id).map(|derived| &mut derived.fronts);
+            for front in fronts.into_iter().flatten() {
+                let backends = classify(&front.targets, addresses);
+                if *backends != *front.backends {
+                    front.backends = backends;
+                    keys.extend(front.keys.iter().copied());
+                }
+            }
+        }
+        keys.into_iter().filter_map(|key| self.store(key)).collect()
+    }
+
+    /// Brings what is stored for a key up to date.
+    fn store(&mut self, key: ServiceKey) -> Option<Changed> {
+        let new = self.owner(&key).and_then(|owner| self.known.get(owner)).and_then(|derived| {
+            let front =
+                derived.fronts.iter().find(|front| front.keys.binary_search(&key).is_ok())?;
+            Some(front.backends.clone())
+        });
+        let old = match &new {
+            Some(backends) => self.stored.insert(key, backends.clone()),
+            None => self.stored.remove(&key),
+        };
+        (old != new).then_some(Changed { key, old, new })
+    }
+
+    /// Who has a key: the oldest claimant, of equally old ones the one with the smallest name.
+    fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
+        let age = |id: &ObjectName| self.known.get(id).map(|derived| derived.created);
+        self.claims.get(key)?.iter().min_by_key(|id| (age(id), *id))
+    }
+
+    /// Replaces what is known of a Service; adds all its old and new keys to `keys`.
+    fn derive(&mut self, id: &ObjectName, cluster: &Cluster, keys: &mut BTreeSet<ServiceKey>) {
+        if let Some(old) = self.known.remove(id) {
+            self.unlist(id, &old);
+            keys.extend(old.fronts.iter().flat_map(|front| front.keys.iter().copied()));
+        }
+        let Some(service) = cluster.service(id) else { return };
+        let names = self.slices.get(id).into_iter().flatten();
+        let slices: Vec<&EndpointSlice> = names
+            .filter_map(|name| cluster.slices.get(&id.namespace).and_then(|all| all.get(name)))
+            .collect();
+        let fronts = fronts(service, &slices, cluster);
+        if fronts.is_empty() {
+            return;
+        }
+        for front in &fronts {
+            keys.extend(front.keys.iter().copied());
+            for key in &front.keys {
+                let claimants = self.claims.entry(*key).or_default();
+                claimants.push(id.clone());
+                if claimants.len() > 1 {
+                    self.contested.insert(*key);
+                }
+            }
+            for (address, _) in &*front.targets {
+                self.by_address.entry(*address).or_default().insert(id.clone());
+            }
+        }
+        self.known.insert(id.clone(), Derived { created: service.created, fronts });
+    }
+
+    /// Takes a Service out of all indexes.
+    fn unlist(&mut self, id: &ObjectName, derived: &Derived) {
+        for front in &derived.fronts {
+            for key in &front.keys {
+                let Some(claimants) = self.claims.get_mut(key) else { continue };
+                claimants.retain(|claimant| claimant != id);
+                if claimants.len() < 2 {
+                    self.contested.remove(key);
+                }
+                if claimants.is_empty() {
+                    self.claims.remove(key);
+                }
+            }
+            for (address, _) in &*front.targets {
+                let Some(services) = self.by_address.get_mut(address) else { continue };
+                services.remove(id);
+                if services.is_empty() {
+                    self.by_address.remove(address);
+                }
+            }
+        }
+    }
+
+    /// What the tables should hold.
+    pub fn stored(&self) -> &BTreeMap<ServiceKey, Arc<[Backend]>> {
+        &self.stored
+    }
+
+    /// Who has a stored key.
+    pub fn named(&self, key: &ServiceKey) -> Option<&ObjectName> {
+        self.owner(key)
+    }
+
+    /// Keys with several claimants: who has it, and the others, sorted.
+    pub fn contested(&self) -> impl Iterator<Item = (ServiceKey, ObjectName, Vec<ObjectName>)> {
+        self.contested.iter().filter_map(|key| {
+            let owner = self.owner(key)?.clone();
+            let mut others = self.claims.get(key)?.clone();
+            others.retain(|claimant| *claimant != owner);
+            others.sort();
+            Some((*key, owner, others))
+        })
+    }
+}
+
+/// The Service that a slice belongs to.
+fn owner_of(slice: &EndpointSlice) -> ObjectName {
+    ObjectName { namespace: slice.id.namespace.clone(), name: slice.service.clone() }
+}
+
+/// The ports of a Service in the families that it has. Its cluster IPs tell these: on an external
+/// address or a node's address of another family nobody listens. (A Service from a file may have
+/// no cluster IP; then nothing speaks against either family.)
+fn fronts(service: &Service, slices: &[&EndpointSlice], cluster: &Cluster) -> Vec<Front> {
+    let mut seen = BTreeSet::new();
+    let mut fronts = Vec::new();
+    let mut families: BTreeSet<AddressFamily> =
+        service.cluster_ips.iter().map(|&address| AddressFamily::of(address)).collect();
+    if families.is_empty() {
+        families.extend([AddressFamily::V4, AddressFamily::V6]);
+    }
+    for family in families {
+        for port in &service.ports {
+            let mut keys = keys(service, port, family, cluster);
+            keys.sort_unstable();
+            keys.retain(|key| seen.insert(*key));
+            if !keys.is_empty() {
+                let targets = targets(slices, port, family);
+                fronts.push(Front { keys, targets, backends: Arc::new([]) });
+            }
+        }
+    }
+    fronts
+}
+
+/// Where a port is reached.
+fn keys(
+    service: &Service,
+    port: &ServicePort,
+    family: AddressFamily,
+    cluster: &Cluster,
+) -> Vec<ServiceKey> {
+    let key =
+        |address, port_number| ServiceKey { address, protocol: port.protocol, port: port_number };
+    let own = service.cluster_ips.iter().chain(&service.external);
+    let own = own.map(|&address| key(address, port.port));
+    let on_nodes = port.node_port.into_iter().flat_map(|node_port| {
+        let addresses = cluster.nodes.values().flat_map(|node| &node.addresses);
+        addresses.map(move |&address| key(address, node_port))
+    });
+    own.chain(on_nodes).filter(|key| AddressFamily::of(key.address) == family).collect()
+}
+
+/// Where packets to a port may end up: at the ready backends, or, if none is ready, at those that
+/// still serve while they end, which is what kube-proxy does.
+fn targets(slices: &[&EndpointSlice], port: &ServicePort, family: AddressFamily) -> Targets {
+    let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
+    for slice in slices.iter().filter(|slice| slice.family == family) {
+        let numbers = slice
+            .ports
+            .iter()
+            .filter(|other| other.name == port.name && other.protocol == port.protocol)
+            .map(|other| other.port);
+        for number in numbers {
+            for endpoint in &slice.endpoints {
+                let targets = endpoint.addresses.iter().map(|&address| (address, number));
+                match (endpoint.ready, endpoint.serving) {
+                    (true, _) => ready.extend(targets),
+                    (false, true) => serving.extend(targets),
+                    (false, false) => {}
+                }
+            }
+        }
+    }
+    let chosen = if ready.is_empty() { serving } else { ready };
+    chosen.into_iter().collect()
+}
+
+/// The distinct kinds of backends among some targets.
+fn classify(targets: &[(IpAddr, u16)], addresses: &Addresses) -> Arc<[Backend]> {
+    let kinds: BTreeSet<Backend> = targets
+        .iter()
+        .map(|&(address, port)| {
+            let class = addresses.effective_class(IpNet::from(address));
+            Backend { class, port }
+        })
+        .collect();
+    kinds.into_iter().collect()
+}

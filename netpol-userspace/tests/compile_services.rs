@@ -1,0 +1,615 @@
+//! Services in the compiler: against the reference evaluator on random sequences of events, with
+//! every step of every plan between the old verdict and the new one, and case by case.
+
+mod compile_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use compile_support::{judge, name, namespace, pod, policy, protocol_port};
+use compile_support::{put_namespace, put_pod, put_policy};
+use k8s_openapi::api::core::v1::Pod;
+use netpol_userspace::compile::{
+    Compiler, EndpointId, Plan, Problem, ServiceKey, Step, Tables, Verdict,
+};
+use netpol_userspace::model::{Change, Direction, ObjectName, Protocol};
+use netpol_userspace::reference::generate::Rng;
+use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
+use netpol_userspace::reference::services::Answer;
+use netpol_userspace::reference::world::{Event, Probe, Size, World};
+use netpol_userspace::source::convert;
+use serde_json::json;
+
+fn change(event: &Event) -> Change {
+    match event {
+        Event::Namespace(object) => put_namespace(object),
+        Event::NamespaceGone(object) => {
+            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
+        }
+        Event::Pod(object) => put_pod(object),
+        Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
+        Event::Policy(object) => put_policy(object),
+        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
+    }
+}
+
+fn service_change(event: &ServiceEvent) -> Change {
+    match event {
+        ServiceEvent::Service(object) => {
+            let (service, problems) = convert::service(object);
+            assert_eq!(problems, [], "the generator made an invalid Service");
+            Change::Service(service)
+        }
+        ServiceEvent::ServiceGone(object) => {
+            Change::ServiceGone(convert::object_name(&object.metadata))
+        }
+        // Ports without a number are valid, and a problem.
+        ServiceEvent::Slice(object) => Change::EndpointSlice(convert::endpoint_slice(object).0),
+        ServiceEvent::SliceGone(object) => {
+            Change::EndpointSliceGone(convert::object_name(&object.metadata))
+        }
+        ServiceEvent::Node(object) => Change::Node(convert::node(object).0),
+        ServiceEvent::NodeGone(object) => {
+            Change::NodeGone(object.metadata.name.clone().unwrap_or_default().into())
+        }
+    }
+}
+
+/// One thing that happens to a compiler.
+#[derive(Debug, Clone)]
+enum Action {
+    Event(Box<Event>),
+    Service(Box<ServiceEvent>),
+    AddEndpoint(EndpointId, String),
+    RemoveEndpoint(EndpointId),
+    Batch(Vec<Event>, Vec<ServiceEvent>),
+}
+
+fn actions(seed: u64, size: Size, n_services: usize, n_actions: usize) -> Vec<Action> {
+    let mut rng = Rng::new(seed);
+    let (mut world, mut services) = (World::empty(size), ServiceWorld::default());
+    let mut actions = Vec::new();
+    for number in 0..n_actions {
+        let id = EndpointId(u16::try_from(1 + rng.below(5)).expect("small"));
+        let batch = |world: &mut World, services: &mut ServiceWorld, rng: &mut Rng, n: usize| {
+            let events = (0..n).map(|_| world.step(rng)).collect();
+            let pods = pod_addresses(world);
+            Action::Batch(events, (0..n).map(|_| services.step(rng, n_services, &pods)).collect())
+        };
+        actions.push(match rng.below(14) {
+            _ if number == 0 => batch(&mut world, &mut services, &mut rng, 40),
+            0..3 => Action::AddEndpoint(id, format!("pod{}", rng.below(size.pods))),
+            3 if rng.chance(50) => Action::RemoveEndpoint(id),
+            4 => {
+                let n = 1 + rng.below(3);
+                batch(&mut world, &mut services, &mut rng, n)
+            }
+            5..9 => Action::Event(Box::new(world.step(&mut rng))),
+            _ => Action::Service(Box::new(services.step(
+                &mut rng,
+                n_services,
+                &pod_addresses(&world),
+            ))),
+        });
+    }
+    actions
+}
+
+fn pod_addresses(world: &World) -> Vec<IpAddr> {
+    world.pods.values().flat_map(|pod| convert::pod(pod).0.addresses).collect()
+}
+
+/// How many questions to Services were answered how, so that a generator that asks nothing of
+/// interest is noticed.
+#[derive(Debug, Default)]
+struct Tally {
+    denied: usize,
+    mixed: usize,
+    allowed: usize,
+}
+
+/// A compiler, the datapath that carries out its plans, and the truth.
+struct Run {
+    compiler: Compiler,
+    datapath: Tables,
+    world: World,
+    services: ServiceWorld,
+    endpoints: BTreeMap<EndpointId, String>,
+    rng: Rng,
+    tally: Tally,
+}
+
+type Question = (EndpointId, Direction, Probe);
+
+fn verdict(tables: &Tables, (endpoint, direction, probe): &Question) -> Verdict {
+    tables.verdict(*endpoint, *direction, probe.remote, probe.protocol, probe.port)
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        Self {
+            compiler: Compiler::new(),
+            datapath: Tables::default(),
+            world: World::default(),
+            services: ServiceWorld::default(),
+            endpoints: BTreeMap::new(),
+            rng: Rng::new(seed),
+            tally: Tally::default(),
+        }
+    }
+
+    fn act(&mut self, action: &Action) -> Result<(), String> {
+        let before = (self.world.clone(), self.services.clone());
+        match action {
+            Action::Event(event) => {
+                self.world.apply(event);
+                let plan = self.compiler.apply(change(event));
+                self.follow(plan, &before, true)?;
+            }
+            Action::Service(event) => {
+                self.services.apply(event);
+                let plan = self.compiler.apply(service_change(event));
+                self.follow(plan, &before, true)?;
+            }
+            Action::Batch(events, services) => {
+                events.iter().for_each(|event| self.world.apply(event));
+                services.iter().for_each(|event| self.services.apply(event));
+                let changes = events.iter().map(change);
+                let plan =
+                    self.compiler.apply_all(changes.chain(services.iter().map(service_change)));
+                self.follow(plan, &before, false)?;
+            }
+            Action::AddEndpoint(id, pod) => {
+                let Some(object) = self.world.pods.get(pod) else { return Ok(()) };
+                self.endpoints.insert(*id, pod.clone());
+                let name = convert::object_name(&object.metadata);
+                let plan = self.compiler.set_endpoint(*id, name);
+                self.follow(plan, &before, true)?;
+            }
+            Action::RemoveEndpoint(id) => self.remove(*id)?,
+        }
+        let gone = |pod: &String| !self.world.pods.contains_key(pod);
+        let gone: Vec<EndpointId> =
+            self.endpoints.iter().filter(|(_, pod)| gone(pod)).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.remove(id)?;
+        }
+        self.compare()
+    }
+
+    fn remove(&mut self, id: EndpointId) -> Result<(), String> {
+        self.endpoints.remove(&id);
+        self.datapath.endpoints.remove(&id);
+        let plan = self.compiler.remove_endpoint(id);
+        let before = (self.world.clone(), self.services.clone());
+        self.follow(plan, &before, true)
+    }
+
+    /// Carries out a plan step by step. With `exact` every verdict must be the old or the new one
+    /// all the way; in any case whoever lost something must be judged again, and not too early.
+    fn follow(
+        &mut self,
+        plan: Plan,
+        before: &(World, ServiceWorld),
+        exact: bool,
+    ) -> Result<(), String> {
+        let after = self.compiler.tables();
+        let questions = self.questions(Some(before));
+        let old: Vec<Verdict> = questions.iter().map(|q| verdict(&self.datapath, q)).collect();
+        let new: Vec<Verdict> = questions.iter().map(|q| verdict(&after, q)).collect();
+        let mut settled: Vec<bool> = old.iter().zip(&new).map(|(old, new)| old == new).collect();
+        let mut rejudged: BTreeSet<EndpointId> = BTreeSet::new();
+        for (position, step) in plan.iter().enumerate() {
+            self.datapath.take_step(step).map_err(|why| format!("step {position}: {why}"))?;
+            let again: &[EndpointId] = match step {
+                Step::Rejudge(endpoints) => endpoints,
+                _ => &[],
+            };
+            rejudged.extend(again);
+            for (index, question) in questions.iter().enumerate() {
+                let now = verdict(&self.datapath, question);
+                let (old, new) = (old[index], new[index]);
+                if exact && now != new && (settled[index] || now != old) {
+                    return Err(format!(
+                        "{question:?} is {now:?}, neither old {old:?} nor new {new:?} after step \
+                         {position} of {plan:#?}"
+                    ));
+                }
+                if again.contains(&question.0) && now != new {
+                    return Err(format!("{question:?} is judged again too early"));
+                }
+                settled[index] |= now == new;
+            }
+        }
+        if self.datapath != after {
+            return Err(format!("the plan leads to {:#?}, not to {after:#?}", self.datapath));
+        }
+        for (index, question) in questions.iter().enumerate() {
+            if old[index] > new[index] && !rejudged.contains(&question.0) {
+                return Err(format!("{question:?} lost something but is not judged again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Questions about all endpoints, on addresses and Services of before and after.
+    fn questions(&mut self, before: Option<&(World, ServiceWorld)>) -> Vec<Question> {
+        let mut remotes = self.world.remotes(&mut self.rng);
+        if let Some((before, _)) = before {
+            remotes.extend(before.remotes(&mut self.rng));
+        }
+        let mut questions = Vec::new();
+        for &endpoint in self.endpoints.keys() {
+            for direction in Direction::BOTH {
+                let probes = self.world.probes(&mut self.rng, &remotes, 8);
+                questions.extend(probes.into_iter().map(|probe| (endpoint, direction, probe)));
+            }
+            let worlds = before.map(|(_, services)| services).into_iter().chain([&self.services]);
+            for services in worlds {
+                let probes = (0..25).filter_map(|_| services.probe(&mut self.rng));
+                questions.extend(probes.map(|probe| (endpoint, Direction::Egress, probe)));
+            }
+        }
+        questions
+    }
+
+    /// Compares with the reference, and with a compiler that starts from what there is now.
+    fn compare(&mut self) -> Result<(), String> {
+        let (reference, services) = (self.world.reference(), self.services.reference());
+        for question in self.questions(None) {
+            let (endpoint, direction, Probe { remote, protocol, port }) = question;
+            let pod = &self.world.pods[&self.endpoints[&endpoint]];
+            let own = convert::pod(pod).0.addresses;
+            let places = services
+                .backends(remote, protocol, port)
+                .filter(|_| direction == Direction::Egress);
+            // What a pod sends to itself, through a Service or not, is not looked up here.
+            let is_own = |address: &IpAddr| own.contains(address);
+            let to_itself = match &places {
+                Some(places) => places.iter().any(|(address, _)| is_own(address)),
+                None => is_own(&remote),
+            };
+            if to_itself {
+                continue;
+            }
+            let expected = match direction {
+                Direction::Ingress => {
+                    match reference.allows(direction, pod, remote, protocol, port) {
+                        true => Answer::Yes,
+                        false => Answer::No,
+                    }
+                }
+                Direction::Egress => services.egress(&reference, pod, remote, protocol, port),
+            };
+            let found = match verdict(&self.datapath, &question) {
+                Verdict::Denied => Answer::No,
+                Verdict::Mixed => Answer::Depends,
+                Verdict::Allowed => Answer::Yes,
+            };
+            if found != expected {
+                return Err(format!(
+                    "{question:?} is {found:?}, should be {expected:?}: {places:?}"
+                ));
+            }
+            if places.is_some() && reference.isolated(direction, pod) {
+                match found {
+                    Answer::No => self.tally.denied += 1,
+                    Answer::Depends => self.tally.mixed += 1,
+                    Answer::Yes => self.tally.allowed += 1,
+                }
+            }
+        }
+        let full = self.full_compile();
+        let (incremental, full) = (named_services(&self.compiler), named_services(&full));
+        if incremental != full {
+            return Err(format!("incremental: {incremental:#?}\nfrom scratch: {full:#?}"));
+        }
+        Ok(())
+    }
+
+    fn full_compile(&self) -> Compiler {
+        let mut compiler = Compiler::new();
+        // In an order that no source would send.
+        let endpoints = self
+            .endpoints
+            .iter()
+            .map(|(id, pod)| (*id, convert::object_name(&self.world.pods[pod].metadata)));
+        let ServiceWorld { services, slices, nodes } = self.services.clone();
+        compiler.apply_all(
+            nodes.into_values().map(|object| service_change(&ServiceEvent::Node(object))),
+        );
+        compiler.apply_all(
+            slices.into_values().map(|object| service_change(&ServiceEvent::Slice(object))),
+        );
+        compiler.apply_all(self.world.policies.values().map(put_policy));
+        compiler.apply_all(self.world.pods.values().map(put_pod));
+        compiler.set_endpoints(endpoints);
+        compiler.apply_all(self.world.namespaces.values().map(put_namespace));
+        compiler.apply_all(
+            services.into_values().map(|object| service_change(&ServiceEvent::Service(object))),
+        );
+        compiler
+    }
+
+    /// Removes all endpoints; nothing may be left.
+    fn finish(&mut self) -> Result<(), String> {
+        while let Some((&id, _)) = self.endpoints.first_key_value() {
+            self.remove(id)?;
+        }
+        match self.datapath == Tables::default() {
+            true => Ok(()),
+            false => Err(format!("left behind: {:#?}", self.datapath)),
+        }
+    }
+}
+
+/// The Services with the content of classes instead of their numbers, which may differ.
+fn named_services(compiler: &Compiler) -> BTreeMap<ServiceKey, BTreeSet<(Vec<String>, u16)>> {
+    let named = |(key, backends): (&ServiceKey, &std::sync::Arc<[_]>)| {
+        let backends: &[netpol_userspace::compile::Backend] = backends;
+        (*key, backends.iter().map(|to| (compiler.class_names(to.class), to.port)).collect())
+    };
+    compiler.tables().services.iter().map(named).collect()
+}
+
+fn failure(seed: u64, actions: &[Action], tally: &mut Tally) -> Option<String> {
+    let mut run = Run::new(seed);
+    for (number, action) in actions.iter().enumerate() {
+        if let Err(why) = run.act(action) {
+            return Some(format!("at action {number}: {why}"));
+        }
+    }
+    tally.denied += run.tally.denied;
+    tally.mixed += run.tally.mixed;
+    tally.allowed += run.tally.allowed;
+    run.finish().err()
+}
+
+/// Leaves out actions while the sequence still fails.
+fn shrink(seed: u64, mut actions: Vec<Action>, mut why: String) -> (Vec<Action>, String) {
+    let mut chunk = actions.len() / 2;
+    while chunk > 0 {
+        let mut start = 0;
+        while start < actions.len() {
+            let mut fewer = actions.clone();
+            fewer.drain(start..(start + chunk).min(actions.len()));
+            match failure(seed, &fewer, &mut Tally::default()) {
+                Some(message) => (actions, why) = (fewer, message),
+                None => start += chunk,
+            }
+        }
+        chunk /= 2;
+    }
+    (actions, why)
+}
+
+#[test]
+fn services_are_exact_at_every_step_of_random_sequences() {
+    let mut tally = Tally::default();
+    for seed in 0..16 {
+        let size = Size { namespaces: 2, pods: 12, policies: 6 };
+        let actions = actions(seed, size, 5, 60);
+        if let Some(why) = failure(seed, &actions, &mut tally) {
+            let (actions, why) = shrink(seed, actions, why);
+            panic!("seed {seed}: {why}\nafter {actions:#?}");
+        }
+    }
+    // The generator would prove little if one of these hardly ever happened.
+    let Tally { denied, mixed, allowed } = tally;
+    assert!(denied > 1000 && mixed > 100 && allowed > 500, "{tally:?}");
+}
+
+const ONE: EndpointId = EndpointId(1);
+
+fn service(name: &str, spec: serde_json::Value) -> Change {
+    created_service(name, 1, spec)
+}
+
+fn created_service(name: &str, second: u8, spec: serde_json::Value) -> Change {
+    let (namespace, name) = name.split_once('/').expect("namespace/name");
+    let object = json!({"metadata": {"namespace": namespace, "name": name,
+        "creationTimestamp": format!("1970-01-01T00:00:{second:02}Z")}, "spec": spec});
+    let (service, problems) = convert::service(&serde_json::from_value(object).expect("a Service"));
+    assert_eq!(problems, []);
+    Change::Service(service)
+}
+
+/// A slice of the Service of its own name (`x/web-1` of `web`), `addresses` as ready endpoints.
+fn slice(name: &str, ports: serde_json::Value, addresses: &[&str]) -> Change {
+    let (namespace, name) = name.split_once('/').expect("namespace/name");
+    let (service, _) = name.split_once('-').expect("a number");
+    let v6 = addresses.first().is_some_and(|address| address.contains(':'));
+    let endpoints: Vec<_> = addresses.iter().map(|a| json!({"addresses": [a]})).collect();
+    let object = json!({"metadata": {"namespace": namespace, "name": name,
+            "labels": {"kubernetes.io/service-name": service}},
+        "addressType": if v6 { "IPv6" } else { "IPv4" }, "ports": ports, "endpoints": endpoints});
+    let object = serde_json::from_value(object).expect("a slice");
+    Change::EndpointSlice(convert::endpoint_slice(&object).0)
+}
+
+fn node(name: &str, address: &str) -> Change {
+    let object = json!({"metadata": {"name": name},
+        "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+    Change::Node(convert::node(&serde_json::from_value(object).expect("a node")).0)
+}
+
+/// A client `x/client`, isolated, that may reach TCP 8080 of `app=web` only; two such pods and
+/// one other.
+fn client() -> Compiler {
+    let mut compiler = Compiler::new();
+    let pods: [Pod; 4] = [
+        pod("x/client", "app=client", "10.0.0.1,fd00::1", ""),
+        pod("x/web1", "app=web", "10.0.0.2,fd00::2", ""),
+        pod("x/web2", "app=web", "10.0.0.3", ""),
+        pod("x/db", "app=db", "10.0.0.4", ""),
+    ];
+    compiler.apply(put_namespace(&namespace("x", "")));
+    compiler.apply_all(pods.iter().map(put_pod));
+    let spec = r#"{"podSelector": {"matchLabels": {"app": "client"}}, "egress": [
+        {"to": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": 8080}]}]}"#;
+    compiler.apply(put_policy(&policy("x/p", spec)));
+    compiler.set_endpoint(ONE, name("x/client"));
+    compiler
+}
+
+fn egress(compiler: &Compiler, remote: &str, port: &str) -> Verdict {
+    let (protocol, port) = protocol_port(port);
+    let remote = remote.parse().expect("an address");
+    compiler.tables().verdict(ONE, Direction::Egress, remote, protocol, port)
+}
+
+#[test]
+fn a_cluster_ip_is_judged_by_the_ports_and_classes_of_its_backends() {
+    let mut compiler = client();
+    compiler.apply(service("x/web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]})));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Denied, "no backend yet");
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2", "10.0.0.3"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Allowed);
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:8080"), Verdict::Denied, "no such port");
+    assert_eq!(egress(&compiler, "10.96.0.1", "udp:80"), Verdict::Denied, "no such protocol");
+    let only: Vec<usize> = compiler.tables().services.values().map(|list| list.len()).collect();
+    assert_eq!(only, [1], "both backends are of one kind");
+    compiler.apply(slice("x/web-1", json!([{"port": 8081}]), &["10.0.0.2", "10.0.0.3"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Denied, "another target port");
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2", "10.0.0.4"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Mixed);
+    assert!(judge(&compiler, 1, Direction::Egress, "10.96.0.1", "tcp:80"), "decided later");
+}
+
+#[test]
+fn a_block_that_covers_the_cluster_ip_says_nothing_about_the_backends() {
+    let mut compiler = client();
+    let spec = r#"{"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
+        "egress": [{"to": [{"ipBlock": {"cidr": "10.96.0.0/16"}}]}]}"#;
+    compiler.apply(put_policy(&policy("x/p", spec)));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Allowed, "a mere address");
+    compiler.apply(service("x/web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]})));
+    let plan = compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2"]));
+    assert!(!plan.iter().any(|step| matches!(step, Step::Rejudge(_))), "was denied already");
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Denied);
+    let plan = compiler.apply(Change::ServiceGone(name("x/web")));
+    assert!(matches!(plan[..], [Step::ClearService(_)]), "{plan:?}");
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Allowed);
+    let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let plan = compiler.apply(service("x/web", spec));
+    assert!(matches!(&plan[..], [Step::SetService(..), Step::Rejudge(ids)] if ids == &[ONE]));
+}
+
+#[test]
+fn ports_are_matched_by_name_and_protocol() {
+    let mut compiler = client();
+    let ports = json!([{"name": "a", "port": 80}, {"name": "b", "port": 81},
+        {"name": "c", "port": 82, "protocol": "UDP"}]);
+    compiler.apply(service("x/web", json!({"clusterIP": "10.96.0.1", "ports": ports})));
+    let ports = json!([{"name": "b", "port": 8080}, {"name": "a", "port": 9},
+        {"name": "c", "port": 8080}]);
+    compiler.apply(slice("x/web-1", ports, &["10.0.0.2"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Denied);
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:81"), Verdict::Allowed);
+    assert_eq!(egress(&compiler, "10.96.0.1", "udp:82"), Verdict::Denied);
+    // A named target port on pods that give it different numbers comes in two slices.
+    compiler.apply(slice("x/web-2", json!([{"name": "b", "port": 9090}]), &["10.0.0.3"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:81"), Verdict::Mixed);
+}
+
+#[test]
+fn every_way_to_reach_a_service_and_both_families() {
+    let mut compiler = client();
+    compiler.apply(node("n1", "172.16.0.1"));
+    compiler.apply(service(
+        "x/web",
+        json!({"clusterIPs": ["10.96.0.1", "fd00:96::1"], "externalIPs": ["192.0.2.1"],
+            "ports": [{"port": 80, "nodePort": 30080}]}),
+    ));
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2"]));
+    compiler.apply(slice("x/web-2", json!([{"port": 8080}]), &["fd00::2"]));
+    for (address, port) in [
+        ("10.96.0.1", "tcp:80"),
+        ("fd00:96::1", "tcp:80"),
+        ("192.0.2.1", "tcp:80"),
+        ("172.16.0.1", "tcp:30080"),
+    ] {
+        assert_eq!(egress(&compiler, address, port), Verdict::Allowed, "{address} {port}");
+    }
+    assert_eq!(egress(&compiler, "172.16.0.2", "tcp:30080"), Verdict::Denied);
+    compiler.apply(node("n2", "172.16.0.2"));
+    assert_eq!(egress(&compiler, "172.16.0.2", "tcp:30080"), Verdict::Allowed);
+    let plan = compiler.apply(Change::NodeGone("n1".into()));
+    assert!(matches!(&plan[..], [Step::ClearService(key), Step::Rejudge(_)] if key.port == 30080));
+    compiler.apply(Change::EndpointSliceGone(name("x/web-2")));
+    assert_eq!(egress(&compiler, "fd00:96::1", "tcp:80"), Verdict::Denied, "none of this family");
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Allowed);
+}
+
+#[test]
+fn backends_outside_the_cluster_are_judged_by_the_blocks_they_are_in() {
+    let mut compiler = client();
+    let spec = r#"{"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
+        "egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 5432}]}]}"#;
+    compiler.apply(put_policy(&policy("x/p", spec)));
+    compiler.apply(service("x/sql", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 1}]})));
+    compiler.apply(slice("x/sql-1", json!([{"port": 5432}]), &["192.0.2.7"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:1"), Verdict::Allowed);
+    compiler.apply(slice("x/sql-1", json!([{"port": 5432}]), &["192.0.2.7", "198.51.100.1"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:1"), Verdict::Mixed);
+}
+
+#[test]
+fn a_backend_that_changes_class_takes_its_services_along() {
+    let mut compiler = client();
+    compiler.apply(service("x/web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]})));
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2"]));
+    let plan = compiler.apply(put_pod(&pod("x/web1", "app=db", "10.0.0.2,fd00::2", "")));
+    let position = |found: fn(&Step) -> bool| plan.iter().position(found).expect("such a step");
+    let class = position(|step| matches!(step, Step::ClearClass(_) | Step::SetClass(..)));
+    let service = position(|step| matches!(step, Step::SetService(..)));
+    let rejudge = position(|step| matches!(step, Step::Rejudge(_)));
+    assert!(class < service && service < rejudge, "{plan:#?}");
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Denied);
+}
+
+#[test]
+fn services_are_followed_only_while_somebody_is_isolated_for_egress() {
+    let mut compiler = client();
+    compiler.apply(service("x/web", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]})));
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2"]));
+    assert_eq!(compiler.tables().services.len(), 1);
+    let plan = compiler.apply(Change::PolicyGone(name("x/p")));
+    assert!(plan.iter().any(|step| matches!(step, Step::ClearService(_))), "{plan:#?}");
+    assert!(compiler.tables().services.is_empty());
+    let ingress = r#"{"podSelector": {}, "policyTypes": ["Ingress"]}"#;
+    compiler.apply(put_policy(&policy("x/in", ingress)));
+    assert!(compiler.tables().services.is_empty());
+    // Slices that changed meanwhile are not missed.
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.4"]));
+    let everything = r#"{"podSelector": {}, "egress": [{}]}"#;
+    let plan = compiler.apply(put_policy(&policy("x/out", everything)));
+    let set = plan.iter().position(|step| matches!(step, Step::SetService(..)));
+    let switch = plan.iter().position(|step| matches!(step, Step::SetEndpoint(..)));
+    assert!(set.expect("a Service") < switch.expect("a switch"), "{plan:#?}");
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Allowed);
+}
+
+#[test]
+fn the_older_of_two_services_has_the_address() {
+    let mut compiler = client();
+    let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    compiler.apply(created_service("x/web", 5, spec.clone()));
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2"]));
+    compiler.apply(created_service("x/db", 3, spec.clone()));
+    compiler.apply(slice("x/db-1", json!([{"port": 8080}]), &["10.0.0.4"]));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Denied);
+    let key = ServiceKey {
+        address: "10.96.0.1".parse().expect("an address"),
+        protocol: Protocol::Tcp,
+        port: 80,
+    };
+    let (owner, others): (ObjectName, _) = (name("x/db"), vec![name("x/web")]);
+    assert_eq!(compiler.service_name(&key), Some(&owner));
+    assert_eq!(compiler.problems(), [Problem::SharedService { key, owner, others }]);
+    let text = compiler.problems()[0].to_string();
+    assert!(text.starts_with("TCP port 80 of 10.96.0.1 is claimed by Service x/db"), "{text}");
+    compiler.apply(Change::ServiceGone(name("x/db")));
+    assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Allowed);
+    assert_eq!(compiler.problems(), []);
+}
