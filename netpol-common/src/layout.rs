@@ -25,6 +25,10 @@ pub const MAX_ROWS: u32 = 1_048_576;
 pub const MAX_INTERVALS: u32 = 524_288;
 /// Addresses of local endpoints.
 pub const MAX_OWN_ADDRESSES: u32 = 16_384;
+/// (address, protocol, port) of Services.
+pub const MAX_SERVICES: u32 = 131_072;
+/// Kinds of backends of all Services together.
+pub const MAX_BACKENDS: u32 = 262_144;
 /// First fragments remembered.
 pub const MAX_FRAGMENTS: u32 = 8_192;
 /// IPv4 flow table buckets by default, a power of two.
@@ -54,6 +58,10 @@ pub mod names {
     pub const INTERVALS: &str = "INTERVALS";
     /// Presence of [`super::OwnAddress`].
     pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// [`super::ServiceValue`] by [`super::ServiceKey`].
+    pub const SERVICES: &str = "SERVICES";
+    /// [`super::Backend`] arena.
+    pub const BACKENDS: &str = "BACKENDS";
     /// Ports of first fragments.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`super::Counters`] by endpoint id and direction.
@@ -65,7 +73,7 @@ pub mod names {
     /// Token buckets of the events.
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// All of them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 15] = [
         ENDPOINTS,
         FLOWS4,
         FLOWS6,
@@ -74,6 +82,8 @@ pub mod names {
         ROWS,
         INTERVALS,
         OWN_ADDRESSES,
+        SERVICES,
+        BACKENDS,
         FRAGMENTS,
         COUNTERS,
         CONTROL,
@@ -117,6 +127,14 @@ impl Address {
     #[inline(always)]
     pub const fn v6(words: [u32; 4]) -> Self {
         Self { family: 6, words }
+    }
+
+    /// Equality without a call to `memcmp`, which the eBPF programs would make of `==`.
+    #[inline(always)]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        let (a, b) = (&self.words, &other.words);
+        let difference = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+        self.family == other.family && difference == 0
     }
 
     /// Folds the address to 32 bits; exact for IPv4. See [`ExactClass`].
@@ -238,6 +256,50 @@ pub const fn interval_last(interval: Interval) -> u16 {
     (interval >> 16) as u16
 }
 
+/// Key of a Service: where packets to it go before translation.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// Destination address.
+    pub address: Address,
+    /// Destination port.
+    pub port: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl ServiceKey {
+    /// Folds the key to 16 bits, see [`service_value`].
+    #[inline(always)]
+    pub const fn echo(&self) -> u16 {
+        let word = self.address.echo() ^ ((self.port as u32) << 16 | self.protocol as u32);
+        (word ^ word >> 16) as u16
+    }
+}
+
+/// Where a Service's backends stand: `offset << 32 | count << 16 | echo of the key`. The echo, as
+/// for [`ExactClass`], shows a hash element that is being reused.
+pub type ServiceValue = u64;
+
+/// Packs a [`ServiceValue`].
+#[inline(always)]
+pub const fn service_value(key: &ServiceKey, offset: u32, count: u16) -> ServiceValue {
+    (offset as u64) << 32 | (count as u64) << 16 | key.echo() as u64
+}
+
+/// A kind of backend: `class << 32 | port << 16 | 1`.
+pub type Backend = u64;
+
+/// Packs a [`Backend`].
+#[inline(always)]
+pub const fn backend(class: u32, port: u16) -> Backend {
+    (class as u64) << 32 | (port as u64) << 16 | 1
+}
+
 /// Key of a remembered first fragment. The endpoint and direction keep one pod from naming the
 /// ports of another one's packet.
 #[derive(
@@ -305,6 +367,9 @@ pub enum Reason {
     UnknownEndpoint = 9,
     /// A map says something impossible: fails closed.
     Inconsistent = 10,
+    /// A Service some of whose backends are allowed and some are not: which one it will be is not
+    /// known here, so it fails closed.
+    ServiceMixed = 13,
     /// Not a verdict: a live flow made room for another one.
     FlowEvicted = 11,
     /// Not a verdict: an event was not written (rate limit or full ring).
@@ -313,7 +378,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NewFlow,
         Self::Policy,
         Self::PolicyCut,
@@ -327,6 +392,7 @@ impl Reason {
         Self::Inconsistent,
         Self::FlowEvicted,
         Self::EventLost,
+        Self::ServiceMixed,
     ];
 
     /// The reason with this number.
@@ -347,6 +413,7 @@ impl Reason {
             10 => Self::Inconsistent,
             11 => Self::FlowEvicted,
             12 => Self::EventLost,
+            13 => Self::ServiceMixed,
             _ => return None,
         })
     }
@@ -367,6 +434,7 @@ impl Reason {
             Self::Inconsistent => "inconsistent",
             Self::FlowEvicted => "flow-evicted",
             Self::EventLost => "event-lost",
+            Self::ServiceMixed => "service-mixed",
         }
     }
 
@@ -454,6 +522,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 64);
     assert!(size_of::<OwnAddress>() == 24);
     assert!(size_of::<RowKey>() == 8);
+    assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Row>() == 16);
     assert!(size_of::<FragmentKey>() == 48);
     assert!(size_of::<Counters>() == 128);

@@ -9,7 +9,7 @@ pub trait Frame {
     /// The `N` bytes at `offset`, or `None` if the frame ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
     /// Frame length in bytes.
-    fn len(&self) -> u32;
+    fn length(&self) -> u32;
     /// Whether a VLAN tag stands in the packet's metadata rather than in the frame.
     fn has_vlan_tag(&self) -> bool;
 }
@@ -136,8 +136,8 @@ fn parse_v4<F: Frame>(
     }
     // A total length of 0 is how Linux marks a GSO packet above 64 KiB (net/ipv4: iph_totlen).
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
-    let end = if total == 0 { frame.len() } else { LINK_HEADER + total };
-    if end > frame.len() {
+    let end = if total == 0 { frame.length() } else { LINK_HEADER + total };
+    if end > frame.length() || end < LINK_HEADER + header_length {
         return TRUNCATED;
     }
     let source = Address::v4(word(header[12], header[13], header[14], header[15]));
@@ -170,8 +170,8 @@ fn parse_v6<F: Frame>(
     }
     // A payload length of 0 is a jumbogram (RFC 2675) or a GSO packet above 64 KiB.
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
-    let end = if payload == 0 { frame.len() } else { LINK_HEADER + 40 + payload };
-    if end > frame.len() {
+    let end = if payload == 0 { frame.length() } else { LINK_HEADER + 40 + payload };
+    if end > frame.length() {
         return TRUNCATED;
     }
     set_addresses(packet, direction, v6_address(&header, 8), v6_address(&header, 24));
@@ -202,7 +202,7 @@ fn parse_v6<F: Frame>(
                     packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
                     packet.is_first_fragment = position & 0xfff8 == 0;
                 }
-                if position & 0xfff8 != 0 {
+                if position & 0xfff8 != 0 && offset <= end {
                     packet.protocol = next;
                     packet.kind = Kind::Fragment;
                     return Outcome::Packet;
@@ -318,14 +318,15 @@ fn icmp_v6<F: Frame>(
     packet.detail = header[0];
     packet.code = header[1];
     match header[0] {
-        // Multicast listener discovery; router solicitation, neighbour solicitation and
-        // advertisement (RFC 4861: forwarded ones have a smaller hop limit).
-        130..=132 | 143 => Outcome::Pass,
-        133 | 135 | 136 if has_full_hop_limit(frame) => Outcome::Pass,
+        // Multicast listener discovery (RFC 2710, RFC 3810: no router forwards it); router
+        // solicitation, neighbour solicitation and advertisement (RFC 4861: forwarded ones have
+        // a smaller hop limit).
+        130..=132 | 143 if has_hop_limit(frame, 1) => Outcome::Pass,
+        133 | 135 | 136 if has_hop_limit(frame, 255) => Outcome::Pass,
         // Router advertisement and redirect: to a pod they are the network's business, from a
         // pod they are an attack.
         134 | 137 => match direction {
-            Direction::Ingress if has_full_hop_limit(frame) => Outcome::Pass,
+            Direction::Ingress if has_hop_limit(frame, 255) => Outcome::Pass,
             _ => Outcome::Refuse(Reason::RouterMessage),
         },
         128 | 129 => {
@@ -352,8 +353,8 @@ fn icmp_v6<F: Frame>(
 }
 
 #[inline(always)]
-fn has_full_hop_limit<F: Frame>(frame: &F) -> bool {
-    frame.load::<1>(LINK_HEADER + 7) == Some([255])
+fn has_hop_limit<F: Frame>(frame: &F, hop_limit: u8) -> bool {
+    frame.load::<1>(LINK_HEADER + 7) == Some([hop_limit])
 }
 
 /// Reads the start of the packet that an ICMP error quotes. That packet went the other way, so

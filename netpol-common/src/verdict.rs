@@ -4,8 +4,11 @@
 //! log or touch a map itself; it asks [`Maps`].
 
 use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE};
-use crate::layout::{Address, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row};
-use crate::packet::{Kind, Packet};
+use crate::layout::{
+    Address, Backend, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row, ServiceKey,
+    ServiceValue,
+};
+use crate::packet::{Kind, Packet, SCTP, TCP};
 use crate::ports::{self, Intervals};
 
 /// The policy half of the maps: what [`class_of`] and [`row_allows`] look at.
@@ -16,6 +19,10 @@ pub trait Policies: Intervals {
     fn block_class(&self, address: &Address) -> Option<u32>;
     /// The row of a policy set for a class.
     fn row(&self, set: u16, class: u32) -> Option<Row>;
+    /// The Service with this key.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue>;
+    /// A kind of backend, by its index in the arena.
+    fn backend(&self, index: u32) -> Option<Backend>;
 }
 
 /// The maps, as the verdict needs them.
@@ -40,6 +47,8 @@ pub trait Maps {
     fn class_of(&self, address: &Address) -> u32;
     /// [`row_allows`] on these maps.
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool;
+    /// [`judge_service`] on these maps.
+    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService;
     /// Whether the address is the endpoint's own.
     fn owns(&self, endpoint: u16, address: &Address) -> bool;
     /// Remembers a first fragment's ports.
@@ -141,7 +150,7 @@ impl Verdict {
 }
 
 /// Whether the common case holds: a packet of a flow that was judged in the current epoch and
-/// does not try to open it from the other end. Notes that it was seen.
+/// does not try to open it. Notes that it was seen.
 #[inline(always)]
 pub fn is_established<T: flow::Table, const KEY: usize>(
     table: &T,
@@ -152,11 +161,12 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
     packet: &Packet,
     clock: &Clock,
 ) -> bool {
-    let Some(entry) = flow::find(table, key, hash) else { return false };
-    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) {
+    // Who opens a flow a second time matters, and whether it is the node is not known here.
+    if packet.is_opening {
         return false;
     }
-    if packet.is_opening && opener(entry.state) != direction {
+    let Some(entry) = flow::find(table, key, hash) else { return false };
+    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) {
         return false;
     }
     note(&entry, direction, packet, clock);
@@ -167,6 +177,25 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
 fn note<B: flow::Bucket>(entry: &Entry<B>, direction: Direction, packet: &Packet, clock: &Clock) {
     let bits = flow::packet_bits(packet, direction as u8 == Direction::Egress as u8, entry.state);
     entry.touch(clock.now, bits, packet.is_opening);
+}
+
+const OPENER: u64 = OPENED_BY_REMOTE | OPENED_BY_NODE;
+
+/// The state bits of a flow that is opened in this direction.
+#[inline(always)]
+const fn opener_bits(direction: Direction, is_from_node: bool) -> u64 {
+    let node = if is_from_node { OPENED_BY_NODE } else { 0 };
+    match direction {
+        Direction::Ingress => OPENED_BY_REMOTE | node,
+        Direction::Egress => 0,
+    }
+}
+
+/// Whether this packet starts a connection, even where one with the same ports is known. (A ping
+/// is one flow although each of its requests could open it.)
+#[inline(always)]
+const fn starts_over(packet: &Packet) -> bool {
+    packet.is_opening && matches!(packet.protocol, TCP | SCTP)
 }
 
 #[inline(always)]
@@ -235,7 +264,15 @@ pub fn judge<J: Judge>(
             maps.judge_flow4(endpoint, arrival, packet)
         };
     }
-    if let Some(inner) = inner {
+    if let Some(reason) = refuses_source(maps, endpoint, arrival.direction, packet) {
+        return Verdict::drop(reason, 0);
+    }
+    // What a pod says about a packet goes to that packet's sender. Else any flow would let it
+    // send anything, as the rest of an error, to anybody.
+    if let Some(inner) = inner
+        && (arrival.direction as u8 == Direction::Ingress as u8
+            || packet.remote.is_same(&inner.remote))
+    {
         let is_related = if inner.local.family == 6 {
             maps.is_related6(endpoint, inner)
         } else {
@@ -258,23 +295,19 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     arrival: Arrival,
     packet: &Packet,
 ) -> Verdict {
-    let Arrival { direction, is_from_node } = arrival;
+    let opener = opener_bits(arrival.direction, arrival.is_from_node);
     let clock = maps.clock();
     let hash = flow::hash(key, maps.secret());
     if let Some(entry) = flow::find(table, key, hash)
         && !entry.is_expired(&clock)
         && !is_older(entry.epoch(), endpoint.born)
-        && !(packet.is_opening && opener(entry.state) != direction)
+        && !(packet.is_opening && entry.state & OPENER != opener)
     {
-        return judge_known(maps, &entry, endpoint, direction, packet, &clock);
+        return judge_known(maps, &entry, endpoint, arrival, packet, &clock);
     }
     let verdict = judge_new(maps, endpoint, arrival, packet);
     if !verdict.is_allowed || packet.is_answer {
         return verdict;
-    }
-    let mut opener = if direction as u8 == Direction::Ingress as u8 { OPENED_BY_REMOTE } else { 0 };
-    if is_from_node {
-        opener |= OPENED_BY_NODE;
     }
     let inserted = flow::insert(table, key, hash, endpoint.epoch, opener, &clock);
     Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict }
@@ -287,25 +320,32 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
     maps: &M,
     entry: &Entry<B>,
     endpoint: &Endpoint,
-    direction: Direction,
+    arrival: Arrival,
     packet: &Packet,
     clock: &Clock,
 ) -> Verdict {
-    let opener_bits = entry.state & (OPENED_BY_REMOTE | OPENED_BY_NODE);
-    if entry.epoch() != endpoint.epoch && !maps.keeps_established() {
-        if opener_bits & OPENED_BY_NODE == 0 {
-            let (is_allowed, class) = is_allowed(maps, endpoint, opener(entry.state), packet);
-            if !is_allowed {
-                // The entry stays as it is, with its old epoch: whichever end sends next, the
-                // flow is judged in its opening direction again, until it has been idle for its
-                // time. A denied packet does not keep it from being idle.
-                let reason = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
-                return Verdict::drop(reason, class);
+    let opener_bits = entry.state & OPENER;
+    if entry.epoch() != endpoint.epoch {
+        let (is_allowed, class) = if opener_bits & OPENED_BY_NODE != 0 {
+            (true, 0)
+        } else {
+            is_allowed(maps, endpoint, opener(entry.state), packet)
+        };
+        if is_allowed {
+            entry.renew(endpoint.epoch, opener_bits);
+        } else if !maps.keeps_established() || starts_over(packet) {
+            // The entry stays as it is, with its old epoch: whichever end sends next, the flow is
+            // judged in its opening direction again, until it has been idle for its time. A
+            // denied packet does not keep it from being idle, nor does one of the node's, which
+            // passes in any case but makes the flow no better.
+            if arrival.is_from_node {
+                return Verdict::PASS;
             }
+            let reason = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
+            return Verdict::drop(reason, class);
         }
-        entry.renew(endpoint.epoch, opener_bits);
     }
-    note(entry, direction, packet, clock);
+    note(entry, arrival.direction, packet, clock);
     Verdict::PASS
 }
 
@@ -331,12 +371,14 @@ fn judge_new<M: Maps + ?Sized>(
     let (is_allowed, class) = is_allowed(maps, endpoint, direction, packet);
     if is_allowed {
         Verdict { is_noted: true, class, ..Verdict::PASS }
+    } else if class == MIXED {
+        Verdict::drop(Reason::ServiceMixed, 0)
     } else {
         Verdict::drop(Reason::Policy, class)
     }
 }
 
-/// Judges a packet that belongs to no flow by itself: ICMP that is neither request nor reply, an
+/// Judges a packet that belongs to no flow, and whose source is in order, by itself: ICMP that is neither request nor reply, an
 /// unrelated ICMP error, a later fragment of an unknown datagram.
 #[inline(always)]
 fn judge_alone<M: Maps>(
@@ -346,9 +388,6 @@ fn judge_alone<M: Maps>(
     packet: &Packet,
 ) -> Verdict {
     let Arrival { direction, is_from_node } = arrival;
-    if let Some(reason) = refuses_source(maps, endpoint, direction, packet) {
-        return Verdict::drop(reason, 0);
-    }
     if is_from_node || !endpoint.is_isolated(direction) {
         return Verdict::PASS;
     }
@@ -412,11 +451,21 @@ fn is_allowed<M: Maps + ?Sized>(
     if set == 0 {
         return (true, 0);
     }
-    let class = maps.class_of(&packet.remote);
     let port = match direction {
         Direction::Ingress => packet.local_port,
         Direction::Egress => packet.remote_port,
     };
+    if direction as u8 == Direction::Egress as u8 {
+        let key =
+            ServiceKey { address: packet.remote, port, protocol: packet.protocol, reserved: 0 };
+        match maps.judge_service(set, &key) {
+            ToService::None => {}
+            ToService::Allowed => return (true, 0),
+            ToService::Denied => return (false, 0),
+            ToService::Mixed => return (false, MIXED),
+        }
+    }
+    let class = maps.class_of(&packet.remote);
     let allowed = maps.row_allows(set, class, packet.protocol, port)
         // A pod always reaches itself.
         || maps.owns(endpoint.id, &packet.remote);
@@ -435,10 +484,7 @@ pub fn class_of<P: Policies>(maps: &P, address: &Address) -> u32 {
             Some(_) => attempt += 1,
         }
     }
-    match maps.block_class(address) {
-        Some(class) => class,
-        None => 0,
-    }
+    maps.block_class(address).unwrap_or_default()
 }
 
 /// Whether `set` allows this protocol and destination port for `class`.
@@ -449,6 +495,85 @@ pub fn row_allows<P: Policies>(maps: &P, set: u16, class: u32, protocol: u8, por
     }
     match maps.row(set, 0) {
         Some(row) => ports::allows(maps, &row, protocol, port),
+        None => false,
+    }
+}
+
+/// What a policy set says of packets to a Service. A policy speaks of pods and their ports; at the
+/// client's interface the packet still has the Service's address, so its backends are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ToService {
+    /// There is no Service there: the address is judged like any other.
+    None = 0,
+    /// No backend is allowed, or there is none.
+    Denied = 1,
+    /// Every backend is allowed.
+    Allowed = 2,
+    /// Some are and some are not.
+    Mixed = 3,
+}
+
+impl ToService {
+    /// The inverse of `as u32`; an unknown number denies.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::None,
+            2 => Self::Allowed,
+            3 => Self::Mixed,
+            _ => Self::Denied,
+        }
+    }
+
+    /// The verdict on a Service of which this many backends were asked and allowed.
+    #[inline(always)]
+    pub const fn of(n_asked: u32, n_allowed: u32) -> Self {
+        if n_allowed == 0 {
+            Self::Denied
+        } else if n_allowed == n_asked {
+            Self::Allowed
+        } else {
+            Self::Mixed
+        }
+    }
+}
+
+/// In place of a class, for a packet to a Service with [`ToService::Mixed`]: classes are smaller.
+const MIXED: u32 = u32::MAX;
+
+/// Where the backends of a Service stand in the arena: `(offset, count)`.
+#[inline(always)]
+pub fn find_service<P: Policies>(maps: &P, key: &ServiceKey) -> Option<(u32, u32)> {
+    let mut attempt = 0;
+    while attempt < 2 {
+        let value = maps.service(key)?;
+        if value as u16 == key.echo() {
+            return Some(((value >> 32) as u32, u32::from((value >> 16) as u16)));
+        }
+        attempt += 1;
+    }
+    None
+}
+
+/// Asks for each backend whether `set` allows it.
+#[inline(always)]
+pub fn judge_service<P: Policies>(maps: &P, set: u16, key: &ServiceKey) -> ToService {
+    let Some((offset, count)) = find_service(maps, key) else { return ToService::None };
+    let mut n_allowed = 0;
+    for index in offset..offset + count {
+        n_allowed += u32::from(backend_allows(maps, set, index, key.protocol));
+    }
+    ToService::of(count, n_allowed)
+}
+
+/// Whether `set` allows the backend at `index` of the arena.
+#[inline(always)]
+pub fn backend_allows<P: Policies>(maps: &P, set: u16, index: u32, protocol: u8) -> bool {
+    match maps.backend(index) {
+        Some(backend) => {
+            row_allows(maps, set, (backend >> 32) as u32, protocol, (backend >> 16) as u16)
+        }
         None => false,
     }
 }

@@ -34,18 +34,18 @@ pub fn note(
     verdict: &Verdict,
 ) {
     if !verdict.is_allowed {
-        debug!(&TcContext::new(skb), "drop: endpoint {} reason {}", endpoint.id, verdict.reason as u8);
+        debug!(
+            &TcContext::new(skb),
+            "drop: endpoint {} reason {}", endpoint.id, verdict.reason as u8
+        );
     }
     count(endpoint.id, direction, verdict.reason);
     if verdict.has_evicted {
         count(endpoint.id, direction, Reason::FlowEvicted);
     }
     let Some(control) = CONTROL.get(0) else { return };
-    let until = if verdict.is_allowed {
-        control.listen_flows_until
-    } else {
-        control.listen_drops_until
-    };
+    let until =
+        if verdict.is_allowed { control.listen_flows_until } else { control.listen_drops_until };
     if until == 0 {
         return;
     }
@@ -86,8 +86,7 @@ fn write(
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return false };
     // SAFETY: the context pointer is valid for the run of the program; the helper has no
     // arguments.
-    let (ifindex, length, time) =
-        unsafe { ((*skb).ifindex, (*skb).len, bpf_ktime_get_boot_ns()) };
+    let (ifindex, length, time) = unsafe { ((*skb).ifindex, (*skb).len, bpf_ktime_get_boot_ns()) };
     entry.write(Event {
         time,
         local: packet.local,

@@ -13,13 +13,14 @@ impl Frame for Skb {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = [0u8; N];
         // SAFETY: the helper writes exactly N bytes to a buffer of N bytes, or fails.
-        let result =
-            unsafe { bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        let result = unsafe {
+            bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
+        };
         if result == 0 { Some(bytes) } else { None }
     }
 
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn length(&self) -> u32 {
         // SAFETY: the context pointer is valid for the run of the program.
         unsafe { (*self.0).len }
     }

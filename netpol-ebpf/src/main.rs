@@ -26,7 +26,7 @@ use crate::maps::Kernel;
 /// Lets other programs and the stack go on.
 const ALLOW: i32 = TC_ACT_UNSPEC;
 /// Drops the packet.
-const DENY: i32 = TC_ACT_SHOT as i32;
+const DENY: i32 = TC_ACT_SHOT;
 
 /// Traffic towards the pod.
 #[classifier]

@@ -1,18 +1,22 @@
 //! The maps, and their view for `netpol_common::verdict`.
 
+use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use netpol_common::flow::{self, Clock, Timeouts, WORDS4, WORDS6};
-use netpol_common::layout::{self, Address, Direction, ExactClass, FragmentKey, OwnAddress, RowKey};
+use netpol_common::layout::{
+    self, Address, Backend, Direction, ExactClass, FragmentKey, OwnAddress, RowKey, ServiceKey,
+    ServiceValue,
+};
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
-use netpol_common::verdict::{self, Endpoint, Maps, Policies};
+use netpol_common::verdict::{self, Endpoint, Maps, Policies, ToService};
 
 #[map]
 static ENDPOINTS: Array<layout::Endpoint> =
@@ -37,6 +41,11 @@ static INTERVALS: Array<u64> = Array::with_max_entries(layout::MAX_INTERVALS, BP
 #[map]
 static OWN_ADDRESSES: HashMap<OwnAddress, u32> =
     HashMap::with_max_entries(layout::MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static SERVICES: HashMap<ServiceKey, ServiceValue> =
+    HashMap::with_max_entries(layout::MAX_SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+static BACKENDS: Array<u64> = Array::with_max_entries(layout::MAX_BACKENDS, BPF_F_MMAPABLE);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, u64> =
     LruHashMap::with_max_entries(layout::MAX_FRAGMENTS, 0);
@@ -187,7 +196,18 @@ impl Policies for Kernel {
     #[inline(always)]
     fn row(&self, set: u16, class: u32) -> Option<layout::Row> {
         // SAFETY: rows never change, and are removed a grace period after their last use.
-        unsafe { ROWS.get(&RowKey { set: u32::from(set), class }).copied() }
+        unsafe { ROWS.get(RowKey { set: u32::from(set), class }).copied() }
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        // SAFETY: as for exact_class: one load, with an echo of the key.
+        unsafe { SERVICES.get(key).map(|value| read_volatile(value)) }
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<Backend> {
+        BACKENDS.get(index).copied()
     }
 }
 
@@ -209,6 +229,49 @@ pub extern "C" fn netpol_class_of(address: *const Address) -> u32 {
 #[inline(never)]
 pub extern "C" fn netpol_row_allows(set: u32, class: u32, protocol: u32, port: u32) -> u32 {
     u32::from(verdict::row_allows(&Kernel, set as u16, class, protocol as u8, port as u16))
+}
+
+/// What [`each_backend`] is called with, and adds up.
+#[repr(C)]
+struct Asked {
+    set: u32,
+    protocol: u32,
+    offset: u32,
+    n_allowed: u32,
+}
+
+/// Asks one backend of a Service.
+unsafe extern "C" fn each_backend(index: u32, asked: *mut c_void) -> i64 {
+    // SAFETY: the verifier knows the context as the Asked that bpf_loop was given.
+    let asked = unsafe { &mut *asked.cast::<Asked>() };
+    let index = asked.offset.wrapping_add(index);
+    let backend = match BACKENDS.get(index) {
+        Some(backend) => *backend,
+        None => return 1,
+    };
+    let (class, port) = ((backend >> 32) as u32, (backend >> 16) as u32 & 0xffff);
+    asked.n_allowed += netpol_row_allows(asked.set, class, asked.protocol, port);
+    0
+}
+
+/// [`verdict::judge_service`] as a number. The kernel's own loop (Linux 5.17) runs it for any
+/// number of backends and verifies it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_judge_service(set: u32, key: *const ServiceKey) -> u32 {
+    // SAFETY: the verifier lets only null or a readable key through.
+    let Some(key) = (unsafe { key.as_ref() }) else { return ToService::Denied as u32 };
+    let Some((offset, count)) = verdict::find_service(&Kernel, key) else {
+        return ToService::None as u32;
+    };
+    let mut asked =
+        Asked { set, protocol: u32::from(key.protocol), offset, n_allowed: 0 };
+    // SAFETY: the callback and its context are as the helper wants them; count is 16 bits wide,
+    // below the helper's limit.
+    unsafe {
+        bpf_loop(count, each_backend as *mut c_void, (&raw mut asked).cast(), 0);
+    }
+    ToService::of(count, asked.n_allowed) as u32
 }
 
 impl Maps for Kernel {
@@ -260,10 +323,15 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService {
+        ToService::from_number(netpol_judge_service(u32::from(set), key))
+    }
+
+    #[inline(always)]
     fn owns(&self, endpoint: u16, address: &Address) -> bool {
         let key = OwnAddress { endpoint: u32::from(endpoint), address: *address };
         // SAFETY: only the presence matters.
-        unsafe { OWN_ADDRESSES.get(&key).is_some() }
+        unsafe { OWN_ADDRESSES.get(key).is_some() }
     }
 
     #[inline(always)]
@@ -291,14 +359,14 @@ impl Maps for Kernel {
 fn remember_fragment(endpoint: u16, direction: Direction, packet: &Packet) {
     let ports = u64::from(packet.local_port) << 32 | u64::from(packet.remote_port) << 16 | 1;
     // A failure costs the later fragments' ports; they are then judged without.
-    let _ = FRAGMENTS.insert(&fragment_key(endpoint, direction, packet), &ports, 0);
+    let _ = FRAGMENTS.insert(fragment_key(endpoint, direction, packet), ports, 0);
 }
 
 /// [`Maps::fragment_ports`], apart for its stack; 0: unknown.
 #[inline(never)]
 fn fragment_ports(endpoint: u16, direction: Direction, packet: &Packet) -> u64 {
     // SAFETY: one 64-bit load of a value written whole.
-    match unsafe { FRAGMENTS.get(&fragment_key(endpoint, direction, packet)) } {
+    match unsafe { FRAGMENTS.get(fragment_key(endpoint, direction, packet)) } {
         Some(ports) => *ports,
         None => 0,
     }

@@ -307,6 +307,65 @@ fn without_class_numbers_addresses_are_closed_and_reported() {
 }
 
 #[test]
+fn a_class_number_that_becomes_free_is_used_at_the_next_occasion() {
+    let block = |except: &str| {
+        let spec = format!(
+            r#"{{"ingress": [{{"from": [{{"ipBlock": {{"cidr": "10.0.0.0/8",
+                "except": [{except}]}}}}, {{"ipBlock": {{"cidr": "10.2.0.1/32"}}}}]}}]}}"#
+        );
+        put_policy(&policy("x/p", &spec))
+    };
+    let mut compiler = Compiler::with_limits(100, 4);
+    compiler.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+        block(r#""10.1.0.0/16", "10.2.0.0/16""#),
+    ]);
+    compiler.set_endpoint(ONE, name("x/a1"));
+    assert_eq!(compiler.problems(), [Problem::ClassesExhausted(1)]);
+    assert!(!judge(&compiler, 1, Direction::Ingress, "10.2.0.1", "tcp:80"), "closed, not open");
+    compiler.apply(block(r#""10.2.0.0/16""#));
+    compiler.apply_all([]);
+    assert_eq!(compiler.problems(), []);
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.2.0.1", "tcp:80"));
+}
+
+/// Two classes that became one needed a third number, which there was not.
+#[test]
+fn what_is_lost_for_want_of_a_class_number_is_judged_again() {
+    let mut compiler = Compiler::with_limits(100, 2);
+    compiler.apply_all([
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+        put_pod(&pod("x/b", "app=b,team=red", "10.0.0.3", "")),
+        put_pod(&pod("x/c", "app=c", "10.0.0.4", "")),
+        put_policy(&policy("x/p", FROM_B)),
+        put_policy(&policy(
+            "x/q",
+            r#"{"podSelector": {"matchLabels": {"app": "c"}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"team": "red"}}}]}]}"#,
+        )),
+    ]);
+    compiler.set_endpoints([(ONE, name("x/a1")), (TWO, name("x/c"))]);
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
+    let plan = compiler.apply(Change::PolicyGone(name("x/q")));
+    assert!(!judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
+    assert_eq!(rejudged(&plan), [ONE]);
+    compiler.apply_all([]);
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
+}
+
+#[test]
+fn a_pod_that_a_block_allows_anyway_loses_nothing_with_its_label() {
+    let mut compiler = compiler(
+        r#"{"podSelector": {"matchLabels": {"app": "a"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "b"}}},
+                                  {"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}"#,
+    );
+    let plan = compiler.apply(put_pod(&pod("x/b", "app=d", "10.0.0.3", "")));
+    assert!(plan.iter().any(|step| matches!(step, Step::ClearClass(_))), "{plan:?}");
+    assert_eq!(rejudged(&plan), []);
+}
+
+#[test]
 fn an_address_claimed_twice_is_reported_and_goes_on_to_the_other() {
     let mut compiler = compiler(FROM_B);
     let mut twin = pod("x/twin", "app=c", "10.0.0.3", "");
@@ -328,6 +387,12 @@ fn an_address_claimed_twice_is_reported_and_goes_on_to_the_other() {
         "address 10.0.0.3 is claimed by pod x/twin and also by x/b; selectors see it as \
          x/twin's, the youngest; check the status of the others"
     );
+    // The other pod is made again and is the younger one now.
+    let mut again = pod("x/b", "app=b", "10.0.0.3", "");
+    again.metadata.creation_timestamp =
+        serde_json::from_str("\"2026-01-02T00:00:00Z\"").expect("a time");
+    compiler.apply(put_pod(&again));
+    assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
     compiler.apply(Change::PodGone(name("x/twin"), None));
     assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
     assert_eq!(compiler.problems(), []);

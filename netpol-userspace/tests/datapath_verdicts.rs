@@ -280,9 +280,11 @@ fn arp_and_neighbour_discovery_pass_but_pods_are_no_routers() {
             bytes[7] = hop_limit;
             frame(&bytes)
         };
-        for kind in [133, 135, 136, 143] {
+        for kind in [133, 135, 136] {
             assert!(rig.passes_frame(Egress, &nd(kind, 255)), "{kind}");
         }
+        assert!(rig.passes_frame(Egress, &nd(143, 1)));
+        assert!(!rig.passes_frame(Egress, &nd(143, 64)), "listener discovery never leaves a link");
         assert!(!rig.passes_frame(Egress, &nd(135, 64)), "forwarded neighbour discovery");
         for kind in [134, 137] {
             assert!(!rig.passes_frame(Egress, &nd(kind, 255)), "{kind}");
@@ -343,7 +345,7 @@ fn options_and_extension_headers_are_looked_through() {
                     let next = kinds.get(index + 1).copied().unwrap_or(6);
                     // Eight bytes each; an AH of two words more than its minimum of -2.
                     bytes.extend([next, 0, 0, 0, 0, 0, 0, 0]);
-                    assert!(*kind != 51 || bytes.len() % 8 == 0);
+                    assert!(*kind != 51 || bytes.len().is_multiple_of(8));
                 }
                 let length = bytes.len() - 40 + plain.len() - 40;
                 bytes[4..6].copy_from_slice(&(length as u16).to_be_bytes());
@@ -424,5 +426,48 @@ fn an_attached_program_without_an_endpoint_entry_fails_closed() {
         assert!(!rig.passes_frame(Ingress, &bytes));
         let counters = observe::counters(&rig.maps, 0, Ingress).unwrap();
         assert_eq!(counters[Reason::UnknownEndpoint as usize], 1);
+    });
+}
+
+#[test]
+fn a_service_is_judged_by_its_backends() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        for (vip, other) in [("10.96.0.1", "10.96.0.2"), ("fd00:96::1", "fd00:96::2")] {
+            rig.allow_ports(2, 3, [vec![(8080, 8081)], vec![], vec![]]);
+            rig.allow_all(2, 4);
+            rig.isolate(1, 2);
+            assert!(!rig.goes_out(vip, &syn(1000, 80)), "an address of no class");
+            rig.service(vip, 80, &[(3, 8080)]);
+            assert!(rig.goes_out(vip, &syn(1000, 80)));
+            assert!(rig.comes_in(vip, &syn_ack(80, 1000)));
+            assert!(!rig.goes_out(vip, &syn(1000, 81)), "another port of the address");
+            assert!(!rig.goes_out(vip, &udp(1000, 80)), "another protocol");
+            assert!(!rig.goes_out(other, &syn(1000, 80)));
+            rig.service(vip, 80, &[(3, 8080), (3, 8081), (4, 9)]);
+            assert!(rig.goes_out(vip, &syn(1001, 80)));
+            rig.service(vip, 80, &[(3, 8082)]);
+            assert!(!rig.goes_out(vip, &syn(1002, 80)));
+            assert!(rig.goes_out(vip, &ack(1001, 80)), "judged before");
+            rig.rejudge();
+            assert!(!rig.goes_out(vip, &ack(1001, 80)));
+            rig.service(vip, 80, &[]);
+            assert!(!rig.goes_out(vip, &syn(1003, 80)));
+            // The address itself does not matter as long as there is a Service.
+            rig.class(vip, 4);
+            assert!(!rig.goes_out(vip, &syn(1004, 80)));
+            assert!(rig.goes_out(vip, &syn(1004, 81)));
+        }
+        assert_eq!(rig.counted(Egress, Reason::ServiceMixed), 0);
+        rig.service("10.96.0.1", 80, &[(3, 8080), (3, 9090)]);
+        assert!(!rig.goes_out("10.96.0.1", &syn(1005, 80)));
+        assert_eq!(rig.counted(Egress, Reason::ServiceMixed), 1);
+        let many: Vec<(u32, u16)> = (0..20_000u16).map(|i| (4, i)).collect();
+        rig.service("10.96.0.1", 80, &many);
+        assert!(rig.goes_out("10.96.0.1", &syn(1006, 80)));
+        let all_but_one: Vec<_> = many.into_iter().chain([(9, 1)]).collect();
+        rig.service("10.96.0.1", 80, &all_but_one);
+        assert!(!rig.goes_out("10.96.0.1", &syn(1007, 80)));
+        assert_eq!(rig.counted(Egress, Reason::ServiceMixed), 2);
     });
 }

@@ -23,6 +23,7 @@ const UNSAFE_DIRS: &[&str] = &["netpol-ebpf", "netpol-userspace/src/datapath"];
 const UNSAFE_FILES: &[(&str, &str)] = &[
     ("netpol-userspace/src/netns.rs", "unshare(2) is unsafe to rustix because of one other flag"),
     ("netpol-userspace/src/playground/isolation.rs", "the same, for a mount namespace"),
+    ("netpol-userspace/tests/attach_foreign.rs", "plays somebody who detaches netpol's links"),
     ("xtask/src/probe.rs", "bpf(2) has no safe interface short of all of aya"),
 ];
 

@@ -18,7 +18,7 @@ use super::state::{
 use super::{files, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
-use crate::datapath::{Datapath, DatapathError, EndpointFailure};
+use crate::datapath::{Datapath, DatapathError, EndpointFailure, NumbersInMaps};
 use crate::endpoint::{Endpoint, Finding, Snapshot, Watcher, match_pods};
 use crate::model::{Change, ObjectName, Pod};
 use crate::observe::metrics::AgentCounters;
@@ -56,6 +56,9 @@ pub struct Core {
     snapshot: Arc<Snapshot>,
     local_pods: BTreeSet<ObjectName>,
     endpoints: Vec<Endpoint>,
+    /// What an earlier agent enforced, for the first matching: a pod must not shed its policies
+    /// by changing its addresses while no agent looks.
+    remembered: Vec<Endpoint>,
     numbers: Numbers,
     findings: Vec<Finding>,
 
@@ -83,15 +86,18 @@ impl Core {
         source: Handle,
     ) -> Self {
         let earlier = files::read_state(&options.run_dir);
+        let in_maps = datapath.adopted();
+        let adopted = earlier.as_ref().map(|state| adopted_numbers(state, &in_maps));
+        let numbers = Numbers::adopt(adopted.unwrap_or_default(), in_maps.into_values());
+        let (earlier_endpoints, mut written_ids) =
+            earlier.map_or_else(Default::default, |state| (state.endpoints, state.ids));
+        reserve_unknown(&mut written_ids, &datapath.numbers());
         let mut compiler = Compiler::new();
-        let mut numbers = Numbers::default();
-        let mut written_ids = Ids::default();
-        if let Some(earlier) = earlier {
-            compiler.adopt(&earlier.ids);
-            numbers = Numbers::adopt(adopted_numbers(&earlier, &datapath.adopted()));
-            written_ids = earlier.ids;
-        }
+        compiler.adopt(&written_ids);
         let snapshot = watcher.snapshots().borrow().clone();
+        let remembered = view::remember(&earlier_endpoints, &snapshot.interfaces, |ifindex| {
+            datapath.is_still_attached(ifindex)
+        });
         Self {
             node_name: options.node_name.clone(),
             run_dir: options.run_dir.clone(),
@@ -110,6 +116,7 @@ impl Core {
             snapshot,
             local_pods: BTreeSet::new(),
             endpoints: Vec::new(),
+            remembered,
             numbers,
             findings: Vec::new(),
             failures: BTreeMap::new(),
@@ -195,8 +202,8 @@ impl Core {
         let _plan = self.compiler.apply_all(backlog);
         self.is_synced = true;
         self.rematch();
-        self.numbers.forget_adopted();
         self.reconcile();
+        self.numbers.forget_adopted();
         let plan = self.compiler.forget_adopted();
         self.carry_out(&plan);
         self.applied_revision = self.revision;
@@ -257,8 +264,9 @@ impl Core {
     fn rematch(&mut self) {
         let cluster = self.compiler.cluster();
         let pods = self.local_pods.iter().filter_map(|id| cluster.pod(id));
-        let matching =
-            match_pods(&self.snapshot.interfaces, pods, &self.node_name, &self.endpoints);
+        let remembered = std::mem::take(&mut self.remembered);
+        let previous = if remembered.is_empty() { &self.endpoints } else { &remembered };
+        let matching = match_pods(&self.snapshot.interfaces, pods, &self.node_name, previous);
         self.watcher.report(&matching);
         self.findings = matching.findings;
         if matching.endpoints != self.endpoints {
@@ -546,6 +554,19 @@ impl Core {
     pub fn stop(&mut self, published: &watch::Sender<Arc<Published>>) {
         self.write_state(published);
         let _ = std::fs::remove_file(socket_path(&self.run_dir));
+    }
+}
+
+/// Gives numbers that the maps hold, but of which nobody knows any more what they stand for, a
+/// content that nothing equals: they must not come to mean something else while they are used.
+fn reserve_unknown(ids: &mut Ids, in_maps: &NumbersInMaps) {
+    let known: BTreeSet<u16> = ids.sets.values().copied().collect();
+    for set in in_maps.sets.iter().filter(|set| !known.contains(set)) {
+        ids.sets.insert(format!("unknown {set}"), *set);
+    }
+    let known: BTreeSet<u32> = ids.classes.values().copied().collect();
+    for class in in_maps.classes.iter().filter(|class| !known.contains(class)) {
+        ids.classes.insert(format!("unknown {class}"), *class);
     }
 }
 

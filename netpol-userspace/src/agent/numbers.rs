@@ -34,13 +34,19 @@ pub struct Numbers {
     next: u16,
     /// Ids of an earlier agent by (ifindex, uid); taken at most once each.
     adopted: HashMap<(u32, String), EndpointId>,
+    /// Ids that the maps hold and that nobody has claimed.
+    reserved: HashSet<u16>,
 }
 
 impl Numbers {
-    /// Starts with the ids that an earlier agent left in force.
-    pub fn adopt(adopted: HashMap<(u32, String), EndpointId>) -> Self {
-        let used = adopted.values().map(|id| id.0).collect();
-        Self { adopted, used, ..Self::default() }
+    /// Starts with the ids that an earlier agent left in force: `in_force` are all of them, which
+    /// nobody else may have, `adopted` those of which it is known whose they are.
+    pub fn adopt(
+        adopted: HashMap<(u32, String), EndpointId>,
+        in_force: impl IntoIterator<Item = EndpointId>,
+    ) -> Self {
+        let reserved: HashSet<u16> = in_force.into_iter().map(|id| id.0).collect();
+        Self { adopted, used: reserved.clone(), reserved, ..Self::default() }
     }
 
     /// The id of a known endpoint.
@@ -52,7 +58,10 @@ impl Numbers {
     pub fn assign(&mut self, key: Key) -> Option<EndpointId> {
         let adopted = self.adopted.remove(&(key.ifindex, key.uid.clone()));
         let id = match adopted {
-            Some(id) => id,
+            Some(id) => {
+                self.reserved.remove(&id.0);
+                id
+            }
             None => self.free()?,
         };
         self.by_key.insert(key, id);
@@ -77,10 +86,11 @@ impl Numbers {
         Some(id)
     }
 
-    /// Gives back what was adopted and never claimed.
+    /// Gives back what was never claimed: the maps hold it no more.
     pub fn forget_adopted(&mut self) {
-        for (_, id) in self.adopted.drain() {
-            self.used.remove(&id.0);
+        self.adopted.clear();
+        for id in self.reserved.drain() {
+            self.used.remove(&id);
         }
     }
 }
@@ -96,9 +106,19 @@ mod tests {
     #[test]
     fn an_adopted_id_goes_to_the_same_link_and_pod_only() {
         let adopted = HashMap::from([((7, "a".to_owned()), EndpointId(1))]);
-        let mut numbers = Numbers::adopt(adopted);
+        let mut numbers = Numbers::adopt(adopted, [EndpointId(1)]);
         assert_eq!(numbers.assign(key(7, "b")), Some(EndpointId(2)));
         assert_eq!(numbers.assign(key(7, "a")), Some(EndpointId(1)));
+    }
+
+    #[test]
+    fn an_id_in_force_that_nobody_claims_is_free_only_once_it_is_out_of_force() {
+        let mut numbers = Numbers::adopt(HashMap::new(), [EndpointId(1), EndpointId(3)]);
+        assert_eq!(numbers.assign(key(7, "a")), Some(EndpointId(2)));
+        assert_eq!(numbers.assign(key(8, "b")), Some(EndpointId(4)));
+        numbers.forget_adopted();
+        let rest: Vec<_> = (4..MAX_ENDPOINTS + 1).map(|i| numbers.assign(key(i, "c"))).collect();
+        assert!(rest.contains(&Some(EndpointId(1))) && rest.contains(&Some(EndpointId(3))));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::state::{DirectionView, EndpointView, Rule};
 use crate::compile::{Compiler, EndpointId, Tables};
-use crate::endpoint::Endpoint;
-use crate::model::Direction;
+use crate::endpoint::{Endpoint, Interface};
+use crate::model::{Direction, ObjectName};
 
 /// The views of all endpoints, sorted by namespace and name.
 pub fn endpoints<'a>(
@@ -28,6 +28,40 @@ pub fn endpoints<'a>(
         .collect();
     views.sort_by(|a, b| (&a.namespace, &a.pod, a.ifindex).cmp(&(&b.namespace, &b.pod, b.ifindex)));
     views
+}
+
+/// The endpoints of an earlier agent that are still there: the same interface, which `is_same`
+/// vouches for, whatever addresses it has now.
+pub fn remember(
+    views: &[EndpointView],
+    interfaces: &[Interface],
+    is_same: impl Fn(u32) -> bool,
+) -> Vec<Endpoint> {
+    let mut endpoints = Vec::new();
+    for view in views {
+        let is_its = |interface: &&Interface| {
+            interface.ifindex == view.ifindex && interface.name == view.interface
+        };
+        let Some(interface) = interfaces.iter().find(is_its) else { continue };
+        if !is_same(view.ifindex) {
+            continue;
+        }
+        endpoints.push(Endpoint {
+            ifindex: interface.ifindex,
+            interface: interface.name.clone(),
+            incarnation: interface.incarnation,
+            nsid: interface.nsid,
+            netns: interface.netns.as_ref().map(|netns| netns.id),
+            pod: ObjectName {
+                namespace: view.namespace.as_str().into(),
+                name: view.pod.as_str().into(),
+            },
+            uid: view.uid.as_str().into(),
+            addresses: view.ips.clone(),
+            other_addresses: Vec::new(),
+        });
+    }
+    endpoints
 }
 
 fn direction(

@@ -1,5 +1,6 @@
 //! `netpol cleanup`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -92,9 +93,14 @@ fn text(summary: &Summary, bpffs: &Path, files: &[PathBuf]) -> String {
     }
     let mut text = String::new();
     if !summary.interfaces.is_empty() {
-        let numbers: Vec<String> = summary.interfaces.iter().map(u32::to_string).collect();
-        let what = if numbers.len() == 1 { "interface" } else { "interfaces" };
-        text += &format!("took netpol's programs off {what} {}\n", numbers.join(", "));
+        text += &format!("took netpol's programs off {}\n", interfaces(&summary.interfaces));
+    }
+    if !summary.without.is_empty() {
+        text += &format!(
+            "found no program of netpol on {}; if the agent ran in another network namespace with \
+             --attach clsact, take its filters off there: tc qdisc del dev INTERFACE clsact\n",
+            interfaces(&summary.without)
+        );
     }
     if summary.pins > 0 {
         text += &format!("removed {} pins below {}\n", summary.pins, bpffs.display());
@@ -103,6 +109,12 @@ fn text(summary: &Summary, bpffs: &Path, files: &[PathBuf]) -> String {
         text += &format!("removed {}\n", file.display());
     }
     text
+}
+
+fn interfaces(numbers: &BTreeSet<u32>) -> String {
+    let what = if numbers.len() == 1 { "interface" } else { "interfaces" };
+    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    format!("{what} {}", numbers.join(", "))
 }
 
 #[cfg(test)]
@@ -116,11 +128,13 @@ mod tests {
             text(&nothing, Path::new("/b"), &[]),
             "nothing to remove: netpol left nothing below /b\n"
         );
-        let summary = Summary { interfaces: [7, 9].into(), pins: 19 };
+        let summary = Summary { interfaces: [7, 9].into(), without: [11].into(), pins: 19 };
         assert_eq!(
             text(&summary, Path::new("/b"), &["/r/state.json".into()]),
             "\
 took netpol's programs off interfaces 7, 9
+found no program of netpol on interface 11; if the agent ran in another network namespace with \
+             --attach clsact, take its filters off there: tc qdisc del dev INTERFACE clsact
 removed 19 pins below /b
 removed /r/state.json
 "

@@ -25,6 +25,7 @@ mod places;
 mod policies;
 mod rules;
 mod status;
+mod trace;
 
 pub use agent::AgentArgs;
 
@@ -55,6 +56,7 @@ enum Command {
     Policies(policies::Args),
     Rules(rules::Args),
     Flows(flows::Args),
+    Trace(trace::Args),
     Monitor(monitor::Args),
     /// Explain policies, and name what an API server would refuse
     ///
@@ -121,6 +123,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Policies(args) => policies::run(&args, &mut out),
         Command::Rules(args) => rules::run(&args, &mut out),
         Command::Flows(args) => flows::run(&args, &mut out),
+        Command::Trace(args) => trace::run(&args, &mut out),
         Command::Monitor(args) => monitor::run(&args, &mut out),
         Command::Check { files, output } => {
             check::run(&files, output == output::TextFormat::Json, &mut out)

@@ -123,7 +123,7 @@ impl View<'_> {
         self.names.refresh();
         let boot = BootTime::now();
         for _ in 0..BATCH {
-            let Some(raw) = monitor.next() else {
+            let Some(raw) = monitor.next_event() else {
                 self.out.flush()?;
                 return Ok(false);
             };

@@ -84,7 +84,7 @@ fn dropped_text(dropped: &drops::Drops) -> String {
         return "dropped: nothing so far".into();
     }
     let reasons: Vec<String> =
-        dropped.iter().map(|(reason, packets)| format!("{packets} {reason}")).collect();
+        dropped.iter().map(|(reason, packets)| format!("{reason} {packets}")).collect();
     let total = drops::total(dropped);
     let packets = if total == 1 { "packet" } else { "packets" };
     format!("dropped: {total} {packets} ({})", reasons.join(", "))
@@ -114,7 +114,7 @@ shop/web (10.0.0.1) on veth1
 ingress: isolated by shop/deny
   FROM                               PORTS   ALLOWED BY
   pods app=client in namespace shop  TCP 80  shop/deny
-  dropped: 4 packets (1 fragment, 3 policy)
+  dropped: 4 packets (fragment 1, policy 3)
 
 egress: open, no policy isolates it
 

@@ -159,11 +159,17 @@ impl Addresses {
         self.entries.get(block)
     }
 
+    /// The class that longest-prefix match gives to `block` while it is not stored itself.
+    pub fn class_around(&self, block: IpNet) -> ClassId {
+        let outer = block.supernet().and_then(|outer| self.containing(outer).next());
+        outer.map_or(ClassId::NONE, |(_, class)| class)
+    }
+
     /// The class that longest-prefix match gives to `block`.
     pub fn effective_class(&self, block: IpNet) -> ClassId {
         match self.entries.get(&block).map(|entry| entry.class) {
             Some(class) if class != ClassId::NONE => class,
-            _ => self.containing(block).next().map_or(ClassId::NONE, |(_, class)| class),
+            _ => self.class_around(block),
         }
     }
 

@@ -205,7 +205,7 @@ impl Engine {
     pub fn shrunk_sets(&self, moves: &[Move]) -> FxHashSet<SetId> {
         let mut pairs = FxHashSet::default();
         for Move { block, old, new } in moves {
-            let around = || self.addresses.effective_class(*block);
+            let around = || self.addresses.class_around(*block);
             let old = if *old == ClassId::NONE { around() } else { *old };
             let new = if *new == ClassId::NONE { around() } else { *new };
             pairs.insert((old, new));
@@ -281,8 +281,9 @@ impl Engine {
     }
 
     /// Drops what no set in use mentions, once no endpoint depends on it any more. Changes no
-    /// verdict: sets in use cannot tell the classes apart that become one here.
-    pub fn collect_garbage(&mut self, cluster: &Cluster) -> Plan {
+    /// verdict: sets in use cannot tell the classes apart that become one here. Only where class
+    /// numbers ran out something may be lost; returns the sets concerned, too.
+    pub fn collect_garbage(&mut self, cluster: &Cluster) -> (Plan, FxHashSet<SetId>) {
         let mut removed = Vec::new();
         for (id, set) in self.sets.take_dead(&mut self.atoms) {
             for &class in set.rows.keys() {
@@ -296,7 +297,13 @@ impl Engine {
         let moves = self.reclassify(blocks);
         let mut plan = self.add_fresh_rows();
         plan.extend(steps(&moves));
-        plan.extend(self.update_services(cluster, &moves).iter().map(Changed::step));
+        let changes = self.update_services(cluster, &moves);
+        plan.extend(changes.iter().map(Changed::step));
+        let mut shrunk = FxHashSet::default();
+        if !self.unnumbered.is_empty() {
+            shrunk = self.shrunk_sets(&moves);
+            shrunk.extend(self.sets_shrunk_by(&changes, self.sets.iter().map(|(id, _)| id)));
+        }
         for (id, sets) in self.classes.take_dead(&mut self.atoms) {
             for set in sets {
                 removed.push(Step::RemoveRow(set, id));
@@ -307,7 +314,7 @@ impl Engine {
         }
         self.atoms.free_dead();
         plan.extend(removed);
-        plan
+        (plan, shrunk)
     }
 
     /// Takes atoms that nobody mentions from pods and addresses; returns the blocks concerned.

@@ -8,6 +8,7 @@
 mod addresses;
 mod anchors;
 mod atoms;
+mod changes;
 mod classes;
 mod describe;
 mod engine;
@@ -25,7 +26,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use describe::{Problem, RuleView, Size};
 pub use ids::Ids;
-use ipnet::IpNet;
 pub use plan::{
     Backend, ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, ServiceKey, SetId, Step,
     Tables, Verdict,
@@ -109,45 +109,7 @@ impl Compiler {
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
         let mut dirty = Dirty::default();
         for change in changes {
-            match change {
-                Change::Pod(mut pod) => {
-                    self.strings.share_pod(&mut pod);
-                    self.note_pod(pod.id.clone(), Change::Pod(pod), &mut dirty);
-                }
-                Change::PodGone(id, uid) => {
-                    self.note_pod(id.clone(), Change::PodGone(id, uid), &mut dirty);
-                }
-                Change::Policy(policy) => {
-                    self.note_policy(policy.id.clone(), Change::Policy(policy), &mut dirty);
-                }
-                Change::PolicyGone(id) => {
-                    self.note_policy(id.clone(), Change::PolicyGone(id), &mut dirty);
-                }
-                Change::Namespace(namespace) => {
-                    let name = namespace.name.clone();
-                    self.note_namespace(&name, Change::Namespace(namespace), &mut dirty);
-                }
-                Change::Service(service) => {
-                    self.note_service(service.id.clone(), Change::Service(service));
-                }
-                Change::ServiceGone(id) => {
-                    self.note_service(id.clone(), Change::ServiceGone(id));
-                }
-                Change::EndpointSlice(slice) => {
-                    self.note_slice(&slice.id.clone(), Change::EndpointSlice(slice));
-                }
-                Change::EndpointSliceGone(id) => {
-                    self.note_slice(&id.clone(), Change::EndpointSliceGone(id));
-                }
-                Change::Node(_) | Change::NodeGone(_) => {
-                    if self.cluster.apply(change) {
-                        self.engine.services.touch_nodes(&self.cluster);
-                    }
-                }
-                Change::NamespaceGone(name) => {
-                    self.note_namespace(&name.clone(), Change::NamespaceGone(name), &mut dirty);
-                }
-            }
+            self.note(change, &mut dirty);
         }
         self.settle(dirty)
     }
@@ -278,88 +240,6 @@ impl Compiler {
             }
         }
     }
-
-    /// Stores the change of a pod and notes what it touches.
-    fn note_pod(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
-        let before = owned_addresses(&self.cluster, &id);
-        if !self.cluster.apply(change) {
-            return;
-        }
-        let now = owned_addresses(&self.cluster, &id);
-        let addresses = &mut self.engine.addresses;
-        for &address in before.difference(&now) {
-            if addresses.unclaim(address, &id, &self.cluster) {
-                dirty.touched.blocks.push(IpNet::from(address));
-            }
-        }
-        for &address in &now {
-            if addresses.claim(address, &id, &self.cluster) {
-                dirty.touched.blocks.push(IpNet::from(address));
-            }
-        }
-        for endpoint in self.endpoints_in.get(&id.namespace).into_iter().flatten() {
-            if self.endpoints[endpoint].name == id {
-                dirty.endpoints.insert(*endpoint);
-            }
-        }
-        // Atoms that do not exist yet will look at all pods by themselves.
-        if !self.engine.atoms.is_empty() {
-            dirty.touched.pods.insert(id);
-        }
-    }
-
-    /// Stores the change of a policy and notes the endpoints that it did or does select.
-    fn note_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
-        let here = self.endpoints_in.get(&id.namespace);
-        if here.is_none() {
-            self.cluster.apply(change);
-            return;
-        }
-        let before = self.cluster.policy(&id).map(|policy| policy.pods.clone());
-        if !self.cluster.apply(change) {
-            return;
-        }
-        let now = self.cluster.policy(&id).map(|policy| &policy.pods);
-        for endpoint in here.into_iter().flatten() {
-            let pod = self.cluster.pod(&self.endpoints[endpoint].name);
-            let Some(pod) = pod.or(self.endpoints[endpoint].pod.as_ref()) else { continue };
-            if before.iter().chain(now).any(|selector| selector.matches(&pod.labels)) {
-                dirty.endpoints.insert(*endpoint);
-            }
-        }
-    }
-
-    /// Stores the change of a Service and notes that it changed.
-    fn note_service(&mut self, id: ObjectName, change: Change) {
-        if self.cluster.apply(change) {
-            self.engine.services.touch(id);
-        }
-    }
-
-    /// Stores the change of an EndpointSlice and notes the Services that it did or does belong to.
-    fn note_slice(&mut self, id: &ObjectName, change: Change) {
-        let before = self.cluster.slice(id).cloned();
-        if self.cluster.apply(change) {
-            self.engine.services.touch_slice(before.as_ref(), self.cluster.slice(id));
-        }
-    }
-
-    /// Stores the change of a namespace and notes its pods.
-    fn note_namespace(&mut self, name: &Str, change: Change, dirty: &mut Dirty) {
-        let before = engine::namespace_labels(&self.cluster, name).into_owned();
-        self.cluster.apply(change);
-        if before == *engine::namespace_labels(&self.cluster, name) {
-            return;
-        }
-        let pods = self.cluster.pods.get(name).into_iter().flat_map(|pods| pods.values());
-        dirty.touched.pods.extend(pods.map(|pod| pod.id.clone()));
-    }
-}
-
-/// The addresses that a pod claims.
-fn owned_addresses(cluster: &Cluster, id: &ObjectName) -> BTreeSet<std::net::IpAddr> {
-    let pod = cluster.pod(id).filter(|pod| pod.is_networked());
-    pod.into_iter().flat_map(|pod| pod.addresses.iter().copied()).collect()
 }
 
 /// The policies that isolate a pod in one direction.

@@ -11,7 +11,9 @@ use rustc_hash::FxHashSet;
 
 use super::engine::steps;
 use super::services::Changed;
-use super::{Compiler, Dirty, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets};
+use super::{
+    Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets,
+};
 use crate::model::{Direction, Pod};
 
 /// The sets of an endpoint that no policy selects.
@@ -31,37 +33,48 @@ impl Compiler {
         }
         let services = self.engine.update_services(&self.cluster, &moves);
         plan.extend(services.iter().map(Changed::step));
-        let shrunk = self.engine.shrunk_sets(&moves);
-        let egress_sets = self.endpoints.values().map(|endpoint| endpoint.sets.egress);
-        let cut_off = match services.is_empty() {
-            true => FxHashSet::default(),
-            false => self.engine.sets_shrunk_by(&services, egress_sets),
-        };
-        let mut rejudge: BTreeSet<EndpointId> = BTreeSet::new();
-        if !shrunk.is_empty() || !cut_off.is_empty() {
-            rejudge.extend(self.endpoints.iter().filter_map(|(&id, endpoint)| {
-                let EndpointSets { ingress, egress } = endpoint.sets;
-                (shrunk.contains(&ingress) || shrunk.contains(&egress) || cut_off.contains(&egress))
-                    .then_some(id)
-            }));
-        }
+        let mut rejudge = self.users(&self.engine.shrunk_sets(&moves));
+        rejudge.extend(self.cut_off(&services));
         for (id, sets) in switches {
             if self.switch(id, sets, &mut plan) {
                 rejudge.insert(id);
             }
         }
-        if !rejudge.is_empty() {
-            plan.push(Step::Rejudge(rejudge.into_iter().collect()));
-        }
+        plan.extend(rejudge_step(rejudge));
         if !self.isolates_egress() {
             plan.extend(self.engine.services.deactivate());
         }
-        plan.extend(self.engine.collect_garbage(&self.cluster));
+        let (garbage, shrunk) = self.engine.collect_garbage(&self.cluster);
+        plan.extend(garbage);
+        plan.extend(rejudge_step(self.users(&shrunk)));
         plan
     }
 
     fn isolates_egress(&self) -> bool {
         self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
+    }
+
+    /// The endpoints that some Service may be reached from less after these changes.
+    fn cut_off(&self, services: &[Changed]) -> BTreeSet<EndpointId> {
+        if services.is_empty() {
+            return BTreeSet::new();
+        }
+        let sets = self.endpoints.values().map(|endpoint| endpoint.sets.egress);
+        let shrunk = self.engine.sets_shrunk_by(services, sets);
+        let users = self.endpoints.iter().filter(|(_, e)| shrunk.contains(&e.sets.egress));
+        users.map(|(&id, _)| id).collect()
+    }
+
+    /// The endpoints that use one of these sets now.
+    fn users(&self, sets: &FxHashSet<SetId>) -> BTreeSet<EndpointId> {
+        if sets.is_empty() {
+            return BTreeSet::new();
+        }
+        let uses = |endpoint: &Endpoint| {
+            sets.contains(&endpoint.sets.ingress) || sets.contains(&endpoint.sets.egress)
+        };
+        let users = self.endpoints.iter().filter(|(_, endpoint)| uses(endpoint));
+        users.map(|(&id, _)| id).collect()
     }
 
     /// The sets that an endpoint should have, each with one user more.
@@ -111,4 +124,8 @@ impl Compiler {
         self.engine.sets.release(old.egress);
         !covers
     }
+}
+
+fn rejudge_step(endpoints: BTreeSet<EndpointId>) -> Option<Step> {
+    (!endpoints.is_empty()).then(|| Step::Rejudge(endpoints.into_iter().collect()))
 }

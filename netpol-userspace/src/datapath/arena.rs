@@ -1,27 +1,47 @@
-//! Places port sets in the interval arena. Pure bookkeeping: which words are whose.
+//! Places port sets in the interval arena, and lists of backends in theirs. Pure bookkeeping:
+//! which words are whose.
 //!
 //! A region that was released is not handed out again before [`Arena::reclaim`]: a packet in
 //! flight may still be reading it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::compile::PortSet;
+use crate::compile::{Backend, PortSet};
 
-/// Offset and length, in intervals.
+/// Something that takes a number of words in an arena.
+pub trait Content: Hash + Eq {
+    /// How many.
+    fn length(&self) -> u32;
+}
+
+impl Content for PortSet {
+    fn length(&self) -> u32 {
+        self.intervals.iter().map(|list| list.len() as u32).sum()
+    }
+}
+
+impl Content for [Backend] {
+    fn length(&self) -> u32 {
+        self.len() as u32
+    }
+}
+
+/// Offset and length, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
-    /// Index of the first interval.
+    /// Index of the first word.
     pub offset: u32,
-    /// Number of intervals.
+    /// Number of words.
     pub length: u32,
 }
 
 /// The arena.
 #[derive(Debug)]
-pub struct Arena {
+pub struct Arena<C: Content + ?Sized> {
     free: BTreeMap<u32, u32>,
-    placed: HashMap<Arc<PortSet>, (Region, u32)>,
+    placed: HashMap<Arc<C>, (Region, u32)>,
     released: Vec<Region>,
     capacity: u32,
 }
@@ -31,12 +51,12 @@ pub struct Arena {
 pub enum Placed {
     /// The set is there already.
     Known(Region),
-    /// The caller must write the intervals to this region before using it.
+    /// The caller must write the words to this region before using it.
     New(Region),
 }
 
-impl Arena {
-    /// An empty arena of `capacity` intervals.
+impl<C: Content + ?Sized> Arena<C> {
+    /// An empty arena of `capacity` words.
     pub fn new(capacity: u32) -> Self {
         Self {
             free: BTreeMap::from([(0, capacity)]),
@@ -46,30 +66,31 @@ impl Arena {
         }
     }
 
-    /// Number of intervals it can hold.
+    /// Number of words it can hold.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// Number of intervals in use or waiting to be reclaimed.
-    pub fn used(&self) -> u32 {
+    /// Number of words in use or waiting to be reclaimed.
+    #[cfg(test)]
+    fn used(&self) -> u32 {
         self.capacity - self.free.values().sum::<u32>()
     }
 
     /// Takes a reference to the set's region; `None` if there is no room.
-    pub fn place(&mut self, set: &Arc<PortSet>) -> Option<Placed> {
+    pub fn place(&mut self, set: &Arc<C>) -> Option<Placed> {
         if let Some((region, references)) = self.placed.get_mut(set) {
             *references += 1;
             return Some(Placed::Known(*region));
         }
-        let region = self.take(length(set))?;
+        let region = self.take(set.length())?;
         self.placed.insert(Arc::clone(set), (region, 1));
         Some(Placed::New(region))
     }
 
     /// Notes that `set` already stands at `region` (after a restart), with one reference.
     /// Returns false if that contradicts what is known.
-    pub fn adopt(&mut self, set: &Arc<PortSet>, region: Region) -> bool {
+    pub fn adopt(&mut self, set: &Arc<C>, region: Region) -> bool {
         if let Some((known, references)) = self.placed.get_mut(set)
             && *known == region
         {
@@ -84,7 +105,7 @@ impl Arena {
     }
 
     /// Gives a reference back.
-    pub fn release(&mut self, set: &Arc<PortSet>) {
+    pub fn release(&mut self, set: &Arc<C>) {
         let Some((region, references)) = self.placed.get_mut(set) else { return };
         *references -= 1;
         if *references == 0 {
@@ -142,11 +163,6 @@ impl Arena {
         }
         self.free.insert(offset, length);
     }
-}
-
-/// Number of intervals of a set.
-pub fn length(set: &PortSet) -> u32 {
-    set.intervals.iter().map(|list| list.len() as u32).sum()
 }
 
 #[cfg(test)]

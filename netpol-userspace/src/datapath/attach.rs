@@ -7,14 +7,16 @@ use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{MultiProgLink, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{Link as _, MultiProgLink, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
+use super::filters::{Filter, filter_programs, filters};
 use super::load::{EGRESS, INGRESS, Programs};
 use super::pins::Pins;
+use super::probe::grace_period;
 
 /// How programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,8 +30,7 @@ pub enum AttachMode {
     Clsact,
 }
 
-/// clsact filters of netpol: first in the chain, and recognisable.
-const PRIORITY: u16 = 1;
+/// Handle of netpol's clsact filters, recognisable.
 const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
 
 /// A pod's ingress is the tc egress hook of its host-side interface, and the reverse.
@@ -38,6 +39,10 @@ const HOOKS: [(&str, TcAttachType, &str); 2] =
 
 /// Error number of a link whose device is gone.
 const ENOLINK: i32 = 67;
+/// Error numbers of clsact: nothing to replace, there already, taken by another kind of filter.
+const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
+const EINVAL: i32 = 22;
 
 /// Attaches in one of the two ways.
 #[derive(Debug)]
@@ -113,8 +118,12 @@ impl Attacher {
                 let _ = fs::remove_file(path);
             }
         } else if let Ok(interface) = interface_name(ifindex) {
-            for (program, hook, _) in HOOKS {
-                let _ = tc::qdisc_detach_program(&interface, hook, program);
+            let detached =
+                HOOKS.map(|(program, hook, _)| detach_clsact(ifindex, &interface, hook, program));
+            // Unlike a link's end, a filter's does not wait for the packets it is looking at:
+            // they would meet an endpoint that is gone. The kernel always has this call.
+            if detached.contains(&true) {
+                let _ = grace_period();
             }
         }
     }
@@ -141,12 +150,24 @@ impl Attacher {
     /// Whether both programs (by id) are still on the interface's hooks.
     pub fn is_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
         let Ok(interface) = interface_name(ifindex) else { return false };
-        if !self.is_tcx {
-            return true;
-        }
         HOOKS.iter().zip(program_ids).all(|((_, hook, _), id)| {
-            SchedClassifier::query_tcx(&interface, *hook)
-                .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
+            if self.is_tcx {
+                SchedClassifier::query_tcx(&interface, *hook)
+                    .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
+            } else {
+                filter_programs(ifindex, *hook).is_ok_and(|programs| programs.contains(&id))
+            }
+        })
+    }
+
+    /// Whether the interface has what an earlier agent attached, now with these programs if it
+    /// is by links: those were switched, filters are replaced one by one later.
+    pub fn is_still_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
+        if self.is_tcx {
+            return self.is_attached(ifindex, program_ids);
+        }
+        HOOKS.iter().all(|(_, hook, _)| {
+            filter_programs(ifindex, *hook).is_ok_and(|programs| !programs.is_empty())
         })
     }
 
@@ -201,6 +222,9 @@ fn detach_now(link: FdLink) {
     }
 }
 
+/// Priorities to try: one of them is free, or belongs to filters that ours can stand beside.
+const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=64;
+
 fn attach_clsact(
     program: &mut SchedClassifier,
     interface: &str,
@@ -208,22 +232,59 @@ fn attach_clsact(
 ) -> Result<(), ProgramError> {
     match tc::qdisc_add_clsact(interface) {
         Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EEXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    // Replaces our filter if it is there, creates it otherwise: netlink does both in one request
-    // when NLM_F_EXCL is absent.
-    let existing = SchedClassifierLink::attached(interface, hook, PRIORITY, HANDLE, None)
-        .map_err(TcError::IoError)?;
-    let id = match program.attach_to_link(existing) {
-        Ok(id) => id,
-        Err(_) => {
-            let options = NlOptions { priority: PRIORITY, handle: HANDLE, ..NlOptions::default() };
-            program.attach_with_options(interface, hook, TcAttachOptions::Netlink(options))?
+    for priority in PRIORITIES {
+        // The kernel wants to be told whether to replace or to create.
+        let existing = SchedClassifierLink::attached(interface, hook, priority, HANDLE, None)
+            .map_err(TcError::IoError)?;
+        let attached = match program.attach_to_link(existing) {
+            Err(error) if os_error(&error) == Some(ENOENT) => {
+                let options = NlOptions { priority, handle: HANDLE, ..NlOptions::default() };
+                program.attach_with_options(interface, hook, TcAttachOptions::Netlink(options))
+            }
+            result => result,
+        };
+        match attached {
+            Ok(id) => {
+                // Dropping the link would take the filter off.
+                std::mem::forget(program.take_link(id)?);
+                return Ok(());
+            }
+            // Someone else's filters of another kind or protocol have this priority.
+            Err(error) if os_error(&error) == Some(EINVAL) && priority < *PRIORITIES.end() => {}
+            Err(error) => return Err(error),
         }
-    };
-    // Dropping the link would take the filter off.
-    std::mem::forget(program.take_link(id)?);
-    Ok(())
+    }
+    unreachable!("invariant: the last priority returns")
+}
+
+/// Removes our filters from the hook, whatever their priority. Returns whether there were any.
+fn detach_clsact(ifindex: u32, interface: &str, hook: TcAttachType, program: &str) -> bool {
+    // Not by aya's search for a name, which fails at filters of certain other kinds.
+    let filters = filters(ifindex, hook).unwrap_or_default();
+    let ours: Vec<_> = filters.into_iter().filter(|filter| filter.name == program).collect();
+    for Filter { priority, handle, .. } in &ours {
+        let handle = TcHandle::new(handle.major, handle.minor);
+        let link = SchedClassifierLink::attached(interface, hook, *priority, handle, None);
+        if let Err(error) = link
+            .map_err(|error| error.to_string())
+            .and_then(|link| link.detach().map_err(|error| error.to_string()))
+        {
+            tracing::warn!(interface, program, error, "cannot remove a filter");
+        }
+    }
+    !ours.is_empty()
+}
+
+fn os_error(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::NetlinkError(error) | ProgramError::TcError(TcError::NetlinkError(error)) => {
+            error.raw_os_error()
+        }
+        _ => None,
+    }
 }
 
 fn interface_name(ifindex: u32) -> Result<String, DatapathError> {

@@ -20,6 +20,8 @@ use super::pins::Pins;
 pub struct Summary {
     /// Interfaces that had programs.
     pub interfaces: BTreeSet<u32>,
+    /// Isolated interfaces, by the maps, that have no program of netpol in this network namespace.
+    pub without: BTreeSet<u32>,
     /// Pinned links, programs and maps.
     pub pins: usize,
 }
@@ -41,9 +43,11 @@ pub fn cleanup(
     for &ifindex in &interfaces {
         attacher.detach(ifindex);
     }
-    let candidates: BTreeSet<u32> = ifindexes.into_iter().chain(known(pins)).collect();
+    let isolated = known(pins);
+    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();
     interfaces.extend(detach_filters(pins, candidates)?);
-    Ok(Summary { interfaces, pins: pins.remove_all()? })
+    let without = isolated.difference(&interfaces).copied().collect();
+    Ok(Summary { interfaces, without, pins: pins.remove_all()? })
 }
 
 /// Interfaces with pinned links.
@@ -55,10 +59,10 @@ fn linked(links: &Path) -> BTreeSet<u32> {
 }
 
 /// Interfaces in the endpoints map, if it is there and of this layout.
-fn known(pins: &Pins) -> Vec<u32> {
+fn known(pins: &Pins) -> BTreeSet<u32> {
     type Value = [u64; size_of::<layout::Endpoint>() / 8];
     let Ok(endpoints) = open::<Array<MapData, Value>>(pins, names::ENDPOINTS) else {
-        return Vec::new();
+        return BTreeSet::new();
     };
     endpoints
         .iter()

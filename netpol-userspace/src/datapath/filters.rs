@@ -1,5 +1,5 @@
-//! Which programs are on an interface's clsact hooks. Asks the kernel; must never change
-//! anything.
+//! Which BPF filters are on an interface's clsact hooks, among filters of any kind. Asks the
+//! kernel; must never change anything.
 
 use std::io;
 
@@ -14,14 +14,32 @@ use netlink_packet_route::tc::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+/// A BPF filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Its place among the filters.
+    pub priority: u16,
+    /// Its number there.
+    pub handle: TcHandle,
+    /// Id of its program.
+    pub program: u32,
+    /// The name it was attached under.
+    pub name: String,
+}
+
 /// Ids of the programs of all BPF filters on the hook; none if there is no such interface.
 pub fn filter_programs(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<u32>> {
+    Ok(filters(ifindex, hook)?.iter().map(|filter| filter.program).collect())
+}
+
+/// All BPF filters on the hook; none if there is no such interface.
+pub fn filters(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     // Only the kernel may answer.
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&request(ifindex, hook), 0)?;
-    let mut programs = Vec::new();
+    let mut filters = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = &datagram[..];
@@ -29,10 +47,10 @@ pub fn filter_programs(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<u32>>
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             match message.payload {
-                NetlinkPayload::Done(_) => return Ok(programs),
-                NetlinkPayload::Error(error) => return no_hook(error.to_io(), programs),
+                NetlinkPayload::Done(_) => return Ok(filters),
+                NetlinkPayload::Error(error) => return no_hook(error.to_io(), filters),
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) => {
-                    programs.extend(program_of(&filter));
+                    filters.extend(bpf_filter(&filter));
                 }
                 _ => {}
             }
@@ -66,22 +84,34 @@ fn request(ifindex: u32, hook: TcAttachType) -> Vec<u8> {
 }
 
 /// An interface that is gone, or has no clsact qdisc, has no filters.
-fn no_hook(error: io::Error, programs: Vec<u32>) -> io::Result<Vec<u32>> {
+fn no_hook(error: io::Error, filters: Vec<Filter>) -> io::Result<Vec<Filter>> {
     const EINVAL: i32 = 22;
     const ENODEV: i32 = 19;
     const ENOENT: i32 = 2;
     match error.raw_os_error() {
-        Some(EINVAL | ENODEV | ENOENT) => Ok(programs),
+        Some(EINVAL | ENODEV | ENOENT) => Ok(filters),
         _ => Err(error),
     }
 }
 
-fn program_of(filter: &TcMessage) -> Option<u32> {
-    filter.attributes.iter().find_map(|attribute| {
-        let TcAttribute::Options(options) = attribute else { return None };
-        options.iter().find_map(|option| match option {
-            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-            _ => None,
-        })
-    })
+fn bpf_filter(message: &TcMessage) -> Option<Filter> {
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    let mut filter = Filter {
+        // The upper half of tcm_info; the lower is the protocol.
+        priority: (message.header.info >> 16) as u16,
+        handle: message.header.handle,
+        program: 0,
+        name: String::new(),
+    };
+    for option in options {
+        match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program = *id,
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
+            _ => {}
+        }
+    }
+    (filter.program != 0).then_some(filter)
 }

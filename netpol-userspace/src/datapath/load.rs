@@ -6,7 +6,7 @@ use std::io::Read as _;
 use aya::programs::{ProgramInfo, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::flow::{self, TIMEOUT_SECONDS, Timeouts};
-use netpol_common::layout::names;
+use netpol_common::layout::{FLOW4_BUCKETS, FLOW6_BUCKETS, names};
 use rustix::time::{ClockId, clock_getres};
 
 use super::error::{DatapathError, bpf_error, io_error};
@@ -58,10 +58,35 @@ impl Programs {
         // tables are then still empty.
         let known = if pins.exist() { pinned_secret(pins)? } else { [0; 2] };
         let secret = if known == [0; 2] { random_secret()? } else { known };
+        let programs = Self::load_with(pins, options, &names::ALL, secret, masks)?;
+        if secret != known {
+            let control = mapped_control(pins)?;
+            control.store(0, CONTROL_SECRET, secret[0]);
+            control.store(0, CONTROL_SECRET + 1, secret[1]);
+        }
+        Ok(programs)
+    }
+
+    /// Loads the programs onto the pinned maps in `shared` and new, unpinned ones otherwise.
+    pub fn load_scratch(
+        pins: &Pins,
+        options: &LoadOptions,
+        shared: &[&str],
+    ) -> Result<Self, DatapathError> {
+        let buckets = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
+        Self::load_with(pins, options, shared, random_secret()?, buckets.map(|count| count - 1))
+    }
+
+    fn load_with(
+        pins: &Pins,
+        options: &LoadOptions,
+        pinned: &[&str],
+        secret: [u64; 2],
+        masks: [u32; 2],
+    ) -> Result<Self, DatapathError> {
         let timeouts = timeouts_in_ticks();
         let (keep, check) = (u8::from(options.keep_established), u8::from(options.check_source));
         let log_level: u8 = if options.log { 4 } else { 0 };
-
         let mut loader = EbpfLoader::new();
         loader
             .override_global("SECRET", &secret, true)
@@ -73,7 +98,7 @@ impl Programs {
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries(names::FLOWS4, masks[0] + 1)
             .map_max_entries(names::FLOWS6, masks[1] + 1);
-        for name in names::ALL {
+        for name in names::ALL.iter().filter(|name| pinned.contains(name)) {
             loader.map_pin_path(name, pins.map(name));
         }
         let mut ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
@@ -81,11 +106,6 @@ impl Programs {
             program_mut(&mut ebpf, name)?
                 .load()
                 .map_err(bpf_error(format!("load program {name}")))?;
-        }
-        if secret != known {
-            let control = mapped_control(pins)?;
-            control.store(0, CONTROL_SECRET, secret[0]);
-            control.store(0, CONTROL_SECRET + 1, secret[1]);
         }
         Ok(Self { ebpf })
     }
@@ -140,7 +160,6 @@ fn program_mut<'a>(
 }
 
 fn flow_masks(pins: &Pins, options: &LoadOptions) -> Result<[u32; 2], DatapathError> {
-    use netpol_common::layout::{FLOW4_BUCKETS, FLOW6_BUCKETS};
     if pins.exist() {
         let size = |name| -> Result<u32, DatapathError> {
             let path = pins.map(name);

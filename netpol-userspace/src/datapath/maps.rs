@@ -17,6 +17,8 @@ pub type AddressBytes = [u8; size_of::<layout::Address>()];
 pub type RowKeyBytes = [u8; size_of::<layout::RowKey>()];
 /// Bytes of a [`layout::Row`].
 pub type RowBytes = [u8; size_of::<layout::Row>()];
+/// Bytes of a [`layout::ServiceKey`].
+pub type ServiceKeyBytes = [u8; size_of::<layout::ServiceKey>()];
 /// Bytes of an [`layout::OwnAddress`].
 pub type OwnAddressBytes = [u8; size_of::<layout::OwnAddress>()];
 /// Words of a [`layout::Counters`].
@@ -40,6 +42,10 @@ pub struct Maps {
     pub blocks: LpmTrie<MapData, AddressBytes, u32>,
     /// Verdict rows.
     pub rows: HashMap<MapData, RowKeyBytes, RowBytes>,
+    /// The arena of kinds of backends.
+    pub backends: Mapped,
+    /// Services.
+    pub services: HashMap<MapData, ServiceKeyBytes, u64>,
     /// Addresses of local endpoints.
     pub own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
     /// Counters.
@@ -79,6 +85,8 @@ fn expected(name: &str) -> Expected {
         names::OWN_ADDRESSES => {
             of(MapType::Hash, size_of::<l::OwnAddress>(), 4, Some(l::MAX_OWN_ADDRESSES))
         }
+        names::SERVICES => of(MapType::Hash, size_of::<l::ServiceKey>(), 8, Some(l::MAX_SERVICES)),
+        names::BACKENDS => array(8, Some(l::MAX_BACKENDS)),
         names::FRAGMENTS => {
             of(MapType::LruHash, size_of::<l::FragmentKey>(), 8, Some(l::MAX_FRAGMENTS))
         }
@@ -152,6 +160,8 @@ impl Maps {
             addresses: open(pins, names::ADDRESSES)?,
             blocks: open(pins, names::BLOCKS)?,
             rows: open(pins, names::ROWS)?,
+            backends: mapped(pins, names::BACKENDS, is_writer)?,
+            services: open(pins, names::SERVICES)?,
             own_addresses: open(pins, names::OWN_ADDRESSES)?,
             counters: open(pins, names::COUNTERS)?,
         })

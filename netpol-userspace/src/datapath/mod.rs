@@ -20,7 +20,9 @@ mod pins;
 pub mod probe;
 mod reconcile;
 pub mod run;
+pub mod scratch;
 mod seed;
+mod services;
 mod writer;
 
 pub use attach::AttachMode;
@@ -28,4 +30,5 @@ pub use error::DatapathError;
 pub use load::{LoadOptions, Programs};
 pub use maps::Maps;
 pub use pins::Pins;
+pub use reconcile::NumbersInMaps;
 pub use writer::{Datapath, EndpointFailure};

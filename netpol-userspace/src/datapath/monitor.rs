@@ -44,7 +44,7 @@ impl Monitor {
         })?;
         let mut monitor = Self { maps, ring: open(pins, names::EVENTS)?, has_flows, _lock: lock };
         // What an earlier reader left unread is not news.
-        while monitor.next().is_some() {}
+        while monitor.next_event().is_some() {}
         monitor.renew();
         Ok(monitor)
     }
@@ -59,7 +59,7 @@ impl Monitor {
     }
 
     /// The next event, if there is one.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<Event> {
         let item = self.ring.next()?;
         Event::read_from_prefix(&item).ok().map(|(event, _)| event)
     }

@@ -156,6 +156,5 @@ fn nearest(directory: &Path) -> &Path {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    #[expect(clippy::unnecessary_cast, reason = "the field's type differs between targets")]
     statfs(path).is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
 }

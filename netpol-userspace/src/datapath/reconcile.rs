@@ -2,25 +2,55 @@
 //! compiler's tables. Deletes only here, and only when the caller says that every source has
 //! synced.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use netpol_common::layout;
 use zerocopy::FromBytes as _;
 
-use super::arena::Region;
+use super::arena::{Content as _, Region};
 use super::error::{DatapathError, bpf_error};
 use super::observe;
 use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing, row_key};
 use crate::compile::{ClassId, EndpointId, PortSet, Row, SetId, Step, Tables};
 
+/// What a row is for.
+type Pair = (SetId, ClassId);
+
+/// Numbers of sets and classes that the maps hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NumbersInMaps {
+    /// Set numbers, without 0.
+    pub sets: BTreeSet<u16>,
+    /// Class numbers, without 0.
+    pub classes: BTreeSet<u32>,
+}
+
 impl Datapath {
+    /// The numbers that an earlier agent left in the maps.
+    pub fn numbers(&self) -> NumbersInMaps {
+        let mut numbers = NumbersInMaps::default();
+        for (set, class) in self.rows.keys() {
+            numbers.sets.insert(set.0);
+            numbers.classes.insert(class.0);
+        }
+        for endpoint in observe::endpoints(&self.maps) {
+            numbers.sets.extend([endpoint.ingress, endpoint.egress]);
+        }
+        // Classes that cannot be read cannot be reconciled either, which is told then.
+        let classes = observe::classes(&self.maps).unwrap_or_default();
+        numbers.classes.extend(classes.values().map(|class| class.0));
+        numbers.sets.remove(&0);
+        numbers.classes.remove(&0);
+        numbers
+    }
+
     /// Reads the rows that are there and accounts for their port sets.
     pub(super) fn adopt_rows(&mut self) -> Result<(), DatapathError> {
         for (pair, value) in self.read_rows()? {
             let ports = (value.kind == layout::ROW_PORTS).then(|| self.read_ports(&value));
             if let Some(ports) = &ports {
-                let region = Region { offset: value.offset, length: super::arena::length(ports) };
+                let region = Region { offset: value.offset, length: ports.length() };
                 if !self.arena.adopt(ports, region) {
                     // Nothing of ours looks like this; the row is rewritten or removed later.
                     tracing::warn!(set = pair.0.0, class = pair.1.0, "inconsistent verdict row");
@@ -32,7 +62,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn read_rows(&self) -> Result<Vec<((SetId, ClassId), layout::Row)>, DatapathError> {
+    fn read_rows(&self) -> Result<Vec<(Pair, layout::Row)>, DatapathError> {
         self.maps
             .rows
             .iter()
@@ -80,6 +110,11 @@ impl Datapath {
                 plan.push(Step::SetClass(*block, *class));
             }
         }
+        for (key, backends) in &tables.services {
+            if self.services.get(key) != Some(backends) {
+                plan.push(Step::SetService(*key, Arc::clone(backends)));
+            }
+        }
         for (&id, &sets) in &tables.endpoints {
             plan.push(Step::SetEndpoint(id, sets));
         }
@@ -87,6 +122,9 @@ impl Datapath {
         for block in classes.keys().filter(|block| !tables.classes.contains_key(block)) {
             plan.push(Step::ClearClass(*block));
         }
+        let services = self.read_services()?;
+        let stale = services.keys().filter(|key| !tables.services.contains_key(key));
+        plan.extend(stale.map(|key| Step::ClearService(*key)));
         let stale_rows: Vec<_> =
             self.rows.keys().filter(|pair| !tables.rows.contains_key(pair)).copied().collect();
         plan.extend(stale_rows.into_iter().map(|(set, class)| Step::RemoveRow(set, class)));
@@ -97,7 +135,8 @@ impl Datapath {
         Ok(failures)
     }
 
-    /// Endpoints that an earlier agent knew and that are gone.
+    /// Endpoints that an earlier agent knew and that are gone, and addresses of whoever had a
+    /// number before.
     fn remove_unknown_endpoints(&mut self) -> Result<(), DatapathError> {
         let known: BTreeMap<usize, EndpointId> = self
             .endpoints
@@ -115,16 +154,16 @@ impl Datapath {
                 clear_slot(&self.maps.endpoints, slot);
             }
         }
-        let ids: HashSet<u16> = self.endpoints.keys().map(|id| id.0).collect();
+        let is_own = |own: &layout::OwnAddress| {
+            let endpoint = self.endpoints.get(&EndpointId(own.endpoint as u16));
+            endpoint.is_some_and(|known| known.addresses.contains(&observe::ip_of(&own.address)))
+        };
         let stale: Vec<_> = self
             .maps
             .own_addresses
             .keys()
             .flatten()
-            .filter(|key| {
-                layout::OwnAddress::read_from_bytes(key)
-                    .is_ok_and(|own| !ids.contains(&(own.endpoint as u16)))
-            })
+            .filter(|key| layout::OwnAddress::read_from_bytes(key).is_ok_and(|own| !is_own(&own)))
             .collect();
         for key in stale {
             ignore_missing(self.maps.own_addresses.remove(&key))?;

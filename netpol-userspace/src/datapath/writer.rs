@@ -22,7 +22,9 @@ use super::error::{DatapathError, bpf_error, io_error};
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, RowBytes, RowKeyBytes};
 use super::pins::Pins;
-use crate::compile::{ClassId, EndpointId, EndpointSets, PortSet, Row, SetId, Step};
+use crate::compile::{
+    Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step,
+};
 use crate::endpoint::{PodNetns, sockets};
 
 /// Word indices of [`layout::Endpoint`].
@@ -62,7 +64,12 @@ pub struct Datapath {
     pub(super) maps: Maps,
     pub(super) programs: Programs,
     pub(super) attacher: Attacher,
-    pub(super) arena: Arena,
+    pub(super) arena: Arena<PortSet>,
+    pub(super) backend_arena: Arena<[Backend]>,
+    /// Services in the map, with the backends whose region they use.
+    pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
+    /// Backends of Services that were changed or cleared since the last grace period.
+    pub(super) old_backends: Vec<Arc<[Backend]>>,
     /// Rows in the map, with the port set whose region they use.
     pub(super) rows: HashMap<(SetId, ClassId), Option<Arc<PortSet>>>,
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
@@ -92,6 +99,9 @@ impl Datapath {
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
         let mut datapath = Self {
             arena: Arena::new(layout::MAX_INTERVALS),
+            backend_arena: Arena::new(layout::MAX_BACKENDS),
+            services: HashMap::new(),
+            old_backends: Vec::new(),
             maps,
             programs,
             attacher,
@@ -102,6 +112,7 @@ impl Datapath {
             _lock: lock,
         };
         datapath.adopt_rows()?;
+        datapath.adopt_services()?;
         Ok(datapath)
     }
 
@@ -122,6 +133,12 @@ impl Datapath {
             .filter(|&identity| identity != 0)
             .map(|identity| ((identity >> 32) as u32, EndpointId(identity as u16)))
             .collect()
+    }
+
+    /// Whether what an earlier agent attached to the interface is still there, so that it is the
+    /// interface of then.
+    pub fn is_still_attached(&self, ifindex: u32) -> bool {
+        self.attacher.is_still_attached(ifindex, self.program_ids)
     }
 
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
@@ -258,7 +275,8 @@ impl Datapath {
             Step::AddRow(set, class, row) => self.add_row(*set, *class, row).map_err(general),
             Step::SetClass(block, class) => self.set_class(block, *class).map_err(general),
             Step::ClearClass(block) => self.clear_class(block).map_err(general),
-            Step::SetService(..) | Step::ClearService(..) => Ok(()),
+            Step::SetService(key, backends) => self.set_service(key, backends).map_err(general),
+            Step::ClearService(key) => self.clear_service(key).map_err(general),
             Step::SetEndpoint(id, sets) => self
                 .set_endpoint(*id, *sets)
                 .map_err(|error| EndpointFailure { endpoint: Some(*id), error }),
@@ -457,15 +475,16 @@ impl Datapath {
 
     /// Whether [`Self::collect_garbage`] has anything to do.
     pub fn has_garbage(&self) -> bool {
-        !self.garbage.is_empty()
+        !self.garbage.is_empty() || !self.old_backends.is_empty()
     }
 
     /// Removes rows that nothing refers to any more, after a grace period for packets in flight.
     pub fn collect_garbage(&mut self) -> Result<(), DatapathError> {
-        let garbage = std::mem::take(&mut self.garbage);
-        if garbage.is_empty() {
+        if !self.has_garbage() {
             return Ok(());
         }
+        let garbage = std::mem::take(&mut self.garbage);
+        let old_backends = std::mem::take(&mut self.old_backends);
         super::probe::grace_period()?;
         for pair in garbage {
             ignore_missing(self.maps.rows.remove(&row_key(pair.0, pair.1)))?;
@@ -475,8 +494,12 @@ impl Datapath {
         }
         // The rows that led to these regions are gone, but a packet may have read one just
         // before it went.
+        for backends in old_backends {
+            self.backend_arena.release(&backends);
+        }
         super::probe::grace_period()?;
         self.arena.reclaim();
+        self.backend_arena.reclaim();
         Ok(())
     }
 
@@ -579,7 +602,7 @@ fn is_host(block: &IpNet) -> bool {
 }
 
 /// A map error, named as "full" where that is what it is.
-fn full_or(error: MapError, table: &'static str, limit: u32) -> DatapathError {
+pub(super) fn full_or(error: MapError, table: &'static str, limit: u32) -> DatapathError {
     const E2BIG: i32 = 7;
     const ENOSPC: i32 = 28;
     const ENOMEM: i32 = 12;

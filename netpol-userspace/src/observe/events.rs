@@ -155,6 +155,9 @@ fn message(reason: Reason, policies: &[String]) -> String {
                 .into()
         }
         Reason::Inconsistent => "the maps contradict each other; please report this".into(),
+        Reason::ServiceMixed => {
+            format!("it goes to a Service of which {by} allow some backends and not others")
+        }
         Reason::FlowEvicted => "a connection was forgotten because the flow table was full".into(),
         Reason::EventLost => "an event was lost".into(),
     }

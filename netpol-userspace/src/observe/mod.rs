@@ -13,3 +13,4 @@ pub mod node;
 pub mod policies;
 pub mod protocol;
 pub mod rules;
+pub mod trace;

@@ -145,8 +145,14 @@ impl World {
             return Event::Pod(generate::pod(rng, self.size.namespaces, &name));
         };
         let mut pod = old.clone();
-        match rng.below(7) {
+        match rng.below(8) {
             0 => return Event::PodGone(pod),
+            7 => {
+                // Deleted and made again, and the watch saw only the end of it.
+                let namespace = pod.metadata.namespace.take();
+                pod = generate::pod(rng, self.size.namespaces, &name);
+                pod.metadata.namespace = namespace;
+            }
             1..3 => generate::relabel_pod(rng, &mut pod),
             3..5 => generate::refresh_pod_status(rng, &mut pod),
             _ => generate::refresh_pod_spec(rng, &mut pod),
@@ -212,23 +218,22 @@ impl World {
         (0..n).map(|_| probe(rng)).collect()
     }
 
-    /// Clusters that are smaller by one thing.
+    /// Smaller clusters, those that are much smaller first.
     pub fn smaller(&self) -> Vec<Self> {
         let mut found = Vec::new();
-        for name in self.policies.keys() {
-            let mut world = self.clone();
-            world.policies.remove(name);
-            found.push(world);
-        }
-        for name in self.pods.keys() {
-            let mut world = self.clone();
-            world.pods.remove(name);
-            found.push(world);
-        }
-        for name in self.namespaces.keys() {
-            let mut world = self.clone();
-            world.namespaces.remove(name);
-            found.push(world);
+        let longest = self.policies.len().max(self.pods.len()).max(self.namespaces.len());
+        let mut n_left_out = longest.next_power_of_two() / 2;
+        while n_left_out > 0 {
+            for some in chunks(&self.policies, n_left_out) {
+                found.push(Self { policies: some, ..self.clone() });
+            }
+            for some in chunks(&self.pods, n_left_out) {
+                found.push(Self { pods: some, ..self.clone() });
+            }
+            for some in chunks(&self.namespaces, n_left_out) {
+                found.push(Self { namespaces: some, ..self.clone() });
+            }
+            n_left_out /= 2;
         }
         for (name, policy) in &self.policies {
             for smaller in smaller_policies(policy) {
@@ -239,6 +244,15 @@ impl World {
         }
         found
     }
+}
+
+/// The map without its first `n` entries, without the next `n`, and so on.
+fn chunks<T: Clone>(map: &BTreeMap<String, T>, n: usize) -> Vec<BTreeMap<String, T>> {
+    let without = |start: usize| {
+        let kept = map.iter().enumerate().filter(|(at, _)| !(start..start + n).contains(at));
+        kept.map(|(_, (name, object))| (name.clone(), object.clone())).collect()
+    };
+    if n > map.len() { Vec::new() } else { (0..map.len()).step_by(n).map(without).collect() }
 }
 
 fn name_of(metadata: &ObjectMeta) -> String {

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::compile::{ClassId, EndpointId, EndpointSets, PortSet, Row, SetId, Step};
+use netpol_userspace::compile::{
+    Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step,
+};
 use netpol_userspace::datapath::run::{Place, run};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Maps, Pins, observe};
 use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction;
+use netpol_userspace::model::{Direction, Protocol};
 use netpol_userspace::netns::Netns;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -128,6 +130,13 @@ impl Rig {
     pub fn allow_ports(&mut self, set: u16, class: u32, intervals: [Vec<(u16, u16)>; 3]) {
         let ports = Row::Ports(Arc::new(PortSet { intervals }));
         self.apply(&[Step::AddRow(SetId(set), ClassId(class), ports)]);
+    }
+
+    /// Packets to this address and TCP port are judged by these (class, port) kinds of backends.
+    pub fn service(&mut self, address: &str, port: u16, kinds: &[(u32, u16)]) {
+        let key = ServiceKey { address: address.parse().unwrap(), protocol: Protocol::Tcp, port };
+        let backend = |&(class, port)| Backend { class: ClassId(class), port };
+        self.apply(&[Step::SetService(key, kinds.iter().map(backend).collect())]);
     }
 
     /// Every flow is judged anew.

@@ -1,0 +1,363 @@
+//! The maps as plain collections, so that the code that the kernel runs can run here. It must
+//! hold no rule of its own: what a verdict is stands in `netpol_common`.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use netpol_common::flow::{self, Clock, Timeouts};
+use netpol_common::layout::{
+    Address, Backend, Direction, ExactClass, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS, Reason, Row,
+    ServiceKey, ServiceValue, backend, exact_class, interval, service_value,
+};
+use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
+use netpol_common::ports::Intervals;
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps, Policies, ToService, Verdict};
+
+/// A frame in memory.
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl Frame for Bytes<'_> {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.get(offset as usize..)?.first_chunk().copied()
+    }
+
+    fn length(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    fn has_vlan_tag(&self) -> bool {
+        false
+    }
+}
+
+/// A flow table of real atomics. Loads and stores are relaxed, as the kernel program's are.
+pub struct AtomicTable {
+    words: Vec<AtomicU64>,
+    bucket_words: usize,
+}
+
+impl AtomicTable {
+    /// `buckets` is a power of two; `slot_words` is `flow::WORDS4` or `flow::WORDS6`.
+    pub fn new(buckets: u32, slot_words: usize) -> Self {
+        assert!(buckets.is_power_of_two());
+        let bucket_words = slot_words * flow::SLOTS;
+        let words = (0..buckets as usize * bucket_words).map(|_| AtomicU64::new(0)).collect();
+        Self { words, bucket_words }
+    }
+
+    pub fn n_buckets(&self) -> u32 {
+        (self.words.len() / self.bucket_words) as u32
+    }
+}
+
+impl<'a> flow::Table for &'a AtomicTable {
+    type Bucket = AtomicBucket<'a>;
+
+    fn bucket(&self, index: u32) -> Option<AtomicBucket<'a>> {
+        let start = (index & (self.n_buckets() - 1)) as usize * self.bucket_words;
+        Some(AtomicBucket(&self.words[start..start + self.bucket_words]))
+    }
+}
+
+/// One bucket of it.
+#[derive(Clone, Copy)]
+pub struct AtomicBucket<'a>(&'a [AtomicU64]);
+
+impl flow::Bucket for AtomicBucket<'_> {
+    fn load(self, word: usize) -> u64 {
+        self.0[word].load(Ordering::Relaxed)
+    }
+
+    fn store(self, word: usize, value: u64) {
+        self.0[word].store(value, Ordering::Relaxed);
+    }
+
+    fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool {
+        self.0[word].compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+}
+
+/// Idle limits that are all different and short.
+pub const TIMEOUTS: Timeouts =
+    Timeouts { tcp_established: 400, tcp_other: 20, sctp: 90, udp: 30, icmp: 10, other: 50 };
+
+type FragmentKey = (u16, u8, Address, Address, u32, u8);
+
+/// Everything the programs look at.
+pub struct World<'a> {
+    pub flows4: &'a AtomicTable,
+    pub flows6: &'a AtomicTable,
+    pub clock: Clock,
+    pub keeps_established: bool,
+    pub checks_source: bool,
+    pub exact: HashMap<Address, u32>,
+    /// Address, prefix length, class.
+    pub blocks: Vec<(Address, u32, u32)>,
+    pub rows: HashMap<(u16, u32), Row>,
+    pub intervals: Vec<u64>,
+    pub own: HashSet<(u16, Address)>,
+    /// Offset and count in `backends`.
+    pub services: HashMap<ServiceKey, (u32, u16)>,
+    pub backends: Vec<Backend>,
+    pub fragments: RefCell<HashMap<FragmentKey, (u16, u16)>>,
+}
+
+impl<'a> World<'a> {
+    pub fn new(flows4: &'a AtomicTable, flows6: &'a AtomicTable) -> Self {
+        Self {
+            flows4,
+            flows6,
+            clock: Clock { now: 1_000, timeouts: TIMEOUTS },
+            keeps_established: false,
+            checks_source: true,
+            exact: HashMap::new(),
+            blocks: Vec::new(),
+            rows: HashMap::new(),
+            intervals: Vec::new(),
+            own: HashSet::new(),
+            services: HashMap::new(),
+            backends: Vec::new(),
+            fragments: RefCell::default(),
+        }
+    }
+
+    pub fn allow_all(&mut self, set: u16, class: u32) {
+        self.rows.insert((set, class), Row { kind: ROW_ALL, ..Row::default() });
+    }
+
+    /// Sorted, disjoint intervals of TCP, UDP and SCTP.
+    pub fn allow_ports(&mut self, set: u16, class: u32, ports: &[Vec<(u16, u16)>; 3]) {
+        let row = Row {
+            kind: ROW_PORTS,
+            counts: std::array::from_fn(|i| ports[i].len() as u16),
+            offset: self.intervals.len() as u32,
+            reserved: 0,
+        };
+        let words = ports.iter().flatten().map(|&(a, b)| interval(a, b, INTERVAL_ALLOW));
+        self.intervals.extend(words);
+        self.rows.insert((set, class), row);
+    }
+
+    /// A Service with these (class, port) kinds of backends.
+    pub fn service(&mut self, address: Address, protocol: u8, port: u16, kinds: &[(u32, u16)]) {
+        let key = ServiceKey { address, port, protocol, reserved: 0 };
+        self.services.insert(key, (self.backends.len() as u32, kinds.len() as u16));
+        self.backends.extend(kinds.iter().map(|&(class, port)| backend(class, port)));
+    }
+
+    /// Whether `address` lies in `block`, whose prefix has this many bits.
+    fn contains(block: &Address, bits: u32, address: &Address) -> bool {
+        let whole = |a: &Address| {
+            a.words.iter().fold(0u128, |all, word| all << 32 | u128::from(u32::from_be(*word)))
+        };
+        let shift = 128 - bits;
+        block.family == address.family
+            && whole(block).checked_shr(shift) == whole(address).checked_shr(shift)
+    }
+
+    /// What the tc program does with a parsed packet: the short way where it may be taken
+    /// (netpol-ebpf: main.rs, frame.rs), then the whole of it.
+    pub fn judge_packet(
+        &self,
+        endpoint: &Endpoint,
+        arrival: Arrival,
+        packet: &Packet,
+        inner: Option<&Packet>,
+    ) -> Verdict {
+        let is_common = packet.kind == Kind::Flow
+            && matches!(packet.protocol, packet::TCP | packet::UDP)
+            && !packet.is_first_fragment;
+        if is_common && self.is_established(endpoint, arrival.direction, packet) {
+            return PASSES_UNNOTED;
+        }
+        verdict::judge(self, endpoint, arrival, &mut packet.clone(), inner)
+    }
+
+    /// [`verdict::is_established`] in the table of the packet's family.
+    pub fn is_established(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        packet: &Packet,
+    ) -> bool {
+        let clock = &self.clock;
+        if packet.local.family == 6 {
+            let key = flow::key6(packet, endpoint.id);
+            let (table, hash) = (&self.flows6, flow::hash(&key, self.secret()));
+            verdict::is_established(table, &key, hash, endpoint, direction, packet, clock)
+        } else {
+            let key = flow::key4(packet, endpoint.id);
+            let (table, hash) = (&self.flows4, flow::hash(&key, self.secret()));
+            verdict::is_established(table, &key, hash, endpoint, direction, packet, clock)
+        }
+    }
+
+    /// What the tc program does with a frame (netpol-ebpf: slow.rs), without the short way.
+    pub fn run(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        is_from_node: bool,
+        frame: &[u8],
+    ) -> Verdict {
+        let (mut packet, mut inner) = (Packet::default(), Packet::default());
+        let outcome = packet::parse(&Bytes(frame), direction, &mut packet, &mut inner);
+        let inner = match outcome {
+            Outcome::Pass => return PASSES_UNNOTED,
+            Outcome::Refuse(_) if endpoint.sets[direction as usize] == 0 => return PASSES_UNNOTED,
+            Outcome::Refuse(reason) => return Verdict::drop(reason, 0),
+            Outcome::Packet => None,
+            Outcome::Related => Some(&inner),
+        };
+        let arrival = Arrival { direction, is_from_node };
+        verdict::judge(self, endpoint, arrival, &mut packet, inner)
+    }
+}
+
+/// A verdict on a packet that nobody hears of.
+pub const PASSES_UNNOTED: Verdict = Verdict {
+    is_allowed: true,
+    reason: Reason::NewFlow,
+    is_noted: false,
+    has_evicted: false,
+    class: 0,
+};
+
+impl Intervals for World<'_> {
+    fn interval(&self, index: u32) -> Option<u64> {
+        self.intervals.get(index as usize).copied()
+    }
+}
+
+impl Policies for World<'_> {
+    fn exact_class(&self, address: &Address) -> Option<ExactClass> {
+        self.exact.get(address).map(|&class| exact_class(address, class))
+    }
+
+    fn block_class(&self, address: &Address) -> Option<u32> {
+        let containing =
+            self.blocks.iter().filter(|(block, bits, _)| Self::contains(block, *bits, address));
+        containing.max_by_key(|(_, bits, _)| *bits).map(|(_, _, class)| *class)
+    }
+
+    fn row(&self, set: u16, class: u32) -> Option<Row> {
+        self.rows.get(&(set, class)).copied()
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        let (offset, count) = *self.services.get(key)?;
+        Some(service_value(key, offset, count))
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.backends.get(index as usize).copied()
+    }
+}
+
+impl<'a> Maps for World<'a> {
+    type Flows4 = &'a AtomicTable;
+    type Flows6 = &'a AtomicTable;
+
+    fn flows4(&self) -> &Self::Flows4 {
+        &self.flows4
+    }
+
+    fn flows6(&self) -> &Self::Flows6 {
+        &self.flows6
+    }
+
+    fn secret(&self) -> [u64; 2] {
+        [0x5eed, 0xfeed]
+    }
+
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn keeps_established(&self) -> bool {
+        self.keeps_established
+    }
+
+    fn checks_source(&self) -> bool {
+        self.checks_source
+    }
+
+    fn class_of(&self, address: &Address) -> u32 {
+        verdict::class_of(self, address)
+    }
+
+    fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
+        verdict::row_allows(self, set, class, protocol, port)
+    }
+
+    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService {
+        verdict::judge_service(self, set, key)
+    }
+
+    fn owns(&self, endpoint: u16, address: &Address) -> bool {
+        self.own.contains(&(endpoint, *address))
+    }
+
+    fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet) {
+        let ports = (packet.local_port, packet.remote_port);
+        self.fragments.borrow_mut().insert(fragment_key(endpoint, direction, packet), ports);
+    }
+
+    fn fragment_ports(
+        &self,
+        endpoint: u16,
+        direction: Direction,
+        packet: &Packet,
+    ) -> Option<(u16, u16)> {
+        self.fragments.borrow().get(&fragment_key(endpoint, direction, packet)).copied()
+    }
+}
+
+impl Judge for World<'_> {}
+
+fn fragment_key(endpoint: u16, direction: Direction, packet: &Packet) -> FragmentKey {
+    let Packet { local, remote, fragment_id, protocol, .. } = *packet;
+    (endpoint, direction as u8, local, remote, fragment_id, protocol)
+}
+
+/// An IPv4 address as the maps hold it.
+pub fn v4(octets: [u8; 4]) -> Address {
+    Address::v4(u32::from_ne_bytes(octets))
+}
+
+/// An IPv6 address as the maps hold it, from its last two bytes: `fd00::a:b`.
+pub fn v6(net: u8, host: u8) -> Address {
+    let word = |bytes| u32::from_ne_bytes(bytes);
+    Address::v6([word([0xfd, 0, 0, net]), 0, 0, word([0, 0, 0, host])])
+}
+
+/// Randomness that a seed repeats (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// One of these.
+    pub fn pick<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize].clone()
+    }
+}

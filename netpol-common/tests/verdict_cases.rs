@@ -1,0 +1,186 @@
+//! Verdicts that deserve a name: cases that once were wrong, and those that the random sequences
+//! of `verdict_model` reach rarely.
+
+mod support;
+
+use netpol_common::flow;
+use netpol_common::layout::{Direction, Reason};
+use netpol_common::packet::{ACK, ICMP, ICMPV6, Kind, Packet, SCTP, SYN, TCP, UDP, set_tcp_flags};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, Verdict};
+use support::{AtomicTable, World, v4, v6};
+
+const ID: u16 = 7;
+const IN: Arrival = Arrival { direction: Direction::Ingress, is_from_node: false };
+const OUT: Arrival = Arrival { direction: Direction::Egress, is_from_node: false };
+const NODE: Arrival = Arrival { direction: Direction::Ingress, is_from_node: true };
+
+/// Runs `test` with a pod isolated by set 1 (ingress) and set 2 (egress), which allow nothing yet.
+fn with_pod(test: impl FnOnce(World<'_>, Endpoint)) {
+    let tables = [AtomicTable::new(64, flow::WORDS4), AtomicTable::new(64, flow::WORDS6)];
+    let mut world = World::new(&tables[0], &tables[1]);
+    world.own.extend([(ID, v4([10, 1, 0, 1])), (ID, v6(1, 1))]);
+    test(world, Endpoint { id: ID, epoch: 1, born: 1, sets: [1, 2] });
+}
+
+fn judge(world: &World<'_>, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
+    world.judge_packet(endpoint, arrival, packet, None)
+}
+
+fn passes(world: &World<'_>, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> bool {
+    judge(world, endpoint, arrival, packet).is_allowed
+}
+
+fn packet(protocol: u8) -> Packet {
+    Packet {
+        local: v4([10, 1, 0, 1]),
+        remote: v4([10, 2, 0, 2]),
+        local_port: 80,
+        remote_port: 1000,
+        protocol,
+        ..Packet::default()
+    }
+}
+
+fn tcp(flags: u8) -> Packet {
+    let mut packet = packet(TCP);
+    set_tcp_flags(&mut packet, flags);
+    packet
+}
+
+/// Judges the next packet of every flow anew.
+fn rejudge(endpoint: &mut Endpoint) {
+    endpoint.epoch += 1;
+}
+
+#[test]
+fn keep_does_not_let_a_new_connection_in_on_an_old_ones_ports() {
+    with_pod(|mut world, mut endpoint| {
+        world.keeps_established = true;
+        let init = Packet { detail: 1, is_opening: true, ..packet(SCTP) };
+        world.allow_all(1, 0);
+        assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
+        assert!(passes(&world, &endpoint, IN, &init));
+        world.rows.clear();
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, IN, &tcp(ACK)), "the old connection lives on");
+        assert!(passes(&world, &endpoint, OUT, &tcp(ACK)));
+        assert!(!passes(&world, &endpoint, IN, &tcp(SYN)), "a new one may not");
+        assert!(!passes(&world, &endpoint, IN, &init));
+        assert!(passes(&world, &endpoint, IN, &tcp(ACK)), "and does not end the old one");
+        assert!(passes(&world, &endpoint, IN, &packet(SCTP)));
+    });
+}
+
+#[test]
+fn keep_takes_no_longer_way_for_flows_that_are_still_allowed() {
+    with_pod(|mut world, mut endpoint| {
+        world.keeps_established = true;
+        world.allow_all(1, 0);
+        assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, IN, &tcp(ACK)));
+        assert!(world.is_established(&endpoint, Direction::Ingress, &tcp(ACK)));
+    });
+}
+
+#[test]
+fn a_pods_icmp_error_goes_from_its_own_address_to_whom_it_quotes() {
+    for (protocol, pod, peer, other) in [
+        (ICMP, v4([10, 1, 0, 1]), v4([10, 2, 0, 2]), v4([10, 3, 0, 3])),
+        (ICMPV6, v6(1, 1), v6(2, 2), v6(3, 3)),
+    ] {
+        with_pod(|mut world, endpoint| {
+            world.allow_ports(1, 0, &[vec![], vec![(80, 80)], vec![]]);
+            let asked = Packet { local: pod, remote: peer, ..packet(UDP) };
+            assert!(passes(&world, &endpoint, IN, &asked));
+            let error = |local, remote| Packet {
+                local,
+                remote,
+                protocol,
+                kind: Kind::Error,
+                detail: 3,
+                ..Packet::default()
+            };
+            let sent = |from, to| {
+                verdict::judge(&world, &endpoint, OUT, &mut error(from, to), Some(&asked))
+            };
+            assert!(sent(pod, peer).is_allowed);
+            assert_eq!(sent(pod, other), Verdict::drop(Reason::Policy, 0), "to anybody");
+            assert_eq!(sent(other, peer), Verdict::drop(Reason::SourceAddress, 0), "spoofed");
+            // Towards the pod it may come from any router.
+            let router = &mut error(pod, other);
+            assert!(verdict::judge(&world, &endpoint, IN, router, Some(&asked)).is_allowed);
+        });
+    }
+}
+
+#[test]
+fn the_node_reaches_its_pods_also_on_the_ports_of_a_flow_that_was_cut() {
+    with_pod(|mut world, mut endpoint| {
+        world.allow_all(2, 0);
+        assert!(passes(&world, &endpoint, OUT, &packet(UDP)));
+        world.rows.clear();
+        rejudge(&mut endpoint);
+        assert!(!passes(&world, &endpoint, OUT, &packet(UDP)));
+        assert!(passes(&world, &endpoint, NODE, &packet(UDP)));
+        assert!(!passes(&world, &endpoint, IN, &packet(UDP)), "who only has its address");
+        assert!(!passes(&world, &endpoint, OUT, &packet(UDP)), "the pod's flow stays cut");
+    });
+}
+
+#[test]
+fn the_nodes_flows_and_forwarded_ones_from_its_address_are_two_things() {
+    with_pod(|mut world, mut endpoint| {
+        assert!(passes(&world, &endpoint, NODE, &tcp(SYN)));
+        assert!(passes(&world, &endpoint, OUT, &tcp(SYN | ACK)));
+        assert!(!passes(&world, &endpoint, IN, &tcp(SYN)), "somebody else opens the same");
+        // A masqueraded client's connection, cut; then the node uses the same ports.
+        world.allow_all(1, 0);
+        assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
+        world.rows.clear();
+        rejudge(&mut endpoint);
+        assert!(!passes(&world, &endpoint, IN, &tcp(ACK)));
+        assert!(passes(&world, &endpoint, NODE, &tcp(SYN)));
+        assert!(passes(&world, &endpoint, OUT, &tcp(SYN | ACK)));
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, OUT, &tcp(ACK)), "the node's, whatever the policy");
+    });
+    with_pod(|mut world, mut endpoint| {
+        world.allow_all(1, 0);
+        assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
+        assert!(passes(&world, &endpoint, NODE, &tcp(SYN)), "while the other is allowed, too");
+        world.rows.clear();
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, OUT, &tcp(ACK)), "the node's, whatever the policy");
+    });
+}
+
+#[test]
+fn a_cut_udp_flow_does_not_come_back_through_the_other_direction() {
+    with_pod(|mut world, mut endpoint| {
+        // Ingress is open: without the memory of who opened it, the answer would count as a flow
+        // of the other side's and the pod's packets as replies to it.
+        endpoint.sets = [0, 2];
+        world.allow_all(2, 0);
+        assert!(passes(&world, &endpoint, OUT, &packet(UDP)));
+        world.rows.clear();
+        rejudge(&mut endpoint);
+        assert!(!passes(&world, &endpoint, IN, &packet(UDP)));
+        assert!(!passes(&world, &endpoint, OUT, &packet(UDP)));
+        // Denied packets do not keep the memory alive.
+        world.clock.now += support::TIMEOUTS.udp + 1;
+        assert!(passes(&world, &endpoint, IN, &packet(UDP)));
+        assert!(passes(&world, &endpoint, OUT, &packet(UDP)));
+    });
+}
+
+#[test]
+fn an_error_of_the_world_about_nothing_known_is_judged_like_any_other_packet() {
+    with_pod(|mut world, endpoint| {
+        let mut error = Packet { kind: Kind::Error, detail: 3, ..packet(ICMP) };
+        assert!(!verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
+        world.allow_all(1, 0);
+        assert!(verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
+        assert!(!world.is_related4(&endpoint, &packet(UDP)));
+    });
+}

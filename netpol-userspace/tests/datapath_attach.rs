@@ -1,0 +1,62 @@
+//! clsact attachments: put back when somebody takes them off, and not doubled by a restart.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use common::{ID, POD, Rig, in_node};
+use netpol_userspace::compile::{EndpointSets, SetId, Step};
+use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions};
+
+fn tc(arguments: &str) -> String {
+    let output = Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "tc {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Filters of netpol on the ingress and the egress hook of the pod's interface.
+fn filters() -> [usize; 2] {
+    ["ingress", "egress"]
+        .map(|hook| tc(&format!("filter show dev pod0 {hook}")).matches("direct-action").count())
+}
+
+#[test]
+fn filters_that_were_taken_off_are_put_back() {
+    in_node(|| {
+        let mut rig = Rig::with(&LoadOptions::default(), AttachMode::Clsact);
+        rig.isolate(1, 2);
+        assert_eq!(filters(), [1, 1]);
+        let (repaired, failures) = rig.datapath.verify_attachments();
+        assert!(repaired.is_empty() && failures.is_empty(), "{repaired:?} {failures:?}");
+        for harm in ["filter del dev pod0 egress", "qdisc del dev pod0 clsact"] {
+            tc(harm);
+            let (repaired, failures) = rig.datapath.verify_attachments();
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_eq!(repaired, [ID], "{harm}");
+            assert_eq!(filters(), [1, 1], "{harm}");
+        }
+    });
+}
+
+#[test]
+fn another_agent_replaces_the_filters_of_the_one_before() {
+    in_node(|| {
+        let mut rig = Rig::with(&LoadOptions::default(), AttachMode::Clsact);
+        rig.isolate(1, 2);
+        let before = tc("filter show dev pod0 egress");
+        let Rig { datapath, ifindex, cleanup, .. } = rig;
+        drop(datapath);
+        assert_eq!(filters(), [1, 1], "they outlive the agent");
+        let mut next =
+            Datapath::open(&cleanup.0, &LoadOptions::default(), AttachMode::Clsact).unwrap();
+        next.add_endpoint(ID, ifindex, [POD.parse::<IpAddr>().unwrap()]).unwrap();
+        let sets = EndpointSets { ingress: SetId(1), egress: SetId(2) };
+        let failures = next.apply(&[Step::SetEndpoint(ID, sets)]);
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(filters(), [1, 1]);
+        assert_ne!(tc("filter show dev pod0 egress"), before, "it is the new program");
+    });
+}
