@@ -36,9 +36,7 @@ impl Compiler {
             Change::Service(service) => {
                 self.note_service(service.id.clone(), Change::Service(service));
             }
-            Change::ServiceGone(id) => {
-                self.note_service(id.clone(), Change::ServiceGone(id));
-            }
+            Change::ServiceGone(id) => self.note_service(id.clone(), Change::ServiceGone(id)),
             Change::EndpointSlice(slice) => {
                 self.note_slice(&slice.id.clone(), Change::EndpointSlice(slice));
             }

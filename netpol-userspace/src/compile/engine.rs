@@ -297,11 +297,13 @@ impl Engine {
         let moves = self.reclassify(blocks);
         let mut plan = self.add_fresh_rows();
         plan.extend(steps(&moves));
-        let shrunk = match self.unnumbered.is_empty() {
-            true => FxHashSet::default(),
-            false => self.shrunk_sets(&moves),
-        };
-        plan.extend(self.update_services(cluster, &moves).iter().map(Changed::step));
+        let changes = self.update_services(cluster, &moves);
+        plan.extend(changes.iter().map(Changed::step));
+        let mut shrunk = FxHashSet::default();
+        if !self.unnumbered.is_empty() {
+            shrunk = self.shrunk_sets(&moves);
+            shrunk.extend(self.sets_shrunk_by(&changes, self.sets.iter().map(|(id, _)| id)));
+        }
         for (id, sets) in self.classes.take_dead(&mut self.atoms) {
             for set in sets {
                 removed.push(Step::RemoveRow(set, id));

@@ -33,12 +33,8 @@ impl Compiler {
         }
         let services = self.engine.update_services(&self.cluster, &moves);
         plan.extend(services.iter().map(Changed::step));
-        let mut shrunk = self.engine.shrunk_sets(&moves);
-        if !services.is_empty() {
-            let egress_sets = self.endpoints.values().map(|endpoint| endpoint.sets.egress);
-            shrunk.extend(self.engine.sets_shrunk_by(&services, egress_sets));
-        }
-        let mut rejudge = self.users(&shrunk);
+        let mut rejudge = self.users(&self.engine.shrunk_sets(&moves));
+        rejudge.extend(self.cut_off(&services));
         for (id, sets) in switches {
             if self.switch(id, sets, &mut plan) {
                 rejudge.insert(id);
@@ -54,6 +50,21 @@ impl Compiler {
         plan
     }
 
+    fn isolates_egress(&self) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
+    }
+
+    /// The endpoints that some Service may be reached from less after these changes.
+    fn cut_off(&self, services: &[Changed]) -> BTreeSet<EndpointId> {
+        if services.is_empty() {
+            return BTreeSet::new();
+        }
+        let sets = self.endpoints.values().map(|endpoint| endpoint.sets.egress);
+        let shrunk = self.engine.sets_shrunk_by(services, sets);
+        let users = self.endpoints.iter().filter(|(_, e)| shrunk.contains(&e.sets.egress));
+        users.map(|(&id, _)| id).collect()
+    }
+
     /// The endpoints that use one of these sets now.
     fn users(&self, sets: &FxHashSet<SetId>) -> BTreeSet<EndpointId> {
         if sets.is_empty() {
@@ -64,10 +75,6 @@ impl Compiler {
         };
         let users = self.endpoints.iter().filter(|(_, endpoint)| uses(endpoint));
         users.map(|(&id, _)| id).collect()
-    }
-
-    fn isolates_egress(&self) -> bool {
-        self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
     }
 
     /// The sets that an endpoint should have, each with one user more.

@@ -189,8 +189,7 @@ fn service(rng: &mut Rng, old: Option<&Service>, number: usize) -> Service {
         },
         |old| old.metadata.clone(),
     );
-    let families: &[bool] =
-        rng.pick::<&[bool]>(&[&[false], &[false, true], &[true], &[true, false]]);
+    let families = *rng.pick(&[&[false][..], &[false, true], &[true], &[true, false]]);
     let mut ips: Vec<String> =
         families.iter().map(|&v6| outer_address(rng, v6).to_string()).collect();
     if rng.chance(10) {
