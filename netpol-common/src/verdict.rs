@@ -166,7 +166,9 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
         return false;
     }
     let Some(entry) = flow::find(table, key, hash) else { return false };
-    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) {
+    // Nor, towards the pod, whether a packet of a flow that the node opened is the node's.
+    let may_pose = entry.state & OPENED_BY_NODE != 0 && direction as u8 == Direction::Ingress as u8;
+    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) || may_pose {
         return false;
     }
     note(&entry, direction, packet, clock);
@@ -302,6 +304,7 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
         && !entry.is_expired(&clock)
         && !is_older(entry.epoch(), endpoint.born)
         && !(packet.is_opening && entry.state & OPENER != opener)
+        && !poses_as_node(entry.state, arrival)
     {
         return judge_known(maps, &entry, endpoint, arrival, packet, &clock);
     }
@@ -311,6 +314,14 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     }
     let inserted = flow::insert(table, key, hash, endpoint.epoch, opener, &clock);
     Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict }
+}
+
+/// Whether somebody else sends to the pod in a flow that the node opened: a forged source.
+#[inline(always)]
+const fn poses_as_node(state: u64, arrival: Arrival) -> bool {
+    state & OPENED_BY_NODE != 0
+        && arrival.direction as u8 == Direction::Ingress as u8
+        && !arrival.is_from_node
 }
 
 /// Judges a packet of a known flow: as long as that is allowed in the direction it was opened in,

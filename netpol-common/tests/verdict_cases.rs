@@ -156,6 +156,19 @@ fn the_nodes_flows_and_forwarded_ones_from_its_address_are_two_things() {
 }
 
 #[test]
+fn nobody_else_speaks_in_a_flow_of_the_nodes() {
+    with_pod(|world, endpoint| {
+        for opening in [tcp(SYN), packet(UDP)] {
+            assert!(passes(&world, &endpoint, NODE, &opening));
+            let next = Packet { is_opening: false, detail: ACK, ..opening };
+            assert!(!passes(&world, &endpoint, IN, &next), "with the node's address and ports");
+            assert!(passes(&world, &endpoint, NODE, &next));
+            assert!(passes(&world, &endpoint, OUT, &next));
+        }
+    });
+}
+
+#[test]
 fn a_cut_udp_flow_does_not_come_back_through_the_other_direction() {
     with_pod(|mut world, mut endpoint| {
         // Ingress is open: without the memory of who opened it, the answer would count as a flow

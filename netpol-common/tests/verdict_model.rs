@@ -213,6 +213,10 @@ impl Model {
         let known = known.filter(|known| known.is_live(packet.protocol, self.now));
         // Who opens a connection that another end opened opens one of its own.
         let known = known.filter(|known| !packet.is_opening || known.opener == opener);
+        // Only the node itself speaks for the node.
+        let known = known.filter(|known| {
+            known.opener != Opener::Node || direction == EGRESS || opener == Opener::Node
+        });
         let Some(mut known) = known else {
             return self.judge_new(direction, opener, packet);
         };
