@@ -67,6 +67,7 @@ pub struct Core {
     /// Numbers written down by the last state file.
     written_ids: Ids,
     counters: AgentCounters,
+    notes: Vec<String>,
     is_dirty: bool,
 
     pending: Vec<Pending>,
@@ -122,12 +123,18 @@ impl Core {
             failures: BTreeMap::new(),
             written_ids,
             counters: AgentCounters::default(),
+            notes: Vec::new(),
             is_dirty: true,
             pending: Vec::new(),
             passed: Vec::new(),
             patience: None,
             answers: Vec::new(),
         }
+    }
+
+    /// Something that `netpol status` should say for as long as the agent runs.
+    pub fn add_note(&mut self, note: Option<String>) {
+        self.notes.extend(note);
     }
 
     // === Events ===
@@ -529,7 +536,8 @@ impl Core {
                 message: message.clone(),
             })
             .collect();
-        let mut notes = self.snapshot.problems.clone();
+        let mut notes = self.notes.clone();
+        notes.extend(self.snapshot.problems.iter().cloned());
         for finding in &self.findings {
             match finding {
                 Finding::PodWithoutInterface { pod, .. }

@@ -82,7 +82,8 @@ async fn run_async(options: Options) -> Result<()> {
 
     let (state_tx, state_rx) = watch::channel(Arc::new(core.published()));
     let (waits_tx, mut waits) = mpsc::channel(16);
-    let mut failed = serve::start(&options, &pins, state_rx, waits_tx)?;
+    let (mut failed, note) = serve::start(&options, &pins, state_rx, waits_tx)?;
+    core.add_note(note);
     core.write_state(&state_tx);
 
     let mut housekeeping = interval(HOUSEKEEPING);

@@ -1,6 +1,7 @@
 //! HTTP on the agent's socket (status, state, waiting) and on the metrics address (metrics and
 //! health). Reads published states; must never touch the agent's own data.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,13 +42,14 @@ pub struct Published {
     pub counters: AgentCounters,
 }
 
-/// Starts the servers. Errors that end one arrive at the returned receiver.
+/// Starts the servers. Errors that end one arrive at the returned receiver; the text says what is
+/// not served, if anything.
 pub fn start(
     options: &Options,
     pins: &Pins,
     state: watch::Receiver<Arc<Published>>,
     waits: mpsc::Sender<Wait>,
-) -> Result<mpsc::Receiver<anyhow::Error>> {
+) -> Result<(mpsc::Receiver<anyhow::Error>, Option<String>)> {
     let (failed_tx, failed) = mpsc::channel(2);
     let context = Context { state, waits, maps: Arc::new(Maps::open(pins, false)?) };
 
@@ -65,26 +67,38 @@ pub fn start(
         report(failed_control, result).await;
     });
 
+    let mut note = None;
     if let Some(address) = options.metrics_address {
-        let listener = std::net::TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .and_then(TcpListener::from_std)
-            .with_context(|| {
-                format!(
-                    "listen on {address} for metrics (choose another --metrics-address, or `off`)"
-                )
-            })?;
-        let observers = Router::new()
-            .route("/metrics", get(metrics_text))
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/readyz", get(readyz))
-            .with_state(context);
-        tokio::spawn(async move {
-            let result = axum::serve(listener, observers).await.context("serve metrics");
-            report(failed_tx, result).await;
-        });
+        match listen(address) {
+            Ok(listener) => {
+                let observers = Router::new()
+                    .route("/metrics", get(metrics_text))
+                    .route("/healthz", get(|| async { "ok\n" }))
+                    .route("/readyz", get(readyz))
+                    .with_state(context);
+                tokio::spawn(async move {
+                    let result = axum::serve(listener, observers).await.context("serve metrics");
+                    report(failed_tx, result).await;
+                });
+            }
+            // Enforcement must not depend on somebody else's port.
+            Err(error) => {
+                let text = format!(
+                    "no metrics and health are served: cannot listen on {address}: {error}; \
+                     choose another --metrics-address, or `off`"
+                );
+                tracing::error!("{text}");
+                note = Some(text);
+            }
+        }
     }
-    Ok(failed)
+    Ok((failed, note))
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 async fn report(failed: mpsc::Sender<anyhow::Error>, result: Result<()>) {

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn agrees_with_the_kernel() -> io::Result<()> {
         let netns = Netns::create_anonymous()?;
-        let (listener, streams, udp) = netns.run(|| -> io::Result<_> {
+        let (listener, streams, servers, udp) = netns.run(|| -> io::Result<_> {
             for arguments in [
                 "link set lo up",
                 "address add 10.7.0.1/32 dev lo",
@@ -167,9 +167,11 @@ mod tests {
             let listener = TcpListener::bind("[::]:80")?;
             let streams =
                 [TcpStream::connect("10.7.0.1:80")?, TcpStream::connect("[fd00:7::1]:80")?];
+            // The server's sides exist for sure once they were accepted.
+            let servers = [listener.accept()?, listener.accept()?];
             let udp = UdpSocket::bind("10.7.0.1:0")?;
             udp.connect("10.7.0.1:53")?;
-            Ok((listener, streams, udp))
+            Ok((listener, streams, servers, udp))
         })??;
         let found: HashSet<Connection> = connections(&netns)?.into_iter().collect();
         for stream in &streams {
@@ -194,7 +196,7 @@ mod tests {
             assert!(found.contains(&server), "{server:?} in {found:?}");
         }
         assert!(found.iter().any(|c| c.protocol == UDP && c.remote_port == 53));
-        drop((listener, streams, udp));
+        drop((listener, streams, servers, udp));
         Ok(())
     }
 }

@@ -334,6 +334,10 @@ impl Drop for World {
             let _ = netns::delete(self.netns_dir(), pod);
         }
         let _ = self.node.run(|| self.pins().remove_all().map(drop));
+        if self.bpffs.starts_with(self.dir.path()) {
+            // What the agent has mounted.
+            let _ = rustix::mount::unmount(&self.bpffs, rustix::mount::UnmountFlags::DETACH);
+        }
     }
 }
 
