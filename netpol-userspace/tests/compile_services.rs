@@ -117,6 +117,8 @@ struct Run {
     endpoints: BTreeMap<EndpointId, String>,
     rng: Rng,
     tally: Tally,
+    /// Numbers may run out: then verdicts need not be right, but must not be too permissive.
+    scarce: bool,
 }
 
 type Question = (EndpointId, Direction, Probe);
@@ -126,15 +128,16 @@ fn verdict(tables: &Tables, (endpoint, direction, probe): &Question) -> Verdict 
 }
 
 impl Run {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, compiler: Compiler) -> Self {
         Self {
-            compiler: Compiler::new(),
+            compiler,
             datapath: Tables::default(),
             world: World::default(),
             services: ServiceWorld::default(),
             endpoints: BTreeMap::new(),
             rng: Rng::new(seed),
             tally: Tally::default(),
+            scarce: false,
         }
     }
 
@@ -144,12 +147,12 @@ impl Run {
             Action::Event(event) => {
                 self.world.apply(event);
                 let plan = self.compiler.apply(change(event));
-                self.follow(plan, &before, true)?;
+                self.follow(plan, &before, !self.scarce)?;
             }
             Action::Service(event) => {
                 self.services.apply(event);
                 let plan = self.compiler.apply(service_change(event));
-                self.follow(plan, &before, true)?;
+                self.follow(plan, &before, !self.scarce)?;
             }
             Action::Batch(events, services) => {
                 events.iter().for_each(|event| self.world.apply(event));
@@ -164,7 +167,7 @@ impl Run {
                 self.endpoints.insert(*id, pod.clone());
                 let name = convert::object_name(&object.metadata);
                 let plan = self.compiler.set_endpoint(*id, name);
-                self.follow(plan, &before, true)?;
+                self.follow(plan, &before, !self.scarce)?;
             }
             Action::RemoveEndpoint(id) => self.remove(*id)?,
         }
@@ -182,7 +185,7 @@ impl Run {
         self.datapath.endpoints.remove(&id);
         let plan = self.compiler.remove_endpoint(id);
         let before = (self.world.clone(), self.services.clone());
-        self.follow(plan, &before, true)
+        self.follow(plan, &before, !self.scarce)
     }
 
     /// Carries out a plan step by step. With `exact` every verdict must be the old or the new one
@@ -198,14 +201,16 @@ impl Run {
         let old: Vec<Verdict> = questions.iter().map(|q| verdict(&self.datapath, q)).collect();
         let new: Vec<Verdict> = questions.iter().map(|q| verdict(&after, q)).collect();
         let mut settled: Vec<bool> = old.iter().zip(&new).map(|(old, new)| old == new).collect();
-        let mut rejudged: BTreeSet<EndpointId> = BTreeSet::new();
+        let mut rejudged: BTreeMap<EndpointId, usize> = BTreeMap::new();
+        let mut last = old.clone();
+        let mut lost_at = vec![0; questions.len()];
         for (position, step) in plan.iter().enumerate() {
             self.datapath.take_step(step).map_err(|why| format!("step {position}: {why}"))?;
             let again: &[EndpointId] = match step {
                 Step::Rejudge(endpoints) => endpoints,
                 _ => &[],
             };
-            rejudged.extend(again);
+            rejudged.extend(again.iter().map(|id| (*id, position)));
             for (index, question) in questions.iter().enumerate() {
                 let now = verdict(&self.datapath, question);
                 let (old, new) = (old[index], new[index]);
@@ -215,9 +220,10 @@ impl Run {
                          {position} of {plan:#?}"
                     ));
                 }
-                if again.contains(&question.0) && now != new {
-                    return Err(format!("{question:?} is judged again too early"));
+                if now < last[index] {
+                    lost_at[index] = position;
                 }
+                last[index] = now;
                 settled[index] |= now == new;
             }
         }
@@ -225,8 +231,9 @@ impl Run {
             return Err(format!("the plan leads to {:#?}, not to {after:#?}", self.datapath));
         }
         for (index, question) in questions.iter().enumerate() {
-            if old[index] > new[index] && !rejudged.contains(&question.0) {
-                return Err(format!("{question:?} lost something but is not judged again"));
+            let judged_again = rejudged.get(&question.0).is_some_and(|at| *at > lost_at[index]);
+            if old[index] > new[index] && !judged_again {
+                return Err(format!("{question:?} lost something but is not judged again after"));
             }
         }
         Ok(())
@@ -286,7 +293,11 @@ impl Run {
                 Verdict::Mixed => Answer::Depends,
                 Verdict::Allowed => Answer::Yes,
             };
-            if found != expected {
+            let wrong = match self.scarce {
+                true => rank(found) > rank(expected),
+                false => found != expected,
+            };
+            if wrong {
                 return Err(format!(
                     "{question:?} is {found:?}, should be {expected:?}: {places:?}"
                 ));
@@ -298,6 +309,9 @@ impl Run {
                     Answer::Yes => self.tally.allowed += 1,
                 }
             }
+        }
+        if self.scarce {
+            return Ok(());
         }
         let full = self.full_compile();
         let (incremental, full) = (named_services(&self.compiler), named_services(&full));
@@ -343,6 +357,15 @@ impl Run {
     }
 }
 
+/// How much an answer lets pass.
+fn rank(answer: Answer) -> u8 {
+    match answer {
+        Answer::No => 0,
+        Answer::Depends => 1,
+        Answer::Yes => 2,
+    }
+}
+
 /// The Services with the content of classes instead of their numbers, which may differ.
 fn named_services(compiler: &Compiler) -> BTreeMap<ServiceKey, BTreeSet<(Vec<String>, u16)>> {
     let named = |(key, backends): (&ServiceKey, &std::sync::Arc<[_]>)| {
@@ -353,7 +376,7 @@ fn named_services(compiler: &Compiler) -> BTreeMap<ServiceKey, BTreeSet<(Vec<Str
 }
 
 fn failure(seed: u64, actions: &[Action], tally: &mut Tally) -> Option<String> {
-    let mut run = Run::new(seed);
+    let mut run = Run::new(seed, Compiler::new());
     for (number, action) in actions.iter().enumerate() {
         if let Err(why) = run.act(action) {
             return Some(format!("at action {number}: {why}"));
@@ -386,7 +409,7 @@ fn shrink(seed: u64, mut actions: Vec<Action>, mut why: String) -> (Vec<Action>,
 #[test]
 fn services_are_exact_at_every_step_of_random_sequences() {
     let mut tally = Tally::default();
-    for seed in 0..16 {
+    for seed in 0..32 {
         let size = Size { namespaces: 2, pods: 12, policies: 6 };
         let actions = actions(seed, size, 5, 60);
         if let Some(why) = failure(seed, &actions, &mut tally) {
@@ -397,6 +420,25 @@ fn services_are_exact_at_every_step_of_random_sequences() {
     // The generator would prove little if one of these hardly ever happened.
     let Tally { denied, mixed, allowed } = tally;
     assert!(denied > 1000 && mixed > 100 && allowed > 500, "{tally:?}");
+}
+
+#[test]
+fn without_numbers_for_classes_services_open_nothing() {
+    let mut n_exhausted = 0;
+    for seed in 3000..3010 {
+        let size = Size { namespaces: 2, pods: 12, policies: 6 };
+        let mut run = Run::new(seed, Compiler::with_limits(u16::MAX, 6));
+        run.scarce = true;
+        for (number, action) in actions(seed, size, 5, 60).iter().enumerate() {
+            if let Err(why) = run.act(action) {
+                panic!("seed {seed}, action {number}: {why}");
+            }
+            let scarce = |problem: &Problem| matches!(problem, Problem::ClassesExhausted(_));
+            n_exhausted += usize::from(run.compiler.problems().iter().any(scarce));
+        }
+        run.finish().expect("all is removed in the end");
+    }
+    assert!(n_exhausted > 50, "only {n_exhausted} times numbers ran out");
 }
 
 const ONE: EndpointId = EndpointId(1);
