@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 use workspace::Workspace;
 
+mod bench;
 mod build;
 mod build_and_run;
 mod capabilities;
@@ -45,6 +46,8 @@ enum Command {
     BuildAndRun(build_and_run::Args),
     /// Run every test: unit, property, datapath, network namespaces, documentation
     Test(test::Args),
+    /// Measure, as ratios within one run
+    Bench(bench::Args),
     /// Formatting, clippy, rustdoc and the repository's own rules
     Check(check::Args),
     /// The repository's own rules only (part of `check` and of `test`)
@@ -75,6 +78,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Build(args) => build::command(workspace, &args),
         Command::BuildAndRun(args) => build_and_run::command(workspace, &args),
         Command::Test(args) => test::command(workspace, &args),
+        Command::Bench(args) => bench::command(workspace, &args),
         Command::Check(args) => check::command(workspace, &args),
         Command::Tidy => tidy::command(workspace),
         Command::Capabilities => capabilities::command(),

@@ -26,6 +26,12 @@ pub(crate) struct Args {
     /// Only tests of this package
     #[arg(long, short, value_name = "NAME")]
     package: Option<String>,
+    /// With `fuzz`: how many random cases
+    #[arg(long, value_name = "N")]
+    cases: Option<u64>,
+    /// With `fuzz`: the first case, to repeat one that failed
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
     /// Show what tests print
     #[arg(long)]
     show_output: bool,
@@ -42,6 +48,9 @@ enum Scope {
     Root,
     /// Examples in the documentation
     Doc,
+    /// The loaded programs against the reference evaluator and against their own code, on random
+    /// clusters and frames; see --cases and --seed
+    Fuzz,
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
@@ -76,13 +85,19 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
         Scope::Unit => command.args(["--lib", "--bins"]),
         Scope::Root => command.args(["--test", "*"]),
         Scope::Doc => command.arg("--doc"),
+        Scope::Fuzz => command.args(["--test", "datapath_fuzz", "--test", "datapath_differential"]),
     };
+    for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", args.seed)] {
+        if let Some(value) = value {
+            command.env(variable, value.to_string());
+        }
+    }
     command.arg("--");
     // The runner writes into a pipe, so it has to be told when a person is at the other end.
     if std::io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none() {
         command.arg("--color=always");
     }
-    if args.show_output {
+    if args.show_output || matches!(args.scope, Scope::Fuzz) {
         command.arg("--show-output");
     }
     command.args(&args.filter);
