@@ -13,11 +13,11 @@ use std::net::IpAddr;
 
 use common::{Cleanup, ifindex, in_node, ip, unique_bpffs};
 use k8s_openapi::api::core::v1::Pod;
-use netpol_userspace::compile::{Compiler, EndpointId};
+use netpol_userspace::compile::{Compiler, EndpointId, Tables};
 use netpol_userspace::datapath::run::{Place, run};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
 use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::{Change, Direction};
+use netpol_userspace::model::{Change, Direction, ObjectName};
 use netpol_userspace::reference::Reference;
 use netpol_userspace::reference::generate::Rng;
 use netpol_userspace::reference::world::{Event, Probe, Size, World};
@@ -40,6 +40,7 @@ struct Node {
     /// A client port or ICMP id that no packet had before, as long as 16 bits last.
     next_port: u16,
     n_verdicts: [u64; 2],
+    compiler: Compiler,
 }
 
 #[test]
@@ -58,8 +59,14 @@ fn every_verdict_is_the_reference_evaluators() {
         let _cleanup = Cleanup(pins.clone());
         let datapath = Datapath::open(&pins, &LoadOptions::default(), AttachMode::Auto).unwrap();
         let other_ifindex = ifindex("other0");
-        let mut node =
-            Node { datapath, ifindexes, other_ifindex, next_port: 1, n_verdicts: [0; 2] };
+        let mut node = Node {
+            datapath,
+            ifindexes,
+            other_ifindex,
+            next_port: 1,
+            n_verdicts: [0; 2],
+            compiler: Compiler::new(),
+        };
         for case in seed..seed + cases {
             node.try_cluster(case);
         }
@@ -80,46 +87,64 @@ impl Node {
             Size { namespaces: 3, pods: 20, policies: 12 }
         };
         let mut world = World::random(&mut rng, size);
-        let mut compiler = Compiler::new();
-        compiler.apply_all(all(&world));
-        let local: Vec<(EndpointId, String)> = world
+        self.compiler = Compiler::new();
+        self.compiler.apply_all(all(&world));
+        let local: Vec<(EndpointId, ObjectName)> = world
             .pods
             .iter()
             .filter(|(_, pod)| is_networked(pod))
-            .map(|(name, _)| name.clone())
+            .map(|(_, pod)| convert::object_name(&pod.metadata))
             .take(ENDPOINTS)
             .enumerate()
             .map(|(index, name)| (EndpointId(index as u16 + 1), name))
             .collect();
+        // Another compiler gives the same numbers to other contents: nothing of the last one may
+        // be left.
+        for index in 0..ENDPOINTS {
+            self.datapath.remove_endpoint(EndpointId(index as u16 + 1)).unwrap();
+        }
+        assert!(self.datapath.reconcile(&Tables::default()).unwrap().is_empty());
+        self.datapath.collect_garbage().unwrap();
         for (index, &ifindex) in self.ifindexes.iter().enumerate() {
             let id = EndpointId(index as u16 + 1);
-            self.datapath.remove_endpoint(id).unwrap();
             let pod = local.iter().find(|(other, _)| *other == id).map(|(_, name)| name);
             if let Some(pod) = pod {
-                let addresses = convert::pod(&world.pods[pod]).0.addresses;
+                let addresses = convert::pod(&world.pods[&*pod.name]).0.addresses;
                 self.datapath.add_endpoint(id, ifindex, addresses).unwrap();
-                compiler.set_endpoint(id, convert::object_name(&world.pods[pod].metadata));
+                self.compiler
+                    .set_endpoint(id, convert::object_name(&world.pods[&*pod.name].metadata));
             }
         }
-        let failures = self.datapath.reconcile(&compiler.tables()).unwrap();
+        let failures = self.datapath.reconcile(&self.compiler.tables()).unwrap();
         assert!(failures.is_empty(), "{failures:?}");
         self.probe(seed, &mut rng, &world, &local);
         for _ in 0..EVENTS {
             let event = world.step(&mut rng);
-            let plan = compiler.apply(change(&event));
+            let plan = self.compiler.apply(change(&event));
             let failures = self.datapath.apply(&plan);
             assert!(failures.is_empty(), "{failures:?}");
             self.probe(seed, &mut rng, &world, &local);
         }
-        self.datapath.collect_garbage().unwrap();
     }
 
     /// Asks about random packets of every endpoint whose pod is still there as it was.
-    fn probe(&mut self, seed: u64, rng: &mut Rng, world: &World, local: &[(EndpointId, String)]) {
+    fn probe(
+        &mut self,
+        seed: u64,
+        rng: &mut Rng,
+        world: &World,
+        local: &[(EndpointId, ObjectName)],
+    ) {
         let reference = world.reference();
         let remotes = world.remotes(rng);
         for (id, name) in local {
-            let Some(pod) = world.pods.get(name).filter(|pod| is_networked(pod)) else { continue };
+            let Some(pod) = world.pods.get(&*name.name).filter(|pod| is_networked(pod)) else {
+                continue;
+            };
+            if convert::object_name(&pod.metadata) != *name {
+                // A successor of that name in another namespace.
+                continue;
+            }
             let addresses = convert::pod(pod).0.addresses;
             let ifindex = self.ifindexes[usize::from(id.0) - 1];
             self.datapath.add_endpoint(*id, ifindex, addresses.iter().copied()).unwrap();
@@ -176,11 +201,13 @@ impl Node {
         assert!(
             observed == expected,
             "NETPOL_SEED={seed} NETPOL_CASES=1: {direction} of pod {}/{} ({own}), remote {}, \
-             protocol {} port {port}: the program says {observed}, the reference {expected}",
+             protocol {} port {port}: the program says {observed}, the reference {expected}, the \
+             compiler's tables {}",
             pod.metadata.namespace.as_deref().unwrap_or_default(),
             pod.metadata.name.as_deref().unwrap_or_default(),
             probe.remote,
             probe.protocol,
+            self.compiler.tables().judge(id, direction, probe.remote, probe.protocol, port),
         );
         self.n_verdicts[usize::from(observed)] += 1;
     }
