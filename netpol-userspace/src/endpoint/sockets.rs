@@ -165,8 +165,15 @@ mod tests {
                 assert!(status.success(), "ip {arguments}");
             }
             let listener = TcpListener::bind("[::]:80")?;
-            let streams =
-                [TcpStream::connect("10.7.0.1:80")?, TcpStream::connect("[fd00:7::1]:80")?];
+            // The kernel brings an IPv6 address into use a moment after it was added.
+            let connect = |to: &str| {
+                let mut tries = (0..500).map(|_| {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                    TcpStream::connect(to)
+                });
+                tries.find(Result::is_ok).expect("an attempt succeeds")
+            };
+            let streams = [connect("10.7.0.1:80")?, connect("[fd00:7::1]:80")?];
             // The server's sides exist for sure once they were accepted.
             let servers = [listener.accept()?, listener.accept()?];
             let udp = UdpSocket::bind("10.7.0.1:0")?;
