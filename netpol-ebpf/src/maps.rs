@@ -264,8 +264,7 @@ pub extern "C" fn netpol_judge_service(set: u32, key: *const ServiceKey) -> u32 
     let Some((offset, count)) = verdict::find_service(&Kernel, key) else {
         return ToService::None as u32;
     };
-    let mut asked =
-        Asked { set, protocol: u32::from(key.protocol), offset, n_allowed: 0 };
+    let mut asked = Asked { set, protocol: u32::from(key.protocol), offset, n_allowed: 0 };
     // SAFETY: the callback and its context are as the helper wants them; count is 16 bits wide,
     // below the helper's limit.
     unsafe {

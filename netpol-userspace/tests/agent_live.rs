@@ -255,3 +255,33 @@ fn the_nodes_own_processes_reach_isolated_pods_and_nobody_else_does_by_their_add
         world.drops("server") == before + 1
     });
 }
+
+#[test]
+fn a_pod_that_becomes_isolated_keeps_what_it_opened_and_loses_what_is_forbidden() {
+    let (mut world, _server) = shop();
+    let _elsewhere = Server::start(&world.of("stranger"), 90);
+    world.start();
+    let own = Stream::tcp(&world.of("server"), "10.244.0.3:90");
+    let own_udp = Stream::udp(&world.of("server"), "10.244.0.3:90");
+    let friend = Stream::tcp(&world.of("friend"), SERVER);
+    let stranger = Stream::tcp(&world.of("stranger"), SERVER);
+    // Ingress only: the server's answers to the stranger leave by an open direction and must not
+    // make the stranger's connection one of the server's own.
+    world.policy("friends", FRIENDS);
+    world.settle();
+    eventually("the stranger's connection stops", || {
+        let before = stranger.answered();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        stranger.answered() == before
+    });
+    assert!(world.counted("server", Direction::Ingress, Reason::PolicyCut) > 0);
+    for stream in [&own, &own_udp, &friend] {
+        stream.moves();
+    }
+    assert_denied(&world.of("stranger"), SERVER);
+    world.remove("policy-friends");
+    world.settle();
+    for stream in [own, own_udp, friend, stranger] {
+        stream.finish();
+    }
+}
