@@ -97,9 +97,9 @@ fn cases() -> Vec<Case> {
         // only with each other.
         Case::new("single: nothing", "netpol_nothing", distinct(PEER), 1),
         Case::new("single: new flow IPv4", ingress, distinct(PEER), 1),
-        Case::new("single: established IPv4", ingress, distinct(PEER), 1),
+        Case::new("single: the same SYN again IPv4", ingress, distinct(PEER), 1),
         Case::new("single: new flow IPv6", ingress, distinct(PEER6), 1),
-        Case::new("single: established IPv6", ingress, distinct(PEER6), 1),
+        Case::new("single: the same SYN again IPv6", ingress, distinct(PEER6), 1),
     ]
 }
 
@@ -134,7 +134,7 @@ fn report(rig: &mut Rig, cases: &mut [Case]) {
         sorted.sort_by(f64::total_cmp);
         (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1])
     };
-    println!("\n{:<28} {:>8} {:>15} {:>10}", "ns per packet", "median", "min..max", "x nothing");
+    println!("\n{:<31} {:>8} {:>15} {:>10}", "ns per packet", "median", "min..max", "x nothing");
     let mut floor = 1.0;
     for case in cases {
         let (low, middle, high) = median(&case.samples);
@@ -142,6 +142,6 @@ fn report(rig: &mut Rig, cases: &mut [Case]) {
             floor = middle.max(1.0);
         }
         let range = format!("{low:.0}..{high:.0}");
-        println!("{:<28} {middle:>8.0} {range:>15} {:>10.1}", case.name, middle / floor);
+        println!("{:<31} {middle:>8.0} {range:>15} {:>10.1}", case.name, middle / floor);
     }
 }

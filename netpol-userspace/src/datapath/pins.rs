@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use netpol_common::layout;
-use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstatfs, open, statfs};
 use rustix::mount::{MountFlags, mount};
 
 use super::error::{DatapathError, io_error};
@@ -25,7 +27,7 @@ impl Pins {
     /// The directories of this layout version below `bpffs`.
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
         let bpffs = bpffs.into();
-        let root = bpffs.join(format!("v{}", layout::VERSION));
+        let root = reachable(&bpffs).join(format!("v{}", layout::VERSION));
         Self { bpffs, root }
     }
 
@@ -51,7 +53,7 @@ impl Pins {
 
     /// Makes the directories, mounting bpffs where there is none.
     pub fn create(&self) -> Result<(), DatapathError> {
-        ensure_bpffs(&self.bpffs)?;
+        ensure_bpffs(&reachable(&self.bpffs))?;
         for directory in ["maps", "programs", "links"] {
             let path = self.root.join(directory);
             fs::create_dir_all(&path)
@@ -79,14 +81,14 @@ impl Pins {
     /// with a program whose maps nobody can reach.
     pub fn remove_all(&self) -> Result<usize, DatapathError> {
         let mut removed = 0;
-        for version in versions(&self.bpffs)? {
+        for version in versions(&reachable(&self.bpffs))? {
             for directory in ["links", "programs", "maps"] {
                 removed += remove_files(&version.join(directory))?;
             }
             remove_dir(&version)?;
         }
         // The directory itself may be a mount point or be used by others.
-        let _ = fs::remove_dir(&self.bpffs);
+        let _ = fs::remove_dir(reachable(&self.bpffs));
         Ok(removed)
     }
 }
@@ -130,6 +132,52 @@ fn remove_dir(directory: &Path) -> Result<(), DatapathError> {
     }
 }
 
+/// The path by which `bpffs` is reached from here. `ip netns exec` puts a fresh /sys over the
+/// host's, in a mount namespace that ends with the command: what was pinned on a bpffs mounted
+/// there would be gone with it, and enforcement too. The one that whoever started us sees is
+/// reached through a descriptor.
+fn reachable(bpffs: &Path) -> PathBuf {
+    static OUTER: OnceLock<Option<OwnedFd>> = OnceLock::new();
+    let Ok(below) = bpffs.strip_prefix(DEFAULT_MOUNT) else { return bpffs.to_owned() };
+    if is_bpffs(Path::new(DEFAULT_MOUNT)) {
+        return bpffs.to_owned();
+    }
+    match OUTER.get_or_init(outer_bpffs) {
+        Some(outer) => Path::new("/proc/self/fd").join(outer.as_raw_fd().to_string()).join(below),
+        None => bpffs.to_owned(),
+    }
+}
+
+/// The bpffs that the first process has at the usual place, else the nearest process that we
+/// descend from.
+fn outer_bpffs() -> Option<OwnedFd> {
+    let ancestors = std::iter::successors(parent("self"), |process| parent(process));
+    std::iter::once("1".to_owned()).chain(ancestors).find_map(|process| {
+        let path = format!("/proc/{process}/root{DEFAULT_MOUNT}");
+        let directory = open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).ok()?;
+        fstatfs(&directory)
+            .is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+            .then_some(directory)
+    })
+}
+
+/// The parent of a process, `None` for the first one.
+fn parent(process: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_owned();
+    (parent != "0").then_some(parent)
+}
+
+/// Whether a mount made here is seen by the rest of the machine.
+fn is_host_mount_namespace() -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
+    match (namespace("self"), namespace("1")) {
+        (Ok(ours), Ok(first)) => ours == first,
+        // Nothing is known of the first process: a container, whose mounts are its own affair.
+        _ => true,
+    }
+}
+
 /// Makes `directory` be on a bpffs: below /sys/fs/bpf that one is mounted if it is not, elsewhere
 /// a new one is mounted on the directory itself.
 fn ensure_bpffs(directory: &Path) -> Result<(), DatapathError> {
@@ -144,7 +192,15 @@ fn ensure_bpffs(directory: &Path) -> Result<(), DatapathError> {
             ),
             source: error.into(),
         })?;
-        tracing::info!(path = %at.display(), "mounted bpffs");
+        if is_host_mount_namespace() {
+            tracing::info!(path = %at.display(), "mounted bpffs");
+        } else {
+            tracing::warn!(
+                path = %at.display(),
+                "mounted bpffs in a mount namespace that is not the host's: enforcement will end \
+                 with the last process in it; mount it on the host before"
+            );
+        }
     }
     fs::create_dir_all(directory)
         .map_err(io_error(format!("create directory {}", directory.display())))
