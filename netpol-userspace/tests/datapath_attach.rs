@@ -60,3 +60,33 @@ fn another_agent_replaces_the_filters_of_the_one_before() {
         assert_ne!(tc("filter show dev pod0 egress"), before, "it is the new program");
     });
 }
+
+#[test]
+fn a_change_of_the_attach_mode_leaves_nothing_of_the_other() {
+    use aya::programs::{SchedClassifier, TcAttachType};
+    let links = || {
+        [TcAttachType::Ingress, TcAttachType::Egress]
+            .map(|hook| SchedClassifier::query_tcx("pod0", hook).unwrap().1.len())
+    };
+    for (first, second) in
+        [(AttachMode::Clsact, AttachMode::Tcx), (AttachMode::Tcx, AttachMode::Clsact)]
+    {
+        in_node(|| {
+            let mut rig = Rig::with(&LoadOptions::default(), first);
+            rig.isolate(1, 2);
+            let Rig { datapath, ifindex, cleanup, .. } = rig;
+            drop(datapath);
+            let mut next = Datapath::open(&cleanup.0, &LoadOptions::default(), second).unwrap();
+            next.add_endpoint(ID, ifindex, [POD.parse::<IpAddr>().unwrap()]).unwrap();
+            let sets = EndpointSets { ingress: SetId(1), egress: SetId(2) };
+            let failures = next.apply(&[Step::SetEndpoint(ID, sets)]);
+            assert!(failures.is_empty(), "{failures:?}");
+            let expected =
+                if second == AttachMode::Tcx { ([0, 0], [1, 1]) } else { ([1, 1], [0, 0]) };
+            assert_eq!((filters(), links()), expected, "{first:?} then {second:?}");
+            let none = EndpointSets { ingress: SetId::NONE, egress: SetId::NONE };
+            next.apply(&[Step::SetEndpoint(ID, none)]);
+            assert_eq!((filters(), links()), ([0, 0], [0, 0]), "{first:?} then {second:?}");
+        });
+    }
+}

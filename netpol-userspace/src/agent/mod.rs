@@ -52,6 +52,9 @@ async fn run_async(options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let _lock = files::prepare_run_dir(&options.run_dir)?;
+    // First, since it may be impossible, and nothing is left behind then.
+    let (events_tx, mut events) = mpsc::channel(SOURCE_QUEUE);
+    let (handle, kind) = start_source(&options, events_tx).await?;
     let pins = Pins::new(&options.bpffs);
     let load = LoadOptions {
         keep_established: options.keep_established,
@@ -75,8 +78,6 @@ async fn run_async(options: Options) -> Result<()> {
         ..endpoint::Options::default()
     })
     .context("start endpoint discovery")?;
-    let (events_tx, mut events) = mpsc::channel(SOURCE_QUEUE);
-    let (handle, kind) = start_source(&options, events_tx).await?;
     let mut snapshots = watcher.snapshots();
     let mut core = Core::new(&options, kind, datapath, watcher, handle);
 

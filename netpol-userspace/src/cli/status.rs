@@ -111,7 +111,7 @@ fn text(status: &Status) -> String {
         datapath.applied_revision
     );
     text += &errors("objects that cannot be used", &source.errors);
-    text += &errors("not in force", &datapath.errors);
+    text += &errors("not enforced, or not as written", &datapath.errors);
     for note in &datapath.notes {
         text += &format!("note: {note}\n");
     }
@@ -121,6 +121,9 @@ fn text(status: &Status) -> String {
 fn progress(status: &Status) -> &'static str {
     let Status { ready, source, datapath } = status;
     match (ready, source.synced) {
+        (true, _) if !datapath.errors.is_empty() => {
+            "everything read so far is in force, but for what follows"
+        }
         (true, _) => "everything read so far is in force",
         (false, false) => "the source has not been read completely",
         (false, true) if source.revision > datapath.applied_revision => {

@@ -85,7 +85,14 @@ impl Attacher {
             };
             result.map_err(bpf_error(what))?;
         }
+        self.detach_other_mode(ifindex);
         Ok(())
+    }
+
+    /// Takes off what an agent with the other mode left: it would go on judging, and drop
+    /// everything once the endpoint is gone.
+    pub fn detach_other_mode(&self, ifindex: u32) {
+        if self.is_tcx { detach_filters(ifindex) } else { self.detach_links(ifindex) }
     }
 
     fn attach_tcx(
@@ -107,24 +114,20 @@ impl Attacher {
         Ok(())
     }
 
-    /// Takes both programs off. An interface that is gone is fine.
+    /// Takes both programs off, in whichever mode they are on. An interface that is gone is fine.
     pub fn detach(&self, ifindex: u32) {
-        if self.is_tcx {
-            for (_, _, direction) in HOOKS {
-                let path = self.link_path(ifindex, direction);
-                if let Ok(pinned) = PinnedLink::from_pin(&path) {
-                    detach_now(FdLink::from(pinned));
-                }
-                let _ = fs::remove_file(path);
+        self.detach_links(ifindex);
+        detach_filters(ifindex);
+    }
+
+    /// Takes the links off.
+    pub fn detach_links(&self, ifindex: u32) {
+        for (_, _, direction) in HOOKS {
+            let path = self.link_path(ifindex, direction);
+            if let Ok(pinned) = PinnedLink::from_pin(&path) {
+                detach_now(FdLink::from(pinned));
             }
-        } else if let Ok(interface) = interface_name(ifindex) {
-            let detached =
-                HOOKS.map(|(program, hook, _)| detach_clsact(ifindex, &interface, hook, program));
-            // Unlike a link's end, a filter's does not wait for the packets it is looking at:
-            // they would meet an endpoint that is gone. The kernel always has this call.
-            if detached.contains(&true) {
-                let _ = grace_period();
-            }
+            let _ = fs::remove_file(path);
         }
     }
 
@@ -203,6 +206,18 @@ fn replace_pinned(program: &mut SchedClassifier, path: &PathBuf) -> Result<bool,
             Ok(false)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Takes netpol's clsact filters off an interface.
+fn detach_filters(ifindex: u32) {
+    let Ok(interface) = interface_name(ifindex) else { return };
+    let detached =
+        HOOKS.map(|(program, hook, _)| detach_clsact(ifindex, &interface, hook, program));
+    // Unlike a link's end, a filter's does not wait for the packets it is looking at: they would
+    // meet an endpoint that is gone. The kernel always has this call.
+    if detached.contains(&true) {
+        let _ = grace_period();
     }
 }
 

@@ -41,7 +41,7 @@ pub fn cleanup(
     let mut interfaces = linked(&pins.links());
     let attacher = Attacher::new(AttachMode::Tcx, pins);
     for &ifindex in &interfaces {
-        attacher.detach(ifindex);
+        attacher.detach_links(ifindex);
     }
     let isolated = known(pins);
     let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();

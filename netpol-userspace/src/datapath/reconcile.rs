@@ -130,6 +130,9 @@ impl Datapath {
         plan.extend(stale_rows.into_iter().map(|(set, class)| Step::RemoveRow(set, class)));
 
         let failures = self.apply(&plan);
+        for endpoint in self.endpoints.values().filter(|endpoint| endpoint.slot.is_some()) {
+            self.attacher.detach_other_mode(endpoint.ifindex);
+        }
         self.remove_unknown_endpoints()?;
         self.remove_unaccounted_rows(tables)?;
         Ok(failures)

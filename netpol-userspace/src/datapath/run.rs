@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use aya::TestRunOptions;
-use aya::programs::{SchedClassifier, TestRun as _};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _};
 
 use super::error::{DatapathError, bpf_error};
 
@@ -30,6 +30,8 @@ pub struct RunResult {
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const CONTEXT_LENGTH: usize = 192;
+/// "No such device".
+const ENODEV: i32 = 19;
 /// `TC_ACT_SHOT`.
 const SHOT: u32 = 2;
 
@@ -49,8 +51,15 @@ pub fn run(
         repeat,
         ..TestRunOptions::default()
     };
-    let result = program
-        .test_run(options)
-        .map_err(bpf_error(format!("run the program on a frame of {} bytes", frame.len())))?;
+    let result = program.test_run(options).map_err(|error| match &error {
+        ProgramError::SyscallError(syscall) if syscall.io_error.raw_os_error() == Some(ENODEV) => {
+            DatapathError::Missing(format!(
+                "there is no interface {} here: run this command in the agent's network namespace, \
+                 as by `nsenter --net=/proc/PID/ns/net netpol ...` with the agent's PID",
+                place.ifindex
+            ))
+        }
+        _ => bpf_error(format!("run the program on a frame of {} bytes", frame.len()))(error),
+    })?;
     Ok(RunResult { is_allowed: result.return_value != SHOT, duration: result.duration })
 }
