@@ -425,8 +425,9 @@ const fn opposite(direction: Direction) -> Direction {
     }
 }
 
+/// Notes the addresses by side.
 #[inline(always)]
-fn set_addresses(packet: &mut Packet, direction: Direction, source: Address, dest: Address) {
+pub fn set_addresses(packet: &mut Packet, direction: Direction, source: Address, dest: Address) {
     (packet.local, packet.remote) = match direction {
         Direction::Ingress => (dest, source),
         Direction::Egress => (source, dest),

@@ -389,8 +389,8 @@ fn judge_new<M: Maps + ?Sized>(
     }
 }
 
-/// Judges a packet that belongs to no flow, and whose source is in order, by itself: ICMP that is neither request nor reply, an
-/// unrelated ICMP error, a later fragment of an unknown datagram.
+/// Judges a packet that belongs to no flow, and whose source is in order, by itself: ICMP that is
+/// neither request nor reply, an unrelated ICMP error, a later fragment of an unknown datagram.
 #[inline(always)]
 fn judge_alone<M: Maps>(
     maps: &M,

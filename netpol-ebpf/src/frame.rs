@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use netpol_common::layout::{Address, Direction};
-use netpol_common::packet::{Frame, Packet, TCP, UDP, set_ports, set_tcp_flags};
+use netpol_common::packet::{Frame, Packet, TCP, UDP, set_addresses, set_ports, set_tcp_flags};
 
 /// A packet, read by `bpf_skb_load_bytes`: works for any offset and any fragment layout.
 pub struct Skb(pub *mut __sk_buff);
@@ -128,12 +128,4 @@ fn common_transport(
         _ => return None,
     }
     Some(packet)
-}
-
-#[inline(always)]
-fn set_addresses(packet: &mut Packet, direction: Direction, source: Address, dest: Address) {
-    (packet.local, packet.remote) = match direction {
-        Direction::Ingress => (dest, source),
-        Direction::Egress => (source, dest),
-    };
 }

@@ -132,22 +132,18 @@ impl Attacher {
     }
 
     /// Switches every pinned link to the programs just loaded, each in one step, and forgets
-    /// links whose interface is gone. Returns the interfaces that have both links.
-    pub fn adopt(&self, programs: &mut Programs) -> Result<Vec<u32>, DatapathError> {
-        let mut complete = std::collections::BTreeMap::<u32, usize>::new();
+    /// links whose interface is gone.
+    pub fn adopt(&self, programs: &mut Programs) -> Result<(), DatapathError> {
         let entries = fs::read_dir(self.pins.links()).map_err(io_error("read the pinned links"))?;
         for entry in entries.flatten() {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some((ifindex, direction)) = parse_link_name(&name) else { continue };
+            let Some((_ifindex, direction)) = name.split_once('-') else { continue };
             let program = if direction == "ingress" { INGRESS } else { EGRESS };
-            let is_alive = replace_pinned(programs.program(program)?, &path)
+            replace_pinned(programs.program(program)?, &path)
                 .map_err(bpf_error(format!("replace the program of link {}", path.display())))?;
-            if is_alive {
-                *complete.entry(ifindex).or_default() += 1;
-            }
         }
-        Ok(complete.into_iter().filter(|&(_, n)| n == 2).map(|(ifindex, _)| ifindex).collect())
+        Ok(())
     }
 
     /// Whether both programs (by id) are still on the interface's hooks.
@@ -177,11 +173,6 @@ impl Attacher {
     fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {
         self.pins.links().join(format!("{ifindex}-{direction}"))
     }
-}
-
-fn parse_link_name(name: &str) -> Option<(u32, &str)> {
-    let (ifindex, direction) = name.split_once('-')?;
-    Some((ifindex.parse().ok()?, direction))
 }
 
 /// Replaces the program of a pinned link. False if there is no such link, or its interface is
