@@ -5,7 +5,6 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::atoms::Atom;
-use super::classes::UNNUMBERED;
 use super::{ClassId, Compiler, EndpointId, ServiceKey, SetId, isolating};
 use crate::model::{
     Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
@@ -119,8 +118,8 @@ impl Compiler {
 
     /// The atoms of a class, sorted. Empty for a class that is not in use.
     pub fn class_names(&self, class: ClassId) -> Vec<String> {
-        if class == UNNUMBERED {
-            return vec!["an address for which no class number was left".into()];
+        if class == ClassId::CLOSED {
+            return vec!["an address or block that did not fit, or one around it".into()];
         }
         let atoms = self.engine.classes.get(class).map(|class| &*class.atoms).unwrap_or_default();
         let mut names: Vec<String> =

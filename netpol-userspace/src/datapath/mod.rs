@@ -8,9 +8,11 @@
 
 mod arena;
 mod attach;
+mod classes;
 pub mod cleanup;
 mod error;
 mod filters;
+mod limits;
 mod load;
 mod mapped;
 mod maps;
@@ -19,14 +21,17 @@ pub mod observe;
 mod pins;
 pub mod probe;
 mod reconcile;
+mod rows;
 pub mod run;
 pub mod scratch;
 mod seed;
 mod services;
+mod usage;
 mod writer;
 
 pub use attach::AttachMode;
 pub use error::DatapathError;
+pub use limits::{Limits, Overflow, TableUse};
 pub use load::{LoadOptions, Programs};
 pub use maps::Maps;
 pub use pins::Pins;
