@@ -38,7 +38,7 @@ impl Datapath {
         row: &Row,
     ) -> Result<(), DatapathError> {
         let pair = (set, class);
-        // The numbers may be in use again before the old row was collected.
+        // An agent that ended half-way may have left one under equal content's numbers.
         self.rows.garbage.remove(&pair);
         let mut written = self.write_row(pair, row);
         // Reclaiming waits for packets in flight: worth it only when room runs out.

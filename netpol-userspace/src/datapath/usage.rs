@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use netpol_common::layout;
+use netpol_common::layout::{self, Reason};
 
 use super::classes::is_address;
 use super::limits::{N_EXAMPLES, Overflow, TableUse};
+use super::observe;
 use super::writer::{Datapath, Endpoint};
 use crate::compile::{EndpointId, SetId};
+use crate::model::Direction;
 
 impl Datapath {
     /// Every table that can be full, but for the flow tables: those make room by themselves.
@@ -57,6 +59,16 @@ impl Datapath {
                 None,
             ),
         ]
+    }
+
+    /// How many flows of these endpoints made room for others.
+    pub fn evicted_flows(&self, endpoints: impl Iterator<Item = EndpointId>) -> u64 {
+        let with_entry = endpoints.filter(|id| self.has_entry(*id));
+        with_entry
+            .flat_map(|id| Direction::BOTH.map(|direction| (id, direction)))
+            .filter_map(|(id, direction)| observe::counters(&self.maps, id.0, direction).ok())
+            .map(|counters| counters[Reason::FlowEvicted as usize])
+            .sum()
     }
 
     fn closed_endpoints(&self) -> Option<Overflow> {
