@@ -27,7 +27,8 @@ pub struct Summary {
 }
 
 /// Removes everything below `pins`, and the clsact filters on interfaces that the maps or
-/// `ifindexes` name. Refuses while an agent holds the directory, unless `is_forced`.
+/// `ifindexes` name. Refuses while an agent holds the directory, and where none of the interfaces
+/// that should have programs has any, unless `is_forced`.
 ///
 /// Interface numbers mean something only in the agent's network namespace; a filter is taken off
 /// only if its program is one that is pinned here, so that the wrong namespace does no harm.
@@ -39,13 +40,20 @@ pub fn cleanup(
     let root = pins.links().with_file_name("");
     let _lock = if root.exists() && !is_forced { Some(pins.lock()?) } else { None };
     let mut interfaces = linked(&pins.links());
-    let attacher = Attacher::new(AttachMode::Tcx, pins);
-    for &ifindex in &interfaces {
-        attacher.detach_links(ifindex);
-    }
     let isolated = known(pins);
     let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();
-    interfaces.extend(detach_filters(pins, candidates)?);
+    let filtered = with_filters(pins, candidates)?;
+    // Once the pins are gone, nothing would tell any more which filters are netpol's.
+    if interfaces.is_empty() && filtered.is_empty() && !isolated.is_empty() && !is_forced {
+        return Err(DatapathError::Elsewhere { interfaces: isolated.into_iter().collect() });
+    }
+    for &ifindex in &interfaces {
+        Attacher::new(AttachMode::Tcx, pins).detach_links(ifindex);
+    }
+    for &ifindex in &filtered {
+        Attacher::new(AttachMode::Clsact, pins).detach(ifindex);
+    }
+    interfaces.extend(filtered);
     let without = isolated.difference(&interfaces).copied().collect();
     Ok(Summary { interfaces, without, pins: pins.remove_all()? })
 }
@@ -72,25 +80,22 @@ fn known(pins: &Pins) -> BTreeSet<u32> {
         .collect()
 }
 
-fn detach_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
+/// Those of `candidates` that have a filter with one of the programs pinned here.
+fn with_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
     let ours: Vec<u32> = [INGRESS, EGRESS]
         .iter()
         .filter_map(|name| ProgramInfo::from_pin(pins.program(name)).ok())
         .map(|info| info.id())
         .collect();
-    let attacher = Attacher::new(AttachMode::Clsact, pins);
-    let mut detached = BTreeSet::new();
+    let mut found = BTreeSet::new();
     for ifindex in candidates {
-        let mut has_ours = false;
         for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
             let programs = filter_programs(ifindex, hook)
                 .map_err(io_error(format!("list filters of interface {ifindex}")))?;
-            has_ours |= programs.iter().any(|id| ours.contains(id));
-        }
-        if has_ours {
-            attacher.detach(ifindex);
-            detached.insert(ifindex);
+            if programs.iter().any(|id| ours.contains(id)) {
+                found.insert(ifindex);
+            }
         }
     }
-    Ok(detached)
+    Ok(found)
 }
