@@ -429,7 +429,7 @@ mod tests {
     fn a_malformed_document_holds_back_nothing_but_itself() {
         let mut world = World::default();
         world.write("a.yaml", &(policy("x", "80") + &policy("z", "80")));
-        let text = policy("x", "81") + "---\nkind: [\n" + &policy("new", "82");
+        let text = policy("x", "81") + "---\nkind: [\n---\n" + &policy("new", "82");
         let events = world.write("a.yaml", &text);
         assert!(problems(&events)[0].1.contains("malformed YAML"), "{events:?}");
         assert!(world.ports("x").unwrap().contains("81"));
