@@ -143,3 +143,23 @@ fn a_pod_beyond_the_endpoint_table_is_closed_while_a_policy_selects_it() {
     assert_denied(&stranger, B);
     assert_eq!(metric(&world, "netpol_table_overflow{table=\"endpoints\"}"), 0.0);
 }
+
+/// A pod that had no place ends while no agent runs; its interface stays, and is somebody else's.
+#[test]
+fn nothing_is_left_of_a_closed_pod_that_ended_unseen() {
+    let mut world = limited(&["endpoints=1"]);
+    world.pod("a", "10.244.0.1", "{app: server}");
+    world.pod("b", "10.244.0.2", "{app: server}");
+    let _server = Server::start(&world.of("b"), 80);
+    world.policy("none", "podSelector: {}");
+    world.start_only();
+    settle_short(&mut world, "endpoints");
+    assert_denied(&world.of("a"), "10.244.0.2:80");
+    world.kill();
+    world.remove("policy-none");
+    world.remove("pod-b");
+    world.start();
+    assert_eq!(world.links(), [""; 0]);
+    assert_eq!(world.tcx("v-b").concat(), [0; 0]);
+    assert_allowed(&world.of("a"), "10.244.0.2:80");
+}

@@ -84,8 +84,8 @@ fn try_clusters(table: &str, limits: Limits, make: impl Fn() -> Compiler) {
     }
     println!("{table}: while full {while_full:?}, with room {after:?}");
     // It was worth something: things were closed, but not simply all of them.
-    assert!(while_full.closed > 20 && while_full.allowed > 20, "{while_full:?}");
-    assert!(after.closed == 0 && after.allowed > 20 && after.denied > 20, "{after:?}");
+    assert!(while_full.closed > 5 && while_full.allowed > 5, "{while_full:?}");
+    assert!(after.closed == 0 && after.allowed > 5 && after.denied > 5, "{after:?}");
 }
 
 fn isolated_pod(world: &World) -> Option<k8s_openapi::api::core::v1::Pod> {
@@ -394,5 +394,31 @@ fn when_first_fragments_are_forgotten_later_ones_are_not_let_in() {
         // The kernel keeps a little more than it was asked to, per CPU.
         assert!(n_passed < 1500, "{n_passed} are remembered");
         assert!(rig.counted(Direction::Ingress, Reason::Fragment) >= 500);
+    });
+}
+
+/// All places for its interface's number are taken: the pod is closed, not open.
+#[test]
+fn an_endpoint_without_a_free_slot_is_closed_until_there_is_one() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        let foreign = Maps::open(&rig.cleanup.0, true).unwrap();
+        let first = (rig.ifindex & (layout::ENDPOINT_SLOTS - 1)) as usize;
+        for slot in first..first + layout::ENDPOINT_PROBES as usize {
+            foreign.endpoints.store(slot, 0, (slot as u64 + 1_000_000) << 32 | 9);
+        }
+        rig.allow_all(5, 0);
+        rig.isolate(5, 0);
+        assert!(!rig.comes_in("10.9.0.1", &syn(1, 80)));
+        let closed = |rig: &Rig| {
+            let tables = rig.datapath.tables();
+            tables.iter().find(|table| table.table == "endpoints").unwrap().overflow.clone()
+        };
+        assert_eq!(closed(&rig).unwrap().endpoints, [ID]);
+        assert_eq!(rig.datapath.verify_attachments().0, [], "the programs are attached");
+        foreign.endpoints.store(first + 2, 0, 0);
+        rig.datapath.retry().unwrap();
+        assert!(rig.comes_in("10.9.0.1", &syn(2, 80)));
+        assert_eq!(closed(&rig), None);
     });
 }

@@ -1,6 +1,7 @@
 //! Puts the programs on interfaces and takes them off, by TCX links (kernel 6.6 and later) or as
 //! clsact filters. Either way they outlive the agent.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
@@ -168,6 +169,17 @@ impl Attacher {
         HOOKS.iter().all(|(_, hook, _)| {
             filter_programs(ifindex, *hook).is_ok_and(|programs| !programs.is_empty())
         })
+    }
+
+    /// Interfaces with a pinned link of an endpoint.
+    pub fn linked(&self) -> BTreeSet<u32> {
+        let entries = fs::read_dir(self.pins.links()).into_iter().flatten().flatten();
+        let ifindex = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            let (ifindex, direction) = name.to_str()?.split_once('-')?;
+            HOOKS.iter().any(|hook| hook.2 == direction).then(|| ifindex.parse().ok())?
+        };
+        entries.filter_map(ifindex).collect()
     }
 
     fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {

@@ -2,7 +2,6 @@
 //! that lets packets pass that policies forbid; it runs only when a person asks for it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use aya::maps::{Array, MapData};
 use aya::programs::{ProgramInfo, TcAttachType};
@@ -39,7 +38,8 @@ pub fn cleanup(
 ) -> Result<Summary, DatapathError> {
     let root = pins.links().with_file_name("");
     let _lock = if root.exists() && !is_forced { Some(pins.lock()?) } else { None };
-    let mut interfaces = linked(&pins.links());
+    let attacher = Attacher::new(AttachMode::Tcx, pins);
+    let mut interfaces = attacher.linked();
     let isolated = known(pins);
     let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();
     let filtered = with_filters(pins, candidates)?;
@@ -48,7 +48,7 @@ pub fn cleanup(
         return Err(DatapathError::Elsewhere { interfaces: isolated.into_iter().collect() });
     }
     for &ifindex in &interfaces {
-        Attacher::new(AttachMode::Tcx, pins).detach_links(ifindex);
+        attacher.detach_links(ifindex);
     }
     for &ifindex in &filtered {
         Attacher::new(AttachMode::Clsact, pins).detach(ifindex);
@@ -56,14 +56,6 @@ pub fn cleanup(
     interfaces.extend(filtered);
     let without = isolated.difference(&interfaces).copied().collect();
     Ok(Summary { interfaces, without, pins: pins.remove_all()? })
-}
-
-/// Interfaces with pinned links.
-fn linked(links: &Path) -> BTreeSet<u32> {
-    let entries = std::fs::read_dir(links).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.split_once('-')?.0.parse().ok())
-        .collect()
 }
 
 /// Interfaces in the endpoints map, if it is there and of this layout.

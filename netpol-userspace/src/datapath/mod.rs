@@ -8,6 +8,7 @@
 
 mod arena;
 mod attach;
+mod class_maps;
 mod classes;
 pub mod cleanup;
 mod error;
@@ -18,6 +19,7 @@ mod mapped;
 mod maps;
 pub mod monitor;
 pub mod observe;
+mod own_addresses;
 mod pins;
 pub mod probe;
 mod reconcile;

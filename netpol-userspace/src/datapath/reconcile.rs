@@ -169,6 +169,16 @@ impl Datapath {
                 clear_slot(&self.maps.endpoints, slot);
             }
         }
+        // One without an entry had none before either: it drops everything.
+        let isolated: BTreeSet<u32> = self
+            .endpoints
+            .values()
+            .filter(|endpoint| endpoint.slot.is_some() || endpoint.is_closed)
+            .map(|endpoint| endpoint.ifindex)
+            .collect();
+        for ifindex in self.attacher.linked().difference(&isolated) {
+            self.attacher.detach_links(*ifindex);
+        }
         let is_own = |own: &layout::OwnAddress| {
             let endpoint = self.endpoints.get(&EndpointId(own.endpoint as u16));
             endpoint.is_some_and(|known| known.addresses.contains(&observe::ip_of(&own.address)))

@@ -10,24 +10,19 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{MapError, PerCpuValues};
-use ipnet::IpNet;
 use netpol_common::layout::{self, Address, EPOCH_MASK, names};
-use zerocopy::IntoBytes as _;
 
 use super::arena::Arena;
 use super::attach::{AttachMode, Attacher};
-use super::classes::{Classes, Put, Store, is_address};
+use super::classes::Classes;
 use super::error::{DatapathError, bpf_error, io_error};
 use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
 use super::pins::Pins;
 use super::rows::Rows;
-use crate::compile::{
-    Backend, ClassId, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step,
-};
+use crate::compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use crate::endpoint::{PodNetns, sockets};
 
 /// Word indices of [`layout::Endpoint`].
@@ -232,52 +227,6 @@ impl Datapath {
         slots(ifindex).find(|&slot| self.maps.endpoints.load(slot, IDENTITY) == wanted)
     }
 
-    /// Whether an endpoint with this id may have an entry.
-    pub(super) fn has_entry(&self, id: EndpointId) -> bool {
-        (1..=self.limits.endpoints).contains(&u32::from(id.0))
-    }
-
-    /// The first of `addresses` become the endpoint's own, as many as it may have.
-    fn set_addresses(
-        &mut self,
-        id: EndpointId,
-        addresses: impl IntoIterator<Item = IpAddr>,
-    ) -> Result<(), DatapathError> {
-        let limit = if self.has_entry(id) { self.limits.endpoint_addresses as usize } else { 0 };
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
-        let mut wanted = HashSet::new();
-        endpoint.other_addresses.clear();
-        for address in addresses {
-            if wanted.len() < limit || wanted.contains(&address) {
-                wanted.insert(address);
-            } else {
-                endpoint.other_addresses.push(address);
-            }
-        }
-        // Out before in: the table has room for what every endpoint may have and no more.
-        for address in endpoint.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
-            ignore_missing(self.maps.own_addresses.remove(&own_address(id, address)))?;
-            endpoint.addresses.remove(&address);
-        }
-        let mut result = Ok(());
-        for address in wanted {
-            if endpoint.addresses.contains(&address) {
-                continue;
-            }
-            match self.maps.own_addresses.insert(own_address(id, address), 1, 0) {
-                Ok(()) => {
-                    endpoint.addresses.insert(address);
-                }
-                Err(error) => {
-                    endpoint.other_addresses.push(address);
-                    let limit = layout::MAX_OWN_ADDRESSES;
-                    result = Err(full_or(error, "own-address table", limit));
-                }
-            }
-        }
-        result
-    }
-
     /// Takes an endpoint out: programs off first, then its entry.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         self.release_endpoint(id);
@@ -341,25 +290,10 @@ impl Datapath {
         }
     }
 
-    fn set_class(&mut self, block: &IpNet, class: ClassId) -> Result<(), DatapathError> {
-        self.classes.set(&mut ClassMaps(&mut self.maps, self.limits), *block, class)
-    }
-
-    fn clear_class(&mut self, block: &IpNet) -> Result<(), DatapathError> {
-        self.classes.clear(&mut ClassMaps(&mut self.maps, self.limits), *block)
-    }
-
-    fn adopt_classes(&mut self) -> Result<(), DatapathError> {
-        for (block, class) in super::observe::classes(&self.maps)? {
-            self.classes.adopt(block, class);
-        }
-        Ok(())
-    }
-
     /// Tries again what did not fit, as far as there is room now.
     pub fn retry(&mut self) -> Result<(), DatapathError> {
         self.retry_rows()?;
-        self.classes.retry(&mut ClassMaps(&mut self.maps, self.limits))?;
+        self.retry_classes()?;
         let closed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_closed);
         let closed: Vec<_> = closed.map(|(&id, endpoint)| (id, endpoint.sets)).collect();
         for (id, sets) in closed {
@@ -367,22 +301,7 @@ impl Datapath {
                 self.set_endpoint(id, sets)?;
             }
         }
-        let limit = self.limits.endpoint_addresses as usize;
-        let short = self.endpoints.iter().filter(|(id, endpoint)| {
-            self.has_entry(**id)
-                && !endpoint.other_addresses.is_empty()
-                && endpoint.addresses.len() < limit
-        });
-        let short: Vec<_> = short
-            .map(|(&id, endpoint)| {
-                let known = endpoint.addresses.iter().chain(&endpoint.other_addresses);
-                (id, known.copied().collect::<Vec<_>>())
-            })
-            .collect();
-        for (id, addresses) in short {
-            self.set_addresses(id, addresses)?;
-        }
-        Ok(())
+        self.retry_addresses()
     }
 
     fn set_endpoint(&mut self, id: EndpointId, sets: EndpointSets) -> Result<(), DatapathError> {
@@ -550,13 +469,6 @@ impl Datapath {
         }
         Ok(())
     }
-
-    fn own_addresses(&self, id: EndpointId) -> HashSet<IpAddr> {
-        super::observe::own_addresses(&self.maps)
-            .filter(|&(endpoint, _)| endpoint == id.0)
-            .map(|(_, address)| address)
-            .collect()
-    }
 }
 
 pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
@@ -588,72 +500,13 @@ pub fn address_of(address: IpAddr) -> Address {
     }
 }
 
-fn address_bytes(address: &Address) -> [u8; 20] {
-    zerocopy::transmute!(*address)
-}
-
-fn own_address(id: EndpointId, address: IpAddr) -> [u8; 24] {
-    let own = layout::OwnAddress { endpoint: u32::from(id.0), address: address_of(address) };
-    zerocopy::transmute!(own)
-}
-
-fn lpm_key(block: &IpNet) -> LpmKey<[u8; 20]> {
-    let prefix = layout::FAMILY_BITS + u32::from(block.prefix_len());
-    let mut bytes = [0; 20];
-    bytes.copy_from_slice(address_of(block.network()).as_bytes());
-    LpmKey::new(prefix, bytes)
-}
-
-/// The two tables of classes in the kernel.
-struct ClassMaps<'a>(&'a mut Maps, Limits);
-
-/// Update flags: only what is not there, only what is there.
-const BPF_NOEXIST: u64 = 1;
-const BPF_EXIST: u64 = 2;
-
-impl Store for ClassMaps<'_> {
-    fn put(&mut self, block: &IpNet, class: ClassId, may_add: bool) -> Result<Put, DatapathError> {
-        let Self(maps, limits) = self;
-        let address = address_of(block.addr());
-        if !is_address(block) {
-            return maps
-                .blocks
-                .insert(&lpm_key(block), class.0, 0)
-                .map(|()| Put::Changed)
-                .map_err(|error| full_or(error, "block table", limits.blocks));
-        }
-        let (key, value) = (address_bytes(&address), layout::exact_class(&address, class.0));
-        let full = |error| full_or(error, "address table", limits.addresses);
-        if may_add {
-            match maps.addresses.insert(key, value, BPF_NOEXIST) {
-                Ok(()) => return Ok(Put::Added),
-                Err(error) if os_error(&error) == Some(EEXIST) => {}
-                Err(error) => return Err(full(error)),
-            }
-        }
-        match maps.addresses.insert(key, value, BPF_EXIST) {
-            Ok(()) => Ok(Put::Changed),
-            Err(error) if os_error(&error) == Some(ENOENT) => Ok(Put::Absent),
-            Err(error) => Err(full(error)),
-        }
-    }
-
-    fn remove(&mut self, block: &IpNet) -> Result<bool, DatapathError> {
-        let removed = match is_address(block) {
-            true => self.0.addresses.remove(&address_bytes(&address_of(block.addr()))),
-            false => self.0.blocks.remove(&lpm_key(block)),
-        };
-        was_there(removed)
-    }
-}
-
-const ENOENT: i32 = 2;
+pub(super) const ENOENT: i32 = 2;
 const E2BIG: i32 = 7;
 const ENOMEM: i32 = 12;
-const EEXIST: i32 = 17;
+pub(super) const EEXIST: i32 = 17;
 const ENOSPC: i32 = 28;
 
-fn os_error(error: &MapError) -> Option<i32> {
+pub(super) fn os_error(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         _ => None,
@@ -679,7 +532,7 @@ pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), Datapat
 }
 
 /// Whether what was to be removed was there.
-fn was_there(result: Result<(), MapError>) -> Result<bool, DatapathError> {
+pub(super) fn was_there(result: Result<(), MapError>) -> Result<bool, DatapathError> {
     match result {
         Ok(()) => Ok(true),
         Err(MapError::KeyNotFound) => Ok(false),
