@@ -28,14 +28,14 @@ use change_support::{Cluster, Edit, Local, Truth};
 use common::{Cleanup, ifindex, in_node, ip, unique_bpffs};
 
 /// Edits that CI makes.
-const EDITS: u64 = 1_500;
+const EDITS: u64 = 1_000;
 const PLACES: usize = 8;
 /// New questions for each edit.
 const QUESTIONS: usize = 40;
 /// Flows that are open at any time.
 const FLOWS: usize = 24;
 /// Packets that the flood sends between two edits, at least.
-const BETWEEN: u64 = 100;
+const BETWEEN: u64 = 60;
 /// A hang guard.
 const PATIENCE: Duration = Duration::from_secs(60);
 
