@@ -32,7 +32,7 @@ rows! {
 }
 
 /// Policies add up: a rule allows where peer and port match, and one of them is enough.
-fn union(scene: &Scene) {
+fn union(scene: &Scene<'_>) {
     let server = scene.pod("server", 1, "{app: server}");
     let [friend, mate] =
         [("friend", 1), ("mate", 2)].map(|(n, node)| scene.pod(n, node, &format!("{{role: {n}}}")));
@@ -65,7 +65,7 @@ fn union(scene: &Scene) {
 }
 
 /// Absent, null and empty alike: Ingress always, Egress if there is an egress rule.
-fn policy_types_defaulting(scene: &Scene) {
+fn policy_types_defaulting(scene: &Scene<'_>) {
     let client = scene.pod("client", 2, "{}");
     (80..82).for_each(|port| scene.serve(&client, port));
     let rule =
@@ -98,7 +98,7 @@ fn policy_types_defaulting(scene: &Scene) {
 
 /// podSelector alone is the policy's namespace, with a namespaceSelector both must match; every
 /// operator; an empty selector is everyone.
-fn selectors(scene: &Scene) {
+fn selectors(scene: &Scene<'_>) {
     let other = scene.lab.scene("selectors-other");
     let server = scene.pod("server", 1, "{app: server}");
     let x = scene.pod("x", 2, "{role: x}");
@@ -145,7 +145,7 @@ fn selectors(scene: &Scene) {
 }
 
 /// A pod in its node's network is node traffic: no selector matches it, and none isolates it.
-fn host_network_pods(scene: &Scene) {
+fn host_network_pods(scene: &Scene<'_>) {
     const PORT: u16 = 9101;
     let lab = scene.lab;
     let server = scene.pod("server", 1, "{app: server}");
@@ -168,14 +168,14 @@ fn host_network_pods(scene: &Scene) {
 }
 
 /// The node's first address of each family.
-fn main_addresses(scene: &Scene, node: usize) -> Vec<IpAddr> {
+fn main_addresses(scene: &Scene<'_>, node: usize) -> Vec<IpAddr> {
     let all = scene.lab.node_addresses(node);
     let first = |v4| all.iter().copied().find(|address: &IpAddr| address.is_ipv4() == v4);
     [first(true), first(false)].into_iter().flatten().collect()
 }
 
 /// Succeeded and failed pods own no address any more: they are neither peer nor isolated.
-fn finished_pods(scene: &Scene) {
+fn finished_pods(scene: &Scene<'_>) {
     let server = scene.pod("server", 1, "{app: server}");
     scene.serve(&server, 80);
     let jobs =
@@ -200,7 +200,7 @@ fn finished_pods(scene: &Scene) {
 }
 
 /// A pod that is being deleted stays isolated and stays a peer until it ends.
-fn terminating_pods(scene: &Scene) {
+fn terminating_pods(scene: &Scene<'_>) {
     let server = scene.pod("server", 1, "{app: server}");
     let going = scene.pod("going", 2, "{role: going}");
     let stranger = scene.pod("stranger", 2, "{}");
@@ -224,7 +224,7 @@ fn terminating_pods(scene: &Scene) {
 }
 
 /// Blocks of both families, from a function of the family's number (4 or 6).
-fn blocks(scene: &Scene, of: impl Fn(usize) -> Option<String>) -> String {
+fn blocks(scene: &Scene<'_>, of: impl Fn(usize) -> Option<String>) -> String {
     let has = |v4| scene.lab.node_addresses(1).iter().any(|address| address.is_ipv4() == v4);
     let families = [(0, has(true)), (1, has(false))];
     let list = families.into_iter().filter(|&(_, is_there)| is_there);
@@ -232,7 +232,7 @@ fn blocks(scene: &Scene, of: impl Fn(usize) -> Option<String>) -> String {
 }
 
 /// By address, pods included; except takes from its own block only; host bits are masked.
-fn ip_blocks(scene: &Scene) {
+fn ip_blocks(scene: &Scene<'_>) {
     let server = scene.pod("server", 1, "{app: server}");
     let [a, b] = ["a", "b"].map(|name| scene.pod(name, 1, "{}"));
     let [c, d] = ["c", "d"].map(|name| scene.pod(name, 2, "{}"));
@@ -299,7 +299,7 @@ fn ip_blocks(scene: &Scene) {
 }
 
 /// 0.0.0.0/0 is IPv4 and nothing of IPv6, in both directions.
-fn ip_blocks_of_a_family(scene: &Scene) {
+fn ip_blocks_of_a_family(scene: &Scene<'_>) {
     let server = scene.pod("server", 1, "{app: server}");
     let client = scene.pod("client", 2, "{app: client}");
     [&server, &client].iter().for_each(|pod| scene.serve(pod, 80));
@@ -332,7 +332,7 @@ fn ip_blocks_of_a_family(scene: &Scene) {
 }
 
 /// A number, a range with both its ends, a protocol; an empty port is every TCP port.
-fn ports(scene: &Scene) {
+fn ports(scene: &Scene<'_>) {
     let server = scene.pod("server", 1, "{app: server}");
     let every = scene.pod("every", 2, "{app: every}");
     let client = scene.pod("client", 2, "{}");
@@ -369,7 +369,7 @@ fn ports(scene: &Scene) {
 }
 
 /// An SCTP INIT arrives, or is dropped on its way in.
-fn sctp(scene: &Scene, from: &Pod, to: &Pod, port: u16, is_allowed: bool) {
+fn sctp(scene: &Scene<'_>, from: &Pod, to: &Pod, port: u16, is_allowed: bool) {
     for &destination in &to.addresses {
         let (source, tag) = (from.address(destination), packets::tag());
         let init = packets::sctp_init(source, destination, (40_000 + port % 20_000, port), tag);
@@ -382,7 +382,7 @@ fn sctp(scene: &Scene, from: &Pod, to: &Pod, port: u16, is_allowed: bool) {
 }
 
 /// A name is looked up on the destination, by protocol and name, and may be another number there.
-fn named_ports(scene: &Scene) {
+fn named_ports(scene: &Scene<'_>) {
     let client = scene.pod("client", 1, "{app: client}");
     let stranger = scene.pod("stranger", 2, "{}");
     let declared = |number| {
@@ -427,7 +427,7 @@ fn named_ports(scene: &Scene) {
 }
 
 /// What leaves one isolated pod for another needs a policy at each end.
-fn both_ends(scene: &Scene) {
+fn both_ends(scene: &Scene<'_>) {
     let from = scene.pod("from", 1, "{app: from}");
     let to = [1, 2].map(|node| scene.pod(&format!("to-{node}"), node, "{app: to}"));
     to.iter().for_each(|pod| scene.serve(pod, 80));
@@ -456,7 +456,7 @@ fn both_ends(scene: &Scene) {
 }
 
 /// Answers pass though nothing may be opened that way.
-fn replies(scene: &Scene) {
+fn replies(scene: &Scene<'_>) {
     let client = scene.pod("client", 1, "{app: client}");
     let servers = [1, 2].map(|node| scene.pod(&format!("server-{node}"), node, "{app: server}"));
     scene.serve(&client, 80);
@@ -495,7 +495,7 @@ fn replies(scene: &Scene) {
 }
 
 /// Where no policy selects a pod, nothing of netpol is in its way.
-fn unselected_pods(scene: &Scene) {
+fn unselected_pods(scene: &Scene<'_>) {
     let pods = [1, 2].map(|node| scene.pod(&format!("pod-{node}"), node, "{app: pod}"));
     let client = scene.pod("client", 1, "{}");
     pods.iter().for_each(|pod| scene.serve(pod, 80));

@@ -25,7 +25,7 @@ mod rows;
 pub mod scene;
 pub mod shared;
 pub mod wire;
-mod wiring;
+pub mod wiring;
 
 use std::fs;
 use std::net::IpAddr;
