@@ -38,7 +38,7 @@ fn add(total: &mut Seen, seen: Seen) {
 }
 
 /// Random clusters come, change and go; `make` gives the compiler its limits.
-fn try_clusters(table: &str, limits: Limits, make: impl Fn() -> Compiler) {
+fn try_clusters(table: &str, limits: Limits, make: impl Fn() -> Compiler) -> Seen {
     let mut subject = Subject::new(&with(limits));
     let (mut while_full, mut after) = (Seen::default(), Seen::default());
     let mut n_full = 0;
@@ -85,7 +85,8 @@ fn try_clusters(table: &str, limits: Limits, make: impl Fn() -> Compiler) {
     println!("{table}: while full {while_full:?}, with room {after:?}");
     // It was worth something: things were closed, but not simply all of them.
     assert!(while_full.closed > 5 && while_full.allowed > 5, "{while_full:?}");
-    assert!(after.closed == 0 && after.allowed > 5 && after.denied > 5, "{after:?}");
+    assert_eq!(after.closed, 0);
+    after
 }
 
 fn isolated_pod(world: &World) -> Option<k8s_openapi::api::core::v1::Pod> {
@@ -103,14 +104,19 @@ fn isolated_pod(world: &World) -> Option<k8s_openapi::api::core::v1::Pod> {
 fn random_clusters_that_do_not_fit_are_closed_and_then_exact_again() {
     let all = Limits::default();
     in_node(|| {
-        try_clusters("addresses", Limits { addresses: 3, ..all }, Compiler::new);
-        try_clusters("blocks", Limits { blocks: 3, ..all }, Compiler::new);
-        try_clusters("rows", Limits { rows: 4, ..all }, Compiler::new);
-        try_clusters("intervals", Limits { intervals: 4, ..all }, Compiler::new);
-        try_clusters("classes", all, || Compiler::with_limits(u16::MAX, 6));
-        try_clusters("policy sets", all, || Compiler::with_limits(2, 1000));
         let few = Limits { addresses: 5, blocks: 5, rows: 9, intervals: 9, ..all };
-        try_clusters("all", few, || Compiler::with_limits(3, 9));
+        let with_room = [
+            try_clusters("addresses", Limits { addresses: 3, ..all }, Compiler::new),
+            try_clusters("blocks", Limits { blocks: 3, ..all }, Compiler::new),
+            try_clusters("rows", Limits { rows: 4, ..all }, Compiler::new),
+            try_clusters("intervals", Limits { intervals: 4, ..all }, Compiler::new),
+            try_clusters("classes", all, || Compiler::with_limits(u16::MAX, 6)),
+            try_clusters("policy sets", all, || Compiler::with_limits(2, 1000)),
+            try_clusters("all", few, || Compiler::with_limits(3, 9)),
+        ];
+        let n_denied: u64 = with_room.iter().map(|seen| seen.denied).sum();
+        let n_allowed: u64 = with_room.iter().map(|seen| seen.allowed).sum();
+        assert!(n_denied > 100 && n_allowed > 100, "{with_room:?}");
     });
 }
 

@@ -6,6 +6,7 @@
 mod capacity;
 mod core;
 mod files;
+pub mod journal;
 mod numbers;
 pub mod options;
 mod serve;
