@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,13 +23,16 @@ pub struct Server {
 }
 
 impl Server {
+    /// On every address of the namespace, of either family.
     pub fn start(netns: &Netns, port: u16) -> Self {
+        Self::start_at(netns, (Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    /// On this address alone: a server on all of several may answer from another one.
+    pub fn start_at(netns: &Netns, address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (tcp, udp) = netns
-            .run(|| {
-                let address = SocketAddr::from(([0, 0, 0, 0], port));
-                (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap())
-            })
+            .run(|| (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap()))
             .unwrap();
         tcp.set_nonblocking(true).unwrap();
         udp.set_read_timeout(Some(PERIOD)).unwrap();
