@@ -441,9 +441,11 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
         let is_kept = maps.keeps_established() && !starts_over(packet);
         if judged.is_allowed {
             // A flow that is kept goes on as it is: what is stamped from its middle on would be
-            // judged as new where it leaves.
-            is_stamped = if is_kept { is_stamped } else { judged.is_stamped };
-            entry.renew(endpoint.epoch, opener_bits | stamp_bit(is_stamped));
+            // judged as new where it leaves. A new one with its ports is judged as such.
+            if !is_kept || is_stamped == judged.is_stamped {
+                is_stamped = judged.is_stamped;
+                entry.renew(endpoint.epoch, opener_bits | stamp_bit(is_stamped));
+            }
         } else if !is_kept {
             // The entry stays as it is, with its old epoch: whichever end sends next, the flow is
             // judged in its opening direction again, until it has been idle for its time. A

@@ -414,7 +414,12 @@ impl Core {
             tracing::warn!(endpoint, "the programs had been taken off its interface; put back");
             self.counters.repaired_attachments += 1;
         }
-        for failure in failures {
+        let (n_repaired, transit_failures) = self.datapath.verify_transit();
+        if n_repaired > 0 {
+            tracing::warn!(n_repaired, "transit programs had been taken off interfaces; put back");
+            self.counters.repaired_attachments += n_repaired as u64;
+        }
+        for failure in failures.into_iter().chain(transit_failures) {
             self.note_failure(failure);
         }
         if let Err(error) = self.datapath.collect_garbage() {

@@ -33,6 +33,13 @@ pub(super) struct Transit {
     is_clean: bool,
 }
 
+impl Transit {
+    /// Takes over from an earlier agent, whose programs are to stay and to come on new exits.
+    pub(super) fn adopt(flags: u64) -> Self {
+        Self { is_wanted: flags & TRANSIT_READY != 0, ..Self::default() }
+    }
+}
+
 /// The program for an exit.
 pub(super) fn program_for(exit: &Exit) -> &'static str {
     if exit.has_link_header { TRANSIT } else { TRANSIT_RAW }
@@ -87,12 +94,11 @@ impl Datapath {
     }
 
     /// Periodic: puts back what somebody took off. Returns how many had to be.
-    pub(super) fn verify_transit(&mut self) -> (usize, Vec<EndpointFailure>) {
+    pub fn verify_transit(&mut self) -> (usize, Vec<EndpointFailure>) {
         if !self.transit.is_wanted {
             return (0, Vec::new());
         }
-        let ids = self.transit_ids.clone();
-        let attacher = &self.attacher;
+        let (ids, attacher) = (&self.transit_ids, &self.attacher);
         let before = self.transit.attached.len();
         self.transit
             .attached

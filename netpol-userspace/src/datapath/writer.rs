@@ -22,7 +22,7 @@ use super::error::{DatapathError, bpf_error, io_error};
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs, TRANSIT, TRANSIT_RAW};
 use super::maps::{CounterWords, Maps, RowBytes, RowKeyBytes};
 use super::pins::Pins;
-use super::transit::Transit;
+use super::transit::{CONTROL_FLAGS, Transit};
 use crate::compile::{
     Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step,
 };
@@ -99,6 +99,7 @@ impl Datapath {
         let lock = pins.lock()?;
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
+        let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
@@ -120,7 +121,7 @@ impl Datapath {
             endpoints: BTreeMap::new(),
             garbage: HashSet::new(),
             program_ids,
-            transit: Transit::default(),
+            transit,
             transit_ids,
             _lock: lock,
         };
