@@ -63,6 +63,7 @@ async fn run_async(options: Options) -> Result<()> {
         check_source: options.check_source,
         flow_buckets: None,
         limits: options.limits,
+        stamp_mark: options.mark_bit,
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;

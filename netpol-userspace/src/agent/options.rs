@@ -30,6 +30,8 @@ pub struct Options {
     pub check_source: bool,
     /// How much the tables may hold.
     pub limits: Limits,
+    /// The bit of packets' marks that the programs may use.
+    pub mark_bit: u32,
     /// Show the programs' debug lines.
     pub datapath_log: bool,
 }

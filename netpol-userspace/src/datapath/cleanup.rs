@@ -10,7 +10,7 @@ use netpol_common::layout::{self, names};
 use super::attach::{AttachMode, Attacher};
 use super::error::{DatapathError, io_error};
 use super::filters::filter_programs;
-use super::load::{EGRESS, INGRESS};
+use super::load::ATTACHED;
 use super::maps::open;
 use super::pins::Pins;
 
@@ -41,8 +41,8 @@ pub fn cleanup(
     let attacher = Attacher::new(AttachMode::Tcx, pins);
     let mut interfaces = attacher.linked();
     let isolated = known(pins);
-    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();
-    let filtered = with_filters(pins, candidates)?;
+    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).chain(all_here());
+    let filtered = with_filters(pins, candidates.collect())?;
     // Once the pins are gone, nothing would tell any more which filters are netpol's.
     if interfaces.is_empty() && filtered.is_empty() && !isolated.is_empty() && !is_forced {
         return Err(DatapathError::Elsewhere { interfaces: isolated.into_iter().collect() });
@@ -50,8 +50,11 @@ pub fn cleanup(
     for &ifindex in &interfaces {
         attacher.detach_links(ifindex);
     }
+    attacher.detach_all_transit([]);
+    let filters = Attacher::new(AttachMode::Clsact, pins);
     for &ifindex in &filtered {
-        Attacher::new(AttachMode::Clsact, pins).detach(ifindex);
+        filters.detach(ifindex);
+        filters.detach_transit(ifindex);
     }
     interfaces.extend(filtered);
     let without = isolated.difference(&interfaces).copied().collect();
@@ -72,9 +75,28 @@ fn known(pins: &Pins) -> BTreeSet<u32> {
         .collect()
 }
 
+/// Every interface of this network namespace: transit programs may be on any.
+fn all_here() -> Vec<u32> {
+    // SAFETY: the list ends with an index of zero, and is freed once.
+    unsafe {
+        let list = libc::if_nameindex();
+        if list.is_null() {
+            return Vec::new();
+        }
+        let mut here = Vec::new();
+        let mut next = list;
+        while (*next).if_index != 0 {
+            here.push((*next).if_index);
+            next = next.add(1);
+        }
+        libc::if_freenameindex(list);
+        here
+    }
+}
+
 /// Those of `candidates` that have a filter with one of the programs pinned here.
 fn with_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
-    let ours: Vec<u32> = [INGRESS, EGRESS]
+    let ours: Vec<u32> = ATTACHED
         .iter()
         .filter_map(|name| ProgramInfo::from_pin(pins.program(name)).ok())
         .map(|info| info.id())

@@ -28,6 +28,7 @@ pub mod run;
 pub mod scratch;
 mod seed;
 mod services;
+mod transit;
 mod usage;
 mod writer;
 

@@ -24,6 +24,7 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         let limit = if self.has_entry(id) { self.limits.endpoint_addresses as usize } else { 0 };
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        let ifindex = endpoint.ifindex;
         let mut wanted = HashSet::new();
         endpoint.other_addresses.clear();
         for address in addresses {
@@ -34,27 +35,44 @@ impl Datapath {
             }
         }
         // Out before in: the table has room for what every endpoint may have and no more.
+        let mut gone = Vec::new();
         for address in endpoint.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
-            ignore_missing(self.maps.own_addresses.remove(&own_address(id, address)))?;
             endpoint.addresses.remove(&address);
+            gone.push(address);
+        }
+        let new: Vec<IpAddr> = wanted.difference(&endpoint.addresses).copied().collect();
+        for address in gone {
+            self.forget_source(address, ifindex)?;
+            ignore_missing(self.maps.own_addresses.remove(&own_address(id, address)))?;
         }
         let mut result = Ok(());
-        for address in wanted {
-            if endpoint.addresses.contains(&address) {
-                continue;
-            }
-            match self.maps.own_addresses.insert(own_address(id, address), 1, 0) {
+        for address in new {
+            let written = self.write_own(id, address, ifindex);
+            let Some(endpoint) = self.endpoints.get_mut(&id) else { break };
+            match written {
                 Ok(()) => {
                     endpoint.addresses.insert(address);
                 }
                 Err(error) => {
                     endpoint.other_addresses.push(address);
-                    let limit = layout::MAX_OWN_ADDRESSES;
-                    result = Err(full_or(error, "own-address table", limit));
+                    result = Err(error);
                 }
             }
         }
         result
+    }
+
+    fn write_own(
+        &mut self,
+        id: EndpointId,
+        address: IpAddr,
+        ifindex: u32,
+    ) -> Result<(), DatapathError> {
+        self.note_source(address, ifindex)?;
+        self.maps
+            .own_addresses
+            .insert(own_address(id, address), 1, 0)
+            .map_err(|error| full_or(error, "own-address table", layout::MAX_OWN_ADDRESSES))
     }
 
     /// Tries the addresses again that could not be written.

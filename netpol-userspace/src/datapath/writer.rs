@@ -5,7 +5,7 @@
 //! before its programs are attached, and goes only after they are detached; nothing a packet in
 //! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
 use super::pins::Pins;
 use super::rows::Rows;
+use super::transit::{CONTROL_FLAGS, Transit};
 use crate::compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use crate::endpoint::{PodNetns, sockets};
 
@@ -71,6 +72,8 @@ pub struct Datapath {
     pub(super) backend_arena: Arena<[Backend]>,
     /// Services in the map, with the backends whose region they use.
     pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
+    /// Services that did not fit into the map.
+    pub(super) unplaced: BTreeSet<ServiceKey>,
     /// Backends of Services that were changed or cleared since the last grace period.
     pub(super) old_backends: Vec<Arc<[Backend]>>,
     pub(super) limits: Limits,
@@ -78,6 +81,7 @@ pub struct Datapath {
     pub(super) rows: Rows,
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) program_ids: [u32; 2],
+    pub(super) transit: Transit,
     _lock: File,
 }
 
@@ -96,6 +100,7 @@ impl Datapath {
         let lock = pins.lock()?;
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
+        let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
@@ -107,6 +112,7 @@ impl Datapath {
             arena: Arena::new(limits.intervals),
             backend_arena: Arena::new(layout::MAX_BACKENDS),
             services: HashMap::new(),
+            unplaced: BTreeSet::new(),
             old_backends: Vec::new(),
             maps,
             programs,
@@ -114,6 +120,7 @@ impl Datapath {
             rows: Rows::default(),
             endpoints: BTreeMap::new(),
             program_ids,
+            transit,
             _lock: lock,
         };
         datapath.adopt_classes()?;
@@ -232,6 +239,7 @@ impl Datapath {
         self.release_endpoint(id);
         self.set_addresses(id, [])?;
         self.endpoints.remove(&id);
+        self.settle_transit();
         Ok(())
     }
 
@@ -256,7 +264,7 @@ impl Datapath {
     /// Carries out the steps in order. A failure concerns what it names; the other steps are
     /// done all the same. What does not fit into its table is no failure: see [`Self::tables`].
     pub fn apply(&mut self, plan: &[Step]) -> Vec<EndpointFailure> {
-        let mut failures = Vec::new();
+        let mut failures = self.prepare_transit(plan);
         for step in plan {
             if let Err(failure) = self.apply_step(step) {
                 failures.push(failure);
@@ -265,6 +273,7 @@ impl Datapath {
         if let Err(error) = self.retry() {
             failures.push(EndpointFailure { endpoint: None, error });
         }
+        self.settle_transit();
         failures
     }
 
@@ -376,7 +385,7 @@ impl Datapath {
     }
 
     /// Makes every flow of these endpoints be judged again at its next packet.
-    fn rejudge(&mut self, ids: &[EndpointId]) {
+    pub(super) fn rejudge(&mut self, ids: &[EndpointId]) {
         let epoch = self.next_epoch();
         for id in ids {
             let Some(endpoint) = self.endpoints.get_mut(id) else { continue };
@@ -498,6 +507,10 @@ pub fn address_of(address: IpAddr) -> Address {
             }))
         }
     }
+}
+
+pub(super) fn address_bytes(address: &Address) -> [u8; 20] {
+    zerocopy::transmute!(*address)
 }
 
 pub(super) const ENOENT: i32 = 2;
