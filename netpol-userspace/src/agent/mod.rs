@@ -3,6 +3,7 @@
 //! One task owns all of the state and handles one event at a time; everything else only sends to
 //! it. Nothing is removed from the kernel before every source has synced.
 
+mod capacity;
 mod core;
 mod files;
 pub mod journal;
@@ -62,6 +63,7 @@ async fn run_async(options: Options) -> Result<()> {
         check_source: options.check_source,
         flow_buckets: None,
         stamp_mark: options.mark_bit,
+        limits: options.limits,
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::datapath::AttachMode;
+use crate::datapath::{AttachMode, Limits};
 
 /// What `netpol agent` runs with.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct Options {
     pub check_source: bool,
     /// The bit of packets' marks that the programs may use.
     pub mark_bit: u32,
+    /// How much the tables may hold.
+    pub limits: Limits,
     /// Show the programs' debug lines.
     pub datapath_log: bool,
 }

@@ -1,6 +1,7 @@
 //! Puts the programs on interfaces and takes them off, by TCX links (kernel 6.6 and later) or as
 //! clsact filters. Either way they outlive the agent.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -143,11 +144,15 @@ impl Attacher {
 
     /// Takes transit programs off all interfaces that have links of them, and off these.
     pub fn detach_all_transit(&self, ifindexes: impl IntoIterator<Item = u32>) {
-        let linked = self.pinned_links().filter(|(_, _, name)| is_transit_link(name));
-        let linked: Vec<u32> = linked.map(|(_, ifindex, _)| ifindex).collect();
-        for ifindex in ifindexes.into_iter().chain(linked) {
+        for ifindex in ifindexes.into_iter().chain(self.transits()) {
             self.detach_transit(ifindex);
         }
+    }
+
+    /// Interfaces with a pinned link of a transit program.
+    pub fn transits(&self) -> BTreeSet<u32> {
+        let transits = self.pinned_links().filter(|(_, _, name)| is_transit_link(name));
+        transits.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     fn detach_transit_links(&self, ifindex: u32) {
@@ -246,6 +251,13 @@ impl Attacher {
         HOOKS.iter().all(|(_, hook, _)| {
             filter_programs(ifindex, *hook).is_ok_and(|programs| !programs.is_empty())
         })
+    }
+
+    /// Interfaces with a pinned link of an endpoint.
+    pub fn linked(&self) -> BTreeSet<u32> {
+        let is_endpoints = |name: &str| HOOKS.iter().any(|hook| hook.2 == name);
+        let linked = self.pinned_links().filter(|(_, _, name)| is_endpoints(name));
+        linked.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {

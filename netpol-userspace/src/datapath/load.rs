@@ -10,6 +10,7 @@ use netpol_common::layout::{self, FLOW4_BUCKETS, FLOW6_BUCKETS, names};
 use rustix::time::{ClockId, clock_getres};
 
 use super::error::{DatapathError, bpf_error, io_error};
+use super::limits::Limits;
 use super::maps::{check_pinned, mapped_control};
 use super::pins::Pins;
 
@@ -42,6 +43,8 @@ pub struct LoadOptions {
     pub flow_buckets: Option<[u32; 2]>,
     /// The bit of a packet's mark that netpol uses ([`layout::STAMP_MARK`]).
     pub stamp_mark: u32,
+    /// How much the other tables may hold.
+    pub limits: Limits,
     /// Write debug lines to the AYA_LOGS ring.
     pub log: bool,
 }
@@ -53,6 +56,7 @@ impl Default for LoadOptions {
             check_source: true,
             flow_buckets: None,
             stamp_mark: layout::STAMP_MARK,
+            limits: Limits::default(),
             log: false,
         }
     }
@@ -113,6 +117,9 @@ impl Programs {
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries(names::FLOWS4, masks[0] + 1)
             .map_max_entries(names::FLOWS6, masks[1] + 1);
+        for (name, size) in options.limits.sizes() {
+            loader.map_max_entries(name, size);
+        }
         for name in names::ALL.iter().filter(|name| pinned.contains(name)) {
             loader.map_pin_path(name, pins.map(name));
         }
