@@ -19,7 +19,7 @@ use super::writer::{Datapath, EndpointFailure, address_of, ignore_missing};
 use crate::compile::{EndpointId, SetId, Step};
 use crate::endpoint::Exit;
 
-/// Word index of [`layout::Control::flags`].
+/// Word index of [`netpol_common::layout::Control::flags`].
 pub(super) const CONTROL_FLAGS: usize = 5;
 
 /// What is known of the exits.
