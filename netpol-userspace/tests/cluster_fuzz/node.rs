@@ -1,0 +1,238 @@
+//! The node under test: real maps and loaded programs, kept as an agent keeps them, beside the
+//! specification. It runs scripts; it must never make any up.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Pod;
+use netpol_userspace::compile::{Compiler, EndpointId, Plan, Tables};
+use netpol_userspace::datapath::run::{Place, run};
+use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
+use netpol_userspace::model::{Change, Direction};
+use netpol_userspace::reference::Reference;
+use netpol_userspace::reference::world::{Event, World};
+use netpol_userspace::source::convert;
+
+use super::model::{Model, View};
+use super::script::{Action, Difference, Script, Sending};
+use crate::common::{Cleanup, ifindex, ip, unique_bpffs};
+
+/// Local endpoints at most, as many as there are interfaces.
+pub const ENDPOINTS: usize = 8;
+
+/// Changes what the reference evaluator is told of the cluster: a lie, to see that it is noticed.
+pub type Lie = fn(&mut World);
+
+pub fn no_lie(_: &mut World) {}
+
+/// The loaded programs and everything that they are compared with.
+pub struct Node {
+    datapath: Datapath,
+    ifindexes: Vec<u32>,
+    other_ifindex: u32,
+    keeps: bool,
+    lie: Lie,
+    compiler: Compiler,
+    model: Model,
+    world: World,
+    reference: Reference,
+    local: BTreeMap<String, Endpoint>,
+    /// Frames that passed and that did not.
+    pub n_verdicts: [u64; 2],
+    _cleanup: Cleanup,
+}
+
+/// A local pod.
+struct Endpoint {
+    id: EndpointId,
+    ifindex: u32,
+    /// What is known of it while it is there.
+    known: Option<Known>,
+}
+
+struct Known {
+    uid: String,
+    own: HashSet<IpAddr>,
+}
+
+/// Makes the interfaces that all nodes of this namespace share.
+pub fn make_interfaces() {
+    for index in 0..ENDPOINTS {
+        ip(&format!("link add e{index} type veth peer name f{index}"));
+    }
+}
+
+impl Node {
+    pub fn new(keeps: bool, lie: Lie) -> Self {
+        let pins = Pins::new(unique_bpffs());
+        let cleanup = Cleanup(pins.clone());
+        let options = LoadOptions { keep_established: keeps, ..LoadOptions::default() };
+        let datapath = Datapath::open(&pins, &options, AttachMode::Auto).unwrap();
+        Self {
+            datapath,
+            ifindexes: (0..ENDPOINTS).map(|index| ifindex(&format!("e{index}"))).collect(),
+            other_ifindex: ifindex("other0"),
+            keeps,
+            lie,
+            compiler: Compiler::new(),
+            model: Model::new(keeps),
+            world: World::default(),
+            reference: Reference::default(),
+            local: BTreeMap::new(),
+            n_verdicts: [0; 2],
+            _cleanup: cleanup,
+        }
+    }
+
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Runs a whole script; what is first found to differ.
+    pub fn run(&mut self, script: &Script) -> Option<Difference> {
+        self.start(script);
+        script.actions.iter().find_map(|action| self.act(action))
+    }
+
+    /// A node without past, in the script's cluster.
+    pub fn start(&mut self, script: &Script) {
+        // Another compiler gives the same numbers to other contents: nothing of the last one may
+        // be left.
+        for endpoint in self.local.values() {
+            self.datapath.remove_endpoint(endpoint.id).unwrap();
+        }
+        assert!(self.datapath.reconcile(&Tables::default()).unwrap().is_empty());
+        self.datapath.collect_garbage().unwrap();
+        self.compiler = Compiler::new();
+        self.compiler.apply_all(all(&script.world));
+        self.model = Model::new(self.keeps);
+        self.world = script.world.clone();
+        let name = |(index, name): (usize, &String)| {
+            let id = EndpointId(index as u16 + 1);
+            (name.clone(), Endpoint { id, ifindex: self.ifindexes[index], known: None })
+        };
+        self.local = script.local.iter().enumerate().map(name).collect();
+        self.match_endpoints();
+        let failures = self.datapath.reconcile(&self.compiler.tables()).unwrap();
+        assert!(failures.is_empty(), "{failures:?}");
+        self.read_world();
+    }
+
+    /// Does one thing; says so if it came out differently than specified.
+    pub fn act(&mut self, action: &Action) -> Option<Difference> {
+        match action {
+            Action::Event(event) => {
+                self.world.apply(event);
+                let plan = self.compiler.apply(change(event));
+                self.carry_out(&plan);
+                self.match_endpoints();
+                self.read_world();
+                None
+            }
+            Action::Send(sending) => self.send(sending),
+        }
+    }
+
+    fn carry_out(&mut self, plan: &Plan) {
+        let failures = self.datapath.apply(plan);
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+
+    /// Endpoints follow their pods, as the agent has it: another pod under the name is another
+    /// endpoint.
+    fn match_endpoints(&mut self) {
+        let names: Vec<String> = self.local.keys().cloned().collect();
+        for name in names {
+            let pod = self.world.pods.get(&name).filter(|pod| is_networked(pod)).cloned();
+            let uid = pod.as_ref().map(|pod| pod.metadata.uid.clone().unwrap_or_default());
+            let endpoint = self.local.get_mut(&name).unwrap();
+            let (id, ifindex) = (endpoint.id, endpoint.ifindex);
+            let known_uid = endpoint.known.as_ref().map(|known| known.uid.clone());
+            if known_uid.is_some() && known_uid != uid {
+                endpoint.known = None;
+                self.datapath.remove_endpoint(id).unwrap();
+                let plan = self.compiler.remove_endpoint(id);
+                self.carry_out(&plan);
+                self.model.forget_flows(&name);
+            }
+            let Some((pod, uid)) = pod.zip(uid) else { continue };
+            let own: HashSet<IpAddr> = convert::pod(&pod).0.addresses.into_iter().collect();
+            self.datapath.add_endpoint(id, ifindex, own.iter().copied()).unwrap();
+            let endpoint = self.local.get_mut(&name).unwrap();
+            let is_new = endpoint.known.is_none();
+            endpoint.known = Some(Known { uid, own });
+            if is_new {
+                let plan =
+                    self.compiler.set_endpoint(id, convert::object_name(&pod.metadata));
+                self.carry_out(&plan);
+            }
+        }
+    }
+
+    /// The specification's view of the cluster as it is now.
+    fn read_world(&mut self) {
+        let mut told = self.world.clone();
+        (self.lie)(&mut told);
+        self.reference = told.reference();
+        // Programs are attached only while a policy isolates: flows that are not seen are not
+        // known. (The pod's own sockets would tell, of a real one.)
+        let free: Vec<String> =
+            self.local.keys().filter(|name| self.isolated(name).is_none()).cloned().collect();
+        for name in free {
+            self.model.forget_flows(&name);
+        }
+    }
+
+    /// The pod and its addresses, if programs are in its way.
+    pub fn isolated(&self, name: &str) -> Option<(&Pod, &HashSet<IpAddr>)> {
+        let known = self.local.get(name)?.known.as_ref()?;
+        let pod = self.world.pods.get(name)?;
+        let reference = &self.reference;
+        let is_isolated = Direction::BOTH.iter().any(|&d| reference.isolated(d, pod));
+        is_isolated.then_some((pod, &known.own))
+    }
+
+    fn send(&mut self, sending: &Sending) -> Option<Difference> {
+        let Sending { pod: name, direction, is_from_node, frame } = sending;
+        let (pod, own) = self.isolated(name)?;
+        let (pod, own) = (pod.clone(), own.clone());
+        let view = View { reference: &self.reference, pod: &pod, own: &own };
+        let expected = self.model.passes(&view, name, *direction, *is_from_node, frame);
+        let ifindex = self.local[name].ifindex;
+        let (program, ingress_ifindex) = match direction {
+            Direction::Ingress if *is_from_node => ("netpol_ingress", 0),
+            Direction::Ingress => ("netpol_ingress", self.other_ifindex),
+            Direction::Egress => ("netpol_egress", ifindex),
+        };
+        let program = self.datapath.programs().program(program).unwrap();
+        let place = Place { ifindex, ingress_ifindex };
+        let passed = run(program, &frame.bytes(), place, 1).unwrap().is_allowed;
+        self.n_verdicts[usize::from(passed)] += 1;
+        (passed != expected).then(|| Difference { sending: sending.clone(), passed })
+    }
+}
+
+pub fn is_networked(pod: &Pod) -> bool {
+    let pod = convert::pod(pod).0;
+    pod.is_networked() && !pod.addresses.is_empty()
+}
+
+fn all(world: &World) -> Vec<Change> {
+    let namespaces = world.namespaces.values().cloned().map(Event::Namespace);
+    let pods = world.pods.values().cloned().map(Event::Pod);
+    let policies = world.policies.values().cloned().map(Event::Policy);
+    namespaces.chain(pods).chain(policies).map(|event| change(&event)).collect()
+}
+
+fn change(event: &Event) -> Change {
+    match event {
+        Event::Namespace(object) => Change::Namespace(convert::namespace(object)),
+        Event::NamespaceGone(object) => {
+            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
+        }
+        Event::Pod(object) => Change::Pod(convert::pod(object).0),
+        Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
+        Event::Policy(object) => Change::Policy(convert::policy(object).unwrap()),
+        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
+    }
+}

@@ -1,0 +1,122 @@
+//! What is done to a node, in full: a cluster, then events and frames in order. Running a script
+//! twice does the same twice. Writes itself down for people.
+
+use std::fmt::Write as _;
+
+use netpol_userspace::model::Direction;
+use netpol_userspace::reference::world::{Event, World};
+use serde::Serialize;
+
+use super::packets::Frame;
+
+/// A cluster, and what happens in it.
+#[derive(Debug, Clone, Default)]
+pub struct Script {
+    pub world: World,
+    /// The pods that are on the node, by name.
+    pub local: Vec<String>,
+    pub actions: Vec<Action>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Action {
+    Event(Event),
+    Send(Sending),
+}
+
+/// A frame towards a local pod or from it.
+#[derive(Debug, Clone)]
+pub struct Sending {
+    pub pod: String,
+    pub direction: Direction,
+    /// Made by this node itself.
+    pub is_from_node: bool,
+    pub frame: Frame,
+}
+
+/// A frame that was judged otherwise than specified.
+#[derive(Debug, Clone)]
+pub struct Difference {
+    pub sending: Sending,
+    pub passed: bool,
+}
+
+impl Script {
+    /// The same up to a difference that its last action makes, for a bug report.
+    pub fn describe(&self, difference: &Difference, keeps: bool) -> String {
+        let Difference { sending, passed } = difference;
+        let (seen, expected) = if *passed { ("passes", "drops") } else { ("drops", "passes") };
+        let (Ok(mut out) | Err(mut out)) = Ok::<_, String>(String::new());
+        let _ = writeln!(out, "The program {seen} what the specification {expected}:");
+        let _ = writeln!(out, "  {}", sending.describe());
+        let hex: String = sending.frame.bytes().iter().map(|b| format!("{b:02x}")).collect();
+        let _ = writeln!(out, "  frame {hex}");
+        if keeps {
+            let _ = writeln!(out, "  with --established keep");
+        }
+        let before = &self.actions[..self.actions.len().saturating_sub(1)];
+        if !before.is_empty() {
+            let _ = writeln!(out, "after the following, in the cluster below:");
+            for action in before {
+                out.push_str(&action.describe());
+            }
+        }
+        let _ = writeln!(out, "The cluster, for `netpol check` and the playground:");
+        out.push_str(&self.manifests());
+        out
+    }
+
+    /// The cluster as manifests.
+    pub fn manifests(&self) -> String {
+        let world = &self.world;
+        let namespaces = world.namespaces.values().map(manifest);
+        let pods = world.pods.values().map(manifest);
+        let policies = world.policies.values().map(manifest);
+        namespaces.chain(pods).chain(policies).collect()
+    }
+}
+
+impl Sending {
+    pub fn describe(&self) -> String {
+        let Self { pod, direction, is_from_node, frame } = self;
+        let by = if *is_from_node { ", made by the node" } else { "" };
+        format!("{direction} of pod {pod}: {frame}{by}")
+    }
+}
+
+impl Action {
+    fn describe(&self) -> String {
+        match self {
+            Self::Send(sending) => format!("- frame: {}\n", sending.describe()),
+            Self::Event(event) => describe_event(event),
+        }
+    }
+}
+
+fn describe_event(event: &Event) -> String {
+    let (what, text) = match event {
+        Event::Namespace(object) => ("applied", manifest(object)),
+        Event::Pod(object) => ("applied", manifest(object)),
+        Event::Policy(object) => ("applied", manifest(object)),
+        Event::NamespaceGone(object) => ("deleted", manifest(object)),
+        Event::PodGone(object) => ("deleted", manifest(object)),
+        Event::PolicyGone(object) => ("deleted", manifest(object)),
+    };
+    let lines: String = text.lines().map(|line| format!("    {line}\n")).collect();
+    format!("- {what}:\n{lines}")
+}
+
+fn manifest(object: &impl Serialize) -> String {
+    let mut value = serde_json::to_value(object).expect("an object can be written");
+    without_nothing(&mut value);
+    let yaml = serde_saphyr::to_string(&value).expect("an object can be written as YAML");
+    format!("---\n{}\n", yaml.trim_end())
+}
+
+/// Required fields that the generator leaves empty where they do not matter are not printed.
+fn without_nothing(value: &mut serde_json::Value) {
+    if let Some(fields) = value.as_object_mut() {
+        fields.values_mut().for_each(without_nothing);
+        fields.retain(|_, value| !value.is_null());
+    }
+}
