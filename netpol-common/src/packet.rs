@@ -179,17 +179,11 @@ fn parse_v6<F: Frame>(
     let mut offset = LINK_HEADER + 40;
     for _ in 0..MAX_EXTENSION_HEADERS {
         match next {
-            // Hop-by-hop options, routing, destination options, mobility, HIP, shim6.
-            0 | 43 | 60 | 135 | 139 | 140 => {
-                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
-                next = following;
-                offset += (u32::from(length) + 1) * 8;
-            }
-            // Authentication header: its length counts 32-bit words, minus 2 (RFC 4302).
-            51 => {
-                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
-                next = following;
-                offset += (u32::from(length) + 2) * 4;
+            _ if is_extension(next) => {
+                let Some((following, end)) = skip_extension(frame, next, offset) else {
+                    return TRUNCATED;
+                };
+                (next, offset) = (following, end);
             }
             // Fragment header.
             44 => {
@@ -218,6 +212,23 @@ fn parse_v6<F: Frame>(
         }
     }
     Outcome::Refuse(Reason::ExtensionHeaders)
+}
+
+/// Whether an IPv6 next header value names an extension header that tells its own length:
+/// hop-by-hop options, routing, authentication, destination options, mobility, HIP, shim6.
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 51 | 60 | 135 | 139 | 140)
+}
+
+/// What follows such a header at `offset`, and where.
+#[inline(always)]
+fn skip_extension<F: Frame>(frame: &F, kind: u8, offset: u32) -> Option<(u8, u32)> {
+    let [following, length] = frame.load::<2>(offset)?;
+    let length = u32::from(length);
+    // The authentication header counts 32-bit words, minus 2 (RFC 4302).
+    let bytes = if kind == 51 { (length + 2) * 4 } else { (length + 1) * 8 };
+    Some((following, offset + bytes))
 }
 
 #[inline(always)]
@@ -383,26 +394,38 @@ fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
     set_addresses(inner, opposite(direction), v6_address(&header, 8), v6_address(&header, 24));
     inner.protocol = header[6];
     let mut start = offset + 40;
-    // A large datagram that met a small link is quoted as its first fragment.
-    if inner.protocol == 44 {
-        let Some(fragment) = frame.load::<4>(start) else { return false };
-        if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
-            return false;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        match inner.protocol {
+            // A large datagram that met a small link is quoted as its first fragment.
+            44 => {
+                let Some(fragment) = frame.load::<4>(start) else { return false };
+                if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
+                    return false;
+                }
+                inner.protocol = fragment[0];
+                start += 8;
+            }
+            protocol if is_extension(protocol) => {
+                let Some((following, end)) = skip_extension(frame, protocol, start) else {
+                    return false;
+                };
+                (inner.protocol, start) = (following, end);
+            }
+            _ => return inner_ports(frame, direction, start, inner),
         }
-        inner.protocol = fragment[0];
-        start += 8;
     }
-    inner_ports(frame, direction, start, inner)
+    false
 }
 
 #[inline(always)]
 fn inner_ports<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+    let icmp = if inner.local.family == 6 { ICMPV6 } else { ICMP };
     match inner.protocol {
         TCP | UDP | SCTP => {
             let Some(ports) = frame.load::<4>(offset) else { return false };
             set_ports(inner, opposite(direction), ports);
         }
-        ICMP | ICMPV6 => {
+        protocol if protocol == icmp => {
             let Some(header) = frame.load::<6>(offset) else { return false };
             // Never an error about an error.
             if !matches!(header[0], 0 | 8 | 13 | 14 | 17 | 18 | 128 | 129) {
