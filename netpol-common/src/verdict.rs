@@ -5,8 +5,8 @@
 
 use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE};
 use crate::layout::{
-    Address, Backend, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row, ServiceKey,
-    ServiceValue,
+    Address, Backend, Direction, EPOCH_MASK, ExactClass, FragmentPorts, POLICY_VALID, Reason, Row,
+    ServiceKey, ServiceValue,
 };
 use crate::packet::{Kind, Packet, SCTP, TCP};
 use crate::ports::{self, Intervals};
@@ -53,13 +53,9 @@ pub trait Maps {
     fn owns(&self, endpoint: u16, address: &Address) -> bool;
     /// Remembers a first fragment's ports.
     fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet);
-    /// The `(local, remote)` ports of the first fragment of this packet's datagram.
-    fn fragment_ports(
-        &self,
-        endpoint: u16,
-        direction: Direction,
-        packet: &Packet,
-    ) -> Option<(u16, u16)>;
+    /// The protocol and the ports of the first fragment of this packet's datagram; 0: unknown.
+    fn fragment_ports(&self, endpoint: u16, direction: Direction, packet: &Packet)
+    -> FragmentPorts;
 }
 
 /// An endpoint as one packet sees it: read once, so that the whole verdict is by one state.
@@ -253,11 +249,13 @@ pub fn judge<J: Judge>(
     if packet.is_first_fragment {
         maps.remember_fragment(endpoint.id, arrival.direction, packet);
     }
-    if packet.kind as u8 == Kind::Fragment as u8
-        && let Some((local, remote)) = maps.fragment_ports(endpoint.id, arrival.direction, packet)
-    {
-        (packet.local_port, packet.remote_port) = (local, remote);
-        packet.kind = Kind::Flow;
+    if packet.kind as u8 == Kind::Fragment as u8 {
+        let ports = maps.fragment_ports(endpoint.id, arrival.direction, packet);
+        if ports != 0 {
+            (packet.local_port, packet.remote_port) = ((ports >> 32) as u16, (ports >> 16) as u16);
+            packet.protocol = (ports >> 8) as u8;
+            packet.kind = Kind::Flow;
+        }
     }
     if packet.kind as u8 == Kind::Flow as u8 {
         return if packet.local.family == 6 {

@@ -394,6 +394,36 @@ fn later_fragments_share_the_fate_of_the_first() {
     });
 }
 
+/// With destination options behind the fragment header, as sockets with IPV6_DSTOPTS send them,
+/// only the first fragment of a datagram tells that it is UDP.
+#[test]
+fn later_ipv6_fragments_need_not_name_the_protocol() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        let peer = "fd00:2::1";
+        rig.class(peer, 3);
+        rig.allow_ports(2, 3, [vec![], vec![(53, 53)], vec![]]);
+        rig.isolate(1, 2);
+        let fragment = |port: u16, id: u8, offset: u16| {
+            let plain = packet(POD6.parse().unwrap(), peer.parse().unwrap(), &udp(1000, port));
+            let [high, low] = (offset << 3 | u16::from(offset == 0)).to_be_bytes();
+            let mut bytes = [&plain[..40], &[60, 0, high, low, 0, 0, 0, id]].concat();
+            bytes[6] = 44;
+            if offset == 0 {
+                bytes.extend([17, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            bytes.extend(&plain[40..]);
+            let length = bytes.len() as u16 - 40;
+            bytes[4..6].copy_from_slice(&length.to_be_bytes());
+            frame(&bytes)
+        };
+        assert!(rig.passes_frame(Egress, &fragment(53, 1, 0)));
+        assert!(rig.passes_frame(Egress, &fragment(53, 1, 185)));
+        assert!(!rig.passes_frame(Egress, &fragment(54, 2, 0)));
+        assert!(!rig.passes_frame(Egress, &fragment(53, 2, 185)), "not what its own bytes say");
+    });
+}
+
 #[test]
 fn flows_are_listed_as_they_are() {
     in_node(|| {

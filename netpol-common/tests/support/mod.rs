@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_common::flow::{self, Clock, Timeouts};
 use netpol_common::layout::{
-    Address, Backend, Direction, ExactClass, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS, Reason, Row,
-    ServiceKey, ServiceValue, backend, exact_class, interval, service_value,
+    Address, Backend, Direction, ExactClass, FragmentPorts, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS,
+    Reason, Row, ServiceKey, ServiceValue, backend, exact_class, fragment_ports, interval,
+    service_value,
 };
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
@@ -102,7 +103,7 @@ pub struct World<'a> {
     /// Offset and count in `backends`.
     pub services: HashMap<ServiceKey, (u32, u16)>,
     pub backends: Vec<Backend>,
-    pub fragments: RefCell<HashMap<FragmentKey, (u16, u16)>>,
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
 }
 
 impl<'a> World<'a> {
@@ -302,7 +303,7 @@ impl<'a> Maps for World<'a> {
     }
 
     fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet) {
-        let ports = (packet.local_port, packet.remote_port);
+        let ports = fragment_ports(packet.protocol, packet.local_port, packet.remote_port);
         self.fragments.borrow_mut().insert(fragment_key(endpoint, direction, packet), ports);
     }
 
@@ -311,8 +312,9 @@ impl<'a> Maps for World<'a> {
         endpoint: u16,
         direction: Direction,
         packet: &Packet,
-    ) -> Option<(u16, u16)> {
-        self.fragments.borrow().get(&fragment_key(endpoint, direction, packet)).copied()
+    ) -> FragmentPorts {
+        let key = fragment_key(endpoint, direction, packet);
+        self.fragments.borrow().get(&key).copied().unwrap_or(0)
     }
 }
 
@@ -320,6 +322,7 @@ impl Judge for World<'_> {}
 
 fn fragment_key(endpoint: u16, direction: Direction, packet: &Packet) -> FragmentKey {
     let Packet { local, remote, fragment_id, protocol, .. } = *packet;
+    let protocol = if local.family == 6 { 0 } else { protocol };
     (endpoint, direction as u8, local, remote, fragment_id, protocol)
 }
 
