@@ -25,13 +25,13 @@ use netpol_userspace::reference::world::{Size, World};
 use netpol_userspace::source::parse;
 
 /// Clusters that CI tries.
-const CASES: u64 = 40;
+const CASES: u64 = 24;
 /// Clusters between two loads of the programs: keeps their tables far from full.
-const CASES_PER_NODE: u64 = 40;
+const CASES_PER_NODE: u64 = 24;
 /// Events per cluster, each followed by frames.
-const EVENTS: usize = 10;
+const EVENTS: usize = 16;
 /// Frames per endpoint and direction each time.
-const FRAMES: usize = 16;
+const FRAMES: usize = 28;
 /// Idle flows are forgotten after half a minute at the soonest.
 const SOON: Duration = Duration::from_secs(20);
 

@@ -146,9 +146,7 @@ impl Seen<'_> {
     fn without_policy(&self, is_open: bool) -> Option<bool> {
         let packet = self.packet;
         let is_later = matches!(packet.part, Part::Later(..));
-        let n_headers = packet.extensions.len()
-            + usize::from(packet.part != Part::Whole)
-            + if is_later { 0 } else { packet.inner_extensions.len() };
+        let n_headers = packet.n_extensions();
         let too_many = n_headers >= MAX_EXTENSION_HEADERS
             && !(is_later && n_headers == MAX_EXTENSION_HEADERS);
         if too_many {
@@ -251,6 +249,7 @@ impl Past {
         if quoted == Quoted::TooLittle
             || matches!(about.part, Part::Later(..))
             || !has_flow(&about.body)
+            || about.n_extensions() >= MAX_EXTENSION_HEADERS
         {
             return false;
         }

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
+use aya::maps::{HashMap, Map, MapData};
 use k8s_openapi::api::core::v1::Pod;
+use netpol_common::layout::{FragmentKey, names};
 use netpol_userspace::compile::{Compiler, EndpointId, Plan, Tables};
 use netpol_userspace::datapath::run::{Place, run};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
@@ -39,6 +41,7 @@ pub struct Node {
     local: BTreeMap<String, Endpoint>,
     /// Frames that passed and that did not.
     pub n_verdicts: [u64; 2],
+    pins: Pins,
     _cleanup: Cleanup,
 }
 
@@ -80,6 +83,7 @@ impl Node {
             reference: Reference::default(),
             local: BTreeMap::new(),
             n_verdicts: [0; 2],
+            pins,
             _cleanup: cleanup,
         }
     }
@@ -103,6 +107,7 @@ impl Node {
         }
         assert!(self.datapath.reconcile(&Tables::default()).unwrap().is_empty());
         self.datapath.collect_garbage().unwrap();
+        self.forget_fragments();
         self.compiler = Compiler::new();
         self.compiler.apply_all(all(&script.world));
         self.model = Model::new(self.keeps);
@@ -116,6 +121,17 @@ impl Node {
         let failures = self.datapath.reconcile(&self.compiler.tables()).unwrap();
         assert!(failures.is_empty(), "{failures:?}");
         self.read_world();
+    }
+
+    /// Datagrams of another cluster, or of this one when it was run before, are other datagrams.
+    fn forget_fragments(&mut self) {
+        let data = MapData::from_pin(self.pins.map(names::FRAGMENTS)).unwrap();
+        let mut fragments: HashMap<MapData, [u8; size_of::<FragmentKey>()], u64> =
+            Map::LruHashMap(data).try_into().unwrap();
+        let keys: Vec<_> = fragments.keys().map(Result::unwrap).collect();
+        for key in keys {
+            fragments.remove(&key).unwrap();
+        }
     }
 
     /// Does one thing; says so if it came out differently than specified.
@@ -198,17 +214,33 @@ impl Node {
         let (pod, own) = (pod.clone(), own.clone());
         let view = View { reference: &self.reference, pod: &pod, own: &own };
         let expected = self.model.passes(&view, name, *direction, *is_from_node, frame);
-        let ifindex = self.local[name].ifindex;
+        let passed = self.passes(name, *direction, *is_from_node, &frame.bytes());
+        (passed != expected).then(|| Difference { sending: sending.clone(), passed })
+    }
+
+    /// What the loaded program says of a frame, which may be anything.
+    pub fn passes(
+        &mut self,
+        pod: &str,
+        direction: Direction,
+        is_from_node: bool,
+        frame: &[u8],
+    ) -> bool {
+        let ifindex = self.local[pod].ifindex;
         let (program, ingress_ifindex) = match direction {
-            Direction::Ingress if *is_from_node => ("netpol_ingress", 0),
+            Direction::Ingress if is_from_node => ("netpol_ingress", 0),
             Direction::Ingress => ("netpol_ingress", self.other_ifindex),
             Direction::Egress => ("netpol_egress", ifindex),
         };
         let program = self.datapath.programs().program(program).unwrap();
         let place = Place { ifindex, ingress_ifindex };
-        let passed = run(program, &frame.bytes(), place, 1).unwrap().is_allowed;
+        let passed = run(program, frame, place, 1).unwrap().is_allowed;
         self.n_verdicts[usize::from(passed)] += 1;
-        (passed != expected).then(|| Difference { sending: sending.clone(), passed })
+        passed
+    }
+
+    pub fn reference(&self) -> &Reference {
+        &self.reference
     }
 }
 

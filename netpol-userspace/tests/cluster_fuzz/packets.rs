@@ -137,6 +137,16 @@ impl Packet {
         }
     }
 
+    /// How many IPv6 extension headers stand in it.
+    pub fn n_extensions(&self) -> usize {
+        let behind = match self.part {
+            Part::Later(..) => 0,
+            _ => self.inner_extensions.len(),
+        };
+        let n = self.extensions.len() + usize::from(self.part != Part::Whole) + behind;
+        if self.is_v6() { n } else { 0 }
+    }
+
     /// Source and destination port; of ICMP with an identifier, that as both.
     pub fn ports(&self) -> (u16, u16) {
         match self.body {
