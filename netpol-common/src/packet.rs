@@ -14,6 +14,29 @@ pub trait Frame {
     fn has_vlan_tag(&self) -> bool;
 }
 
+/// A frame up to the end of its IP packet: what follows is padding.
+struct Until<'a, F> {
+    frame: &'a F,
+    end: u32,
+}
+
+impl<F: Frame> Frame for Until<'_, F> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if offset + N as u32 > self.end { None } else { self.frame.load(offset) }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.end
+    }
+
+    #[inline(always)]
+    fn has_vlan_tag(&self) -> bool {
+        self.frame.has_vlan_tag()
+    }
+}
+
 /// Ethernet header length.
 pub const LINK_HEADER: u32 = 14;
 /// TCP.
@@ -300,7 +323,7 @@ fn icmp_v4<F: Frame>(
         // Destination unreachable, source quench, time exceeded, parameter problem.
         3 | 4 | 11 | 12 => {
             packet.kind = Kind::Error;
-            if inner_v4(frame, direction, offset + 8, inner) {
+            if inner_v4(&Until { frame, end }, direction, offset + 8, inner) {
                 Outcome::Related
             } else {
                 Outcome::Packet
@@ -350,7 +373,7 @@ fn icmp_v6<F: Frame>(
         }
         1..=4 => {
             packet.kind = Kind::Error;
-            if inner_v6(frame, direction, offset + 8, inner) {
+            if inner_v6(&Until { frame, end }, direction, offset + 8, inner) {
                 Outcome::Related
             } else {
                 Outcome::Packet

@@ -447,6 +447,23 @@ fn errors_about_what_names_no_flow_are_related_to_nothing() {
 }
 
 #[test]
+fn an_error_quotes_nothing_behind_its_own_end() {
+    for (mut frame, quoted) in [
+        (error4(&packet4(UDP, &[], &udp()[..8])), 28),
+        (error6(&packet6(&[extension(60, 0)], UDP, &udp()[..8])), 56),
+    ] {
+        assert_eq!(outcome(&frame), Outcome::Related);
+        let (at, header) = if frame[LINK] == 0x60 { (LINK + 4, 0) } else { (LINK + 2, 20) };
+        // The ports stand there, but as padding.
+        for length in [quoted - 8, quoted - 5, 20, 0] {
+            let length = header + 8 + length as u16;
+            frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+            assert_eq!(outcome(&frame), Outcome::Packet, "{frame:02x?}");
+        }
+    }
+}
+
+#[test]
 fn extension_headers_are_followed_by_their_own_units() {
     for extensions in [
         vec![extension(0, 0)],

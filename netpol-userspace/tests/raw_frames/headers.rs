@@ -156,6 +156,7 @@ fn read_v6(packet: &[u8]) -> Option<Headers> {
         headers.protocol = next.0;
         rest = &rest[size..];
         if matches!(headers.part, Part::Later(_)) {
+            headers.is_plain &= n_headers <= 8;
             return Some(headers);
         }
     }

@@ -36,7 +36,19 @@ pub struct Judgement {
     /// It has to pass.
     pub must_pass: bool,
     /// The flow that it opens if it passes, and who opens it.
-    opens: Option<(Flow, Direction)>,
+    opens: Option<(Flow, Opener)>,
+}
+
+/// Who sent a packet, or the first one of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Opener {
+    Pod,
+    Remote,
+    Node,
+}
+
+impl Opener {
+    const ALL: [Self; 3] = [Self::Pod, Self::Remote, Self::Node];
 }
 
 /// Local and remote address and port, and the protocol.
@@ -49,9 +61,8 @@ pub struct Oracle {
     pod: Pod,
     own: Vec<IpAddr>,
     isolated: [bool; 2],
-    flows: FxHashMap<Flow, Direction>,
-    /// Flows of which a packet was this node's: these pass whatever else is known of them.
-    node_flows: FxHashSet<Flow>,
+    /// Flows that were opened and allowed, perhaps by both ends.
+    flows: FxHashSet<(Flow, Opener)>,
     /// What first fragments said: protocol, local and remote port.
     datagrams: FxHashMap<Datagram, (u8, u16, u16)>,
     answers: FxHashMap<(Direction, IpAddr, u8, u16), bool>,
@@ -68,8 +79,7 @@ impl Oracle {
             reference: reference.clone(),
             pod: pod.clone(),
             own: own.to_vec(),
-            flows: FxHashMap::default(),
-            node_flows: FxHashSet::default(),
+            flows: FxHashSet::default(),
             datagrams: FxHashMap::default(),
             answers: FxHashMap::default(),
         }
@@ -91,13 +101,8 @@ impl Oracle {
     }
 
     /// The frame that was judged last passed.
-    pub fn note_passed(&mut self, judgement: &Judgement, is_from_node: bool) {
-        if let Some((flow, opener)) = judgement.opens {
-            if is_from_node {
-                self.node_flows.insert(flow);
-            }
-            self.flows.insert(flow, opener);
-        }
+    pub fn note_passed(&mut self, judgement: &Judgement) {
+        self.flows.extend(judgement.opens);
     }
 
     fn isolates(&self, direction: Direction) -> bool {
@@ -178,7 +183,18 @@ impl Oracle {
     ) -> Judgement {
         let (_, local_port, remote, remote_port, protocol) = flow;
         let port = if direction == Direction::Ingress { local_port } else { remote_port };
-        let is_known = self.flows.get(&flow).is_some_and(|&opener| !opens || opener == direction);
+        let sender = match direction {
+            Direction::Egress => Opener::Pod,
+            Direction::Ingress if is_from_node => Opener::Node,
+            Direction::Ingress => Opener::Remote,
+        };
+        // Who opens a flow that another opened opens one of its own, and nobody else speaks for
+        // the node.
+        let is_known = Opener::ALL.into_iter().any(|opener| {
+            (!opens || opener == sender)
+                && (opener != Opener::Node || sender != Opener::Remote)
+                && self.flows.contains(&(flow, opener))
+        });
         let is_isolated = self.isolates(direction);
         let policy = if is_spoofed || (answers && is_isolated) {
             None
@@ -197,7 +213,8 @@ impl Oracle {
             permit,
             // What only a flow that is remembered lets pass may have been forgotten.
             must_pass: (policy.is_some() || is_from_node) && headers.is_plain && !is_later,
-            opens: (permit.is_some() && !answers).then_some((flow, direction)),
+            opens: (permit.is_some_and(|permit| permit != Permit::KnownFlow) && !answers)
+                .then_some((flow, sender)),
         }
     }
 
@@ -233,7 +250,7 @@ impl Oracle {
             Direction::Egress => (destination, source),
         };
         let flow = (local.0, local.1, remote.0, remote.1, quoted.protocol);
-        self.flows.contains_key(&flow)
+        Opener::ALL.into_iter().any(|opener| self.flows.contains(&(flow, opener)))
             && (direction == Direction::Ingress || headers.destination == source.0)
     }
 
