@@ -285,6 +285,29 @@ pub fn judge<J: Judge>(
     judge_alone(maps, endpoint, arrival, packet)
 }
 
+/// Judges a packet that could not be parsed to its end, for this reason. Where no policy isolates
+/// it passes like any other, and like any other only from the pod's own address if it has one.
+#[inline(always)]
+pub fn judge_refused<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    reason: Reason,
+) -> Verdict {
+    if endpoint.is_isolated(direction) {
+        return Verdict::drop(reason, 0);
+    }
+    // Neighbours talk from link-local addresses; of other packets none or both were read.
+    if packet.local.family == 0 || reason as u8 == Reason::RouterMessage as u8 {
+        return Verdict::PASS;
+    }
+    match refuses_source(maps, endpoint, direction, packet) {
+        Some(reason) => Verdict::drop(reason, 0),
+        None => Verdict::PASS,
+    }
+}
+
 /// Judges a packet of a flow with this key in `table`.
 #[inline(always)]
 pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(

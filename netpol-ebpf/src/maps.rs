@@ -11,8 +11,8 @@ use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use netpol_common::flow::{self, Clock, Timeouts, WORDS4, WORDS6};
 use netpol_common::layout::{
-    self, Address, Backend, Direction, ExactClass, FragmentKey, FragmentPorts, OwnAddress, RowKey, ServiceKey,
-    ServiceValue,
+    self, Address, Backend, Direction, ExactClass, FragmentKey, FragmentPorts, OwnAddress, RowKey,
+    ServiceKey, ServiceValue,
 };
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
@@ -352,8 +352,7 @@ impl Maps for Kernel {
 /// [`Maps::remember_fragment`], apart for its stack.
 #[inline(never)]
 fn remember_fragment(endpoint: u16, direction: Direction, packet: &Packet) {
-    let ports =
-        layout::fragment_ports(packet.protocol, packet.local_port, packet.remote_port);
+    let ports = layout::fragment_ports(packet.protocol, packet.local_port, packet.remote_port);
     // A failure costs the later fragments' ports; they are then judged without.
     let _ = FRAGMENTS.insert(fragment_key(endpoint, direction, packet), ports, 0);
 }

@@ -126,8 +126,7 @@ fn target(node: &Node, rng: &mut Rng, name: &'static str) -> Target {
     let remotes = world.remotes(rng);
     let mut traffic = Traffic::new();
     let corpus = Direction::BOTH.map(|direction| {
-        let mut frame =
-            || traffic.frame(rng, name, &own, direction, &remotes, world).frame.bytes();
+        let mut frame = || traffic.frame(rng, name, &own, direction, &remotes, world).frame.bytes();
         (0..CORPUS).map(|_| frame()).collect()
     });
     Target { name, oracle: Oracle::new(node.reference(), pod, &own), corpus }

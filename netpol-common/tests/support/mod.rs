@@ -208,8 +208,9 @@ impl<'a> World<'a> {
         let outcome = packet::parse(&Bytes(frame), direction, &mut packet, &mut inner);
         let inner = match outcome {
             Outcome::Pass => return PASSES_UNNOTED,
-            Outcome::Refuse(_) if endpoint.sets[direction as usize] == 0 => return PASSES_UNNOTED,
-            Outcome::Refuse(reason) => return Verdict::drop(reason, 0),
+            Outcome::Refuse(reason) => {
+                return verdict::judge_refused(self, endpoint, direction, &packet, reason);
+            }
             Outcome::Packet => None,
             Outcome::Related => Some(&inner),
         };

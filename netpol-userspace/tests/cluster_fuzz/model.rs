@@ -90,6 +90,9 @@ impl Model {
             Frame::Tagged(_) | Frame::Other(_) => is_open,
             Frame::Ip(packet) => {
                 let seen = Seen { packet, direction, is_from_node };
+                if seen.has_too_many_headers() {
+                    return is_open && !is_spoofed(view, &seen);
+                }
                 if let Some(passes) = seen.without_policy(is_open) {
                     return passes;
                 }
@@ -142,18 +145,17 @@ impl Seen<'_> {
         }
     }
 
+    fn has_too_many_headers(&self) -> bool {
+        // Of a later fragment nothing behind its fragment header is looked at.
+        let is_later = matches!(self.packet.part, Part::Later(..));
+        self.packet.n_extensions() >= MAX_EXTENSION_HEADERS + usize::from(is_later)
+    }
+
     /// The verdict on what no policy is asked about.
     fn without_policy(&self, is_open: bool) -> Option<bool> {
         let packet = self.packet;
-        let is_later = matches!(packet.part, Part::Later(..));
-        let n_headers = packet.n_extensions();
-        let too_many = n_headers >= MAX_EXTENSION_HEADERS
-            && !(is_later && n_headers == MAX_EXTENSION_HEADERS);
-        if too_many {
-            return Some(is_open);
-        }
         let Body::Icmp { kind, .. } = packet.body else { return None };
-        if !packet.is_v6() || is_later {
+        if !packet.is_v6() || matches!(packet.part, Part::Later(..)) {
             return None;
         }
         match (kind, packet.hop_limit) {
@@ -284,21 +286,18 @@ impl Past {
         let known = self.flows.get(&key).copied().filter(|&opener| {
             // Who opens a connection that the other end opened opens one of its own, and nobody
             // else speaks for the node.
-            (!opens || opener == sender)
-                && (opener != Opener::Node || sender != Opener::Remote)
+            (!opens || opener == sender) && (opener != Opener::Node || sender != Opener::Remote)
         });
         if let Some(opener) = known {
             let is_new = opens && matches!(named.body, Body::Tcp { .. } | Body::Sctp { .. });
-            return view.permits_flow(opener, &key)
-                || (keeps && !is_new)
-                || sender == Opener::Node;
+            return view.permits_flow(opener, &key) || (keeps && !is_new) || sender == Opener::Node;
         }
         if is_spoofed(view, seen) {
             return false;
         }
         let answers = is_first && is_answer(&named.body);
-        let is_permitted = view.permits(seen.direction, &key)
-            && !(answers && view.isolates(seen.direction));
+        let is_permitted =
+            view.permits(seen.direction, &key) && !(answers && view.isolates(seen.direction));
         if sender != Opener::Node && !is_permitted {
             return false;
         }

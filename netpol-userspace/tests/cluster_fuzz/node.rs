@@ -178,8 +178,7 @@ impl Node {
             let is_new = endpoint.known.is_none();
             endpoint.known = Some(Known { uid, own });
             if is_new {
-                let plan =
-                    self.compiler.set_endpoint(id, convert::object_name(&pod.metadata));
+                let plan = self.compiler.set_endpoint(id, convert::object_name(&pod.metadata));
                 self.carry_out(&plan);
             }
         }

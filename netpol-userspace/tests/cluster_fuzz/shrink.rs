@@ -46,15 +46,11 @@ impl Found<'_> {
     /// Drops what comes after the first difference.
     fn keep_to_the_difference(&mut self) {
         let wanted = self.difference.sending.describe();
-        let is_it = |action: &Action| {
-            matches!(action, Action::Send(sending) if sending.describe() == wanted)
-        };
+        let is_it = |action: &Action| matches!(action, Action::Send(sending) if sending.describe() == wanted);
         // The same frame may have been sent before, without a difference.
         while let Some(at) = self.script.actions.iter().position(is_it) {
-            let shorter = Script {
-                actions: self.script.actions[..=at].to_vec(),
-                ..self.script.clone()
-            };
+            let shorter =
+                Script { actions: self.script.actions[..=at].to_vec(), ..self.script.clone() };
             if shorter.actions.len() == self.script.actions.len() {
                 return;
             }
@@ -136,8 +132,7 @@ impl Found<'_> {
                 let Action::Send(sending) = action else { continue };
                 for frame in plainer(&sending.frame) {
                     let mut candidate = script.clone();
-                    candidate.actions[index] =
-                        Action::Send(Sending { frame, ..sending.clone() });
+                    candidate.actions[index] = Action::Send(Sending { frame, ..sending.clone() });
                     found.push(candidate);
                 }
             }

@@ -247,9 +247,7 @@ fn reversed(packet: Packet) -> Packet {
         Body::Tcp { source, destination, flags } => {
             Body::Tcp { source: destination, destination: source, flags }
         }
-        Body::Udp { source, destination } => {
-            Body::Udp { source: destination, destination: source }
-        }
+        Body::Udp { source, destination } => Body::Udp { source: destination, destination: source },
         Body::Sctp { source, destination, chunk } => {
             Body::Sctp { source: destination, destination: source, chunk }
         }

@@ -14,8 +14,9 @@ use etherparse::{
 pub enum Meaning {
     Arp,
     Ip(Headers),
-    /// Nothing that an isolated pod may send or receive.
-    Garbage,
+    /// Nothing that an isolated pod may send or receive; with the source address, if that much
+    /// can be read.
+    Garbage(Option<IpAddr>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,21 +43,11 @@ pub enum Part {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
     /// Source and destination, and whether the packet can only open or only answer.
-    Ports {
-        source: u16,
-        destination: u16,
-        opens: bool,
-        answers: bool,
-    },
+    Ports { source: u16, destination: u16, opens: bool, answers: bool },
     /// ICMP with an identifier.
-    Echo {
-        id: u16,
-        opens: bool,
-    },
+    Echo { id: u16, opens: bool },
     /// Other ICMP.
-    Icmp {
-        kind: u8,
-    },
+    Icmp { kind: u8 },
     /// An ICMP error and the flow that it quotes, if it names one: protocol, source, destination.
     Error(Option<Quoted>),
     /// Another protocol, or a later fragment.
@@ -72,17 +63,18 @@ pub struct Quoted {
 }
 
 pub fn read(frame: &[u8]) -> Meaning {
-    let Some((link, packet)) = frame.split_at_checked(14) else { return Meaning::Garbage };
-    let headers = match [link[12], link[13]] {
-        [0x08, 0x06] => return Meaning::Arp,
-        [0x08, 0x00] => read_v4(packet),
-        [0x86, 0xdd] => read_v6(packet),
-        _ => None,
+    let Some((link, packet)) = frame.split_at_checked(14) else {
+        return Meaning::Garbage(None);
     };
-    headers.map_or(Meaning::Garbage, Meaning::Ip)
+    match [link[12], link[13]] {
+        [0x08, 0x06] => Meaning::Arp,
+        [0x08, 0x00] => read_v4(packet).unwrap_or(Meaning::Garbage(None)),
+        [0x86, 0xdd] => read_v6(packet).unwrap_or(Meaning::Garbage(None)),
+        _ => Meaning::Garbage(None),
+    }
 }
 
-fn read_v4(packet: &[u8]) -> Option<Headers> {
+fn read_v4(packet: &[u8]) -> Option<Meaning> {
     let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
     // Zero stands for a large packet that the kernel itself put together.
     let length = match header.total_len() {
@@ -97,25 +89,29 @@ fn read_v4(packet: &[u8]) -> Option<Headers> {
         _ => Part::Later(id),
     };
     let protocol = header.protocol().0;
-    Some(Headers {
-        source: header.source_addr().into(),
+    let source = header.source_addr().into();
+    let Some(transport) = transport(protocol, false, part, payload) else {
+        return Some(Meaning::Garbage(Some(source)));
+    };
+    Some(Meaning::Ip(Headers {
+        source,
         destination: header.destination_addr().into(),
         protocol,
         hop_limit: header.ttl(),
         part,
-        transport: transport(protocol, false, part, payload)?,
+        transport,
         is_plain: header.total_len() != 0,
-    })
+    }))
 }
 
-fn read_v6(packet: &[u8]) -> Option<Headers> {
+fn read_v6(packet: &[u8]) -> Option<Meaning> {
     let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
     let length = match header.payload_length() {
         0 => packet.len(),
         length => 40 + usize::from(length),
     };
-    let mut rest = packet.get(40..length)?;
-    let mut headers = Headers {
+    let rest = packet.get(40..length)?;
+    let headers = Headers {
         source: header.source_addr().into(),
         destination: header.destination_addr().into(),
         protocol: header.next_header().0,
@@ -124,6 +120,12 @@ fn read_v6(packet: &[u8]) -> Option<Headers> {
         transport: Transport::Opaque,
         is_plain: header.payload_length() != 0,
     };
+    let source = headers.source;
+    Some(follow(headers, rest).map_or(Meaning::Garbage(Some(source)), Meaning::Ip))
+}
+
+/// Follows the extension headers to what they stand in front of.
+fn follow(mut headers: Headers, mut rest: &[u8]) -> Option<Headers> {
     let mut n_headers = 0;
     loop {
         let (next, size) = match ip_number_of(headers.protocol) {

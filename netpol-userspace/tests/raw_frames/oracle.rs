@@ -91,10 +91,11 @@ impl Oracle {
             Meaning::Arp => {
                 Judgement { permit: Some(Permit::Neighbourly), must_pass: true, opens: None }
             }
-            Meaning::Garbage if self.isolates(direction) => nothing,
-            Meaning::Garbage => {
-                // Not even a source address can be read in it.
-                Judgement { permit: Some(Permit::NotIsolated), ..nothing }
+            Meaning::Garbage(source) => {
+                let is_spoofed = direction == Direction::Egress
+                    && source.is_some_and(|source| !self.own.contains(&source));
+                let passes = !self.isolates(direction) && !is_spoofed;
+                Judgement { permit: passes.then_some(Permit::NotIsolated), ..nothing }
             }
             Meaning::Ip(headers) => self.judge_ip(direction, is_from_node, &headers),
         }
@@ -110,7 +111,12 @@ impl Oracle {
         if direction == Direction::Ingress { ingress } else { egress }
     }
 
-    fn judge_ip(&mut self, direction: Direction, is_from_node: bool, headers: &Headers) -> Judgement {
+    fn judge_ip(
+        &mut self,
+        direction: Direction,
+        is_from_node: bool,
+        headers: &Headers,
+    ) -> Judgement {
         let alone = |permit, must_pass| Judgement { permit, must_pass, opens: None };
         if let Some(permit) = self.neighbourly(direction, headers) {
             return alone(permit, permit.is_some() && headers.is_plain);
@@ -275,8 +281,9 @@ impl Oracle {
             self.answers.clear();
         }
         let question = (direction, remote, protocol, port);
-        *self.answers.entry(question).or_insert_with(|| {
-            self.reference.allows(direction, &self.pod, remote, protocol, port)
-        })
+        *self
+            .answers
+            .entry(question)
+            .or_insert_with(|| self.reference.allows(direction, &self.pod, remote, protocol, port))
     }
 }
