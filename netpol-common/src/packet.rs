@@ -436,6 +436,9 @@ fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
             }
             _ => return inner_ports(frame, direction, start, inner),
         }
+        if start > frame.length() {
+            return false;
+        }
     }
     false
 }

@@ -438,6 +438,8 @@ fn errors_about_what_names_no_flow_are_related_to_nothing() {
         error6(&packet6(&[fragment6(3, false)], UDP, &udp())),
         error6(&packet6(&[extension(60, 0), fragment6(3, false)], UDP, &udp())),
         error6(&packet6(&[extension(60, 3)], UDP, &udp())[..60]),
+        error6(&packet6(&[extension(60, 3)], 47, &[])[..60]),
+        error6(&packet6(&[fragment6(0, true)], 47, &[])[..46]),
         error6(&packet6(&vec![extension(60, 0); 8], UDP, &udp())),
         error6(&packet6(&[], ICMPV6, &icmp(2, &[0; 8]))),
     ] {

@@ -222,7 +222,7 @@ impl World {
     pub fn smaller(&self) -> Vec<Self> {
         let mut found = Vec::new();
         let longest = self.policies.len().max(self.pods.len()).max(self.namespaces.len());
-        let mut n_left_out = longest.next_power_of_two() / 2;
+        let mut n_left_out = longest.next_power_of_two();
         while n_left_out > 0 {
             for some in chunks(&self.policies, n_left_out) {
                 found.push(Self { policies: some, ..self.clone() });
