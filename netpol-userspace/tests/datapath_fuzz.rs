@@ -14,7 +14,7 @@ mod common;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use cluster_fuzz::node::{ENDPOINTS, Lie, Node, is_networked, make_interfaces, no_lie};
+use cluster_fuzz::node::{ENDPOINTS, Lie, NO_LIE, Node, is_networked, make_interfaces};
 use cluster_fuzz::script::{Action, Difference, Script, Sending};
 use cluster_fuzz::shrink::shrink;
 use cluster_fuzz::traffic::Traffic;
@@ -53,7 +53,7 @@ fn every_verdict_is_the_specifications() {
         make_interfaces();
         let mut totals = [0, 0];
         for first in (seed..seed + cases).step_by(CASES_PER_NODE as usize) {
-            let mut nodes = [false, true].map(|keeps| Node::new(keeps, no_lie));
+            let mut nodes = [false, true].map(|keeps| Node::new(keeps, NO_LIE));
             for case in first..(first + CASES_PER_NODE).min(seed + cases) {
                 try_cluster(&mut nodes[usize::from(keeps(case))], case);
             }
@@ -165,17 +165,28 @@ fn without_excepts(world: &mut World) {
     }
 }
 
+/// The first difference, as small as it gets.
+fn find_small(node: &mut Node) -> (Script, Difference) {
+    let size = Size { namespaces: 3, pods: 20, policies: 12 };
+    let found = (0..100).find_map(|seed| Some((seed, find_difference(node, seed, size)?)));
+    let (seed, script) = found.expect("a lie that is found out");
+    let (small, difference) = shrink(&script, &mut |script| node.run(script)).unwrap();
+    // Once more from the start: the same.
+    let script = find_difference(node, seed, size).unwrap();
+    let (again, other) = shrink(&script, &mut |script| node.run(script)).unwrap();
+    let text = small.describe(&difference, false);
+    assert_eq!(again.describe(&other, false), text);
+    println!("{text}");
+    (small, difference)
+}
+
 #[test]
-fn a_difference_is_reported_small() {
+fn a_wrong_verdict_is_reported_small() {
     in_node(|| {
         make_interfaces();
-        let mut node = Node::new(false, without_excepts as Lie);
-        let size = Size { namespaces: 3, pods: 20, policies: 12 };
-        let found = (0..100).find_map(|seed| Some((seed, find_difference(&mut node, seed, size)?)));
-        let (seed, script) = found.unwrap();
-        let (small, difference) = shrink(&script, &mut |script| node.run(script)).unwrap();
+        let lie = Lie { about_cluster: without_excepts, ..NO_LIE };
+        let (small, difference) = find_small(&mut Node::new(false, lie));
         let text = small.describe(&difference, false);
-        println!("{text}");
         assert!(!difference.passed, "the liar allows more");
         assert_eq!(small.actions.len(), 1, "one frame shows it: {text}");
         assert_eq!(small.world.policies.len(), 1, "{text}");
@@ -189,9 +200,21 @@ fn a_difference_is_reported_small() {
             assert!(entry.object.is_some() && entry.problems.is_empty(), "{entry:?}");
         }
         assert_eq!(contents.entries.len(), small.world.pods.len() + 1);
-        // Once more from the start: the same.
-        let again = find_difference(&mut node, seed, size).unwrap();
-        let (again, difference) = shrink(&again, &mut |script| node.run(script)).unwrap();
-        assert_eq!(again.describe(&difference, false), text);
+    });
+}
+
+#[test]
+fn a_wrong_reaction_to_a_change_is_reported_small() {
+    in_node(|| {
+        make_interfaces();
+        let lie = Lie { about_keeping: true, ..NO_LIE };
+        let (small, difference) = find_small(&mut Node::new(false, lie));
+        let text = small.describe(&difference, false);
+        assert!(!difference.passed, "the liar says that flows are kept");
+        let [Action::Send(_), Action::Event(_), Action::Send(_)] = &small.actions[..] else {
+            panic!("a flow is opened, something changes, and it goes on: {text}");
+        };
+        assert!(small.world.policies.len() <= 2 && small.world.pods.len() <= 2, "{text}");
+        assert!(text.len() < 3_000, "{} bytes: {text}", text.len());
     });
 }

@@ -15,7 +15,7 @@ mod raw_frames;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use cluster_fuzz::node::{Node, make_interfaces, no_lie};
+use cluster_fuzz::node::{NO_LIE, Node, make_interfaces};
 use cluster_fuzz::script::Script;
 use cluster_fuzz::traffic::Traffic;
 use common::in_node;
@@ -60,7 +60,7 @@ fn damaged_frames_pass_only_where_policy_allows_what_they_say() {
     let mut totals = Totals::default();
     in_node(|| {
         make_interfaces();
-        let mut node = Node::new(false, no_lie);
+        let mut node = Node::new(false, NO_LIE);
         for round in seed..seed + rounds {
             try_round(&mut node, round, &mut totals);
         }

@@ -48,10 +48,15 @@ enum Scope {
     Root,
     /// Examples in the documentation
     Doc,
-    /// The loaded programs against the reference evaluator and against their own code, on random
-    /// clusters and frames; see --cases and --seed
+    /// The loaded programs against the reference evaluator, against another parser, and against
+    /// their own code, on random clusters and frames; see --cases and --seed. A case is a cluster
+    /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
+    /// damaged) or a sequence of sixty (--filter judge)
     Fuzz,
 }
+
+/// The test programs of [`Scope::Fuzz`].
+const FUZZERS: [&str; 3] = ["datapath_fuzz", "datapath_raw", "datapath_differential"];
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let privilege = Privilege::find()?;
@@ -85,7 +90,9 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
         Scope::Unit => command.args(["--lib", "--bins"]),
         Scope::Root => command.args(["--test", "*"]),
         Scope::Doc => command.arg("--doc"),
-        Scope::Fuzz => command.args(["--test", "datapath_fuzz", "--test", "datapath_differential"]),
+        Scope::Fuzz => {
+            FUZZERS.iter().fold(&mut command, |command, name| command.args(["--test", name]))
+        }
     };
     for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", args.seed)] {
         if let Some(value) = value {

@@ -22,10 +22,16 @@ use crate::common::{Cleanup, ifindex, ip, unique_bpffs};
 /// Local endpoints at most, as many as there are interfaces.
 pub const ENDPOINTS: usize = 8;
 
-/// Changes what the reference evaluator is told of the cluster: a lie, to see that it is noticed.
-pub type Lie = fn(&mut World);
+/// A specification that is wrong on purpose, to see that it is noticed.
+#[derive(Clone, Copy)]
+pub struct Lie {
+    /// Changes what the reference evaluator is told of the cluster.
+    pub about_cluster: fn(&mut World),
+    /// Claims that flows outlive the policy that allowed them, or that they do not.
+    pub about_keeping: bool,
+}
 
-pub fn no_lie(_: &mut World) {}
+pub const NO_LIE: Lie = Lie { about_cluster: |_| {}, about_keeping: false };
 
 /// The loaded programs and everything that they are compared with.
 pub struct Node {
@@ -78,7 +84,7 @@ impl Node {
             keeps,
             lie,
             compiler: Compiler::new(),
-            model: Model::new(keeps),
+            model: Model::new(keeps != lie.about_keeping),
             world: World::default(),
             reference: Reference::default(),
             local: BTreeMap::new(),
@@ -110,7 +116,7 @@ impl Node {
         self.forget_fragments();
         self.compiler = Compiler::new();
         self.compiler.apply_all(all(&script.world));
-        self.model = Model::new(self.keeps);
+        self.model = Model::new(self.keeps != self.lie.about_keeping);
         self.world = script.world.clone();
         let name = |(index, name): (usize, &String)| {
             let id = EndpointId(index as u16 + 1);
@@ -187,7 +193,7 @@ impl Node {
     /// The specification's view of the cluster as it is now.
     fn read_world(&mut self) {
         let mut told = self.world.clone();
-        (self.lie)(&mut told);
+        (self.lie.about_cluster)(&mut told);
         self.reference = told.reference();
         // Programs are attached only while a policy isolates: flows that are not seen are not
         // known. (The pod's own sockets would tell, of a real one.)
