@@ -398,7 +398,11 @@ fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
     let Some(header) = frame.load::<20>(offset) else { return false };
     let header_length = u32::from(header[0] & 0x0f) * 4;
     let fragment = u16::from_be_bytes([header[6], header[7]]);
-    if header[0] >> 4 != 4 || header_length < 20 || fragment & 0x1fff != 0 {
+    if header[0] >> 4 != 4
+        || header_length < 20
+        || offset + header_length > frame.length()
+        || fragment & 0x1fff != 0
+    {
         return false;
     }
     let source = Address::v4(word(header[12], header[13], header[14], header[15]));

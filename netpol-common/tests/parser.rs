@@ -432,6 +432,7 @@ fn errors_about_what_names_no_flow_are_related_to_nothing() {
         error4(&later),
         error4(&short_header),
         error4(&packet4(UDP, &[], &udp())[..23]),
+        error4(&packet4(47, &[1; 8], &[])[..24]),
         error4(&packet4(ICMP, &[], &icmp(3, &[0; 8]))),
         error4(&packet6(&[], UDP, &udp())),
         error6(&packet6(&[], UDP, &udp())[..43]),
