@@ -111,9 +111,9 @@ fn find_difference(node: &mut Node, seed: u64, size: Size) -> Option<Script> {
         if probe(node, &mut script, &mut rng, &mut traffic).is_some() {
             return Some(script);
         }
-        let event = node.world().clone().step(&mut rng);
-        script.actions.push(Action::Event(event.clone()));
-        node.act(&Action::Event(event));
+        let event = Action::Event(Box::new(node.world().clone().step(&mut rng)));
+        node.act(&event);
+        script.actions.push(event);
     }
     None
 }

@@ -101,7 +101,8 @@ impl Node {
     /// Runs a whole script; what is first found to differ.
     pub fn run(&mut self, script: &Script) -> Option<Difference> {
         self.start(script);
-        script.actions.iter().find_map(|action| self.act(action))
+        let differs = |(at, action)| Some(Difference { at, ..self.act(action)? });
+        script.actions.iter().enumerate().find_map(differs)
     }
 
     /// A node without past, in the script's cluster.
@@ -220,7 +221,7 @@ impl Node {
         let view = View { reference: &self.reference, pod: &pod, own: &own };
         let expected = self.model.passes(&view, name, *direction, *is_from_node, frame);
         let passed = self.passes(name, *direction, *is_from_node, &frame.bytes());
-        (passed != expected).then(|| Difference { sending: sending.clone(), passed })
+        (passed != expected).then(|| Difference { at: 0, sending: sending.clone(), passed })
     }
 
     /// What the loaded program says of a frame, which may be anything.

@@ -20,7 +20,7 @@ pub struct Script {
 
 #[derive(Debug, Clone)]
 pub enum Action {
-    Event(Event),
+    Event(Box<Event>),
     Send(Sending),
 }
 
@@ -37,6 +37,8 @@ pub struct Sending {
 /// A frame that was judged otherwise than specified.
 #[derive(Debug, Clone)]
 pub struct Difference {
+    /// Which of the script's actions sent it.
+    pub at: usize,
     pub sending: Sending,
     pub passed: bool,
 }
@@ -44,7 +46,7 @@ pub struct Difference {
 impl Script {
     /// The same up to a difference that its last action makes, for a bug report.
     pub fn describe(&self, difference: &Difference, keeps: bool) -> String {
-        let Difference { sending, passed } = difference;
+        let Difference { sending, passed, .. } = difference;
         let (seen, expected) = if *passed { ("passes", "drops") } else { ("drops", "passes") };
         let (Ok(mut out) | Err(mut out)) = Ok::<_, String>(String::new());
         let _ = writeln!(out, "The program {seen} what the specification {expected}:");

@@ -45,24 +45,7 @@ impl Found<'_> {
 
     /// Drops what comes after the first difference.
     fn keep_to_the_difference(&mut self) {
-        let wanted = self.difference.sending.describe();
-        let is_it = |action: &Action| matches!(action, Action::Send(sending) if sending.describe() == wanted);
-        // The same frame may have been sent before, without a difference.
-        while let Some(at) = self.script.actions.iter().position(is_it) {
-            let shorter =
-                Script { actions: self.script.actions[..=at].to_vec(), ..self.script.clone() };
-            if shorter.actions.len() == self.script.actions.len() {
-                return;
-            }
-            if let Some(difference) = (self.run)(&shorter) {
-                self.script = shorter;
-                self.difference = difference;
-                return;
-            }
-            let last = self.script.actions.iter().rposition(is_it).unwrap_or(at);
-            self.script.actions.truncate(last + 1);
-            return;
-        }
+        self.script.actions.truncate(self.difference.at + 1);
     }
 
     /// Other endpoints than the pod's seldom matter.
@@ -176,14 +159,14 @@ fn smaller_events(script: &Script) -> Vec<Script> {
         let mut world = World::default();
         world.apply(event);
         for smaller in world.smaller() {
-            let event = match event {
+            let event = match &**event {
                 Event::Pod(_) => smaller.pods.into_values().next().map(Event::Pod),
                 Event::Policy(_) => smaller.policies.into_values().next().map(Event::Policy),
                 _ => None,
             };
             let Some(event) = event else { continue };
             let mut candidate = script.clone();
-            candidate.actions[index] = Action::Event(event);
+            candidate.actions[index] = Action::Event(Box::new(event));
             found.push(candidate);
         }
     }
