@@ -17,12 +17,13 @@ use std::time::{Duration, Instant};
 use cluster_fuzz::node::{ENDPOINTS, Lie, NO_LIE, Node, is_networked, make_interfaces};
 use cluster_fuzz::script::{Action, Difference, Script, Sending};
 use cluster_fuzz::shrink::shrink;
-use cluster_fuzz::traffic::Traffic;
+use cluster_fuzz::traffic::{Surroundings, Traffic};
 use common::in_node;
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
+use netpol_userspace::reference::service_world::ServiceWorld;
 use netpol_userspace::reference::world::{Size, World};
-use netpol_userspace::source::parse;
+use netpol_userspace::source::{convert, parse};
 
 /// Clusters that CI tries.
 const CASES: u64 = 24;
@@ -32,12 +33,19 @@ const CASES_PER_NODE: u64 = 24;
 const EVENTS: usize = 16;
 /// Frames per endpoint and direction each time.
 const FRAMES: usize = 28;
+/// Services of a cluster that has any.
+const SERVICES: usize = 6;
 /// Idle flows are forgotten after half a minute at the soonest.
 const SOON: Duration = Duration::from_secs(20);
 
 fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// Every other cluster has Services.
+fn has_services(seed: u64) -> bool {
+    seed % 4 >= 2
 }
 
 /// Every fourth cluster keeps established flows.
@@ -104,18 +112,39 @@ fn find_difference(node: &mut Node, seed: u64, size: Size) -> Option<Script> {
     let world = World::random(&mut rng, size);
     let networked = world.pods.iter().filter(|(_, pod)| is_networked(pod));
     let local = networked.map(|(name, _)| name.clone()).take(ENDPOINTS).collect();
-    let mut script = Script { world, local, actions: Vec::new() };
+    let mut services = ServiceWorld::default();
+    if has_services(seed) {
+        let pods = addresses(&world);
+        for _ in 0..4 * SERVICES {
+            services.step(&mut rng, SERVICES, &pods);
+        }
+    }
+    let mut script = Script { world, services, local, actions: Vec::new() };
     node.start(&script);
     let mut traffic = Traffic::new();
     for _ in 0..=EVENTS {
         if probe(node, &mut script, &mut rng, &mut traffic).is_some() {
             return Some(script);
         }
-        let event = Action::Event(Box::new(node.world().clone().step(&mut rng)));
+        let event = event(node, &mut rng, has_services(seed));
         node.act(&event);
         script.actions.push(event);
     }
     None
+}
+
+/// Something happens in the cluster.
+fn event(node: &Node, rng: &mut Rng, may_be_service: bool) -> Action {
+    if may_be_service && rng.chance(40) {
+        let pods = addresses(node.world());
+        return Action::Service(Box::new(node.services().clone().step(rng, SERVICES, &pods)));
+    }
+    Action::Event(Box::new(node.world().clone().step(rng)))
+}
+
+fn addresses(world: &World) -> Vec<IpAddr> {
+    let of_pods = world.pods.values().filter(|pod| is_networked(pod));
+    of_pods.flat_map(|pod| convert::pod(pod).0.addresses).collect()
 }
 
 /// Frames of every local pod that programs are in the way of.
@@ -126,14 +155,16 @@ fn probe(
     traffic: &mut Traffic,
 ) -> Option<Difference> {
     let world = node.world().clone();
+    let services = node.services().clone();
     let remotes = world.remotes(rng);
+    let surroundings = Surroundings { world: &world, services: &services, remotes: &remotes };
     for name in script.local.clone() {
         let Some((_, own)) = node.isolated(&name) else { continue };
         let mut own: Vec<IpAddr> = own.iter().copied().collect();
         own.sort_unstable();
         for direction in Direction::BOTH {
             for _ in 0..FRAMES {
-                let made = traffic.frame(rng, &name, &own, direction, &remotes, &world);
+                let made = traffic.frame(rng, &name, &own, direction, &surroundings);
                 let sending = Sending {
                     pod: name.clone(),
                     direction,

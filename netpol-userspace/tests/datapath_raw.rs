@@ -17,7 +17,7 @@ use std::net::IpAddr;
 
 use cluster_fuzz::node::{NO_LIE, Node, make_interfaces};
 use cluster_fuzz::script::Script;
-use cluster_fuzz::traffic::Traffic;
+use cluster_fuzz::traffic::{Surroundings, Traffic};
 use common::in_node;
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
@@ -80,7 +80,7 @@ fn damaged_frames_pass_only_where_policy_allows_what_they_say() {
 fn try_round(node: &mut Node, round: u64, totals: &mut Totals) {
     let mut rng = Rng::new(round);
     let local = LOCAL.map(str::to_owned).to_vec();
-    let script = Script { world: world(), local, actions: Vec::new() };
+    let script = Script { world: world(), local, ..Script::default() };
     node.start(&script);
     let mut targets = LOCAL.map(|name| target(node, &mut rng, name));
     let mut buffer = Buffer::new();
@@ -124,9 +124,10 @@ fn target(node: &Node, rng: &mut Rng, name: &'static str) -> Target {
     own.sort_unstable();
     let world = node.world();
     let remotes = world.remotes(rng);
+    let surroundings = Surroundings { world, services: node.services(), remotes: &remotes };
     let mut traffic = Traffic::new();
     let corpus = Direction::BOTH.map(|direction| {
-        let mut frame = || traffic.frame(rng, name, &own, direction, &remotes, world).frame.bytes();
+        let mut frame = || traffic.frame(rng, name, &own, direction, &surroundings).frame.bytes();
         (0..CORPUS).map(|_| frame()).collect()
     });
     Target { name, oracle: Oracle::new(node.reference(), pod, &own), corpus }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::Pod;
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::Reference;
+use netpol_userspace::reference::services::{Answer, Services};
 
 use super::packets::{Body, Frame, Packet, Part, Quoted};
 
@@ -45,6 +46,7 @@ pub struct Model {
 /// A pod and the policies of the moment.
 pub struct View<'a> {
     pub reference: &'a Reference,
+    pub services: &'a Services,
     pub pod: &'a Pod,
     pub own: &'a HashSet<IpAddr>,
 }
@@ -111,8 +113,18 @@ impl View<'_> {
     /// Whether the policies let a flow be opened.
     fn permits(&self, direction: Direction, key: &FlowKey) -> bool {
         let &(protocol, _, local_port, remote, remote_port) = key;
-        let port = if direction == Direction::Ingress { local_port } else { remote_port };
-        self.reference.allows(direction, self.pod, remote, protocol, port)
+        match direction {
+            Direction::Ingress => {
+                self.reference.allows(direction, self.pod, remote, protocol, local_port)
+            }
+            // A Service that is allowed in part is not.
+            Direction::Egress => {
+                let pod = self.pod;
+                let services = self.services;
+                let answer = services.egress(self.reference, pod, remote, protocol, remote_port);
+                answer == Answer::Yes
+            }
+        }
     }
 
     fn permits_flow(&self, opener: Opener, key: &FlowKey) -> bool {

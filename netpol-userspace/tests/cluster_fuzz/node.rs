@@ -12,6 +12,8 @@ use netpol_userspace::datapath::run::{Place, run};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
 use netpol_userspace::model::{Change, Direction};
 use netpol_userspace::reference::Reference;
+use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
+use netpol_userspace::reference::services::Services;
 use netpol_userspace::reference::world::{Event, World};
 use netpol_userspace::source::convert;
 
@@ -43,7 +45,9 @@ pub struct Node {
     compiler: Compiler,
     model: Model,
     world: World,
+    service_world: ServiceWorld,
     reference: Reference,
+    services: Services,
     local: BTreeMap<String, Endpoint>,
     /// Frames that passed and that did not.
     pub n_verdicts: [u64; 2],
@@ -86,7 +90,9 @@ impl Node {
             compiler: Compiler::new(),
             model: Model::new(keeps != lie.about_keeping),
             world: World::default(),
+            service_world: ServiceWorld::default(),
             reference: Reference::default(),
+            services: Services::default(),
             local: BTreeMap::new(),
             n_verdicts: [0; 2],
             pins,
@@ -96,6 +102,10 @@ impl Node {
 
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    pub fn services(&self) -> &ServiceWorld {
+        &self.service_world
     }
 
     /// Runs a whole script; what is first found to differ.
@@ -117,8 +127,10 @@ impl Node {
         self.forget_fragments();
         self.compiler = Compiler::new();
         self.compiler.apply_all(all(&script.world));
+        self.compiler.apply_all(all_services(&script.services));
         self.model = Model::new(self.keeps != self.lie.about_keeping);
         self.world = script.world.clone();
+        self.service_world = script.services.clone();
         let name = |(index, name): (usize, &String)| {
             let id = EndpointId(index as u16 + 1);
             (name.clone(), Endpoint { id, ifindex: self.ifindexes[index], known: None })
@@ -149,6 +161,13 @@ impl Node {
                 let plan = self.compiler.apply(change(event));
                 self.carry_out(&plan);
                 self.match_endpoints();
+                self.read_world();
+                None
+            }
+            Action::Service(event) => {
+                self.service_world.apply(event);
+                let plan = self.compiler.apply(service_change(event));
+                self.carry_out(&plan);
                 self.read_world();
                 None
             }
@@ -196,6 +215,7 @@ impl Node {
         let mut told = self.world.clone();
         (self.lie.about_cluster)(&mut told);
         self.reference = told.reference();
+        self.services = self.service_world.reference();
         // Programs are attached only while a policy isolates: flows that are not seen are not
         // known. (The pod's own sockets would tell, of a real one.)
         let free: Vec<String> =
@@ -218,7 +238,8 @@ impl Node {
         let Sending { pod: name, direction, is_from_node, frame } = sending;
         let (pod, own) = self.isolated(name)?;
         let (pod, own) = (pod.clone(), own.clone());
-        let view = View { reference: &self.reference, pod: &pod, own: &own };
+        let (reference, services) = (&self.reference, &self.services);
+        let view = View { reference, services, pod: &pod, own: &own };
         let expected = self.model.passes(&view, name, *direction, *is_from_node, frame);
         let passed = self.passes(name, *direction, *is_from_node, &frame.bytes());
         (passed != expected).then(|| Difference { at: 0, sending: sending.clone(), passed })
@@ -272,5 +293,26 @@ fn change(event: &Event) -> Change {
         Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
         Event::Policy(object) => Change::Policy(convert::policy(object).unwrap()),
         Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
+    }
+}
+
+fn all_services(world: &ServiceWorld) -> Vec<Change> {
+    let nodes = world.nodes.values().cloned().map(ServiceEvent::Node);
+    let services = world.services.values().cloned().map(ServiceEvent::Service);
+    let slices = world.slices.values().cloned().map(ServiceEvent::Slice);
+    nodes.chain(services).chain(slices).map(|event| service_change(&event)).collect()
+}
+
+fn service_change(event: &ServiceEvent) -> Change {
+    let name = convert::object_name;
+    match event {
+        ServiceEvent::Service(object) => Change::Service(convert::service(object).0),
+        ServiceEvent::ServiceGone(object) => Change::ServiceGone(name(&object.metadata)),
+        ServiceEvent::Slice(object) => Change::EndpointSlice(convert::endpoint_slice(object).0),
+        ServiceEvent::SliceGone(object) => Change::EndpointSliceGone(name(&object.metadata)),
+        ServiceEvent::Node(object) => Change::Node(convert::node(object).0),
+        ServiceEvent::NodeGone(object) => {
+            Change::NodeGone(object.metadata.name.clone().unwrap_or_default().into())
+        }
     }
 }

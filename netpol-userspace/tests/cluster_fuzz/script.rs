@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use netpol_userspace::model::Direction;
+use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
 use netpol_userspace::reference::world::{Event, World};
 use serde::Serialize;
 
@@ -13,6 +14,7 @@ use super::packets::Frame;
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     pub world: World,
+    pub services: ServiceWorld,
     /// The pods that are on the node, by name.
     pub local: Vec<String>,
     pub actions: Vec<Action>,
@@ -21,6 +23,7 @@ pub struct Script {
 #[derive(Debug, Clone)]
 pub enum Action {
     Event(Box<Event>),
+    Service(Box<ServiceEvent>),
     Send(Sending),
 }
 
@@ -68,13 +71,27 @@ impl Script {
         out
     }
 
+    /// Takes an event into the cluster that the script begins with.
+    pub fn settle(&mut self, action: &Action) {
+        match action {
+            Action::Event(event) => self.world.apply(event),
+            Action::Service(event) => self.services.apply(event),
+            Action::Send(_) => {}
+        }
+    }
+
     /// The cluster as manifests.
     pub fn manifests(&self) -> String {
         let world = &self.world;
         let namespaces = world.namespaces.values().map(manifest);
         let pods = world.pods.values().map(manifest);
         let policies = world.policies.values().map(manifest);
-        namespaces.chain(pods).chain(policies).collect()
+        let cluster = namespaces.chain(pods).chain(policies);
+        let world = &self.services;
+        let nodes = world.nodes.values().map(manifest);
+        let services = world.services.values().map(manifest);
+        let slices = world.slices.values().map(manifest);
+        cluster.chain(nodes).chain(services).chain(slices).collect()
     }
 }
 
@@ -91,20 +108,35 @@ impl Action {
         match self {
             Self::Send(sending) => format!("- frame: {}\n", sending.describe()),
             Self::Event(event) => describe_event(event),
+            Self::Service(event) => describe_service_event(event),
         }
     }
 }
 
+fn describe_service_event(event: &ServiceEvent) -> String {
+    match event {
+        ServiceEvent::Service(object) => describe_object("applied", object),
+        ServiceEvent::Slice(object) => describe_object("applied", object),
+        ServiceEvent::Node(object) => describe_object("applied", object),
+        ServiceEvent::ServiceGone(object) => describe_object("deleted", object),
+        ServiceEvent::SliceGone(object) => describe_object("deleted", object),
+        ServiceEvent::NodeGone(object) => describe_object("deleted", object),
+    }
+}
+
 fn describe_event(event: &Event) -> String {
-    let (what, text) = match event {
-        Event::Namespace(object) => ("applied", manifest(object)),
-        Event::Pod(object) => ("applied", manifest(object)),
-        Event::Policy(object) => ("applied", manifest(object)),
-        Event::NamespaceGone(object) => ("deleted", manifest(object)),
-        Event::PodGone(object) => ("deleted", manifest(object)),
-        Event::PolicyGone(object) => ("deleted", manifest(object)),
-    };
-    let lines: String = text.lines().map(|line| format!("    {line}\n")).collect();
+    match event {
+        Event::Namespace(object) => describe_object("applied", object),
+        Event::Pod(object) => describe_object("applied", object),
+        Event::Policy(object) => describe_object("applied", object),
+        Event::NamespaceGone(object) => describe_object("deleted", object),
+        Event::PodGone(object) => describe_object("deleted", object),
+        Event::PolicyGone(object) => describe_object("deleted", object),
+    }
+}
+
+fn describe_object(what: &str, object: &impl Serialize) -> String {
+    let lines: String = manifest(object).lines().map(|line| format!("    {line}\n")).collect();
     format!("- {what}:\n{lines}")
 }
 

@@ -1,6 +1,7 @@
 //! Makes a script that shows a difference as small as it gets, while it shows one. Which
 //! difference may change on the way: any is a bug. Deterministic.
 
+use netpol_userspace::reference::service_world::ServiceWorld;
 use netpol_userspace::reference::world::{Event, World};
 
 use super::packets::{Body, Frame, Packet, Part};
@@ -55,7 +56,7 @@ impl Found<'_> {
         candidate.local = vec![pod.clone()];
         candidate.actions.retain(|action| match action {
             Action::Send(sending) => sending.pod == pod,
-            Action::Event(_) => true,
+            Action::Event(_) | Action::Service(_) => true,
         });
         self.try_script(candidate);
     }
@@ -65,9 +66,7 @@ impl Found<'_> {
         let mut candidate = self.script.clone();
         let Some(last) = candidate.actions.pop() else { return };
         for action in std::mem::take(&mut candidate.actions) {
-            if let Action::Event(event) = action {
-                candidate.world.apply(&event);
-            }
+            candidate.settle(&action);
         }
         candidate.actions.push(last);
         self.try_script(candidate);
@@ -89,11 +88,11 @@ impl Found<'_> {
             n_left_out /= 2;
         }
         while let Some(at) =
-            self.script.actions.iter().position(|action| matches!(action, Action::Event(_)))
+            self.script.actions.iter().position(|action| !matches!(action, Action::Send(_)))
         {
             let mut candidate = self.script.clone();
-            let Action::Event(event) = candidate.actions.remove(at) else { return };
-            candidate.world.apply(&event);
+            let event = candidate.actions.remove(at);
+            candidate.settle(&event);
             if !self.try_script(candidate) {
                 return;
             }
@@ -104,7 +103,9 @@ impl Found<'_> {
         self.greedily(|script| {
             let worlds = script.world.smaller().into_iter();
             let of_world = worlds.map(|world| Script { world, ..script.clone() });
-            of_world.chain(smaller_events(script)).collect()
+            let fewer = fewer_services(&script.services).into_iter();
+            let of_services = fewer.map(|services| Script { services, ..script.clone() });
+            of_services.chain(of_world).chain(smaller_events(script)).collect()
         });
     }
 
@@ -149,6 +150,29 @@ impl Found<'_> {
         self.script.manifests().len()
             + self.script.actions.iter().map(|action| format!("{action:?}").len()).sum::<usize>()
     }
+}
+
+/// Without any Services, or without one object that makes them up.
+fn fewer_services(world: &ServiceWorld) -> Vec<ServiceWorld> {
+    let mut found = Vec::new();
+    if !(world.services.is_empty() && world.slices.is_empty() && world.nodes.is_empty()) {
+        found.push(ServiceWorld::default());
+    }
+    let mut without = |edit: &dyn Fn(&mut ServiceWorld)| {
+        let mut fewer = world.clone();
+        edit(&mut fewer);
+        found.push(fewer);
+    };
+    for name in world.services.keys() {
+        without(&|world| drop(world.services.remove(name)));
+    }
+    for name in world.slices.keys() {
+        without(&|world| drop(world.slices.remove(name)));
+    }
+    for name in world.nodes.keys() {
+        without(&|world| drop(world.nodes.remove(name)));
+    }
+    found
 }
 
 /// The script with one event's object smaller.

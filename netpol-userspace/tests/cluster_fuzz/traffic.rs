@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
+use netpol_userspace::reference::service_world::ServiceWorld;
 use netpol_userspace::reference::world::{Probe, World};
 
 use super::packets::{ACK, Body, FIN_ACK, Frame, Packet, Part, Quoted, RST, SYN, SYN_ACK};
@@ -23,6 +24,14 @@ pub struct Traffic {
     /// A client port or ICMP id that no packet of this cluster had before.
     next_port: u16,
     next_datagram: u16,
+}
+
+/// Whom the pods may speak to.
+pub struct Surroundings<'a> {
+    pub world: &'a World,
+    pub services: &'a ServiceWorld,
+    /// Addresses that make a difference.
+    pub remotes: &'a [IpAddr],
 }
 
 /// How many packets are remembered.
@@ -46,8 +55,7 @@ impl Traffic {
         pod: &str,
         own: &[IpAddr],
         direction: Direction,
-        remotes: &[IpAddr],
-        world: &World,
+        surroundings: &Surroundings<'_>,
     ) -> Made {
         let is_from_node = direction == Direction::Ingress && rng.chance(6);
         let packet = match rng.below(20) {
@@ -56,7 +64,7 @@ impl Traffic {
             _ => None,
         };
         let packet = packet.unwrap_or_else(|| {
-            let packet = self.opening(rng, own, direction, remotes, world);
+            let packet = self.opening(rng, own, direction, surroundings);
             self.dress(rng, packet)
         });
         if has_flow(&packet) {
@@ -87,10 +95,14 @@ impl Traffic {
         rng: &mut Rng,
         own: &[IpAddr],
         direction: Direction,
-        remotes: &[IpAddr],
-        world: &World,
+        surroundings: &Surroundings<'_>,
     ) -> Packet {
-        let probe = world.probes(rng, remotes, 1)[0];
+        let to_service = match direction {
+            Direction::Egress if rng.chance(30) => surroundings.services.probe(rng),
+            _ => None,
+        };
+        let probe = to_service
+            .unwrap_or_else(|| surroundings.world.probes(rng, surroundings.remotes, 1)[0]);
         let local = own_address(rng, own, probe.remote.is_ipv6());
         let (source, destination) = match direction {
             Direction::Ingress => (probe.remote, local),
