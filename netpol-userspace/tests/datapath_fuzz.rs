@@ -170,6 +170,7 @@ fn probe(
                     direction,
                     is_from_node: made.is_from_node,
                     frame: made.frame,
+                    choice: rng.below(1000),
                 };
                 let action = Action::Send(sending);
                 script.actions.push(action.clone());

@@ -105,6 +105,56 @@ impl Model {
     }
 }
 
+/// What becomes of a packet that the pod sent to a Service.
+pub struct SecondLook {
+    /// The packet as a proxy sends it on.
+    pub translated: Packet,
+    pub passes: bool,
+}
+
+impl Model {
+    /// Whether a packet that passed from the pod has to be looked at again once it is translated;
+    /// `None` if it opened nothing that could tell.
+    pub fn is_stamped(&self, view: &View<'_>, name: &str, packet: &Packet) -> Option<bool> {
+        let key = flow_key(packet, Direction::Egress);
+        let is_pods = self.pasts.get(name)?.flows.get(&key) == Some(&Opener::Pod);
+        // Flows that are kept go on as they were opened.
+        if !is_pods || self.keeps || !has_flow(&packet.body) || packet.part != Part::Whole {
+            return None;
+        }
+        let (protocol, _, _, remote, port) = key;
+        Some(view.egress(remote, protocol, port) == Answer::Depends)
+    }
+
+    /// The second look at a stamped packet, if the proxy chooses this one of the backends.
+    pub fn second_look(
+        &mut self,
+        view: &View<'_>,
+        name: &str,
+        packet: &Packet,
+        choice: usize,
+    ) -> Option<SecondLook> {
+        let (protocol, (_, port)) = (packet.protocol(), packet.ports());
+        let places = view.services.backends(packet.destination, protocol, port)?;
+        let &(address, number) = places.iter().nth(choice.checked_rem(places.len())?)?;
+        let translated = packet.translated(address, number);
+        let key = flow_key(&translated, Direction::Egress);
+        let past = self.pasts.get_mut(name)?;
+        // A backend that is a Service again, or that has opened the very same flow: no proxy's
+        // packet.
+        if past.flows.get(&key).is_some_and(|&opener| opener != Opener::Pod)
+            || view.services.backends(address, protocol, number).is_some()
+        {
+            return None;
+        }
+        let passes = view.reference.allows(Direction::Egress, view.pod, address, protocol, number);
+        if passes && !view.own.contains(&address) && !is_answer(&packet.body) {
+            past.flows.insert(key, Opener::Pod);
+        }
+        Some(SecondLook { translated, passes })
+    }
+}
+
 impl View<'_> {
     fn isolates(&self, direction: Direction) -> bool {
         self.reference.isolated(direction, self.pod)
@@ -117,14 +167,13 @@ impl View<'_> {
             Direction::Ingress => {
                 self.reference.allows(direction, self.pod, remote, protocol, local_port)
             }
-            // A Service that is allowed in part is not.
-            Direction::Egress => {
-                let pod = self.pod;
-                let services = self.services;
-                let answer = services.egress(self.reference, pod, remote, protocol, remote_port);
-                answer == Answer::Yes
-            }
+            // Where it depends on the backend, that is judged where it can be seen.
+            Direction::Egress => self.egress(remote, protocol, remote_port) != Answer::No,
         }
+    }
+
+    fn egress(&self, remote: IpAddr, protocol: u8, port: u16) -> Answer {
+        self.services.egress(self.reference, self.pod, remote, protocol, port)
     }
 
     fn permits_flow(&self, opener: Opener, key: &FlowKey) -> bool {

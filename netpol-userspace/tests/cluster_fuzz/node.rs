@@ -6,10 +6,11 @@ use std::net::IpAddr;
 
 use aya::maps::{HashMap, Map, MapData};
 use k8s_openapi::api::core::v1::Pod;
-use netpol_common::layout::{FragmentKey, names};
+use netpol_common::layout::{FragmentKey, STAMP_MARK, names};
 use netpol_userspace::compile::{Compiler, EndpointId, Plan, Tables};
-use netpol_userspace::datapath::run::{Place, run};
+use netpol_userspace::datapath::run::{Place, run, run_marked};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
+use netpol_userspace::endpoint::Exit;
 use netpol_userspace::model::{Change, Direction};
 use netpol_userspace::reference::Reference;
 use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
@@ -17,8 +18,9 @@ use netpol_userspace::reference::services::Services;
 use netpol_userspace::reference::world::{Event, World};
 use netpol_userspace::source::convert;
 
-use super::model::{Model, View};
-use super::script::{Action, Difference, Script, Sending};
+use super::model::{Model, SecondLook, View};
+use super::packets::Frame;
+use super::script::{Action, Difference, Look, Script, Sending};
 use crate::common::{Cleanup, ifindex, ip, unique_bpffs};
 
 /// Local endpoints at most, as many as there are interfaces.
@@ -80,11 +82,14 @@ impl Node {
         let pins = Pins::new(unique_bpffs());
         let cleanup = Cleanup(pins.clone());
         let options = LoadOptions { keep_established: keeps, ..LoadOptions::default() };
-        let datapath = Datapath::open(&pins, &options, AttachMode::Auto).unwrap();
+        let mut datapath = Datapath::open(&pins, &options, AttachMode::Auto).unwrap();
+        let ifindex_out = ifindex("other0");
+        let exit = Exit { ifindex: ifindex_out, incarnation: 1, has_link_header: true };
+        assert!(datapath.set_exits(&[exit]).is_empty());
         Self {
             datapath,
             ifindexes: (0..ENDPOINTS).map(|index| ifindex(&format!("e{index}"))).collect(),
-            other_ifindex: ifindex("other0"),
+            other_ifindex: ifindex_out,
             keeps,
             lie,
             compiler: Compiler::new(),
@@ -235,14 +240,52 @@ impl Node {
     }
 
     fn send(&mut self, sending: &Sending) -> Option<Difference> {
-        let Sending { pod: name, direction, is_from_node, frame } = sending;
+        let Sending { pod: name, direction, is_from_node, frame, choice } = sending;
         let (pod, own) = self.isolated(name)?;
         let (pod, own) = (pod.clone(), own.clone());
-        let (reference, services) = (&self.reference, &self.services);
+        // What programs are run takes all of this node.
+        let (reference, services) = (self.reference.clone(), self.services.clone());
+        let (reference, services) = (&reference, &services);
         let view = View { reference, services, pod: &pod, own: &own };
         let expected = self.model.passes(&view, name, *direction, *is_from_node, frame);
-        let passed = self.passes(name, *direction, *is_from_node, &frame.bytes());
-        (passed != expected).then(|| Difference { at: 0, sending: sending.clone(), passed })
+        let (passed, mark) = self.look(name, *direction, *is_from_node, &frame.bytes());
+        let differs =
+            |passed, look| Some(Difference { at: 0, sending: sending.clone(), passed, look });
+        if passed != expected {
+            return differs(passed, Look::First);
+        }
+        let (true, Direction::Egress, Frame::Ip(packet)) = (passed, direction, frame) else {
+            return None;
+        };
+        let is_stamped = mark & STAMP_MARK != 0;
+        if self.model.is_stamped(&view, name, packet)? != is_stamped {
+            return differs(passed, Look::Stamp { is_stamped });
+        }
+        if !is_stamped || self.is_shared(name, packet.source) {
+            return None;
+        }
+        let SecondLook { translated, passes } =
+            self.model.second_look(&view, name, packet, *choice)?;
+        let passed = self.passes_again(name, &Frame::Ip(translated.clone()).bytes());
+        if passed == passes { None } else { differs(passed, Look::Second(Box::new(translated))) }
+    }
+
+    /// Whether two pods of this node claim the address. The programs know who sent a packet by
+    /// other means, which cannot be tried here.
+    fn is_shared(&self, name: &str, address: IpAddr) -> bool {
+        let others = self.local.iter().filter(|(other, _)| *other != name);
+        let mut known = others.filter_map(|(_, endpoint)| endpoint.known.as_ref());
+        known.any(|known| known.own.contains(&address))
+    }
+
+    /// Whether a stamped frame passes where it leaves the node.
+    fn passes_again(&mut self, pod: &str, frame: &[u8]) -> bool {
+        let ifindex = self.local[pod].ifindex;
+        let program = self.datapath.programs().transit("netpol_transit").unwrap();
+        let place = Place { ifindex: self.other_ifindex, ingress_ifindex: ifindex };
+        let passed = run_marked(program, frame, place, STAMP_MARK, 1).unwrap().is_allowed;
+        self.n_verdicts[usize::from(passed)] += 1;
+        passed
     }
 
     /// What the loaded program says of a frame, which may be anything.
@@ -253,6 +296,17 @@ impl Node {
         is_from_node: bool,
         frame: &[u8],
     ) -> bool {
+        self.look(pod, direction, is_from_node, frame).0
+    }
+
+    /// Likewise, and the packet's mark afterwards.
+    fn look(
+        &mut self,
+        pod: &str,
+        direction: Direction,
+        is_from_node: bool,
+        frame: &[u8],
+    ) -> (bool, u32) {
         let ifindex = self.local[pod].ifindex;
         let (program, ingress_ifindex) = match direction {
             Direction::Ingress if is_from_node => ("netpol_ingress", 0),
@@ -261,9 +315,9 @@ impl Node {
         };
         let program = self.datapath.programs().program(program).unwrap();
         let place = Place { ifindex, ingress_ifindex };
-        let passed = run(program, frame, place, 1).unwrap().is_allowed;
-        self.n_verdicts[usize::from(passed)] += 1;
-        passed
+        let result = run(program, frame, place, 1).unwrap();
+        self.n_verdicts[usize::from(result.is_allowed)] += 1;
+        (result.is_allowed, result.mark)
     }
 
     pub fn reference(&self) -> &Reference {

@@ -158,6 +158,18 @@ impl Packet {
         }
     }
 
+    /// The same packet to another destination and port.
+    pub fn translated(&self, destination: IpAddr, port: u16) -> Self {
+        let mut body = self.body.clone();
+        if let Body::Tcp { destination, .. }
+        | Body::Udp { destination, .. }
+        | Body::Sctp { destination, .. } = &mut body
+        {
+            *destination = port;
+        }
+        Self { destination, body, ..self.clone() }
+    }
+
     /// The same packet without options, extension headers and fragmentation.
     pub fn undressed(&self) -> Self {
         let plain = Self::plain(self.source, self.destination, self.body.clone());

@@ -8,7 +8,7 @@ use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
 use netpol_userspace::reference::world::{Event, World};
 use serde::Serialize;
 
-use super::packets::Frame;
+use super::packets::{Frame, Packet};
 
 /// A cluster, and what happens in it.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +35,8 @@ pub struct Sending {
     /// Made by this node itself.
     pub is_from_node: bool,
     pub frame: Frame,
+    /// Which backend a proxy chooses, if it is to a Service.
+    pub choice: usize,
 }
 
 /// A frame that was judged otherwise than specified.
@@ -44,16 +46,37 @@ pub struct Difference {
     pub at: usize,
     pub sending: Sending,
     pub passed: bool,
+    pub look: Look,
+}
+
+/// Where a verdict was given.
+#[derive(Debug, Clone)]
+pub enum Look {
+    /// At the pod.
+    First,
+    /// At the pod: the packet passes, but was stamped (or not) against the specification.
+    Stamp { is_stamped: bool },
+    /// On its way, translated.
+    Second(Box<Packet>),
 }
 
 impl Script {
     /// The same up to a difference that its last action makes, for a bug report.
     pub fn describe(&self, difference: &Difference, keeps: bool) -> String {
-        let Difference { sending, passed, .. } = difference;
+        let Difference { sending, passed, look, .. } = difference;
         let (seen, expected) = if *passed { ("passes", "drops") } else { ("drops", "passes") };
         let (Ok(mut out) | Err(mut out)) = Ok::<_, String>(String::new());
         let _ = writeln!(out, "The program {seen} what the specification {expected}:");
         let _ = writeln!(out, "  {}", sending.describe());
+        match look {
+            Look::First => {}
+            Look::Stamp { is_stamped } => {
+                let _ = writeln!(out, "  (it passes, with a wrong stamp: {is_stamped})");
+            }
+            Look::Second(packet) => {
+                let _ = writeln!(out, "  translated, where it leaves the node: {packet}");
+            }
+        }
         let hex: String = sending.frame.bytes().iter().map(|b| format!("{b:02x}")).collect();
         let _ = writeln!(out, "  frame {hex}");
         if keeps {
@@ -97,7 +120,7 @@ impl Script {
 
 impl Sending {
     pub fn describe(&self) -> String {
-        let Self { pod, direction, is_from_node, frame } = self;
+        let Self { pod, direction, is_from_node, frame, .. } = self;
         let by = if *is_from_node { ", made by the node" } else { "" };
         format!("{direction} of pod {pod}: {frame}{by}")
     }
