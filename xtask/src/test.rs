@@ -56,7 +56,8 @@ enum Scope {
 }
 
 /// The test programs of [`Scope::Fuzz`].
-const FUZZERS: [&str; 3] = ["datapath_fuzz", "datapath_raw", "datapath_differential"];
+const FUZZERS: [&str; 4] =
+    ["datapath_fuzz", "datapath_raw", "datapath_differential", "change_flood"];
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let privilege = Privilege::find()?;
