@@ -187,54 +187,134 @@ fn parse_v6<F: Frame>(
     packet: &mut Packet,
     inner: &mut Packet,
 ) -> Outcome {
-    let Some(header) = frame.load::<40>(LINK_HEADER) else { return TRUNCATED };
+    let Some(header) = frame.load::<8>(LINK_HEADER) else { return TRUNCATED };
     if header[0] >> 4 != 6 {
         return TRUNCATED;
     }
     // A payload length of 0 is a jumbogram (RFC 2675) or a GSO packet above 64 KiB.
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let end = if payload == 0 { frame.length() } else { LINK_HEADER + 40 + payload };
-    if end > frame.length() {
+    if end > frame.length() || !addresses_v6(frame, direction, LINK_HEADER, packet) {
         return TRUNCATED;
     }
-    set_addresses(packet, direction, v6_address(&header, 8), v6_address(&header, 24));
-    let mut next = header[6];
-    let mut offset = LINK_HEADER + 40;
+    let chain = follow(frame, header[6], LINK_HEADER + 40, end);
+    packet.protocol = chain.next();
+    if chain.is_first_fragment() || chain.end() == Chain::LATER_FRAGMENT {
+        packet.fragment_id = chain.fragment_id();
+        packet.is_first_fragment = chain.is_first_fragment();
+    }
+    match chain.end() {
+        Chain::TRANSPORT => transport(frame, direction, chain.offset(), end, packet, inner),
+        Chain::LATER_FRAGMENT => {
+            packet.kind = Kind::Fragment;
+            Outcome::Packet
+        }
+        Chain::TRUNCATED => TRUNCATED,
+        _ => Outcome::Refuse(Reason::ExtensionHeaders),
+    }
+}
+
+/// Notes the addresses of the IPv6 header at `offset`; whether they are there. Not inlined for the
+/// same reason as [`follow`].
+#[inline(never)]
+fn addresses_v6<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    offset: u32,
+    packet: &mut Packet,
+) -> bool {
+    let Some(both) = frame.load::<32>(offset + 8) else { return false };
+    set_addresses(packet, direction, v6_address(&both, 0), v6_address(&both, 16));
+    true
+}
+
+/// Where a chain of IPv6 extension headers leads, in one word: the fragment identification as in
+/// memory, the offset behind the chain, the next header there, and how the chain ends.
+#[derive(Clone, Copy)]
+struct Chain(u64);
+
+impl Chain {
+    const TRUNCATED: u8 = 0;
+    /// It leads to the transport header.
+    const TRANSPORT: u8 = 1;
+    /// It ends in the header of a fragment other than the first.
+    const LATER_FRAGMENT: u8 = 2;
+    /// It goes on for too long.
+    const ENDLESS: u8 = 3;
+    /// Beside the end: it holds the header of a first fragment.
+    const FIRST_FRAGMENT: u64 = 0x80;
+
+    #[inline(always)]
+    const fn new(end: u8, next: u8, offset: u32, fragment: u64) -> Self {
+        Self(fragment | (offset as u64 & 0xffff) << 16 | (next as u64) << 8 | end as u64)
+    }
+
+    #[inline(always)]
+    const fn end(self) -> u8 {
+        self.0 as u8 & 0x7f
+    }
+
+    #[inline(always)]
+    const fn is_first_fragment(self) -> bool {
+        self.0 & Self::FIRST_FRAGMENT != 0
+    }
+
+    #[inline(always)]
+    const fn next(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Fewer than 2 * 8 headers of at most 2 KiB stand before it: 16 bits are enough.
+    #[inline(always)]
+    const fn offset(self) -> u32 {
+        (self.0 >> 16) as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    const fn fragment_id(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Follows the extension headers from the one of type `next` at `offset`, in a packet that ends at
+/// `end`. Not inlined: the kernel allows programs little stack, and both readers of a chain would
+/// hold every header of it there.
+#[inline(never)]
+fn follow<F: Frame>(frame: &F, mut next: u8, mut offset: u32, end: u32) -> Chain {
+    let mut fragment = 0;
     for _ in 0..MAX_EXTENSION_HEADERS {
-        match next {
-            _ if is_extension(next) => {
-                let Some((following, end)) = skip_extension(frame, next, offset) else {
-                    return TRUNCATED;
-                };
-                (next, offset) = (following, end);
+        if next == 44 {
+            let Some(header) = frame.load::<8>(offset) else {
+                return Chain::new(Chain::TRUNCATED, 0, 0, 0);
+            };
+            next = header[0];
+            offset += 8;
+            let position = u16::from_be_bytes([header[2], header[3]]);
+            // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
+            if position & 0xfff9 != 0 {
+                let id = word(header[4], header[5], header[6], header[7]);
+                let is_first = position & 0xfff8 == 0;
+                fragment = (id as u64) << 32 | if is_first { Chain::FIRST_FRAGMENT } else { 0 };
             }
-            // Fragment header.
-            44 => {
-                let Some(fragment) = frame.load::<8>(offset) else { return TRUNCATED };
-                next = fragment[0];
-                offset += 8;
-                let position = u16::from_be_bytes([fragment[2], fragment[3]]);
-                // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
-                if position & 0xfff9 != 0 {
-                    packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
-                    packet.is_first_fragment = position & 0xfff8 == 0;
-                }
-                if position & 0xfff8 != 0 && offset <= end {
-                    packet.protocol = next;
-                    packet.kind = Kind::Fragment;
-                    return Outcome::Packet;
-                }
+            if position & 0xfff8 != 0 && offset <= end {
+                return Chain::new(Chain::LATER_FRAGMENT, next, offset, fragment);
             }
-            _ => {
-                packet.protocol = next;
-                return transport(frame, direction, offset, end, packet, inner);
-            }
+        } else if is_extension(next) {
+            let Some([following, length]) = frame.load::<2>(offset) else {
+                return Chain::new(Chain::TRUNCATED, 0, 0, 0);
+            };
+            let length = u32::from(length);
+            // The authentication header counts 32-bit words, minus 2 (RFC 4302).
+            offset += if next == 51 { (length + 2) * 4 } else { (length + 1) * 8 };
+            next = following;
+        } else {
+            return Chain::new(Chain::TRANSPORT, next, offset, fragment);
         }
         if offset > end {
-            return TRUNCATED;
+            return Chain::new(Chain::TRUNCATED, 0, 0, 0);
         }
     }
-    Outcome::Refuse(Reason::ExtensionHeaders)
+    Chain::new(Chain::ENDLESS, 0, 0, 0)
 }
 
 /// Whether an IPv6 next header value names an extension header that tells its own length:
@@ -242,16 +322,6 @@ fn parse_v6<F: Frame>(
 #[inline(always)]
 const fn is_extension(next: u8) -> bool {
     matches!(next, 0 | 43 | 51 | 60 | 135 | 139 | 140)
-}
-
-/// What follows such a header at `offset`, and where.
-#[inline(always)]
-fn skip_extension<F: Frame>(frame: &F, kind: u8, offset: u32) -> Option<(u8, u32)> {
-    let [following, length] = frame.load::<2>(offset)?;
-    let length = u32::from(length);
-    // The authentication header counts 32-bit words, minus 2 (RFC 4302).
-    let bytes = if kind == 51 { (length + 2) * 4 } else { (length + 1) * 8 };
-    Some((following, offset + bytes))
 }
 
 #[inline(always)]
@@ -414,37 +484,14 @@ fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
 
 #[inline(always)]
 fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
-    let Some(header) = frame.load::<40>(offset) else { return false };
-    if header[0] >> 4 != 6 {
+    let Some(header) = frame.load::<8>(offset) else { return false };
+    if header[0] >> 4 != 6 || !addresses_v6(frame, opposite(direction), offset, inner) {
         return false;
     }
-    set_addresses(inner, opposite(direction), v6_address(&header, 8), v6_address(&header, 24));
-    inner.protocol = header[6];
-    let mut start = offset + 40;
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        match inner.protocol {
-            // A large datagram that met a small link is quoted as its first fragment.
-            44 => {
-                let Some(fragment) = frame.load::<4>(start) else { return false };
-                if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
-                    return false;
-                }
-                inner.protocol = fragment[0];
-                start += 8;
-            }
-            protocol if is_extension(protocol) => {
-                let Some((following, end)) = skip_extension(frame, protocol, start) else {
-                    return false;
-                };
-                (inner.protocol, start) = (following, end);
-            }
-            _ => return inner_ports(frame, direction, start, inner),
-        }
-        if start > frame.length() {
-            return false;
-        }
-    }
-    false
+    // A large datagram that met a small link is quoted as its first fragment.
+    let chain = follow(frame, header[6], offset + 40, frame.length());
+    inner.protocol = chain.next();
+    chain.end() == Chain::TRANSPORT && inner_ports(frame, direction, chain.offset(), inner)
 }
 
 #[inline(always)]
@@ -520,7 +567,7 @@ fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
 }
 
 #[inline(always)]
-fn v6_address(header: &[u8; 40], at: usize) -> Address {
+fn v6_address(header: &[u8; 32], at: usize) -> Address {
     Address::v6([
         word(header[at], header[at + 1], header[at + 2], header[at + 3]),
         word(header[at + 4], header[at + 5], header[at + 6], header[at + 7]),

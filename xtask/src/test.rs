@@ -51,7 +51,7 @@ enum Scope {
     /// The loaded programs against the reference evaluator, against another parser, and against
     /// their own code, on random clusters and frames; see --cases and --seed. A case is a cluster
     /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
-    /// damaged) or a sequence of sixty (--filter judge)
+    /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
     Fuzz,
 }
 
