@@ -61,6 +61,7 @@ const FUZZERS: [&str; 4] =
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let privilege = Privilege::find()?;
+    setup::ensure_for_tests()?;
     let _object = build::object(workspace)?;
     privilege.check_capabilities()?;
     let stage = Stage::start("building and running the tests");
