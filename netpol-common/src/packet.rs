@@ -12,6 +12,23 @@ pub trait Frame {
     fn length(&self) -> u32;
     /// Whether a VLAN tag stands in the packet's metadata rather than in the frame.
     fn has_vlan_tag(&self) -> bool;
+
+    /// [`follow`] in this frame. (The kernel's is a function that is verified on its own, so that
+    /// the paths through it are not multiplied and its stack is its own. So is the next one.)
+    fn follow(&self, next: u8, offset: u32, end: u32) -> Chain
+    where
+        Self: Sized,
+    {
+        follow(self, next, offset, end)
+    }
+
+    /// [`addresses_v6`] in this frame.
+    fn addresses_v6(&self, direction: Direction, offset: u32, packet: &mut Packet) -> bool
+    where
+        Self: Sized,
+    {
+        addresses_v6(self, direction, offset, packet)
+    }
 }
 
 /// A frame up to the end of its IP packet: what follows is padding.
@@ -34,6 +51,16 @@ impl<F: Frame> Frame for Until<'_, F> {
     #[inline(always)]
     fn has_vlan_tag(&self) -> bool {
         self.frame.has_vlan_tag()
+    }
+
+    #[inline(always)]
+    fn follow(&self, next: u8, offset: u32, end: u32) -> Chain {
+        self.frame.follow(next, offset, if end < self.end { end } else { self.end })
+    }
+
+    #[inline(always)]
+    fn addresses_v6(&self, direction: Direction, offset: u32, packet: &mut Packet) -> bool {
+        offset + 40 <= self.end && self.frame.addresses_v6(direction, offset, packet)
     }
 }
 
@@ -194,10 +221,10 @@ fn parse_v6<F: Frame>(
     // A payload length of 0 is a jumbogram (RFC 2675) or a GSO packet above 64 KiB.
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let end = if payload == 0 { frame.length() } else { LINK_HEADER + 40 + payload };
-    if end > frame.length() || !addresses_v6(frame, direction, LINK_HEADER, packet) {
+    if end > frame.length() || !frame.addresses_v6(direction, LINK_HEADER, packet) {
         return TRUNCATED;
     }
-    let chain = follow(frame, header[6], LINK_HEADER + 40, end);
+    let chain = frame.follow(header[6], LINK_HEADER + 40, end);
     packet.protocol = chain.next();
     if chain.is_first_fragment() || chain.end() == Chain::LATER_FRAGMENT {
         packet.fragment_id = chain.fragment_id();
@@ -214,10 +241,9 @@ fn parse_v6<F: Frame>(
     }
 }
 
-/// Notes the addresses of the IPv6 header at `offset`; whether they are there. Not inlined for the
-/// same reason as [`follow`].
-#[inline(never)]
-fn addresses_v6<F: Frame>(
+/// Notes the addresses of the IPv6 header at `offset`; whether they are there.
+#[inline(always)]
+pub fn addresses_v6<F: Frame>(
     frame: &F,
     direction: Direction,
     offset: u32,
@@ -230,8 +256,8 @@ fn addresses_v6<F: Frame>(
 
 /// Where a chain of IPv6 extension headers leads, in one word: the fragment identification as in
 /// memory, the offset behind the chain, the next header there, and how the chain ends.
-#[derive(Clone, Copy)]
-struct Chain(u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chain(pub u64);
 
 impl Chain {
     const TRUNCATED: u8 = 0;
@@ -243,6 +269,12 @@ impl Chain {
     const ENDLESS: u8 = 3;
     /// Beside the end: it holds the header of a first fragment.
     const FIRST_FRAGMENT: u64 = 0x80;
+
+    /// The same in a frame with so many more bytes in front.
+    #[inline(always)]
+    pub const fn shifted(self, by: u32) -> Self {
+        Self(self.0 & !(0xffff << 16) | (self.offset() as u64 + by as u64 & 0xffff) << 16)
+    }
 
     #[inline(always)]
     const fn new(end: u8, next: u8, offset: u32, fragment: u64) -> Self {
@@ -277,10 +309,9 @@ impl Chain {
 }
 
 /// Follows the extension headers from the one of type `next` at `offset`, in a packet that ends at
-/// `end`. Not inlined: the kernel allows programs little stack, and both readers of a chain would
-/// hold every header of it there.
-#[inline(never)]
-fn follow<F: Frame>(frame: &F, mut next: u8, mut offset: u32, end: u32) -> Chain {
+/// `end`.
+#[inline(always)]
+pub fn follow<F: Frame>(frame: &F, mut next: u8, mut offset: u32, end: u32) -> Chain {
     let mut fragment = 0;
     for _ in 0..MAX_EXTENSION_HEADERS {
         if next == 44 {
@@ -485,11 +516,11 @@ fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
 #[inline(always)]
 fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
     let Some(header) = frame.load::<8>(offset) else { return false };
-    if header[0] >> 4 != 6 || !addresses_v6(frame, opposite(direction), offset, inner) {
+    if header[0] >> 4 != 6 || !frame.addresses_v6(opposite(direction), offset, inner) {
         return false;
     }
     // A large datagram that met a small link is quoted as its first fragment.
-    let chain = follow(frame, header[6], offset + 40, frame.length());
+    let chain = frame.follow(header[6], offset + 40, frame.length());
     inner.protocol = chain.next();
     chain.end() == Chain::TRANSPORT && inner_ports(frame, direction, chain.offset(), inner)
 }
