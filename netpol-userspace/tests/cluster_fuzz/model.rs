@@ -147,7 +147,14 @@ impl Model {
         {
             return None;
         }
-        let passes = view.reference.allows(Direction::Egress, view.pod, address, protocol, number);
+        // Another backend than the flow's: an answer opens nothing there.
+        let is_stray = is_answer(&packet.body)
+            && !past.flows.contains_key(&key)
+            && !view.own.contains(&address)
+            && view.isolates(Direction::Egress);
+        let is_allowed =
+            view.reference.allows(Direction::Egress, view.pod, address, protocol, number);
+        let passes = is_allowed && !is_stray;
         if passes && !view.own.contains(&address) && !is_answer(&packet.body) {
             past.flows.insert(key, Opener::Pod);
         }
