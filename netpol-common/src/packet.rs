@@ -82,6 +82,8 @@ pub struct Packet {
     pub is_opening: bool,
     /// Cannot open a flow: TCP SYN+ACK or RST, SCTP INIT ACK, ICMP reply.
     pub is_answer: bool,
+    /// IPv6 with a fragment header, even if it is a whole packet (RFC 6946).
+    pub has_fragment_header: bool,
 }
 
 /// Result of [`parse`].
@@ -196,6 +198,7 @@ fn parse_v6<F: Frame>(
                 let Some(fragment) = frame.load::<8>(offset) else { return TRUNCATED };
                 next = fragment[0];
                 offset += 8;
+                packet.has_fragment_header = true;
                 let position = u16::from_be_bytes([fragment[2], fragment[3]]);
                 // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
                 if position & 0xfff9 != 0 {

@@ -35,11 +35,8 @@ pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
         }
         Verdict::drop(refusal_reason(parsed), 0)
     } else {
-        // Only what this host generated itself has no interface it came in by: forwarding,
-        // bridging and decapsulation all set it (net/core/dev.c: __netif_receive_skb_core).
-        // SAFETY: the context pointer is valid for the run of the program.
         let is_from_node =
-            direction as u8 == Direction::Ingress as u8 && unsafe { (*skb).ingress_ifindex } == 0;
+            direction as u8 == Direction::Ingress as u8 && is_generated_here(skb, &packet);
         let arrival = Arrival { direction, is_from_node };
         let inner = if parsed == RELATED { Some(&inner) } else { None };
         verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
@@ -48,6 +45,24 @@ pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
         events::note(skb, &endpoint, direction, &packet, &verdict);
     }
     if verdict.is_allowed { ALLOW } else { DENY }
+}
+
+/// Whether this host generated the packet itself. Only then it has no interface that it came in
+/// by: forwarding, bridging and decapsulation all set it (net/core/dev.c:
+/// __netif_receive_skb_core). The one exception: when the kernel cuts a forwarded IPv6 packet
+/// anew, even into one piece, what it makes forgets where it came from (net/ipv6/ip6_output.c:
+/// ip6_copy_metadata); but what it cuts for a socket of this host still belongs to the socket.
+#[inline(always)]
+fn is_generated_here(skb: *mut __sk_buff, packet: &Packet) -> bool {
+    // SAFETY: the context pointer is valid for the run of the program.
+    if unsafe { (*skb).ingress_ifindex } != 0 {
+        return false;
+    }
+    if !packet.has_fragment_header {
+        return true;
+    }
+    // SAFETY: as above; the union is one pointer, which is only compared.
+    !unsafe { (*skb).__bindgen_anon_2.sk }.is_null()
 }
 
 /// [`Outcome`] as a number: below these, the reason of a refusal.

@@ -19,6 +19,7 @@ use world::eventually;
 rows! {
     both: [
         fragments_in_order,
+        fragments_made_anew,
         fragments_out_of_order,
         fragments_where_ports_do_not_matter,
         overlapping_fragments,
@@ -176,6 +177,28 @@ fn fragments_in_order(scene: &Scene<'_>) {
         let (fragments, later) = three_fragments(free, asked, 80);
         scene.all_arrive(&cast.free.netns, &fragments, &later, &cast.asked);
         assert!(tags.iter().all(|tag| cast.asked.wire().count(tag) == 0));
+    }
+}
+
+/// Fragments that the node has put together and cut anew are still not the node's own packets: on
+/// a bridge that floods them, each port gets a copy of its own.
+fn fragments_made_anew(scene: &Scene<'_>) {
+    let cast = Cast::new(scene);
+    let near = scene.pod("near", 1, "{}");
+    let gateway = near.gateway();
+    for [asked, _, free] in cast.addresses() {
+        let ethertype = if asked.is_ipv4() { IPV4 } else { IPV6 };
+        let to = if scene.lab.topology.cni == Cni::Routed { gateway } else { BROADCAST };
+        let flood = |fragments: &[Vec<u8>]| {
+            fragments.iter().for_each(|f| near.wire().send_as(to, ethertype, f));
+        };
+        let (fragments, tags) = three_fragments(near.address(free), asked, 81);
+        scene.loses(1, At::ingress(&cast.asked), &cast.asked, &tags, || flood(&fragments));
+        let (fragments, later) = three_fragments(near.address(free), asked, 80);
+        flood(&fragments);
+        let wire = cast.asked.wire();
+        eventually("the allowed ones arrive", || later.iter().all(|tag| wire.count(tag) > 0));
+        assert!(tags.iter().all(|tag| wire.count(tag) == 0));
     }
 }
 

@@ -212,10 +212,16 @@ impl Scene<'_> {
 
     /// What `send` sends is dropped there, by this many packets.
     pub fn drops_of(&self, packets: u64, at: At<'_>, send: impl FnOnce()) {
+        self.loses(packets, at, at.pod, &[], send);
+    }
+
+    /// The same, and nothing of what is tagged comes out at this pod until then.
+    pub fn loses(&self, packets: u64, at: At<'_>, to: &Pod, tags: &[Tag], send: impl FnOnce()) {
         PROBES.fetch_add(1, Ordering::Relaxed);
         let before = self.count(at);
         send();
-        self.is_dropped("what was sent", before + packets - 1, at, || false);
+        let has_passed = || tags.iter().any(|tag| to.wire().count(tag) > 0);
+        self.is_dropped("what was sent", before + packets - 1, at, has_passed);
     }
 
     /// An echo request is answered, in each family.
