@@ -180,41 +180,30 @@ fn parse_v6<F: Frame>(
     let mut next = header[6];
     let mut offset = LINK_HEADER + 40;
     for _ in 0..MAX_EXTENSION_HEADERS {
-        match next {
-            // Hop-by-hop options, routing, destination options, mobility, HIP, shim6.
-            0 | 43 | 60 | 135 | 139 | 140 => {
-                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
-                next = following;
-                offset += (u32::from(length) + 1) * 8;
+        if !is_extension_header(next) {
+            packet.protocol = next;
+            return transport(frame, direction, offset, end, packet, inner);
+        }
+        if next == 44 {
+            let Some(fragment) = frame.load::<8>(offset) else { return TRUNCATED };
+            next = fragment[0];
+            offset += 8;
+            packet.has_fragment_header = true;
+            let position = u16::from_be_bytes([fragment[2], fragment[3]]);
+            // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
+            if position & 0xfff9 != 0 {
+                packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
+                packet.is_first_fragment = position & 0xfff8 == 0;
             }
-            // Authentication header: its length counts 32-bit words, minus 2 (RFC 4302).
-            51 => {
-                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
-                next = following;
-                offset += (u32::from(length) + 2) * 4;
-            }
-            // Fragment header.
-            44 => {
-                let Some(fragment) = frame.load::<8>(offset) else { return TRUNCATED };
-                next = fragment[0];
-                offset += 8;
-                packet.has_fragment_header = true;
-                let position = u16::from_be_bytes([fragment[2], fragment[3]]);
-                // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
-                if position & 0xfff9 != 0 {
-                    packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
-                    packet.is_first_fragment = position & 0xfff8 == 0;
-                }
-                if position & 0xfff8 != 0 && offset <= end {
-                    packet.protocol = next;
-                    packet.kind = Kind::Fragment;
-                    return Outcome::Packet;
-                }
-            }
-            _ => {
+            if position & 0xfff8 != 0 && offset <= end {
                 packet.protocol = next;
-                return transport(frame, direction, offset, end, packet, inner);
+                packet.kind = Kind::Fragment;
+                return Outcome::Packet;
             }
+        } else {
+            let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
+            offset += extension_length(next, length);
+            next = following;
         }
         if offset > end {
             return TRUNCATED;
@@ -386,16 +375,38 @@ fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
     set_addresses(inner, opposite(direction), v6_address(&header, 8), v6_address(&header, 24));
     inner.protocol = header[6];
     let mut start = offset + 40;
-    // A large datagram that met a small link is quoted as its first fragment.
-    if inner.protocol == 44 {
-        let Some(fragment) = frame.load::<4>(start) else { return false };
-        if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !is_extension_header(inner.protocol) {
+            return inner_ports(frame, direction, start, inner);
+        }
+        let Some(extension) = frame.load::<4>(start) else { return false };
+        // A large datagram that met a small link is quoted as its first fragment.
+        if inner.protocol == 44 && u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
             return false;
         }
-        inner.protocol = fragment[0];
-        start += 8;
+        start += extension_length(inner.protocol, extension[1]);
+        inner.protocol = extension[0];
     }
-    inner_ports(frame, direction, start, inner)
+    false
+}
+
+/// Whether another header follows this one, as RFC 8200 has it.
+#[inline(always)]
+const fn is_extension_header(kind: u8) -> bool {
+    // Hop-by-hop options, routing, fragment, authentication, destination options, mobility, HIP,
+    // shim6.
+    matches!(kind, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
+/// Length of an extension header from its second byte.
+#[inline(always)]
+const fn extension_length(kind: u8, length: u8) -> u32 {
+    match kind {
+        44 => 8,
+        // It counts 32-bit words, minus 2 (RFC 4302).
+        51 => (length as u32 + 2) * 4,
+        _ => (length as u32 + 1) * 8,
+    }
 }
 
 #[inline(always)]

@@ -396,6 +396,9 @@ fn errors_name_the_packet_they_are_about() {
         (error4(&packet4(47, &[], &[])), 47, (0, 0)),
         (error6(&big(&[], &udp()[..8])), UDP, (53, 1000)),
         (error6(&big(&[fragment6(0, true)], &udp()[..8])), UDP, (53, 1000)),
+        (error6(&big(&[extension(0, 1), extension(43, 0)], &udp()[..8])), UDP, (53, 1000)),
+        (error6(&big(&[authentication(3), fragment6(0, true)], &udp()[..8])), UDP, (53, 1000)),
+        (error6(&big(&vec![extension(60, 0); 7], &udp()[..8])), UDP, (53, 1000)),
         (error6(&packet6(&[], ICMPV6, &icmp(129, &[0, 9, 0, 1]))), ICMPV6, (9, 9)),
     ] {
         // The quoted packet came to who sends the error.
@@ -426,6 +429,9 @@ fn errors_about_what_names_no_flow_are_related_to_nothing() {
         error4(&packet6(&[], UDP, &udp())),
         error6(&packet6(&[], UDP, &udp())[..43]),
         error6(&packet6(&[fragment6(3, false)], UDP, &udp())),
+        error6(&packet6(&[extension(0, 0), fragment6(3, false)], UDP, &udp())),
+        error6(&packet6(&vec![extension(60, 0); 8], UDP, &udp())),
+        error6(&packet6(&[extension(60, 0)], UDP, &udp())[..43]),
         error6(&packet6(&[], ICMPV6, &icmp(2, &[0; 8]))),
     ] {
         let (outcome, packet, _) = parsed(&frame, OUT);
@@ -483,7 +489,7 @@ fn fragments_are_first_later_or_none_at_all() {
         (outcome, atomic.kind, atomic.is_first_fragment),
         (Outcome::Packet, Kind::Flow, false)
     );
-    assert_eq!(atomic.remote_port, 53);
+    assert_eq!((atomic.remote_port, atomic.has_fragment_header), (53, true));
     // "Don't fragment" is no fragment.
     let (_, whole, _) = parsed(&fragment4(0x4000, false, &udp()), OUT);
     assert_eq!((whole.kind, whole.is_first_fragment, whole.remote_port), (Kind::Flow, false, 53));
