@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::packets::{self, Tag};
-use lab::probe::{At, transfer};
+use lab::probe::At;
 use lab::wire::{ARP, BROADCAST, IPV6, Wire};
 use lab::wiring::route_to_pod;
 use lab::{Cni, Pod, Scene};
@@ -249,7 +249,7 @@ fn path_mtu_under_default_deny(scene: &Scene<'_>) {
     for &address in &asked.addresses {
         let own = asks.address(address);
         assert!(!learnt_mtu(&asks, address) && !learnt_mtu(&asked, own));
-        transfer(&asks.netns, &asked.netns, SocketAddr::new(address, 80), TRANSFERRED);
+        scene.transfer(&asks.netns, &asked.netns, SocketAddr::new(address, 80), TRANSFERRED);
         assert!(learnt_mtu(&asks, address), "no packet was too big on the way there");
         assert!(learnt_mtu(&asked, own), "no packet was too big on the way back");
         scene.denied(&asked, &asks, 80, At::egress(&asked));
@@ -302,7 +302,7 @@ fn path_mtu_beyond_the_cluster(scene: &Scene<'_>) {
     for address in scene.lab.outside_addresses() {
         let route = format!("route replace {address} dev out0 mtu lock {SMALL_MTU}");
         ip(&scene.lab.underlay, &route);
-        transfer(&pod.netns, outside, SocketAddr::new(address, 4080), TRANSFERRED);
+        scene.transfer(&pod.netns, outside, SocketAddr::new(address, 4080), TRANSFERRED);
         assert!(learnt_mtu(&pod, address), "no packet was too big");
     }
     scene.denied_from(outside, &pod.addresses, 80, At::ingress(&pod));
