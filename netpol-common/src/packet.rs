@@ -48,7 +48,7 @@ pub enum Kind {
     Flow,
     /// Judged on its own, never tracked (ICMP other than echo, timestamp, address mask).
     Stateless,
-    /// An ICMP error; `Parsed::inner` names the packet it is about, if that could be read.
+    /// An ICMP error; [`parse_quoted`] tells which packet it is about.
     Error,
     /// A fragment other than the first: its ports are unknown.
     Fragment,
@@ -91,23 +91,18 @@ pub struct Packet {
 pub enum Outcome {
     /// The packet was filled in.
     Packet,
-    /// The packet was filled in; it is an ICMP error and the inner one was too.
-    Related,
+    /// The packet was filled in; it is an ICMP error, and what it quotes begins at this offset:
+    /// see [`parse_quoted`].
+    Error(u32),
     /// Passes always: ARP, neighbour discovery, multicast listener discovery.
     Pass,
     /// Cannot be judged: dropped for isolated endpoints.
     Refuse(Reason),
 }
 
-/// Parses `frame`, seen by an endpoint in `direction`, into `packet`; for an ICMP error also the
-/// packet that it is about into `inner` (from the same endpoint's view).
+/// Parses `frame`, seen by an endpoint in `direction`, into `packet`.
 #[inline(always)]
-pub fn parse<F: Frame>(
-    frame: &F,
-    direction: Direction,
-    packet: &mut Packet,
-    inner: &mut Packet,
-) -> Outcome {
+pub fn parse<F: Frame>(frame: &F, direction: Direction, packet: &mut Packet) -> Outcome {
     if frame.has_vlan_tag() {
         return Outcome::Refuse(Reason::Ethertype);
     }
@@ -115,22 +110,34 @@ pub fn parse<F: Frame>(
         return Outcome::Refuse(Reason::Truncated);
     };
     match u16::from_be_bytes(ethertype) {
-        0x0800 => parse_v4(frame, direction, packet, inner),
-        0x86dd => parse_v6(frame, direction, packet, inner),
+        0x0800 => parse_v4(frame, direction, packet),
+        0x86dd => parse_v6(frame, direction, packet),
         0x0806 => Outcome::Pass,
         _ => Outcome::Refuse(Reason::Ethertype),
+    }
+}
+
+/// Parses what an ICMP error seen in `direction` quotes at `offset` into `inner`, from the same
+/// endpoint's view; returns whether that names a flow.
+#[inline(always)]
+pub fn parse_quoted<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    is_v6: bool,
+    offset: u32,
+    inner: &mut Packet,
+) -> bool {
+    if is_v6 {
+        inner_v6(frame, direction, offset, inner)
+    } else {
+        inner_v4(frame, direction, offset, inner)
     }
 }
 
 const TRUNCATED: Outcome = Outcome::Refuse(Reason::Truncated);
 
 #[inline(always)]
-fn parse_v4<F: Frame>(
-    frame: &F,
-    direction: Direction,
-    packet: &mut Packet,
-    inner: &mut Packet,
-) -> Outcome {
+fn parse_v4<F: Frame>(frame: &F, direction: Direction, packet: &mut Packet) -> Outcome {
     let Some(header) = frame.load::<20>(LINK_HEADER) else { return TRUNCATED };
     let header_length = u32::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_length < 20 {
@@ -156,18 +163,13 @@ fn parse_v4<F: Frame>(
         packet.kind = Kind::Fragment;
         return Outcome::Packet;
     }
-    transport(frame, direction, LINK_HEADER + header_length, end, packet, inner)
+    transport(frame, direction, LINK_HEADER + header_length, end, packet)
 }
 
 #[inline(always)]
-fn parse_v6<F: Frame>(
-    frame: &F,
-    direction: Direction,
-    packet: &mut Packet,
-    inner: &mut Packet,
-) -> Outcome {
-    let Some(header) = frame.load::<40>(LINK_HEADER) else { return TRUNCATED };
-    if header[0] >> 4 != 6 {
+fn parse_v6<F: Frame>(frame: &F, direction: Direction, packet: &mut Packet) -> Outcome {
+    let Some(header) = frame.load::<8>(LINK_HEADER) else { return TRUNCATED };
+    if header[0] >> 4 != 6 || !load_v6_addresses(frame, direction, LINK_HEADER, packet) {
         return TRUNCATED;
     }
     // A payload length of 0 is a jumbogram (RFC 2675) or a GSO packet above 64 KiB.
@@ -176,40 +178,88 @@ fn parse_v6<F: Frame>(
     if end > frame.length() {
         return TRUNCATED;
     }
-    set_addresses(packet, direction, v6_address(&header, 8), v6_address(&header, 24));
-    let mut next = header[6];
-    let mut offset = LINK_HEADER + 40;
+    let found = extensions(frame, header[6], LINK_HEADER + 40, end);
+    if found & CUT_OFF != 0 {
+        return TRUNCATED;
+    }
+    if found & ENDLESS != 0 {
+        return Outcome::Refuse(Reason::ExtensionHeaders);
+    }
+    packet.protocol = found as u8;
+    packet.has_fragment_header = found & FRAGMENT_HEADER != 0;
+    packet.is_first_fragment = found & FIRST_FRAGMENT != 0;
+    packet.fragment_id = (found >> 32) as u32;
+    if found & LATER_FRAGMENT != 0 {
+        packet.kind = Kind::Fragment;
+        return Outcome::Packet;
+    }
+    transport(frame, direction, extensions_end(found), end, packet)
+}
+
+/// What [`extensions`] found, beside the protocol in the lowest byte, where it begins (see
+/// [`extensions_end`]) and a fragment's id in the upper half.
+const CUT_OFF: u64 = 1 << 8;
+const ENDLESS: u64 = 1 << 9;
+const FRAGMENT_HEADER: u64 = 1 << 10;
+const FIRST_FRAGMENT: u64 = 1 << 11;
+const LATER_FRAGMENT: u64 = 1 << 12;
+
+/// Where the payload begins behind the extension headers: before the 64th KiB, as eight headers
+/// have 16 KiB at most.
+#[inline(always)]
+const fn extensions_end(found: u64) -> u32 {
+    (found >> 16) as u16 as u32
+}
+
+/// Follows the extension headers from `first` at `offset` to the payload, or to a fragment that
+/// is not its datagram's first. One word, and a function apart: the programs' stack is short.
+#[inline(never)]
+fn extensions<F: Frame>(frame: &F, first: u8, mut offset: u32, end: u32) -> u64 {
+    let (mut next, mut found) = (first, 0);
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension_header(next) {
-            packet.protocol = next;
-            return transport(frame, direction, offset, end, packet, inner);
+            return found | u64::from(offset) << 16 | u64::from(next);
+        }
+        // Eight bytes is the length of the shortest.
+        let Some(header) = frame.load::<8>(offset) else { return CUT_OFF };
+        offset += extension_length(next, header[1]);
+        if offset > end {
+            return CUT_OFF;
         }
         if next == 44 {
-            let Some(fragment) = frame.load::<8>(offset) else { return TRUNCATED };
-            next = fragment[0];
-            offset += 8;
-            packet.has_fragment_header = true;
-            let position = u16::from_be_bytes([fragment[2], fragment[3]]);
+            let position = u16::from_be_bytes([header[2], header[3]]);
+            found = FRAGMENT_HEADER;
             // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
             if position & 0xfff9 != 0 {
-                packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
-                packet.is_first_fragment = position & 0xfff8 == 0;
+                found |= u64::from(word(header[4], header[5], header[6], header[7])) << 32;
+                if position & 0xfff8 != 0 {
+                    return found | LATER_FRAGMENT | u64::from(header[0]);
+                }
+                found |= FIRST_FRAGMENT;
             }
-            if position & 0xfff8 != 0 && offset <= end {
-                packet.protocol = next;
-                packet.kind = Kind::Fragment;
-                return Outcome::Packet;
-            }
-        } else {
-            let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
-            offset += extension_length(next, length);
-            next = following;
         }
-        if offset > end {
-            return TRUNCATED;
-        }
+        next = header[0];
     }
-    Outcome::Refuse(Reason::ExtensionHeaders)
+    ENDLESS
+}
+
+/// Whether another header follows this one, as RFC 8200 has it.
+#[inline(always)]
+const fn is_extension_header(kind: u8) -> bool {
+    // Hop-by-hop options, routing, fragment, authentication, destination options, mobility, HIP,
+    // shim6.
+    matches!(kind, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
+/// Length of an extension header from its second byte.
+#[inline(always)]
+const fn extension_length(kind: u8, length: u8) -> u32 {
+    match kind {
+        44 => 8,
+        // It counts 32-bit words, minus 2 (RFC 4302).
+        51 => (length as u32 + 2) * 4,
+        _ => (length as u32 + 1) * 8,
+    }
 }
 
 #[inline(always)]
@@ -219,7 +269,6 @@ fn transport<F: Frame>(
     offset: u32,
     end: u32,
     packet: &mut Packet,
-    inner: &mut Packet,
 ) -> Outcome {
     let is_v6 = packet.local.family == 6;
     match packet.protocol {
@@ -249,22 +298,15 @@ fn transport<F: Frame>(
             packet.is_opening = header[12] == 1;
             packet.is_answer = header[12] == 2;
         }
-        ICMP if !is_v6 => return icmp_v4(frame, direction, offset, end, packet, inner),
-        ICMPV6 if is_v6 => return icmp_v6(frame, direction, offset, end, packet, inner),
+        ICMP if !is_v6 => return icmp_v4(frame, offset, end, packet),
+        ICMPV6 if is_v6 => return icmp_v6(frame, direction, offset, end, packet),
         _ => {}
     }
     Outcome::Packet
 }
 
 #[inline(always)]
-fn icmp_v4<F: Frame>(
-    frame: &F,
-    direction: Direction,
-    offset: u32,
-    end: u32,
-    packet: &mut Packet,
-    inner: &mut Packet,
-) -> Outcome {
+fn icmp_v4<F: Frame>(frame: &F, offset: u32, end: u32, packet: &mut Packet) -> Outcome {
     if offset + 8 > end {
         return TRUNCATED;
     }
@@ -281,11 +323,7 @@ fn icmp_v4<F: Frame>(
         // Destination unreachable, source quench, time exceeded, parameter problem.
         3 | 4 | 11 | 12 => {
             packet.kind = Kind::Error;
-            if inner_v4(frame, direction, offset + 8, inner) {
-                Outcome::Related
-            } else {
-                Outcome::Packet
-            }
+            Outcome::Error(offset + 8)
         }
         _ => {
             packet.kind = Kind::Stateless;
@@ -301,7 +339,6 @@ fn icmp_v6<F: Frame>(
     offset: u32,
     end: u32,
     packet: &mut Packet,
-    inner: &mut Packet,
 ) -> Outcome {
     if offset + 4 > end {
         return TRUNCATED;
@@ -331,11 +368,7 @@ fn icmp_v6<F: Frame>(
         }
         1..=4 => {
             packet.kind = Kind::Error;
-            if inner_v6(frame, direction, offset + 8, inner) {
-                Outcome::Related
-            } else {
-                Outcome::Packet
-            }
+            Outcome::Error(offset + 8)
         }
         _ => {
             packet.kind = Kind::Stateless;
@@ -368,45 +401,17 @@ fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
 
 #[inline(always)]
 fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
-    let Some(header) = frame.load::<40>(offset) else { return false };
-    if header[0] >> 4 != 6 {
+    let Some(header) = frame.load::<8>(offset) else { return false };
+    if header[0] >> 4 != 6 || !load_v6_addresses(frame, opposite(direction), offset, inner) {
         return false;
     }
-    set_addresses(inner, opposite(direction), v6_address(&header, 8), v6_address(&header, 24));
-    inner.protocol = header[6];
-    let mut start = offset + 40;
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        if !is_extension_header(inner.protocol) {
-            return inner_ports(frame, direction, start, inner);
-        }
-        let Some(extension) = frame.load::<4>(start) else { return false };
-        // A large datagram that met a small link is quoted as its first fragment.
-        if inner.protocol == 44 && u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
-            return false;
-        }
-        start += extension_length(inner.protocol, extension[1]);
-        inner.protocol = extension[0];
+    // A large datagram that met a small link is quoted as its first fragment.
+    let found = extensions(frame, header[6], offset + 40, frame.length());
+    if found & (CUT_OFF | ENDLESS | LATER_FRAGMENT) != 0 {
+        return false;
     }
-    false
-}
-
-/// Whether another header follows this one, as RFC 8200 has it.
-#[inline(always)]
-const fn is_extension_header(kind: u8) -> bool {
-    // Hop-by-hop options, routing, fragment, authentication, destination options, mobility, HIP,
-    // shim6.
-    matches!(kind, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
-}
-
-/// Length of an extension header from its second byte.
-#[inline(always)]
-const fn extension_length(kind: u8, length: u8) -> u32 {
-    match kind {
-        44 => 8,
-        // It counts 32-bit words, minus 2 (RFC 4302).
-        51 => (length as u32 + 2) * 4,
-        _ => (length as u32 + 1) * 8,
-    }
+    inner.protocol = found as u8;
+    inner_ports(frame, direction, extensions_end(found), inner)
 }
 
 #[inline(always)]
@@ -480,12 +485,31 @@ fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
+/// Notes the addresses of the IPv6 header at `offset`, if it is all there. One after the other:
+/// the programs' stack is short.
 #[inline(always)]
-fn v6_address(header: &[u8; 40], at: usize) -> Address {
-    Address::v6([
-        word(header[at], header[at + 1], header[at + 2], header[at + 3]),
-        word(header[at + 4], header[at + 5], header[at + 6], header[at + 7]),
-        word(header[at + 8], header[at + 9], header[at + 10], header[at + 11]),
-        word(header[at + 12], header[at + 13], header[at + 14], header[at + 15]),
-    ])
+fn load_v6_addresses<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    offset: u32,
+    packet: &mut Packet,
+) -> bool {
+    let Some(source) = load_v6_address(frame, offset + 8) else { return false };
+    match direction {
+        Direction::Ingress => packet.remote = source,
+        Direction::Egress => packet.local = source,
+    }
+    let Some(destination) = load_v6_address(frame, offset + 24) else { return false };
+    match direction {
+        Direction::Ingress => packet.local = destination,
+        Direction::Egress => packet.remote = destination,
+    }
+    true
+}
+
+#[inline(always)]
+fn load_v6_address<F: Frame>(frame: &F, offset: u32) -> Option<Address> {
+    let bytes = frame.load::<16>(offset)?;
+    let at = |at: usize| word(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
+    Some(Address::v6([at(0), at(4), at(8), at(12)]))
 }

@@ -5,7 +5,7 @@ mod support;
 
 use netpol_common::layout::{Address, Direction, Reason};
 use netpol_common::packet::{
-    ACK, ICMP, ICMPV6, Kind, LINK_HEADER, Outcome, Packet, RST, SCTP, SYN, TCP, UDP, parse,
+    ACK, ICMP, ICMPV6, Kind, LINK_HEADER, Outcome, Packet, RST, SCTP, SYN, TCP, UDP,
 };
 use proptest::prelude::*;
 use support::{Bytes, v4, v6};
@@ -15,10 +15,8 @@ const IN: Direction = Direction::Ingress;
 const OUT: Direction = Direction::Egress;
 const TRUNCATED: Outcome = Outcome::Refuse(Reason::Truncated);
 
-fn parsed(frame: &[u8], direction: Direction) -> (Outcome, Packet, Packet) {
-    let (mut packet, mut inner) = (Packet::default(), Packet::default());
-    let outcome = parse(&Bytes(frame), direction, &mut packet, &mut inner);
-    (outcome, packet, inner)
+fn parsed(frame: &[u8], direction: Direction) -> (Outcome, Packet, Option<Packet>) {
+    support::parsed(&Bytes(frame), direction)
 }
 
 fn outcome(frame: &[u8]) -> Outcome {
@@ -212,10 +210,10 @@ fn extent(frame: &[u8]) -> Option<(usize, usize)> {
 fn assert_sound(frame: &[u8]) {
     for direction in [IN, OUT] {
         let (outcome, packet, inner) = parsed(frame, direction);
-        if !matches!(outcome, Outcome::Packet | Outcome::Related) {
+        if !matches!(outcome, Outcome::Packet | Outcome::Error(_)) {
             continue;
         }
-        if outcome == Outcome::Related {
+        if let Some(inner) = inner {
             assert_eq!((packet.kind, inner.kind), (Kind::Error, Kind::Flow));
             assert_eq!(inner.local.family, packet.local.family);
         }
@@ -249,7 +247,7 @@ fn headers_say_who_speaks_to_whom() {
             is_opening: true,
             ..Packet::default()
         };
-        assert_eq!(parsed(&frame, OUT), (Outcome::Packet, expected, Packet::default()));
+        assert_eq!(parsed(&frame, OUT), (Outcome::Packet, expected, None));
     }
 }
 
@@ -267,7 +265,7 @@ fn the_other_end_sees_the_same_packet_mirrored() {
             ..packet
         };
         assert_eq!(received, mirrored(sent), "{frame:02x?}");
-        assert_eq!(received_inner, mirrored(sent_inner), "{frame:02x?}");
+        assert_eq!(received_inner, sent_inner.map(mirrored), "{frame:02x?}");
     }
 }
 
@@ -403,7 +401,9 @@ fn errors_name_the_packet_they_are_about() {
     ] {
         // The quoted packet came to who sends the error.
         let (outcome, packet, inner) = parsed(&frame, OUT);
-        assert_eq!((outcome, packet.kind), (Outcome::Related, Kind::Error), "{frame:02x?}");
+        assert!(matches!(outcome, Outcome::Error(_)), "{frame:02x?}");
+        assert_eq!(packet.kind, Kind::Error);
+        let inner = inner.unwrap_or_else(|| panic!("{frame:02x?} quotes a packet"));
         assert_eq!(inner.protocol, protocol);
         assert_eq!((inner.local_port, inner.remote_port), ports, "{frame:02x?}");
         let is_v6 = packet.local.family == 6;
@@ -434,8 +434,8 @@ fn errors_about_what_names_no_flow_are_related_to_nothing() {
         error6(&packet6(&[extension(60, 0)], UDP, &udp())[..43]),
         error6(&packet6(&[], ICMPV6, &icmp(2, &[0; 8]))),
     ] {
-        let (outcome, packet, _) = parsed(&frame, OUT);
-        assert_eq!((outcome, packet.kind), (Outcome::Packet, Kind::Error), "{frame:02x?}");
+        let (_, packet, inner) = parsed(&frame, OUT);
+        assert_eq!((packet.kind, inner), (Kind::Error, None), "{frame:02x?}");
     }
 }
 
@@ -555,8 +555,7 @@ fn other_ethertypes_and_tags_are_refused() {
         }
     }
     let tagged = Tagged(frame4(TCP, &tcp(SYN)));
-    let (mut packet, mut inner) = (Packet::default(), Packet::default());
-    let outcome = parse(&tagged, OUT, &mut packet, &mut inner);
+    let (outcome, ..) = support::parsed(&tagged, OUT);
     assert_eq!(outcome, Outcome::Refuse(Reason::Ethertype));
 }
 

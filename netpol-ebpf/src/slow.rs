@@ -51,7 +51,10 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
     };
     let mut packet = Packet::default();
     let mut inner = Packet::default();
-    let parsed = netpol_parse(skb, direction, &mut packet, &mut inner);
+    let parsed = netpol_parse(skb, direction, &mut packet);
+    // An error quotes what it is about.
+    let is_related = parsed > QUOTED_AT
+        && netpol_quoted(skb, direction, packet.local.family, parsed - QUOTED_AT, &mut inner) == 1;
     let direction = direction_of(direction);
     if parsed == PASS {
         return ALLOW;
@@ -62,10 +65,10 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
         }
         Verdict::drop(refusal_reason(parsed), 0)
     } else {
-        let is_from_node =
-            direction as u8 == Direction::Ingress as u8 && is_generated_here(skb, &packet);
+        let is_from_node = direction as u8 == Direction::Ingress as u8
+            && is_generated_here(skb, packet.has_fragment_header);
         let arrival = Arrival { direction, is_from_node };
-        let inner = if parsed == RELATED { Some(&inner) } else { None };
+        let inner = if is_related { Some(&inner) } else { None };
         verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
     };
     // Rows are complete for the policy sets that are in use. A packet that was held up while its
@@ -84,13 +87,14 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
 /// __netif_receive_skb_core). The one exception: when the kernel cuts a forwarded IPv6 packet
 /// anew, even into one piece, what it makes forgets where it came from (net/ipv6/ip6_output.c:
 /// ip6_copy_metadata); but what it cuts for a socket of this host still belongs to the socket.
-#[inline(always)]
-fn is_generated_here(skb: *mut __sk_buff, packet: &Packet) -> bool {
+/// Apart for the caller's stack.
+#[inline(never)]
+fn is_generated_here(skb: *mut __sk_buff, has_fragment_header: bool) -> bool {
     // SAFETY: the context pointer is valid for the run of the program.
     if unsafe { (*skb).ingress_ifindex } != 0 {
         return false;
     }
-    if !packet.has_fragment_header {
+    if !has_fragment_header {
         return true;
     }
     // SAFETY: as above; the union is one pointer, which is only compared.
@@ -99,29 +103,40 @@ fn is_generated_here(skb: *mut __sk_buff, packet: &Packet) -> bool {
 
 /// [`Outcome`] as a number: below these, the reason of a refusal.
 const PACKET: u32 = 0x100;
-const RELATED: u32 = 0x101;
-const PASS: u32 = 0x102;
+const PASS: u32 = 0x101;
+/// More than this by the offset of what an ICMP error quotes.
+const QUOTED_AT: u32 = 0x200;
 
 /// [`packet::parse`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn netpol_parse(
-    skb: *mut __sk_buff,
-    direction: u32,
-    packet: *mut Packet,
-    inner: *mut Packet,
-) -> u32 {
-    // SAFETY: the verifier lets only null or a writable Packet through, and the caller's two are
-    // different.
-    let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
+pub extern "C" fn netpol_parse(skb: *mut __sk_buff, direction: u32, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier lets only null or a writable Packet through.
+    let Some(packet) = (unsafe { packet.as_mut() }) else {
         return Reason::Inconsistent as u32;
     };
-    match packet::parse(&Skb(skb), direction_of(direction), packet, inner) {
+    match packet::parse(&Skb(skb), direction_of(direction), packet) {
         Outcome::Packet => PACKET,
-        Outcome::Related => RELATED,
+        Outcome::Error(offset) => QUOTED_AT + offset,
         Outcome::Pass => PASS,
         Outcome::Refuse(reason) => reason as u32,
     }
+}
+
+/// [`packet::parse_quoted`], as 1 or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_quoted(
+    skb: *mut __sk_buff,
+    direction: u32,
+    family: u32,
+    offset: u32,
+    inner: *mut Packet,
+) -> u32 {
+    // SAFETY: the verifier lets only null or a writable Packet through.
+    let Some(inner) = (unsafe { inner.as_mut() }) else { return 0 };
+    let direction = direction_of(direction);
+    packet::parse_quoted(&Skb(skb), direction, family == 6, offset, inner).into()
 }
 
 /// The inverse of `reason as u32` for the reasons that parsing gives.

@@ -203,18 +203,29 @@ impl<'a> World<'a> {
         is_from_node: bool,
         frame: &[u8],
     ) -> Verdict {
-        let (mut packet, mut inner) = (Packet::default(), Packet::default());
-        let outcome = packet::parse(&Bytes(frame), direction, &mut packet, &mut inner);
-        let inner = match outcome {
+        let (outcome, mut packet, inner) = parsed(&Bytes(frame), direction);
+        match outcome {
             Outcome::Pass => return PASSES_UNNOTED,
             Outcome::Refuse(_) if endpoint.sets[direction as usize] == 0 => return PASSES_UNNOTED,
             Outcome::Refuse(reason) => return Verdict::drop(reason, 0),
-            Outcome::Packet => None,
-            Outcome::Related => Some(&inner),
-        };
+            Outcome::Packet | Outcome::Error(_) => {}
+        }
         let arrival = Arrival { direction, is_from_node };
-        verdict::judge(self, endpoint, arrival, &mut packet, inner)
+        verdict::judge(self, endpoint, arrival, &mut packet, inner.as_ref())
     }
+}
+
+/// A parsed frame and, if it is an ICMP error that quotes one, the packet that it is about.
+pub fn parsed<F: packet::Frame>(
+    frame: &F,
+    direction: Direction,
+) -> (Outcome, Packet, Option<Packet>) {
+    let (mut packet, mut inner) = (Packet::default(), Packet::default());
+    let outcome = packet::parse(frame, direction, &mut packet);
+    let Outcome::Error(offset) = outcome else { return (outcome, packet, None) };
+    let is_v6 = packet.local.family == 6;
+    let is_related = packet::parse_quoted(frame, direction, is_v6, offset, &mut inner);
+    (outcome, packet, is_related.then_some(inner))
 }
 
 /// A verdict on a packet that nobody hears of.
