@@ -60,7 +60,7 @@ const PROBES: &[Probe] = &[
         name: "VXLAN interfaces",
         try_it: || {
             let what = "link add xvx type vxlan id 7 dstport 4789 local 127.0.0.1 remote 127.0.0.2";
-            iproute("ip", &what.split(' ').collect::<Vec<_>>())
+            tool("ip", &what.split(' ').collect::<Vec<_>>())
         },
         advice: "needs CAP_NET_ADMIN and the kernel module vxlan (modprobe vxlan)",
         isolates: false,
