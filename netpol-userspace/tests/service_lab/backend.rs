@@ -1,14 +1,18 @@
 //! Servers that say who they are and count what reaches them. Must never answer for another.
 
-use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use netpol_userspace::netns::Netns;
+use rustix::net::RecvFlags;
+
+use crate::lab::Pod;
+use crate::lab::wire::{EVERYTHING, packet_socket};
 
 /// Every answer begins with the server's name in so many bytes.
 pub const NAME: usize = 16;
@@ -22,8 +26,10 @@ pub struct Backend {
     pub addresses: Vec<IpAddr>,
     /// 1 or 2; none if it is no part of the cluster.
     pub node: Option<usize>,
-    /// A namespace in which nobody else receives anything.
-    own_netns: Option<Netns>,
+    /// Whose interface may drop what is sent to it.
+    pub pod: Option<Arc<Pod>>,
+    /// Where nobody else receives anything.
+    tap: Option<Tap>,
     heard: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -44,7 +50,8 @@ impl Backend {
             name: name.to_owned(),
             addresses: addresses.to_vec(),
             node,
-            own_netns: own.then(|| netns.run(|| Netns::current().unwrap()).unwrap()),
+            pod: None,
+            tap: own.then(|| Tap::open(netns, addresses)),
             heard: Arc::default(),
             stop: Arc::default(),
             threads: Vec::new(),
@@ -85,11 +92,11 @@ impl Backend {
         Shared { name, heard: self.heard.clone(), stop: self.stop.clone() }
     }
 
-    /// How much of TCP and UDP has reached it: every segment and datagram, also to ports nobody
-    /// listens on, where it has a namespace of its own; else what its servers have received.
+    /// How many connections and datagrams have reached it, also to ports nobody listens on, where
+    /// it has a namespace of its own; else what its servers have received.
     pub fn heard(&self) -> u64 {
-        match &self.own_netns {
-            Some(netns) => netns.run(received).unwrap(),
+        match &self.tap {
+            Some(tap) => tap.count(),
             None => self.heard.load(Ordering::SeqCst),
         }
     }
@@ -118,7 +125,7 @@ impl Shared {
 }
 
 /// Of one family only, so that both can listen on a port.
-fn socket(address: SocketAddr, kind: rustix::net::SocketType) -> std::os::fd::OwnedFd {
+fn socket(address: SocketAddr, kind: rustix::net::SocketType) -> OwnedFd {
     use rustix::net::{AddressFamily, SocketFlags, sockopt};
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
@@ -185,40 +192,56 @@ fn answer(socket: &UdpSocket, shared: &Shared) {
     }
 }
 
-/// TCP segments and UDP datagrams that this thread's namespace has received.
-fn received() -> u64 {
-    let counters = counters();
-    let names = [
-        "Tcp.InSegs",
-        "Udp.InDatagrams",
-        "Udp.NoPorts",
-        "Udp.InErrors",
-        "Udp6InDatagrams",
-        "Udp6NoPorts",
-        "Udp6InErrors",
-    ];
-    // A kernel without IPv6 lacks some.
-    names.iter().filter_map(|&name| counters.get(name)).sum()
+/// Sees everything that comes to `eth0` of a namespace, before anything there can drop it.
+struct Tap {
+    socket: OwnedFd,
+    addresses: Vec<IpAddr>,
+    counted: AtomicU64,
 }
 
-fn counters() -> BTreeMap<String, u64> {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
-    let mut all = BTreeMap::new();
-    let snmp = read("snmp").unwrap();
-    let lines: Vec<&str> = snmp.lines().collect();
-    for pair in lines.chunks(2) {
-        let (group, names) = pair[0].split_once(':').unwrap();
-        let (_, values) = pair[1].split_once(':').unwrap();
-        for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
-            all.extend(value.parse().map(|value| (format!("{group}.{name}"), value)));
+impl Tap {
+    fn open(netns: &Netns, addresses: &[IpAddr]) -> Self {
+        let socket = netns.run(|| packet_socket(EVERYTHING)).unwrap();
+        Self { socket, addresses: addresses.to_vec(), counted: AtomicU64::new(0) }
+    }
+
+    /// Works off what has come in. (More than fits into the socket's buffer since the last look
+    /// is lost: so each look is preceded by another one before what must not arrive is sent.)
+    fn count(&self) -> u64 {
+        let mut frame = [0; 2048];
+        while let Ok((length, _)) =
+            rustix::net::recv(&self.socket, &mut frame, RecvFlags::DONTWAIT)
+        {
+            let begins = begins_something(&frame[..length]);
+            if begins.is_some_and(|address| self.addresses.contains(&address)) {
+                self.counted.fetch_add(1, Ordering::SeqCst);
+            }
         }
+        self.counted.load(Ordering::SeqCst)
     }
-    for line in read("snmp6").unwrap_or_default().lines() {
-        let mut words = line.split_whitespace();
-        let (name, value) = (words.next().unwrap(), words.next().unwrap());
-        all.insert(name.to_owned(), value.parse().unwrap());
-    }
-    all
+}
+
+/// The destination of a frame that is a UDP datagram or opens a TCP connection. (The rest of
+/// earlier connections may come at any time.)
+fn begins_something(frame: &[u8]) -> Option<IpAddr> {
+    let packet = frame.get(14..)?;
+    let (destination, protocol, payload): (IpAddr, u8, &[u8]) = match packet.first()? >> 4 {
+        4 => {
+            let address: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
+            (address.into(), packet[9], packet.get(usize::from(packet[0] & 15) * 4..)?)
+        }
+        6 => {
+            let address: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
+            (address.into(), packet[6], packet.get(40..)?)
+        }
+        _ => return None,
+    };
+    let begins = match protocol {
+        6 => payload.get(13)? & 0x12 == 0x02,
+        17 => true,
+        _ => false,
+    };
+    begins.then_some(destination)
 }
 
 /// The name in an answer.

@@ -20,20 +20,20 @@
 
 pub mod backend;
 pub mod service;
+pub mod suite;
 pub mod volley;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use netpol_userspace::netns::Netns;
-
 use crate::kube_proxy::{Config, KubeProxy, Mode};
 use crate::lab::{Cni, Lab, Pod, Scene};
-use crate::world::PATIENCE;
+use crate::world::{PATIENCE, eventually};
 use backend::Backend;
 pub use service::Service;
 pub use volley::Protocol;
@@ -48,8 +48,9 @@ const VOLLEY: usize = 8;
 const ENOUGH: usize = 100;
 
 /// Somebody who connects.
+#[derive(Clone)]
 pub struct Client {
-    pub pod: Pod,
+    pub pod: Arc<Pod>,
 }
 
 /// The lab, one namespace in it, and the two nodes' kube-proxies.
@@ -58,7 +59,6 @@ pub struct Cluster<'a> {
     pub scene: Scene<'a>,
     pub mode: Mode,
     proxies: RefCell<[KubeProxy<'a>; 2]>,
-    /// What netpol's manifests hold of each Service.
     last_service: Cell<u16>,
 }
 
@@ -130,8 +130,10 @@ impl<'a> Cluster<'a> {
             "" => self.scene.pod(name, node, labels),
             named => self.scene.pod_with_ports(name, node, labels, named),
         };
-        let backend =
+        let mut backend =
             Backend::start(name, &pod.netns, true, &pod.addresses, Some(node), ports);
+        let pod = Arc::new(pod);
+        backend.pod = Some(pod.clone());
         (Client { pod }, backend)
     }
 
@@ -151,7 +153,7 @@ impl<'a> Cluster<'a> {
     }
 
     pub fn client(&self, name: &str, node: usize, labels: &str) -> Client {
-        Client { pod: self.scene.pod(name, node, labels) }
+        Client { pod: Arc::new(self.scene.pod(name, node, labels)) }
     }
 
     // === Services ===
@@ -256,6 +258,26 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// Nobody answers there: every connection is refused, or dropped and counted.
+    pub fn expect_nobody(&self, from: &Client, addresses: &[IpAddr], port: u16) {
+        for &address in addresses {
+            for protocol in Protocol::BOTH {
+                let to = SocketAddr::new(address, port);
+                let before = self.lab.drops(&from.pod);
+                let mut shots = volley::fire(&from.pod.netns, to, protocol, VOLLEY);
+                eventually("every connection is refused or dropped", || {
+                    shots.iter_mut().for_each(Shot::poll);
+                    let refused = shots.iter().filter(|shot| shot.outcome.is_some()).count();
+                    let dropped = self.lab.drops(&from.pod) - before;
+                    refused + usize::try_from(dropped).unwrap() >= VOLLEY
+                });
+                for shot in shots {
+                    assert!(!matches!(shot.outcome, Some(Ok(_))), "{to}: {:?}", shot.outcome);
+                }
+            }
+        }
+    }
+
     fn describe(&self) -> String {
         format!("{:?} {:?} {}", self.mode, self.lab.topology, self.scene.namespace)
     }
@@ -271,14 +293,15 @@ impl<'a> Cluster<'a> {
         must_not: &[&Backend],
         tally: &mut Tally,
     ) {
-        let before = self.lab.drops(&from.pod);
+        let pods = judges(from, may, must_not);
+        let before = self.drops(&pods);
         let mut shots = volley::fire(&from.pod.netns, to, protocol, VOLLEY);
         CONNECTIONS.fetch_add(VOLLEY as u64, Ordering::Relaxed);
         let end = Instant::now() + PATIENCE;
         let dropped = loop {
             shots.iter_mut().for_each(Shot::poll);
             let answered = shots.iter().filter(|shot| shot.outcome.is_some()).count();
-            let dropped = usize::try_from(self.lab.drops(&from.pod) - before).unwrap();
+            let dropped = usize::try_from(self.drops(&pods) - before).unwrap();
             if answered + dropped >= VOLLEY
                 && (may.is_empty() || !self.still_coming(from, to, protocol, &shots, may))
             {
@@ -310,6 +333,10 @@ impl<'a> Cluster<'a> {
         }
         tally.fired += VOLLEY;
         tally.dropped += VOLLEY - answered;
+    }
+
+    fn drops(&self, pods: &[Arc<Pod>]) -> u64 {
+        pods.iter().map(|pod| self.lab.drops(pod)).sum()
     }
 
     /// A connection that has been translated to a backend that may answer, and has not yet.
@@ -348,6 +375,17 @@ impl<'a> Cluster<'a> {
     }
 }
 
+/// The pods at whose interfaces a connection may be dropped.
+fn judges(from: &Client, may: &[&Backend], must_not: &[&Backend]) -> Vec<Arc<Pod>> {
+    let mut pods = vec![from.pod.clone()];
+    for pod in may.iter().chain(must_not).filter_map(|backend| backend.pod.clone()) {
+        if pods.iter().all(|other| other.ifindex != pod.ifindex || other.node != pod.node) {
+            pods.push(pod);
+        }
+    }
+    pods
+}
+
 /// What became of some connections.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -378,10 +416,4 @@ pub fn main_addresses(lab: &Lab, number: usize) -> Vec<IpAddr> {
         all.iter().find(|other| other.is_ipv4() == address.is_ipv4()) == Some(address)
     });
     addresses
-}
-
-/// Waits for nothing: a namespace of its own for a command line.
-pub fn in_netns(netns: &Netns, program: &str, arguments: &[&str]) -> String {
-    let run = || Command::new(program).args(arguments).output().unwrap();
-    String::from_utf8_lossy(&netns.run(run).unwrap().stdout).into_owned()
 }

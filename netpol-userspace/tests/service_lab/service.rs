@@ -65,6 +65,13 @@ impl Service {
         self
     }
 
+    /// This port for TCP and for UDP, to targets of these names.
+    pub fn port_named(mut self, port: u16, tcp: &str, udp: &str) -> Self {
+        self = self.port(port, tcp);
+        self.ports.last_mut().unwrap().target = udp.to_owned();
+        self
+    }
+
     /// Gives all ports a node port: this one and, for the next pairs, those that follow.
     pub fn node_ports(mut self, first: u16) -> Self {
         for (pair, ports) in self.ports.chunks_mut(2).enumerate() {
