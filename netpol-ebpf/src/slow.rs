@@ -9,11 +9,11 @@ use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::{self, Outcome, Packet};
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps as _, Verdict};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Known, Maps as _, Verdict};
 
-use crate::frame::Skb;
+use crate::frame::{RawSkb, Skb};
 use crate::maps::{self, Kernel};
-use crate::{ALLOW, DENY, events};
+use crate::{ALLOW, DENY, events, stamp};
 
 /// The verdict on `skb`, as a tc return code.
 #[inline(never)]
@@ -35,25 +35,33 @@ pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
         }
         Verdict::drop(refusal_reason(parsed), 0)
     } else {
-        // Only what this host generated itself has no interface it came in by: forwarding,
-        // bridging and decapsulation all set it (net/core/dev.c: __netif_receive_skb_core).
-        // SAFETY: the context pointer is valid for the run of the program.
-        let is_from_node =
-            direction as u8 == Direction::Ingress as u8 && unsafe { (*skb).ingress_ifindex } == 0;
-        let arrival = Arrival { direction, is_from_node };
+        let arrival = match direction {
+            // Only what this host generated itself has no interface it came in by: forwarding,
+            // bridging and decapsulation all set it (net/core/dev.c: __netif_receive_skb_core).
+            // What the pod sent to itself through a Service may come from a node's address, but
+            // bears its stamp.
+            // SAFETY: the context pointer is valid for the run of the program.
+            Direction::Ingress => {
+                Arrival::ingress(unsafe { (*skb).ingress_ifindex } == 0 || stamp::is_own(skb))
+            }
+            Direction::Egress => Arrival::egress(),
+        };
         let inner = if parsed == RELATED { Some(&inner) } else { None };
         verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
     };
     if verdict.is_noted {
         events::note(skb, &endpoint, direction, &packet, &verdict);
     }
-    if verdict.is_allowed { ALLOW } else { DENY }
+    // A packet that cannot be stamped must not pass for one that need not be.
+    if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
 }
 
 /// [`Outcome`] as a number: below these, the reason of a refusal.
-const PACKET: u32 = 0x100;
-const RELATED: u32 = 0x101;
-const PASS: u32 = 0x102;
+pub const PACKET: u32 = 0x100;
+/// What an ICMP error is about was filled in, too.
+pub const RELATED: u32 = 0x101;
+/// It passes always.
+pub const PASS: u32 = 0x102;
 
 /// [`packet::parse`].
 #[unsafe(no_mangle)]
@@ -69,7 +77,28 @@ pub extern "C" fn netpol_parse(
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
         return Reason::Inconsistent as u32;
     };
-    match packet::parse(&Skb(skb), direction_of(direction), packet, inner) {
+    outcome_word(packet::parse(&Skb(skb), direction_of(direction), packet, inner))
+}
+
+/// [`packet::parse`] on a device without link-layer header.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_parse_raw(
+    skb: *mut __sk_buff,
+    direction: u32,
+    packet: *mut Packet,
+    inner: *mut Packet,
+) -> u32 {
+    // SAFETY: as above.
+    let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
+        return Reason::Inconsistent as u32;
+    };
+    outcome_word(packet::parse(&RawSkb(skb), direction_of(direction), packet, inner))
+}
+
+#[inline(always)]
+fn outcome_word(outcome: Outcome) -> u32 {
+    match outcome {
         Outcome::Packet => PACKET,
         Outcome::Related => RELATED,
         Outcome::Pass => PASS,
@@ -79,7 +108,7 @@ pub extern "C" fn netpol_parse(
 
 /// The inverse of `reason as u32` for the reasons that parsing gives.
 #[inline(always)]
-fn refusal_reason(number: u32) -> Reason {
+pub fn refusal_reason(number: u32) -> Reason {
     Reason::from_number(number as u8).unwrap_or(Reason::Inconsistent)
 }
 
@@ -95,13 +124,13 @@ impl Judge for Kernel {
     }
 
     #[inline(always)]
-    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
-        netpol_related4(endpoint, inner) == 1
+    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
+        known_of(netpol_related4(endpoint, inner))
     }
 
     #[inline(always)]
-    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
-        netpol_related6(endpoint, inner) == 1
+    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
+        known_of(netpol_related6(endpoint, inner))
     }
 }
 
@@ -126,7 +155,7 @@ macro_rules! family {
             verdict::judge_in(&Kernel, Kernel.$table(), &key, endpoint, arrival, packet).pack()
         }
 
-        /// [`verdict::is_related_in`] this family's table, as 1 or 0.
+        /// [`verdict::is_related_in`] this family's table, as a number.
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $related(endpoint: *const Endpoint, inner: *const Packet) -> u32 {
@@ -136,7 +165,7 @@ macro_rules! family {
                 return 0;
             };
             let key = $key(inner, endpoint.id);
-            verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, inner).into()
+            verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, inner) as u32
         }
     };
 }
@@ -151,10 +180,26 @@ fn direction_of(number: u32) -> Direction {
 
 #[inline(always)]
 fn arrival_word(arrival: Arrival) -> u32 {
-    arrival.direction as u32 | u32::from(arrival.is_from_node) << 1
+    arrival.direction as u32
+        | u32::from(arrival.is_from_node) << 1
+        | u32::from(arrival.is_translated) << 2
 }
 
 #[inline(always)]
 fn arrival_of(word: u32) -> Arrival {
-    Arrival { direction: direction_of(word & 1), is_from_node: word & 2 != 0 }
+    Arrival {
+        direction: direction_of(word & 1),
+        is_from_node: word & 2 != 0,
+        is_translated: word & 4 != 0,
+    }
+}
+
+/// The inverse of `known as u32`; an unknown number knows nothing.
+#[inline(always)]
+fn known_of(number: u32) -> Known {
+    match number {
+        1 => Known::Yes,
+        2 => Known::Stamped,
+        _ => Known::No,
+    }
 }

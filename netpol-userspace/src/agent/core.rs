@@ -202,6 +202,7 @@ impl Core {
     fn handle_synced(&mut self) {
         let begun = StdInstant::now();
         let backlog = std::mem::take(&mut self.backlog);
+        self.note_node();
         for change in &backlog {
             self.note_local(change);
         }
@@ -227,9 +228,20 @@ impl Core {
     pub fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.is_dirty = true;
+        self.note_node();
         if self.is_synced {
             self.rematch();
         }
+    }
+
+    /// Tells the datapath which interfaces packets leave by, and the compiler which addresses
+    /// they do not leave for.
+    fn note_node(&mut self) {
+        for failure in self.datapath.set_exits(&self.snapshot.exits) {
+            self.note_failure(failure);
+        }
+        let plan = self.compiler.set_node_addresses(self.snapshot.own_addresses.clone());
+        self.carry_out(&plan);
     }
 
     /// Someone wants to know when what was written before now is in force.
@@ -402,7 +414,12 @@ impl Core {
             tracing::warn!(endpoint, "the programs had been taken off its interface; put back");
             self.counters.repaired_attachments += 1;
         }
-        for failure in failures {
+        let (n_repaired, transit_failures) = self.datapath.verify_transit();
+        if n_repaired > 0 {
+            tracing::warn!(n_repaired, "transit programs had been taken off interfaces; put back");
+            self.counters.repaired_attachments += n_repaired as u64;
+        }
+        for failure in failures.into_iter().chain(transit_failures) {
             self.note_failure(failure);
         }
         if let Err(error) = self.datapath.collect_garbage() {

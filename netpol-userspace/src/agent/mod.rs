@@ -60,6 +60,7 @@ async fn run_async(options: Options) -> Result<()> {
         keep_established: options.keep_established,
         check_source: options.check_source,
         flow_buckets: None,
+        stamp_mark: options.mark_bit,
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;

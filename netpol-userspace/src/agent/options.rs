@@ -28,6 +28,8 @@ pub struct Options {
     pub attach: AttachMode,
     /// Pods may send from their own addresses only.
     pub check_source: bool,
+    /// The bit of packets' marks that the programs may use.
+    pub mark_bit: u32,
     /// Show the programs' debug lines.
     pub datapath_log: bool,
 }

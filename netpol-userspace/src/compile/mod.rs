@@ -23,6 +23,7 @@ mod settle;
 mod strings;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 pub use describe::{Problem, RuleView, Size};
 pub use ids::Ids;
@@ -146,8 +147,16 @@ impl Compiler {
         let Some(endpoint) = self.endpoints.remove(&id) else { return Plan::new() };
         self.unlist_endpoint(id, &endpoint.name.namespace);
         self.unnumbered.remove(&id);
+        self.engine.services.set_endpoint(id, Vec::new());
         self.engine.sets.release(endpoint.sets.ingress);
         self.engine.sets.release(endpoint.sets.egress);
+        self.settle(Dirty::default())
+    }
+
+    /// From now on the node itself has these addresses. What a Service leads to there is received
+    /// by the node without leaving it by an interface.
+    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Plan {
+        self.engine.services.set_node_addresses(addresses);
         self.settle(Dirty::default())
     }
 

@@ -11,7 +11,7 @@ use netpol_common::layout::{self, names};
 use super::attach::{AttachMode, Attacher};
 use super::error::{DatapathError, io_error};
 use super::filters::filter_programs;
-use super::load::{EGRESS, INGRESS};
+use super::load::ATTACHED;
 use super::maps::open;
 use super::pins::Pins;
 
@@ -43,9 +43,10 @@ pub fn cleanup(
     for &ifindex in &interfaces {
         attacher.detach_links(ifindex);
     }
+    attacher.detach_all_transit([]);
     let isolated = known(pins);
-    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();
-    interfaces.extend(detach_filters(pins, candidates)?);
+    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).chain(all_here());
+    interfaces.extend(detach_filters(pins, candidates.collect())?);
     let without = isolated.difference(&interfaces).copied().collect();
     Ok(Summary { interfaces, without, pins: pins.remove_all()? })
 }
@@ -72,8 +73,27 @@ fn known(pins: &Pins) -> BTreeSet<u32> {
         .collect()
 }
 
+/// Every interface of this network namespace: transit programs may be on any.
+fn all_here() -> Vec<u32> {
+    // SAFETY: the list ends with an index of zero, and is freed once.
+    unsafe {
+        let list = libc::if_nameindex();
+        if list.is_null() {
+            return Vec::new();
+        }
+        let mut here = Vec::new();
+        let mut next = list;
+        while (*next).if_index != 0 {
+            here.push((*next).if_index);
+            next = next.add(1);
+        }
+        libc::if_freenameindex(list);
+        here
+    }
+}
+
 fn detach_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
-    let ours: Vec<u32> = [INGRESS, EGRESS]
+    let ours: Vec<u32> = ATTACHED
         .iter()
         .filter_map(|name| ProgramInfo::from_pin(pins.program(name)).ok())
         .map(|info| info.id())
@@ -89,6 +109,7 @@ fn detach_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32
         }
         if has_ours {
             attacher.detach(ifindex);
+            attacher.detach_transit(ifindex);
             detached.insert(ifindex);
         }
     }

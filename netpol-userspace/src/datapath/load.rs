@@ -6,7 +6,7 @@ use std::io::Read as _;
 use aya::programs::{ProgramInfo, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::flow::{self, TIMEOUT_SECONDS, Timeouts};
-use netpol_common::layout::{FLOW4_BUCKETS, FLOW6_BUCKETS, names};
+use netpol_common::layout::{self, FLOW4_BUCKETS, FLOW6_BUCKETS, names};
 use rustix::time::{ClockId, clock_getres};
 
 use super::error::{DatapathError, bpf_error, io_error};
@@ -20,6 +20,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ne
 pub const INGRESS: &str = "netpol_ingress";
 /// Name of the program for traffic from pods, on the tc ingress hook.
 pub const EGRESS: &str = "netpol_egress";
+/// Name of the program for stamped packets on their way, on the tc egress hook.
+pub const TRANSIT: &str = "netpol_transit";
+/// The same for devices whose packets have no link-layer header.
+pub const TRANSIT_RAW: &str = "netpol_transit_raw";
+/// The programs that are attached on nodes.
+pub const ATTACHED: [&str; 4] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW];
 
 /// Name of the program that does nothing, the floor of measurements.
 pub const NOTHING: &str = "netpol_nothing";
@@ -34,13 +40,21 @@ pub struct LoadOptions {
     /// Buckets of the IPv4 and IPv6 flow tables (powers of two); `None`: the defaults, or those
     /// of the tables that are pinned.
     pub flow_buckets: Option<[u32; 2]>,
+    /// The bit of a packet's mark that netpol uses ([`layout::STAMP_MARK`]).
+    pub stamp_mark: u32,
     /// Write debug lines to the AYA_LOGS ring.
     pub log: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { keep_established: false, check_source: true, flow_buckets: None, log: false }
+        Self {
+            keep_established: false,
+            check_source: true,
+            flow_buckets: None,
+            stamp_mark: layout::STAMP_MARK,
+            log: false,
+        }
     }
 }
 
@@ -58,7 +72,10 @@ impl Programs {
         // tables are then still empty.
         let known = if pins.exist() { pinned_secret(pins)? } else { [0; 2] };
         let secret = if known == [0; 2] { random_secret()? } else { known };
-        let programs = Self::load_with(pins, options, &names::ALL, secret, masks)?;
+        let mut programs = Self::load_with(pins, options, &names::ALL, secret, masks)?;
+        for name in [TRANSIT, TRANSIT_RAW] {
+            programs.load_program(name)?;
+        }
         if secret != known {
             let control = mapped_control(pins)?;
             control.store(0, CONTROL_SECRET, secret[0]);
@@ -95,19 +112,24 @@ impl Programs {
             .override_global("TIMEOUTS", &timeouts, true)
             .override_global("KEEP_ESTABLISHED", &keep, true)
             .override_global("CHECK_SOURCE", &check, true)
+            .override_global("STAMP_MARK", &options.stamp_mark, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries(names::FLOWS4, masks[0] + 1)
             .map_max_entries(names::FLOWS6, masks[1] + 1);
         for name in names::ALL.iter().filter(|name| pinned.contains(name)) {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
+        let ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
+        let mut programs = Self { ebpf };
         for name in [INGRESS, EGRESS] {
-            program_mut(&mut ebpf, name)?
-                .load()
-                .map_err(bpf_error(format!("load program {name}")))?;
+            programs.load_program(name)?;
         }
-        Ok(Self { ebpf })
+        Ok(programs)
+    }
+
+    fn load_program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
+        self.program(name)?.load().map_err(bpf_error(format!("load program {name}")))?;
+        self.program(name)
     }
 
     /// The program for a direction.
@@ -122,15 +144,13 @@ impl Programs {
 
     /// Loads the program that does nothing, for measurements.
     pub fn load_nothing(&mut self) -> Result<&mut SchedClassifier, DatapathError> {
-        let program = self.program(NOTHING)?;
-        program.load().map_err(bpf_error(format!("load program {NOTHING}")))?;
-        self.program(NOTHING)
+        self.load_program(NOTHING)
     }
 
     /// Pins the programs, so that observers can run them; replaces older pins atomically enough:
     /// the links hold the programs, the pins are only for looking.
     pub fn pin(&mut self, pins: &Pins) -> Result<(), DatapathError> {
-        for name in [INGRESS, EGRESS] {
+        for name in ATTACHED {
             let path = pins.program(name);
             let _ = fs::remove_file(&path);
             self.program(name)?

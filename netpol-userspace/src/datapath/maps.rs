@@ -46,6 +46,8 @@ pub struct Maps {
     pub backends: Mapped,
     /// Services.
     pub services: HashMap<MapData, ServiceKeyBytes, u64>,
+    /// Interfaces of local endpoints by their addresses.
+    pub sources: HashMap<MapData, AddressBytes, u32>,
     /// Addresses of local endpoints.
     pub own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
     /// Counters.
@@ -85,6 +87,7 @@ fn expected(name: &str) -> Expected {
         names::OWN_ADDRESSES => {
             of(MapType::Hash, size_of::<l::OwnAddress>(), 4, Some(l::MAX_OWN_ADDRESSES))
         }
+        names::SOURCES => of(MapType::Hash, size_of::<l::Address>(), 4, Some(l::MAX_OWN_ADDRESSES)),
         names::SERVICES => of(MapType::Hash, size_of::<l::ServiceKey>(), 8, Some(l::MAX_SERVICES)),
         names::BACKENDS => array(8, Some(l::MAX_BACKENDS)),
         names::FRAGMENTS => {
@@ -162,6 +165,7 @@ impl Maps {
             rows: open(pins, names::ROWS)?,
             backends: mapped(pins, names::BACKENDS, is_writer)?,
             services: open(pins, names::SERVICES)?,
+            sources: open(pins, names::SOURCES)?,
             own_addresses: open(pins, names::OWN_ADDRESSES)?,
             counters: open(pins, names::COUNTERS)?,
         })

@@ -23,6 +23,7 @@ pub mod run;
 pub mod scratch;
 mod seed;
 mod services;
+mod transit;
 mod writer;
 
 pub use attach::AttachMode;

@@ -171,7 +171,7 @@ impl Datapath {
         for key in stale {
             ignore_missing(self.maps.own_addresses.remove(&key))?;
         }
-        Ok(())
+        self.forget_stale_sources()
     }
 
     /// Rows that could not be adopted and are not wanted either.

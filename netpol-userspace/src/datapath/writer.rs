@@ -5,7 +5,7 @@
 //! before its programs are attached, and goes only after they are detached; nothing a packet in
 //! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,9 +19,10 @@ use zerocopy::IntoBytes as _;
 use super::arena::{Arena, Placed, Region};
 use super::attach::{AttachMode, Attacher};
 use super::error::{DatapathError, bpf_error, io_error};
-use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
+use super::load::{EGRESS, INGRESS, LoadOptions, Programs, TRANSIT, TRANSIT_RAW};
 use super::maps::{CounterWords, Maps, RowBytes, RowKeyBytes};
 use super::pins::Pins;
+use super::transit::{CONTROL_FLAGS, Transit};
 use crate::compile::{
     Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step,
 };
@@ -68,6 +69,8 @@ pub struct Datapath {
     pub(super) backend_arena: Arena<[Backend]>,
     /// Services in the map, with the backends whose region they use.
     pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
+    /// Services that did not fit into the map.
+    pub(super) unplaced: BTreeSet<ServiceKey>,
     /// Backends of Services that were changed or cleared since the last grace period.
     pub(super) old_backends: Vec<Arc<[Backend]>>,
     /// Rows in the map, with the port set whose region they use.
@@ -75,6 +78,9 @@ pub struct Datapath {
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) garbage: HashSet<(SetId, ClassId)>,
     pub(super) program_ids: [u32; 2],
+    pub(super) transit: Transit,
+    /// Ids of the transit programs, by name.
+    pub(super) transit_ids: BTreeMap<&'static str, u32>,
     _lock: File,
 }
 
@@ -93,14 +99,20 @@ impl Datapath {
         let lock = pins.lock()?;
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
+        let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
+        let mut transit_ids = BTreeMap::new();
+        for name in [TRANSIT, TRANSIT_RAW] {
+            transit_ids.insert(name, programs.info(name)?.id());
+        }
         let mut datapath = Self {
             arena: Arena::new(layout::MAX_INTERVALS),
             backend_arena: Arena::new(layout::MAX_BACKENDS),
             services: HashMap::new(),
+            unplaced: BTreeSet::new(),
             old_backends: Vec::new(),
             maps,
             programs,
@@ -109,6 +121,8 @@ impl Datapath {
             endpoints: BTreeMap::new(),
             garbage: HashSet::new(),
             program_ids,
+            transit,
+            transit_ids,
             _lock: lock,
         };
         datapath.adopt_rows()?;
@@ -219,14 +233,17 @@ impl Datapath {
         addresses: HashSet<IpAddr>,
     ) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        let ifindex = endpoint.ifindex;
         let before = std::mem::replace(&mut endpoint.addresses, addresses.clone());
         for address in addresses.difference(&before) {
+            self.note_source(*address, ifindex)?;
             self.maps
                 .own_addresses
                 .insert(own_address(id, *address), 1, 0)
                 .map_err(|error| full_or(error, "own-address table", layout::MAX_OWN_ADDRESSES))?;
         }
         for address in before.difference(&addresses) {
+            self.forget_source(*address, ifindex)?;
             ignore_missing(self.maps.own_addresses.remove(&own_address(id, *address)))?;
         }
         Ok(())
@@ -260,12 +277,13 @@ impl Datapath {
     /// Carries out the steps in order. A failure concerns what it names; the other steps are
     /// done all the same.
     pub fn apply(&mut self, plan: &[Step]) -> Vec<EndpointFailure> {
-        let mut failures = Vec::new();
+        let mut failures = self.prepare_transit(plan);
         for step in plan {
             if let Err(failure) = self.apply_step(step) {
                 failures.push(failure);
             }
         }
+        self.settle_transit();
         failures
     }
 
@@ -432,7 +450,7 @@ impl Datapath {
     }
 
     /// Makes every flow of these endpoints be judged again at its next packet.
-    fn rejudge(&mut self, ids: &[EndpointId]) {
+    pub(super) fn rejudge(&mut self, ids: &[EndpointId]) {
         let epoch = self.next_epoch();
         for id in ids {
             let Some(endpoint) = self.endpoints.get_mut(id) else { continue };
@@ -581,7 +599,7 @@ pub fn address_of(address: IpAddr) -> Address {
     }
 }
 
-fn address_bytes(address: &Address) -> [u8; 20] {
+pub(super) fn address_bytes(address: &Address) -> [u8; 20] {
     zerocopy::transmute!(*address)
 }
 
