@@ -21,10 +21,11 @@
 
 pub mod packets;
 pub mod probe;
+mod rows;
 pub mod scene;
 pub mod shared;
 pub mod wire;
-mod wiring;
+pub mod wiring;
 
 use std::fs;
 use std::net::IpAddr;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use netpol_common::layout::{N_COUNTERS, Reason};
 use netpol_userspace::datapath::{Maps, Pins, observe};
 use netpol_userspace::model::Direction;
@@ -231,13 +233,15 @@ impl Lab {
         node.agent = Some(Agent::start(&node.netns, &line, &node.run_dir, log));
     }
 
-    /// Waits until everything written before is in force on both nodes.
+    /// Waits until everything written before is in force on both nodes, and insists that nothing
+    /// of it was refused.
     pub fn settle(&self) {
         thread::scope(|scope| {
             for node in &self.nodes {
                 scope.spawn(|| {
                     let status = node.agent.as_ref().expect("the agent runs").wait();
-                    assert_eq!(status["ready"], true, "{}: {status}", node.name);
+                    let is_clean = status["source"]["errors"].as_array().unwrap().is_empty();
+                    assert!(status["ready"] == true && is_clean, "{}: {status}", node.name);
                 });
             }
         });
@@ -282,6 +286,13 @@ impl Lab {
             .map(|direction| observe::drops(&self.counters(pod, direction)))
             .iter()
             .sum()
+    }
+
+    /// How many TCX programs are attached to the node's end of a pod's interface.
+    pub fn programs(&self, pod: &Pod) -> usize {
+        let query = |hook| SchedClassifier::query_tcx(&pod.interface, hook).unwrap().1.len();
+        let both = || [TcAttachType::Ingress, TcAttachType::Egress].map(query);
+        self.node(pod.node).netns.run(both).unwrap().iter().sum()
     }
 
     /// Those of the two addresses that this lab's families have.

@@ -92,6 +92,29 @@ fn tagged(
     complete(packet)
 }
 
+/// An ICMP error of this type and code about `quoted`, in whole.
+pub fn error(
+    source: IpAddr,
+    destination: IpAddr,
+    (kind, code): (u8, u8),
+    quoted: &[u8],
+) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    body.extend(quoted);
+    icmp(source, destination, kind, code, body)
+}
+
+/// "Port unreachable" of this family, type and code.
+pub fn port_unreachable(family_of: IpAddr) -> (u8, u8) {
+    if family_of.is_ipv4() { (3, 3) } else { (1, 4) }
+}
+
+/// An IPv6 packet with this hop limit.
+pub fn with_hop_limit(mut packet: Vec<u8>, hop_limit: u8) -> Vec<u8> {
+    packet[7] = hop_limit;
+    packet
+}
+
 /// An IPv4 packet with these options (a multiple of four bytes) in its header.
 pub fn with_options(mut packet: Vec<u8>, options: &[u8]) -> Vec<u8> {
     assert_eq!((packet[0], options.len() % 4), (0x45, 0));
@@ -116,11 +139,11 @@ pub fn with_extensions(mut packet: Vec<u8>, extensions: &[(u8, Vec<u8>)]) -> Vec
     packet
 }
 
-/// Hop-by-hop or destination options that say nothing, and a routing header with nothing left.
+/// Hop-by-hop or destination options that say nothing, a routing header without addresses, or the
+/// fragment header of what is no fragment (RFC 6946).
 pub fn padding(kind: u8) -> (u8, Vec<u8>) {
     match kind {
-        // Type 4 (segment routing) with one segment, already reached... type 0 with no addresses.
-        ROUTING => (kind, vec![0; 8]),
+        ROUTING | FRAGMENT => (kind, vec![0; 8]),
         // PadN over the six bytes.
         _ => (kind, vec![0, 0, 1, 4, 0, 0, 0, 0]),
     }

@@ -3,14 +3,16 @@
 //! waiting for something not to happen.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use netpol_common::layout::Reason;
 use netpol_userspace::model::Direction;
 use netpol_userspace::netns::Netns;
+use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::packets::{self, Tag};
@@ -93,19 +95,38 @@ impl Scene<'_> {
     // === One probe ===
 
     pub fn allows(&self, from: &Netns, to: SocketAddr, protocol: Protocol) {
+        self.allows_as(from, any(to), to, protocol);
+    }
+
+    /// With this local address and port.
+    pub fn allows_as(&self, from: &Netns, local: SocketAddr, to: SocketAddr, protocol: Protocol) {
         PROBES.fetch_add(1, Ordering::Relaxed);
         let done = match protocol {
-            Protocol::Udp => from.run(|| ask(to)),
-            Protocol::Tcp => from.run(|| exchange(to)),
+            Protocol::Udp => from.run(|| ask(local, to)),
+            Protocol::Tcp => from.run(|| exchange(local, to)),
         };
-        done.unwrap()
-            .unwrap_or_else(|error| panic!("{protocol:?} to {to} is not answered: {error}"));
+        done.unwrap().unwrap_or_else(|error| {
+            panic!("{protocol:?} from {local} to {to} is not answered: {error}")
+        });
     }
 
     /// `receiver`: who must not see it.
     pub fn denies(
         &self,
         from: &Netns,
+        to: SocketAddr,
+        protocol: Protocol,
+        receiver: Option<&Pod>,
+        at: At<'_>,
+    ) {
+        self.denies_as(from, any(to), to, protocol, receiver, at);
+    }
+
+    /// With this local address and port.
+    pub fn denies_as(
+        &self,
+        from: &Netns,
+        local: SocketAddr,
         to: SocketAddr,
         protocol: Protocol,
         receiver: Option<&Pod>,
@@ -119,7 +140,7 @@ impl Scene<'_> {
         match protocol {
             Protocol::Udp => {
                 let tag = packets::tag();
-                let socket = from.run(|| udp_to(to)).unwrap();
+                let socket = from.run(|| udp_to(local, to)).unwrap();
                 socket.send(&tag).unwrap();
                 self.is_dropped(&what, before, at, || {
                     socket.recv(&mut [0; 8]).is_ok()
@@ -127,7 +148,7 @@ impl Scene<'_> {
                 });
             }
             Protocol::Tcp => {
-                let socket = from.run(|| connecting(to)).unwrap();
+                let socket = from.run(|| connecting(local, to)).unwrap();
                 self.is_dropped(&what, before, at, || {
                     rustix::net::getpeername(&socket).is_ok_and(|peer| peer.is_some())
                 });
@@ -160,7 +181,7 @@ impl Scene<'_> {
                 pod.name,
                 self.lab.counters(pod, direction)
             );
-            std::thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -226,36 +247,72 @@ fn any(family_of: SocketAddr) -> SocketAddr {
 }
 
 /// A UDP socket that talks to this address alone and does not wait.
-fn udp_to(to: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(any(to)).unwrap();
+fn udp_to(local: SocketAddr, to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(local).unwrap();
     socket.connect(to).unwrap();
     socket.set_nonblocking(true).unwrap();
     socket
 }
 
 /// A question that gets its answer; one packet, as nothing loses any here.
-fn ask(to: SocketAddr) -> std::io::Result<()> {
-    let socket = udp_to(to);
+fn ask(local: SocketAddr, to: SocketAddr) -> std::io::Result<()> {
+    let socket = udp_to(local, to);
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(&packets::tag())?;
     socket.recv(&mut [0; 8]).map(drop)
 }
 
-fn exchange(to: SocketAddr) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn exchange(local: SocketAddr, to: SocketAddr) -> std::io::Result<()> {
+    let mut stream = connect(local, to)?;
     stream.write_all(b"x")?;
     stream.read_exact(&mut [0])
 }
 
+/// A connection, patiently.
+fn connect(local: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = tcp_socket(local, SocketFlags::CLOEXEC);
+    let patience = Some(PATIENCE);
+    for which in [Timeout::Recv, Timeout::Send] {
+        rustix::net::sockopt::set_socket_timeout(&socket, which, patience)?;
+    }
+    rustix::net::connect(&socket, &to)?;
+    Ok(socket.into())
+}
+
 /// A connection that has been started and that nobody waits for.
-fn connecting(to: SocketAddr) -> OwnedFd {
-    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
+fn connecting(local: SocketAddr, to: SocketAddr) -> OwnedFd {
+    let socket = tcp_socket(local, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => socket,
         Err(error) => panic!("cannot connect to {to}: {error}"),
     }
+}
+
+fn tcp_socket(local: SocketAddr, flags: SocketFlags) -> OwnedFd {
+    let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
+    rustix::net::bind(&socket, &local).unwrap();
+    socket
+}
+
+/// Sends this many bytes each way over a connection from one namespace to an address of another.
+pub fn transfer(from: &Netns, to: &Netns, address: SocketAddr, length: usize) {
+    PROBES.fetch_add(1, Ordering::Relaxed);
+    let listener = to.run(|| TcpListener::bind(address).unwrap()).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes).expect("the whole arrives");
+        stream.write_all(&bytes).expect("the answer leaves");
+    });
+    let mut stream = from.run(|| connect(any(address), address)).unwrap().unwrap();
+    let sent: Vec<u8> = (0..length).map(|number| number as u8).collect();
+    stream.write_all(&sent).expect("the whole leaves");
+    let mut received = vec![0; length];
+    stream.read_exact(&mut received).expect("the answer arrives");
+    assert!(sent == received, "the bytes of a TCP connection are changed");
+    server.join().unwrap();
 }

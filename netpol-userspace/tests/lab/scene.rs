@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use netpol_userspace::netns::{self, Netns};
 
 use super::wire::Wire;
-use super::{Lab, unique, wiring};
+use super::{Lab, unique, wire, wiring};
 use crate::world::traffic::Server;
 use crate::world::{eventually, ip};
 
@@ -47,6 +48,20 @@ impl Pod {
     /// Its `eth0`, frame by frame; everything is recorded from the first call on.
     pub fn wire(&self) -> &Wire {
         self.wire.get_or_init(|| Wire::open(&self.netns))
+    }
+
+    /// The link-layer address that the pod sends to what is not on its link; the pod has talked to
+    /// its node already.
+    pub fn gateway(&self) -> [u8; 6] {
+        let run = || Command::new("ip").args(["-j", "neigh", "show", "dev", "eth0"]).output();
+        let output = self.netns.run(run).unwrap().unwrap();
+        let known: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let gateways = wiring::gateways(self.node);
+        let is_gateway = |entry: &&serde_json::Value| {
+            gateways.iter().any(|gateway| entry["dst"] == gateway.as_str())
+        };
+        let entry = known.iter().find(is_gateway).expect("the pod knows its gateway");
+        wire::link_address(entry["lladdr"].as_str().unwrap())
     }
 
     /// Runs lines of `ip` in the pod.

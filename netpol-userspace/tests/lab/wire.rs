@@ -14,6 +14,7 @@ use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
 };
 
+use super::{Pod, packets};
 use crate::world::eventually;
 
 /// `ETH_P_ALL` of linux/if_ether.h: every frame, before anything can drop it.
@@ -22,6 +23,15 @@ pub const EVERYTHING: u16 = 3;
 const HEADER_INCLUDED: u32 = 255;
 /// An ethertype for experiments (IEEE 802).
 pub const EXPERIMENTAL: u16 = 0x88b5;
+
+/// Ethertype of a VLAN tag (IEEE 802.1Q).
+const VLAN: u16 = 0x8100;
+/// Ethertypes of what pods speak.
+pub const IPV4: u16 = 0x0800;
+pub const ARP: u16 = 0x0806;
+pub const IPV6: u16 = 0x86dd;
+/// All stations.
+pub const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// What passes through a namespace: a packet socket and a thread that writes down what it sees.
 pub struct Wire {
@@ -42,6 +52,26 @@ impl Wire {
         (wire.interface, wire.own) = wire.learn(netns);
         let (socket, frames, stop) = (wire.socket.clone(), wire.frames.clone(), wire.stop.clone());
         wire.thread = Some(thread::spawn(move || record(&socket, &frames, &stop)));
+        wire
+    }
+
+    /// The node's end of a pod's interface: what is sent here goes towards the pod. Records
+    /// nothing. Frames get the node's link-layer address that the pod sees.
+    pub fn towards(node: &Netns, pod: &Pod) -> Self {
+        let mut wire = Self::record(node, EVERYTHING);
+        let tag = packets::tag();
+        pod.wire().send_as(BROADCAST, EXPERIMENTAL, &tag);
+        let mut buffer = vec![0; 2048];
+        eventually("the node sees the pod's frame", || {
+            // The first place it comes to, even if a bridge hands it on, is the pod's interface.
+            match rustix::net::recvfrom(&wire.socket, &mut buffer, RecvFlags::empty()) {
+                Ok((_, length, address)) if buffer[14..length].starts_with(&tag) => {
+                    wire.interface = address;
+                    true
+                }
+                _ => false,
+            }
+        });
         wire
     }
 
@@ -99,6 +129,14 @@ impl Wire {
         frame.extend(ethertype.to_be_bytes());
         frame.extend(payload);
         self.send(&frame);
+    }
+
+    /// The same with a VLAN tag.
+    pub fn send_tagged(&self, destination: [u8; 6], vlan: u16, ethertype: u16, payload: &[u8]) {
+        let mut inner = Vec::from(vlan.to_be_bytes());
+        inner.extend(ethertype.to_be_bytes());
+        inner.extend(payload);
+        self.send_as(destination, VLAN, &inner);
     }
 
     /// The link-layer address of `eth0`.
@@ -169,6 +207,11 @@ fn own_address(netns: &Netns) -> [u8; 6] {
     let output = netns.run(run).unwrap();
     let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let text = links[0]["address"].as_str().unwrap();
+    link_address(text)
+}
+
+/// A link-layer address from its usual form.
+pub fn link_address(text: &str) -> [u8; 6] {
     let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap());
     bytes.collect::<Vec<u8>>().try_into().unwrap()
 }

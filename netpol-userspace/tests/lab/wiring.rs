@@ -39,6 +39,20 @@ pub fn pod_addresses(node: usize, pod: u32) -> [String; 2] {
     [format!("10.244.{node}.{pod}"), format!("fd00:10:244:{node}::{pod:x}")]
 }
 
+/// What a pod of this node may have as its gateway.
+pub fn gateways(node: usize) -> Vec<String> {
+    let [v4, v6] = pod_addresses(node, 1);
+    vec![v4, v6, GATEWAY[0].to_owned(), GATEWAY[1].to_owned()]
+}
+
+/// The route from a pod's node to the pod, for lines of `ip route replace`.
+pub fn route_to_pod(lab: &Lab, pod: &Pod, address: IpAddr) -> String {
+    match lab.topology.cni {
+        Cni::Routed => format!("{address} dev {}", pod.interface),
+        _ => format!("{address} dev cbr0"),
+    }
+}
+
 /// All addresses of a node, main ones first.
 pub fn node_addresses(lab: &Lab, node: usize) -> Vec<IpAddr> {
     let mut all = vec![main_addresses(node), loopback_addresses(node)];
