@@ -178,8 +178,7 @@ impl Writer<'_> {
         }
         if port.external().is_empty() {
             let local = "-m addrtype --dst-type LOCAL";
-            self.filter
-                .add(format!("-A KUBE-EXTERNAL-SERVICES {local} {to} -j {}", refusal(port)));
+            self.filter.add(format!("-A KUBE-EXTERNAL-SERVICES {local} {to} -j {}", refusal(port)));
         }
     }
 

@@ -239,9 +239,7 @@ fn run(netns: &Netns, command: Vec<&'static str>, input: &str) {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| {
-                panic!("{}: {error}; run `cargo xtask setup`", command[0])
-            });
+            .unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask setup`", command[0]));
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     };

@@ -62,7 +62,8 @@ pub(super) fn rules(family: Family, ports: &[Port], config: &Config, before: &[S
         writer.port(port);
     }
     let mut chains = std::mem::take(&mut writer.chains);
-    for stale in before.iter().filter(|chain| !chains.contains(chain)).cloned().collect::<Vec<_>>() {
+    for stale in before.iter().filter(|chain| !chains.contains(chain)).cloned().collect::<Vec<_>>()
+    {
         writer.lines.add(format!("flush chain {ip} kube-proxy {stale}"));
         chains.push(stale);
     }
@@ -149,7 +150,13 @@ impl Writer {
         let internal_chain = if port.internal_local { &local_chain } else { &cluster_chain };
         self.element("cluster-ips", port.cluster_ip.to_string());
         let none = if port.cluster.is_empty() { "goto reject-chain" } else { "drop" };
-        self.service_address(port.cluster_ip, port, internal_chain, port.internal().is_empty(), none);
+        self.service_address(
+            port.cluster_ip,
+            port,
+            internal_chain,
+            port.internal().is_empty(),
+            none,
+        );
         if port.externally_accessible() {
             self.external(port, &external_chain, &cluster_chain, &local_chain, none);
         }
@@ -174,7 +181,10 @@ impl Writer {
         if self.config.masquerade_all {
             self.rule(chain, format!("{to_cluster_ip} jump mark-for-masquerade"));
         } else {
-            self.rule(chain, format!("{to_cluster_ip} {ip} saddr != {pods} jump mark-for-masquerade"));
+            self.rule(
+                chain,
+                format!("{to_cluster_ip} {ip} saddr != {pods} jump mark-for-masquerade"),
+            );
         }
         for &endpoint in endpoints {
             // A goto needs its target.

@@ -47,8 +47,7 @@ impl Port {
     }
 
     pub fn uses_cluster(&self) -> bool {
-        !self.cluster.is_empty()
-            && (!self.internal_local || self.externally_accessible())
+        !self.cluster.is_empty() && (!self.internal_local || self.externally_accessible())
     }
 
     pub fn uses_local(&self) -> bool {
@@ -70,7 +69,8 @@ pub fn of(
     config: &Config,
 ) -> Vec<Port> {
     let spec = service.spec.as_ref().unwrap();
-    let cluster_ips = spec.cluster_ips.clone().or_else(|| spec.cluster_ip.clone().map(|ip| vec![ip]));
+    let cluster_ips =
+        spec.cluster_ips.clone().or_else(|| spec.cluster_ip.clone().map(|ip| vec![ip]));
     let cluster_ip = in_family(cluster_ips.unwrap_or_default(), family).first().copied();
     let Some(cluster_ip) = cluster_ip else { return Vec::new() };
     let (namespace, name) = super::name_of(&service.metadata);
@@ -124,12 +124,15 @@ fn endpoints(
     node: &str,
 ) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
     let mut all = Vec::new();
-    for slice in slices.iter().filter(|slice| (slice.address_type == "IPv4") == (family == Family::V4)) {
+    for slice in
+        slices.iter().filter(|slice| (slice.address_type == "IPv4") == (family == Family::V4))
+    {
         let same = |other: &&discovery::EndpointPort| {
             other.name.as_deref().unwrap_or("") == port.name.as_deref().unwrap_or("")
                 && protocol(other.protocol.as_deref()) == protocol(port.protocol.as_deref())
         };
-        let Some(number) = slice.ports.iter().flatten().find(same).and_then(|port| port.port) else {
+        let Some(number) = slice.ports.iter().flatten().find(same).and_then(|port| port.port)
+        else {
             continue;
         };
         for endpoint in &slice.endpoints {

@@ -2,9 +2,9 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -209,8 +209,7 @@ impl Tap {
     /// is lost: so each look is preceded by another one before what must not arrive is sent.)
     fn count(&self) -> u64 {
         let mut frame = [0; 2048];
-        while let Ok((length, _)) =
-            rustix::net::recv(&self.socket, &mut frame, RecvFlags::DONTWAIT)
+        while let Ok((length, _)) = rustix::net::recv(&self.socket, &mut frame, RecvFlags::DONTWAIT)
         {
             let begins = begins_something(&frame[..length]);
             if begins.is_some_and(|address| self.addresses.contains(&address)) {

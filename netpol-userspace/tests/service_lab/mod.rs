@@ -20,6 +20,7 @@
 
 pub mod backend;
 pub mod service;
+pub mod stream;
 pub mod suite;
 pub mod volley;
 
@@ -31,13 +32,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use netpol_common::layout::Reason;
+use netpol_userspace::model::Direction;
+
 use crate::kube_proxy::{Config, KubeProxy, Mode};
 use crate::lab::{Cni, Lab, Pod, Scene};
 use crate::world::{PATIENCE, eventually};
 use backend::Backend;
 pub use service::Service;
 pub use volley::Protocol;
-use volley::Shot;
+use volley::{Ports, Shot};
 
 /// Connections made by all tests of this binary, for the record.
 pub static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
@@ -60,6 +64,7 @@ pub struct Cluster<'a> {
     pub mode: Mode,
     proxies: RefCell<[KubeProxy<'a>; 2]>,
     last_service: Cell<u16>,
+    pub ports: Ports,
 }
 
 impl<'a> Cluster<'a> {
@@ -87,6 +92,7 @@ impl<'a> Cluster<'a> {
             mode,
             proxies: RefCell::new([1, 2].map(proxy)),
             last_service: Cell::new(0),
+            ports: Ports::new(),
         };
         for number in [1, 2] {
             cluster.declare_node(number);
@@ -130,8 +136,7 @@ impl<'a> Cluster<'a> {
             "" => self.scene.pod(name, node, labels),
             named => self.scene.pod_with_ports(name, node, labels, named),
         };
-        let mut backend =
-            Backend::start(name, &pod.netns, true, &pod.addresses, Some(node), ports);
+        let mut backend = Backend::start(name, &pod.netns, true, &pod.addresses, Some(node), ports);
         let pod = Arc::new(pod);
         backend.pod = Some(pod.clone());
         (Client { pod }, backend)
@@ -162,7 +167,10 @@ impl<'a> Cluster<'a> {
     pub fn service(&self, name: &str) -> Service {
         let number = self.last_service.get() + 1;
         self.last_service.set(number);
-        Service::new(name, self.addresses(&format!("10.96.0.{number}"), &format!("fd00:10:96::{number:x}")))
+        Service::new(
+            name,
+            self.addresses(&format!("10.96.0.{number}"), &format!("fd00:10:96::{number:x}")),
+        )
     }
 
     /// Those of the two that the lab's families have.
@@ -263,12 +271,12 @@ impl<'a> Cluster<'a> {
         for &address in addresses {
             for protocol in Protocol::BOTH {
                 let to = SocketAddr::new(address, port);
-                let before = self.lab.drops(&from.pod);
-                let mut shots = volley::fire(&from.pod.netns, to, protocol, VOLLEY);
+                let before = self.drops(&[from.pod.clone()]);
+                let mut shots = volley::fire(&from.pod.netns, &self.ports, to, protocol, VOLLEY);
                 eventually("every connection is refused or dropped", || {
                     shots.iter_mut().for_each(Shot::poll);
                     let refused = shots.iter().filter(|shot| shot.outcome.is_some()).count();
-                    let dropped = self.lab.drops(&from.pod) - before;
+                    let dropped = self.drops(&[from.pod.clone()]) - before;
                     refused + usize::try_from(dropped).unwrap() >= VOLLEY
                 });
                 for shot in shots {
@@ -295,7 +303,7 @@ impl<'a> Cluster<'a> {
     ) {
         let pods = judges(from, may, must_not);
         let before = self.drops(&pods);
-        let mut shots = volley::fire(&from.pod.netns, to, protocol, VOLLEY);
+        let mut shots = volley::fire(&from.pod.netns, &self.ports, to, protocol, VOLLEY);
         CONNECTIONS.fetch_add(VOLLEY as u64, Ordering::Relaxed);
         let end = Instant::now() + PATIENCE;
         let dropped = loop {
@@ -335,8 +343,15 @@ impl<'a> Cluster<'a> {
         tally.dropped += VOLLEY - answered;
     }
 
+    /// How many packets that began something were dropped at these pods' interfaces. (Not those
+    /// of earlier connections that a change of policy has cut.)
     fn drops(&self, pods: &[Arc<Pod>]) -> u64 {
-        pods.iter().map(|pod| self.lab.drops(pod)).sum()
+        let count = |pod: &Arc<Pod>, direction| {
+            let counters = self.lab.counters(pod, direction);
+            counters[Reason::Policy as usize] + counters[Reason::ServiceMixed as usize]
+        };
+        let both = |pod| count(pod, Direction::Ingress) + count(pod, Direction::Egress);
+        pods.iter().map(both).sum()
     }
 
     /// A connection that has been translated to a backend that may answer, and has not yet.

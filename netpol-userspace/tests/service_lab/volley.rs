@@ -1,8 +1,9 @@
 //! Many connections at once, and what became of each. Must never wait for something not to
 //! happen: a lost packet is one that somebody counted.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use netpol_userspace::netns::Netns;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -45,16 +46,49 @@ enum State {
     Asked(TcpStream, Vec<u8>),
 }
 
+/// Ports for clients, none of which comes twice: what is known of an earlier connection, here and
+/// in the kernel's tables, says nothing about a new one.
+pub struct Ports(AtomicU16);
+
+impl Ports {
+    pub const fn new() -> Self {
+        Self(AtomicU16::new(1024))
+    }
+
+    fn next(&self) -> u16 {
+        let port = self.0.fetch_add(1, Ordering::Relaxed);
+        assert!(port >= 1024, "all ports have been used");
+        port
+    }
+
+    /// Makes a socket that is bound to a port that nobody in this namespace has.
+    pub fn bound<T>(&self, bind: impl Fn(u16) -> std::io::Result<T>) -> T {
+        loop {
+            match bind(self.next()) {
+                Ok(socket) => return socket,
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => panic!("cannot bind: {error}"),
+            }
+        }
+    }
+}
+
 /// Starts so many connections to an address.
-pub fn fire(from: &Netns, to: SocketAddr, protocol: Protocol, count: usize) -> Vec<Shot> {
-    from.run(|| (0..count).map(|_| Shot::fire(to, protocol)).collect()).unwrap()
+pub fn fire(
+    from: &Netns,
+    ports: &Ports,
+    to: SocketAddr,
+    protocol: Protocol,
+    count: usize,
+) -> Vec<Shot> {
+    from.run(|| (0..count).map(|_| Shot::fire(ports, to, protocol)).collect()).unwrap()
 }
 
 impl Shot {
-    fn fire(to: SocketAddr, protocol: Protocol) -> Self {
+    fn fire(ports: &Ports, to: SocketAddr, protocol: Protocol) -> Self {
         match protocol {
             Protocol::Udp => {
-                let socket = UdpSocket::bind(any(to)).unwrap();
+                let socket = ports.bound(|port| UdpSocket::bind(any(to, port)));
                 socket.connect(to).unwrap();
                 socket.set_nonblocking(true).unwrap();
                 let local = socket.local_addr().unwrap();
@@ -62,11 +96,17 @@ impl Shot {
                 Self { state: State::Udp(socket), local, outcome: None }
             }
             Protocol::Tcp => {
-                let stream = connecting(to);
+                let stream = connecting_from(ports, to);
                 let local = stream.local_addr().unwrap();
                 Self { state: State::Connecting(stream), local, outcome: None }
             }
         }
+    }
+
+    /// Asks once more, by the same socket.
+    pub fn repeat(&self) {
+        let State::Udp(socket) = &self.state else { panic!("TCP repeats by itself") };
+        socket.send(QUESTION).unwrap();
     }
 
     /// Looks what has happened.
@@ -112,19 +152,23 @@ impl Shot {
     }
 }
 
-fn any(family_of: SocketAddr) -> SocketAddr {
+pub fn any(family_of: SocketAddr, port: u16) -> SocketAddr {
     let address: IpAddr = match family_of {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    (address, 0).into()
+    (address, port).into()
 }
 
 /// A connection that has been started and that nobody waits for.
-fn connecting(to: SocketAddr) -> TcpStream {
+pub fn connecting_from(ports: &Ports, to: SocketAddr) -> TcpStream {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
+    let socket = ports.bound(|port| {
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        rustix::net::bind(&socket, &any(to, port))?;
+        Ok(socket)
+    });
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => socket.into(),
         Err(error) => panic!("cannot connect to {to}: {error}"),
