@@ -135,7 +135,7 @@ impl Rig {
     /// Packets to this address and TCP port are judged by these (class, port) kinds of backends.
     pub fn service(&mut self, address: &str, port: u16, kinds: &[(u32, u16)]) {
         let key = ServiceKey { address: address.parse().unwrap(), protocol: Protocol::Tcp, port };
-        let backend = |&(class, port)| Backend { class: ClassId(class), port };
+        let backend = |&(class, port)| Backend::at(ClassId(class), port);
         self.apply(&[Step::SetService(key, kinds.iter().map(backend).collect())]);
     }
 
