@@ -335,7 +335,9 @@ impl<'a> Cluster<'a> {
         }
         if must_not.is_empty() || protocol == Protocol::Udp {
             // A TCP connection tries more than once.
-            assert_eq!(answered + dropped, VOLLEY, "{what}: so many answers and drops");
+            let tracked = || self.tracked(from, to, protocol);
+            let seen = answered + dropped;
+            assert_eq!(seen, VOLLEY, "{what}: {answered} answers, {dropped} drops\n{}", tracked());
         }
         tally.fired += VOLLEY;
         tally.dropped += VOLLEY - answered;
