@@ -19,8 +19,9 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
     if !stamp::is_on(skb) {
         return ALLOW;
     }
-    let sender = stamp::sender(skb);
-    if let Some((ifindex, endpoint)) = sender {
+    let mut sender = 0;
+    if let Some((ifindex, endpoint)) = stamp::sender(skb) {
+        sender = ifindex;
         // Back to whoever sent it: the program there has to recognise it.
         // SAFETY: the context pointer is valid for the run of the program.
         if ifindex == unsafe { (*skb).ifindex } {
@@ -31,7 +32,7 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
             return ALLOW;
         }
     }
-    judge::<RAW>(skb)
+    judge::<RAW>(skb, sender)
 }
 
 /// A function of its own, so that its stack is not added to that of [`judge`].
@@ -54,8 +55,9 @@ fn is_established<const RAW: bool>(skb: *mut __sk_buff, endpoint: &Endpoint) -> 
     known as u32 != Known::No as u32
 }
 
+/// `sender`: the interface of whoever stamped the packet, 0 if the stamp does not say so any more.
 #[inline(never)]
-fn judge<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
+fn judge<const RAW: bool>(skb: *mut __sk_buff, sender: u32) -> i32 {
     let mut packet = Packet::default();
     let mut inner = Packet::default();
     let egress = Direction::Egress as u32;
@@ -67,14 +69,16 @@ fn judge<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
     if parsed == PASS {
         return ALLOW;
     }
-    let Some((ifindex, endpoint)) = sender(skb, &packet) else {
+    // Then its source says so, unless that was translated too.
+    let sender = if sender == 0 { interface_of(&packet) } else { sender };
+    let Some(endpoint) = maps::endpoint_at(sender) else {
         events::count(0, Direction::Egress, Reason::ServiceMixed);
         return DENY;
     };
     // SAFETY: the context pointer is valid for the run of the program.
-    let is_back = ifindex == unsafe { (*skb).ifindex };
+    let is_back = sender == unsafe { (*skb).ifindex };
     // The stamp stays on what goes to its sender, who has to recognise it.
-    if is_back || parsed >= PACKET && Kernel.owns(endpoint.id, &packet.remote) {
+    if is_back || parsed >= PACKET && owns(&endpoint, &packet) {
         return ALLOW;
     }
     let verdict = if parsed >= PACKET {
@@ -98,12 +102,17 @@ fn judge<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
     ALLOW
 }
 
-/// Who sent the packet: by its stamp, else by its source, unless that was translated too.
-#[inline(always)]
-fn sender(skb: *mut __sk_buff, packet: &Packet) -> Option<(u32, Endpoint)> {
-    if let Some(sender) = stamp::sender(skb) {
-        return Some(sender);
+/// The interface of the endpoint that the packet's source belongs to, or 0.
+#[inline(never)]
+fn interface_of(packet: &Packet) -> u32 {
+    match maps::interface_of(&packet.local) {
+        Some(ifindex) => ifindex,
+        None => 0,
     }
-    let ifindex = maps::interface_of(&packet.local)?;
-    Some((ifindex, maps::endpoint_at(ifindex)?))
+}
+
+/// Whether the packet goes to the endpoint itself. A function of its own for its stack.
+#[inline(never)]
+fn owns(endpoint: &Endpoint, packet: &Packet) -> bool {
+    Kernel.owns(endpoint.id, &packet.remote)
 }

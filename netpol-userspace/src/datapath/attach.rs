@@ -13,7 +13,7 @@ use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
-use super::filters::{Filter, filter_programs, filters};
+use super::filters::{Filter, filter_programs, filters, has_ingress_qdisc};
 use super::load::{EGRESS, INGRESS, Programs, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
 use super::probe::grace_period;
@@ -92,6 +92,7 @@ impl Attacher {
                 };
                 attach_tcx(program, &interface, hook, before.as_ref(), &path)
             } else {
+                require_clsact(ifindex, &interface, &what)?;
                 attach_clsact(program, &interface, hook, HANDLE)
             };
             result.map_err(bpf_error(what))?;
@@ -114,15 +115,18 @@ impl Attacher {
         name: &str,
     ) -> Result<(), DatapathError> {
         let interface = interface_name(ifindex)?;
+        programs.transit(name)?;
+        programs.pin_program(&self.pins, name)?;
         let program = programs.program(name)?;
-        let hook = TcAttachType::Egress;
+        let (hook, what) = (TcAttachType::Egress, format!("attach {name} to {interface}"));
         let result = if self.is_tcx {
             let path = self.link_path(ifindex, transit_link_name(name));
             attach_tcx(program, &interface, hook, None, &path)
         } else {
+            require_clsact(ifindex, &interface, &what)?;
             attach_clsact(program, &interface, hook, TRANSIT_HANDLE)
         };
-        result.map_err(bpf_error(format!("attach {name} to {interface}")))?;
+        result.map_err(bpf_error(what))?;
         if self.is_tcx {
             detach_transit_filters(ifindex);
         } else {
@@ -195,11 +199,11 @@ impl Attacher {
         for (path, _, name) in self.pinned_links() {
             let transit = TRANSITS.into_iter().find(|(_, link)| *link == name);
             let program = match (name.as_str(), transit) {
-                (_, Some((program, _))) => program,
-                ("ingress", None) => INGRESS,
-                _ => EGRESS,
+                (_, Some((program, _))) => programs.transit(program)?,
+                ("ingress", None) => programs.program(INGRESS)?,
+                _ => programs.program(EGRESS)?,
             };
-            replace_pinned(programs.program(program)?, &path)
+            replace_pinned(program, &path)
                 .map_err(bpf_error(format!("replace the program of link {}", path.display())))?;
         }
         Ok(())
@@ -343,6 +347,20 @@ fn detach_now(link: FdLink) {
             libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attribute, size_of::<u32>());
         }
     }
+}
+
+/// Fails where the kernel would put a filter for the egress hook on the ingress hook.
+fn require_clsact(ifindex: u32, interface: &str, what: &str) -> Result<(), DatapathError> {
+    let is_taken = has_ingress_qdisc(ifindex)
+        .map_err(io_error(format!("{what}: list the qdiscs of {interface}")))?;
+    if !is_taken {
+        return Ok(());
+    }
+    Err(DatapathError::Missing(format!(
+        "{what}: it has an ingress qdisc, where the kernel has no place for a program that sees \
+         what leaves by it; have whoever made it use clsact instead (`tc qdisc del dev \
+         {interface} ingress`, `tc qdisc add dev {interface} clsact`), or use TCX"
+    )))
 }
 
 /// Priorities to try: one of them is free, or belongs to filters that ours can stand beside.

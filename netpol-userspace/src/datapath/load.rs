@@ -72,10 +72,7 @@ impl Programs {
         // tables are then still empty.
         let known = if pins.exist() { pinned_secret(pins)? } else { [0; 2] };
         let secret = if known == [0; 2] { random_secret()? } else { known };
-        let mut programs = Self::load_with(pins, options, &names::ALL, secret, masks)?;
-        for name in [TRANSIT, TRANSIT_RAW] {
-            programs.load_program(name)?;
-        }
+        let programs = Self::load_with(pins, options, &names::ALL, secret, masks)?;
         if secret != known {
             let control = mapped_control(pins)?;
             control.store(0, CONTROL_SECRET, secret[0]);
@@ -132,7 +129,15 @@ impl Programs {
         self.program(name)
     }
 
-    /// The program for a direction.
+    /// A transit program, loaded when it is first asked for.
+    pub fn transit(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
+        if self.program(name)?.fd().is_ok() {
+            return self.program(name);
+        }
+        self.load_program(name)
+    }
+
+    /// A program that is loaded, or loaded by whoever asks for it.
     pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
         program_mut(&mut self.ebpf, name)
     }
@@ -153,11 +158,20 @@ impl Programs {
         for name in ATTACHED {
             let path = pins.program(name);
             let _ = fs::remove_file(&path);
-            self.program(name)?
-                .pin(&path)
-                .map_err(bpf_error(format!("pin program {}", path.display())))?;
+            if self.program(name)?.fd().is_ok() {
+                self.pin_program(pins, name)?;
+            }
         }
         Ok(())
+    }
+
+    /// Pins a program that was loaded later.
+    pub fn pin_program(&mut self, pins: &Pins, name: &str) -> Result<(), DatapathError> {
+        let path = pins.program(name);
+        if path.exists() {
+            return Ok(());
+        }
+        self.program(name)?.pin(&path).map_err(bpf_error(format!("pin program {}", path.display())))
     }
 
     /// The whole object, for logs and maps that are not pinned.

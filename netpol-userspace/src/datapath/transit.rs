@@ -98,11 +98,12 @@ impl Datapath {
         if !self.transit.is_wanted {
             return (0, Vec::new());
         }
-        let (ids, attacher) = (&self.transit_ids, &self.attacher);
+        let (programs, attacher) = (&mut self.programs, &self.attacher);
         let before = self.transit.attached.len();
-        self.transit
-            .attached
-            .retain(|&ifindex, exit| attacher.has_transit(ifindex, ids[program_for(exit)]));
+        self.transit.attached.retain(|&ifindex, exit| {
+            let info = programs.info(program_for(exit));
+            info.is_ok_and(|info| attacher.has_transit(ifindex, info.id()))
+        });
         let missing = before - self.transit.attached.len();
         if missing == 0 && self.is_transit_ready() {
             return (0, Vec::new());

@@ -19,7 +19,7 @@ use zerocopy::IntoBytes as _;
 use super::arena::{Arena, Placed, Region};
 use super::attach::{AttachMode, Attacher};
 use super::error::{DatapathError, bpf_error, io_error};
-use super::load::{EGRESS, INGRESS, LoadOptions, Programs, TRANSIT, TRANSIT_RAW};
+use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, RowBytes, RowKeyBytes};
 use super::pins::Pins;
 use super::transit::{CONTROL_FLAGS, Transit};
@@ -79,8 +79,6 @@ pub struct Datapath {
     pub(super) garbage: HashSet<(SetId, ClassId)>,
     pub(super) program_ids: [u32; 2],
     pub(super) transit: Transit,
-    /// Ids of the transit programs, by name.
-    pub(super) transit_ids: BTreeMap<&'static str, u32>,
     _lock: File,
 }
 
@@ -104,10 +102,6 @@ impl Datapath {
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
-        let mut transit_ids = BTreeMap::new();
-        for name in [TRANSIT, TRANSIT_RAW] {
-            transit_ids.insert(name, programs.info(name)?.id());
-        }
         let mut datapath = Self {
             arena: Arena::new(layout::MAX_INTERVALS),
             backend_arena: Arena::new(layout::MAX_BACKENDS),
@@ -122,7 +116,6 @@ impl Datapath {
             garbage: HashSet::new(),
             program_ids,
             transit,
-            transit_ids,
             _lock: lock,
         };
         datapath.adopt_rows()?;
@@ -254,6 +247,7 @@ impl Datapath {
         self.release_endpoint(id);
         self.set_addresses(id, HashSet::new())?;
         self.endpoints.remove(&id);
+        self.settle_transit();
         Ok(())
     }
 
