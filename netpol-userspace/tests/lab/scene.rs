@@ -6,13 +6,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use netpol_userspace::netns::{self, Netns};
 
 use super::wire::Wire;
+use super::wiring::Link;
 use super::{Lab, unique, wire, wiring};
 use crate::world::traffic::Server;
 use crate::world::{eventually, ip};
@@ -35,7 +35,7 @@ pub struct Pod {
     pub ifindex: u32,
     /// Its namespace's name in the node's directory.
     pub(super) file: String,
-    wire: OnceLock<Wire>,
+    wire: Wire,
 }
 
 impl Pod {
@@ -45,9 +45,9 @@ impl Pod {
         *self.addresses.iter().find(is_same).expect("the pod has this family")
     }
 
-    /// Its `eth0`, frame by frame; everything is recorded from the first call on.
+    /// Its `eth0`, frame by frame; everything since it was wired is recorded.
     pub fn wire(&self) -> &Wire {
-        self.wire.get_or_init(|| Wire::open(&self.netns))
+        &self.wire
     }
 
     /// The link-layer address that the pod sends to what is not on its link; the pod has talked to
@@ -136,29 +136,28 @@ impl<'a> Scene<'a> {
         let interface = format!("veth{id:x}");
         let netns = Netns::create(&self.lab.node(node).netns_dir, &file).unwrap();
         self.wired.borrow_mut().push((node, interface.clone(), file.clone()));
-        let pod = Pod {
-            name: name.to_owned(),
-            namespace: self.namespace.clone(),
+        let link = Link {
             node,
-            addresses,
-            netns,
-            interface,
-            ifindex: 1000 + id,
-            file,
-            wire: OnceLock::new(),
+            addresses: &addresses,
+            netns: &netns,
+            interface: &interface,
+            id,
+            file: &file,
         };
-        wiring::connect_pod(self.lab, &pod);
-        self.warm_up(&pod);
-        pod
+        let ifindex = wiring::connect_pod(self.lab, &link);
+        self.warm_up(node, &netns);
+        let wire = Wire::open(&netns);
+        let (name, namespace) = (name.to_owned(), self.namespace.clone());
+        Pod { name, namespace, node, addresses, netns, interface, ifindex, file, wire }
     }
 
     /// Waits until the new interface carries packets both ways: the kernel drops the first ones
     /// while it still brings the ends up.
-    fn warm_up(&self, pod: &Pod) {
-        for node in self.lab.node_addresses(pod.node) {
+    fn warm_up(&self, node: usize, netns: &Netns) {
+        for node in self.lab.node_addresses(node) {
             let reached = || TcpStream::connect_timeout(&(node, DISCARD).into(), A_MOMENT);
             eventually("the node refuses a connection", || {
-                let error = pod.netns.run(reached).unwrap().expect_err("nobody listens");
+                let error = netns.run(reached).unwrap().expect_err("nobody listens");
                 error.kind() == ErrorKind::ConnectionRefused
             });
         }

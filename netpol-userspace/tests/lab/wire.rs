@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use netpol_userspace::netns::Netns;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
 };
@@ -116,10 +117,14 @@ impl Wire {
         found
     }
 
-    /// Sends this frame, from its link-layer header on.
+    /// Sends this frame, from its link-layer header on. A program that drops it on its way out,
+    /// in this very namespace, makes the kernel say that there is no buffer space.
     pub fn send(&self, frame: &[u8]) {
         let to = self.interface.as_ref().expect("the wire of an interface");
-        rustix::net::sendto(&self.socket, frame, SendFlags::empty(), to).unwrap();
+        match rustix::net::sendto(&self.socket, frame, SendFlags::empty(), to) {
+            Ok(_) | Err(Errno::NOBUFS) => {}
+            Err(error) => panic!("cannot send a frame: {error}"),
+        }
     }
 
     /// Sends this from the interface's own link-layer address.
@@ -154,6 +159,11 @@ impl Wire {
     pub fn count(&self, tag: &[u8]) -> usize {
         let holds = |frame: &Vec<u8>| frame.windows(tag.len()).any(|window| window == tag);
         self.received().iter().filter(|frame| holds(frame)).count()
+    }
+
+    /// How many frames came in that hold exactly this after their link-layer header.
+    pub fn count_whole(&self, payload: &[u8]) -> usize {
+        self.received().iter().filter(|frame| &frame[14..] == payload).count()
     }
 }
 

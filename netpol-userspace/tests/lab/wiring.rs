@@ -17,6 +17,8 @@ const ROUTER: [&str; 2] = ["172.18.0.254", "fd00:172:18::fe"];
 const GATEWAY: [&str; 2] = ["169.254.1.1", "fe80::1"];
 /// What VXLAN costs over IPv4.
 const VXLAN_OVERHEAD: u32 = 50;
+/// Indexes of pods' interfaces start above those of the node's own.
+const FIRST_INDEX: u32 = 1000;
 /// The kernel's usual one.
 pub const MTU: u32 = 1500;
 
@@ -198,21 +200,34 @@ fn netfilter(lab: &Lab, node: &Netns) {
     }
 }
 
-/// A pod's interface, from its node's `interface` with this index to `eth0`.
-pub fn connect_pod(lab: &Lab, pod: &Pod) {
-    settings(&pod.netns, lab.families, false);
-    let node = lab.node(pod.node);
-    let (interface, index, mtu) = (&pod.interface, pod.ifindex, pod_mtu(lab));
+/// What a pod's interface is made from.
+pub struct Link<'a> {
+    pub node: usize,
+    pub addresses: &'a [IpAddr],
+    pub netns: &'a Netns,
+    /// The node's end.
+    pub interface: &'a str,
+    /// A number of its own.
+    pub id: u32,
+    /// The namespace's name in the node's directory.
+    pub file: &'a str,
+}
+
+/// A pod's interface, from its node's `interface` to `eth0`; returns the former's index.
+pub fn connect_pod(lab: &Lab, link: &Link<'_>) -> u32 {
+    settings(link.netns, lab.families, false);
+    let node = lab.node(link.node);
+    let (interface, index, mtu) = (link.interface, FIRST_INDEX + link.id, pod_mtu(lab));
     let mut script = format!(
         "link add {interface} index {index} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
          link set {interface} up\n",
-        node.netns_dir.join(&pod.file).display()
+        node.netns_dir.join(link.file).display()
     );
     if lab.topology.cni == Cni::Routed {
         script += &gateway_address(lab, interface);
-        for &address in &pod.addresses {
+        for &address in link.addresses {
             let source = match address {
-                IpAddr::V4(_) => format!("src {}", main_addresses(pod.node)[0]),
+                IpAddr::V4(_) => format!("src {}", main_addresses(link.node)[0]),
                 IpAddr::V6(_) => String::new(),
             };
             script += &format!("route add {address} dev {interface} {source}\n");
@@ -225,11 +240,12 @@ pub fn connect_pod(lab: &Lab, pod: &Pod) {
     ip(&node.netns, &script);
     quick_neighbours(&node.netns, interface);
     let inside = match lab.topology.cni {
-        Cni::Routed => routed_pod(&pod.addresses, mtu),
-        _ => bridged_pod(pod),
+        Cni::Routed => routed_pod(link.addresses, mtu),
+        _ => bridged_pod(link),
     };
-    ip(&pod.netns, &inside);
-    quick_neighbours(&pod.netns, "eth0");
+    ip(link.netns, &inside);
+    quick_neighbours(link.netns, "eth0");
+    index
 }
 
 fn gateway_address(lab: &Lab, interface: &str) -> String {
@@ -244,10 +260,10 @@ fn gateway_address(lab: &Lab, interface: &str) -> String {
     script
 }
 
-fn bridged_pod(pod: &Pod) -> String {
+fn bridged_pod(pod: &Link<'_>) -> String {
     let mut script = "link set lo up\nlink set eth0 up\n".to_owned();
     let gateways = pod_addresses(pod.node, 1);
-    for &address in &pod.addresses {
+    for &address in pod.addresses {
         let gateway = &gateways[usize::from(address.is_ipv6())];
         script += &format!(
             "addr add {} dev eth0 {}\nroute add default via {gateway}\n",
