@@ -21,7 +21,8 @@ use world::eventually;
 
 on_networks! { super::established_flows,
     bridge: BRIDGE, V4;
-    overlay: OVERLAY, V6;
+    overlay: OVERLAY, Dual;
+    routed: ROUTED, V6;
 }
 
 /// A client on node 1 that may reach pods of tier `good` only.
@@ -107,7 +108,7 @@ impl<'a, 'lab> Shop<'a, 'lab> {
         }
         self.cluster.put(&service);
         self.cluster.settle();
-        let to = SocketAddr::new(service.cluster_ips[0], 80);
+        let to = SocketAddr::new(*service.cluster_ips.last().unwrap(), 80);
         (service, to)
     }
 }
