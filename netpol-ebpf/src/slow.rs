@@ -15,9 +15,36 @@ use crate::frame::{RawSkb, Skb};
 use crate::maps::{self, Kernel};
 use crate::{ALLOW, DENY, events, stamp};
 
+/// How often a packet is judged at most because its endpoint's policies changed meanwhile. Each
+/// time takes about a microsecond, and a change much more.
+const MOST_TIMES: u32 = 4;
+
 /// The verdict on `skb`, as a tc return code.
-#[inline(never)]
+#[inline(always)]
 pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
+    let mut times = 0;
+    while times < MOST_TIMES {
+        let code = judge_once(skb, direction);
+        if code != AGAIN {
+            return code;
+        }
+        times += 1;
+    }
+    events::count(0, direction_of(direction), Reason::Inconsistent);
+    DENY
+}
+
+/// Not a tc return code: the endpoint's policies changed while the packet was judged by them.
+const AGAIN: i32 = 0x100;
+
+/// Whether the endpoint's entry is another one now. Apart for its stack.
+#[inline(never)]
+fn has_changed(skb: *mut __sk_buff, endpoint: &Endpoint) -> bool {
+    maps::endpoint(skb).is_some_and(|now| now != *endpoint)
+}
+
+#[inline(never)]
+fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
     let Some(endpoint) = maps::endpoint(skb) else {
         events::count(0, direction_of(direction), Reason::UnknownEndpoint);
         return DENY;
@@ -49,6 +76,11 @@ pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
         let inner = if parsed == RELATED { Some(&inner) } else { None };
         verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
     };
+    // Rows are complete for the policy sets that are in use. A packet that was held up while its
+    // endpoint got others may have met classes that its own sets know nothing of.
+    if has_changed(skb, &endpoint) {
+        return AGAIN;
+    }
     if verdict.is_noted {
         events::note(skb, &endpoint, direction, &packet, &verdict);
     }

@@ -5,6 +5,7 @@
 
 mod core;
 mod files;
+pub mod journal;
 mod numbers;
 pub mod options;
 mod serve;

@@ -292,11 +292,6 @@ impl Engine {
         }
     }
 
-    /// Whether some Service has no backend.
-    pub fn has_empty_service(&self) -> bool {
-        self.services.stored().values().any(|backends| backends.is_empty())
-    }
-
     /// Whether an endpoint whose set changes from `old` to `new` may do no less than before.
     pub fn set_covers(&self, new: SetId, old: SetId) -> bool {
         if new == old || new == SetId::NONE {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::settle::NOT_ISOLATED;
 use super::{Backend, ClassId, EndpointId, ServiceKey, SetId, Step, Tables, Verdict};
 use crate::model::{Direction, Protocol};
 
@@ -35,6 +36,9 @@ impl Tables {
         dest_port: u16,
     ) -> Verdict {
         let Some(sets) = self.endpoints.get(&endpoint) else { return Verdict::Allowed };
+        if *sets == NOT_ISOLATED {
+            return Verdict::Allowed;
+        }
         let set = match direction {
             Direction::Ingress => sets.ingress,
             Direction::Egress => sets.egress,

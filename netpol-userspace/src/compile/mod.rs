@@ -65,6 +65,14 @@ struct Endpoint {
     announced: bool,
 }
 
+impl Endpoint {
+    /// Where a Service leads to it.
+    fn addresses(&self) -> &[IpAddr] {
+        let networked = self.pod.as_ref().filter(|pod| pod.is_networked());
+        networked.map(|pod| pod.addresses.as_slice()).unwrap_or_default()
+    }
+}
+
 /// What a batch of changes touched.
 #[derive(Debug, Default)]
 struct Dirty {
@@ -147,7 +155,7 @@ impl Compiler {
         let Some(endpoint) = self.endpoints.remove(&id) else { return Plan::new() };
         self.unlist_endpoint(id, &endpoint.name.namespace);
         self.unnumbered.remove(&id);
-        self.engine.services.set_endpoint(id, Vec::new());
+        self.engine.services.set_addresses(id, Vec::new());
         self.engine.sets.release(endpoint.sets.ingress);
         self.engine.sets.release(endpoint.sets.egress);
         self.settle(Dirty::default())

@@ -148,8 +148,15 @@ impl Services {
         gone.map(|(key, _)| Step::ClearService(key)).collect()
     }
 
+    /// A local endpoint has these addresses now beside those that it had.
+    pub fn add_addresses(&mut self, id: EndpointId, addresses: &[IpAddr]) {
+        let mut all = self.here.endpoints.get(&id).cloned().unwrap_or_default();
+        all.extend(addresses.iter().filter(|address| !all.contains(address)).collect::<Vec<_>>());
+        self.set_addresses(id, all);
+    }
+
     /// A local endpoint has these addresses now; none: it is gone.
-    pub fn set_endpoint(&mut self, id: EndpointId, addresses: Vec<IpAddr>) {
+    pub fn set_addresses(&mut self, id: EndpointId, addresses: Vec<IpAddr>) {
         let here = &mut self.here;
         let before = match addresses.is_empty() {
             true => here.endpoints.remove(&id),
@@ -344,6 +351,13 @@ impl Services {
     /// What the tables should hold.
     pub fn stored(&self) -> &BTreeMap<ServiceKey, Arc<[Backend]>> {
         &self.stored
+    }
+
+    /// Whether there is a Service to which even an endpoint that may do everything sends what is
+    /// to be looked at again: one without known backends, or one that the endpoint is itself.
+    pub fn may_stamp(&self, id: EndpointId) -> bool {
+        let own = Backend::Endpoint(id);
+        self.stored.values().any(|backends| backends.is_empty() || backends.contains(&own))
     }
 
     /// Who has a stored key.

@@ -34,11 +34,21 @@ impl Compiler {
         plan.extend(services.iter().map(Changed::step));
         let mut rejudge = self.users(&self.engine.shrunk_sets(&moves));
         rejudge.extend(self.cut_off(&services));
-        for (id, sets) in switches {
+        for &(id, sets) in &switches {
             if self.switch(id, sets, &mut plan) {
                 rejudge.insert(id);
             }
         }
+        // A Service that leads to the endpoint no more is one that does until now: what it sends
+        // there is looked at twice, by its old sets and by its new ones.
+        for (id, _) in switches {
+            if let Some(endpoint) = self.endpoints.get(&id) {
+                self.engine.services.set_addresses(id, endpoint.addresses().to_vec());
+            }
+        }
+        let services = self.engine.update_services(&self.cluster, &[]);
+        plan.extend(services.iter().map(Changed::step));
+        rejudge.extend(self.cut_off(&services));
         plan.extend(rejudge_step(rejudge));
         plan.extend(self.engine.services.lower(self.interest()));
         let (garbage, shrunk) = self.engine.collect_garbage(&self.cluster);
@@ -80,9 +90,7 @@ impl Compiler {
         if let Some(pod) = self.cluster.pod(&endpoint.name) {
             endpoint.pod = Some(pod.clone());
         }
-        let networked = endpoint.pod.as_ref().filter(|pod| pod.is_networked());
-        let addresses = networked.map(|pod| pod.addresses.clone()).unwrap_or_default();
-        self.engine.services.set_endpoint(id, addresses);
+        self.engine.services.add_addresses(id, endpoint.addresses());
         let Some(pod) = endpoint.pod.clone() else { return NOT_ISOLATED };
         self.engine.sets.exhausted = false;
         let sets = EndpointSets {
@@ -115,10 +123,9 @@ impl Compiler {
         }
         let mut covers = self.engine.set_covers(new.ingress, old.ingress)
             && self.engine.set_covers(new.egress, old.egress);
-        if old.egress == SetId::NONE && new.egress != SetId::NONE {
-            // To a Service without known backends what passes is stamped, even by a set that
-            // allows everything.
-            covers &= !self.engine.has_empty_service();
+        if old.egress == SetId::NONE && (new.egress != SetId::NONE || old == NOT_ISOLATED) {
+            // Even by a set that allows everything.
+            covers &= !self.engine.services.may_stamp(id);
         }
         self.engine.sets.release(old.ingress);
         self.engine.sets.release(old.egress);

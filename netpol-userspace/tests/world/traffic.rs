@@ -133,13 +133,23 @@ pub struct Stream {
 
 impl Stream {
     pub fn udp(from: &Netns, to: &str) -> Self {
-        let to = to.to_owned();
-        Self::spawn(from, move |stop, answered| udp_stream(&to, stop, answered))
+        Self::udp_every(from, to, PERIOD)
     }
 
     pub fn tcp(from: &Netns, to: &str) -> Self {
+        Self::tcp_every(from, to, PERIOD)
+    }
+
+    /// With so much time between two messages.
+    pub fn udp_every(from: &Netns, to: &str, period: Duration) -> Self {
         let to = to.to_owned();
-        Self::spawn(from, move |stop, answered| tcp_stream(&to, stop, answered))
+        Self::spawn(from, move |stop, answered| udp_stream(&to, period, stop, answered))
+    }
+
+    /// With so much time between two messages.
+    pub fn tcp_every(from: &Netns, to: &str, period: Duration) -> Self {
+        let to = to.to_owned();
+        Self::spawn(from, move |stop, answered| tcp_stream(&to, period, stop, answered))
     }
 
     fn spawn(
@@ -177,10 +187,15 @@ impl Stream {
     }
 }
 
-fn udp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, String> {
+fn udp_stream(
+    to: &str,
+    period: Duration,
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+) -> Result<u64, String> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(to).unwrap();
-    socket.set_read_timeout(Some(PERIOD)).unwrap();
+    socket.set_read_timeout(Some(period)).unwrap();
     let mut missing = BTreeSet::new();
     let mut sent = 0u64;
     let receive = |missing: &mut BTreeSet<u64>| {
@@ -203,7 +218,12 @@ fn udp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, 
     if missing.is_empty() { Ok(sent) } else { Err(format!("of {sent} no answer to {missing:?}")) }
 }
 
-fn tcp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, String> {
+fn tcp_stream(
+    to: &str,
+    period: Duration,
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+) -> Result<u64, String> {
     let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), PATIENCE)
         .map_err(|error| format!("connect: {error}"))?;
     stream.set_nodelay(true).unwrap();
@@ -218,7 +238,7 @@ fn tcp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, 
         }
         count += 1;
         answered.fetch_add(1, Ordering::Relaxed);
-        thread::sleep(PERIOD);
+        thread::sleep(period);
     }
     Ok(count)
 }
@@ -246,11 +266,12 @@ impl Attempts {
         eventually("attempts go on", || self.tried.load(Ordering::Relaxed) > before + 2);
     }
 
-    /// Ends it and insists that none succeeded.
-    pub fn finish(self) {
+    /// Ends it and insists that none succeeded; how many rounds there were.
+    pub fn finish(self) -> u64 {
         self.go_on();
         self.stop.store(true, Ordering::Relaxed);
         assert_eq!(self.thread.join().unwrap(), 0, "denied traffic got through");
+        self.tried.load(Ordering::Relaxed)
     }
 }
 
