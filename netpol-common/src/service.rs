@@ -45,75 +45,71 @@ impl ToService {
     }
 }
 
-/// A Service's backends, asked one by one. Plain numbers, so that the kernel's loop can carry it.
+/// A Service's backends, asked one by one. Plain numbers, so that the kernel's loop can carry it,
+/// and few of them, since the loop runs at the depth where the programs' stack ends.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Asked {
     /// The set that is asked; 0: everything is allowed.
-    pub set: u32,
-    /// The endpoint that sends.
-    pub endpoint: u32,
+    pub set: u16,
+    endpoint: u16,
     /// The protocol.
-    pub protocol: u32,
+    pub protocol: u8,
+    found: u8,
+    reserved: u16,
     /// Where the backends stand in the arena.
     pub offset: u32,
-    n_asked: u32,
-    n_allowed: u32,
-    has_self: u32,
-    hides_denied: u32,
 }
+
+/// What was found among the backends: one that is allowed, one that is not, the endpoint itself,
+/// one that is not allowed and that no interface leads to.
+const ALLOWED: u8 = 1;
+const DENIED: u8 = 2;
+const SELF: u8 = 4;
+const HIDDEN: u8 = 8;
 
 impl Asked {
     /// Nobody has been asked yet.
     #[inline(always)]
     pub const fn new(set: u16, endpoint: u16, protocol: u8, offset: u32) -> Self {
-        Self {
-            set: set as u32,
-            endpoint: endpoint as u32,
-            protocol: protocol as u32,
-            offset,
-            n_asked: 0,
-            n_allowed: 0,
-            has_self: 0,
-            hides_denied: 0,
-        }
+        Self { set, endpoint, protocol, found: 0, reserved: 0, offset }
     }
 
     /// Takes one backend's word into account; `allows` is asked about its class and port.
     #[inline(always)]
     pub fn add(&mut self, backend: Backend, allows: impl FnOnce(u32, u16) -> bool) {
-        if backend & BACKEND_ENDPOINT != 0 {
-            self.has_self |= (backend_class(backend) == self.endpoint) as u32;
-            return;
-        }
-        self.n_asked += 1;
-        if self.set == 0 || allows(backend_class(backend), backend_port(backend)) {
-            self.n_allowed += 1;
+        self.found |= if backend & BACKEND_ENDPOINT != 0 {
+            if backend_class(backend) == self.endpoint as u32 { SELF } else { 0 }
+        } else if self.set == 0 || allows(backend_class(backend), backend_port(backend)) {
+            ALLOWED
         } else if backend & BACKEND_ON_NODE != 0 {
-            self.hides_denied = 1;
-        }
+            DENIED | HIDDEN
+        } else {
+            DENIED
+        };
     }
 
     /// The answer of all of them together.
     #[inline(always)]
     pub const fn answer(&self) -> ToService {
-        let has_self = self.has_self != 0;
-        if self.n_asked == self.n_allowed {
-            return match (has_self, self.n_asked) {
+        if self.found & DENIED == 0 {
+            return match (self.found & SELF != 0, self.found & ALLOWED != 0) {
                 (true, _) => ToService::Own,
-                (false, 0) => ToService::Empty,
-                (false, _) => ToService::Allowed,
+                (false, true) => ToService::Allowed,
+                (false, false) => ToService::Empty,
             };
         }
-        if self.n_allowed == 0 && !has_self {
+        if self.found & (ALLOWED | SELF) == 0 {
             ToService::Denied
-        } else if self.hides_denied != 0 {
+        } else if self.found & HIDDEN != 0 {
             ToService::Undecidable
         } else {
             ToService::Mixed
         }
     }
 }
+
+const _: () = assert!(size_of::<Asked>() == 12);
 
 /// Where the backends of a Service stand in the arena: `(offset, count)`.
 #[inline(always)]

@@ -308,7 +308,7 @@ unsafe extern "C" fn each_backend(index: u32, asked: *mut c_void) -> i64 {
         Some(backend) => *backend,
         None => return 1,
     };
-    let (set, protocol) = (asked.set, asked.protocol);
+    let (set, protocol) = (u32::from(asked.set), u32::from(asked.protocol));
     asked.add(backend, |class, port| netpol_row_allows(set, class, protocol, u32::from(port)) == 1);
     0
 }

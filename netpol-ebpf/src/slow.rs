@@ -22,25 +22,31 @@ const MOST_TIMES: u32 = 4;
 /// The verdict on `skb`, as a tc return code.
 #[inline(always)]
 pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
+    until_settled(direction_of(direction), || judge_once(skb, direction))
+}
+
+/// Not a tc return code: the endpoint's policies changed while the packet was judged by them.
+pub const AGAIN: i32 = 0x100;
+
+/// What `once` says when it is not [`AGAIN`].
+#[inline(always)]
+pub fn until_settled(direction: Direction, once: impl Fn() -> i32) -> i32 {
     let mut times = 0;
     while times < MOST_TIMES {
-        let code = judge_once(skb, direction);
+        let code = once();
         if code != AGAIN {
             return code;
         }
         times += 1;
     }
-    events::count(0, direction_of(direction), Reason::Inconsistent);
+    events::count(0, direction, Reason::Inconsistent);
     DENY
 }
 
-/// Not a tc return code: the endpoint's policies changed while the packet was judged by them.
-const AGAIN: i32 = 0x100;
-
-/// Whether the endpoint's entry is another one now. Apart for its stack.
+/// Whether the entry of the endpoint with this interface is another one now. Apart for its stack.
 #[inline(never)]
-fn has_changed(skb: *mut __sk_buff, endpoint: &Endpoint) -> bool {
-    maps::endpoint(skb).is_some_and(|now| now != *endpoint)
+pub fn has_changed(ifindex: u32, endpoint: &Endpoint) -> bool {
+    maps::endpoint_at(ifindex).is_some_and(|now| now != *endpoint)
 }
 
 #[inline(never)]
@@ -78,7 +84,8 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
     };
     // Rows are complete for the policy sets that are in use. A packet that was held up while its
     // endpoint got others may have met classes that its own sets know nothing of.
-    if has_changed(skb, &endpoint) {
+    // SAFETY: the context pointer is valid for the run of the program.
+    if has_changed(unsafe { (*skb).ifindex }, &endpoint) {
         return AGAIN;
     }
     if verdict.is_noted {

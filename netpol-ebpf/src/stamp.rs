@@ -54,15 +54,17 @@ pub fn sender(skb: *mut __sk_buff) -> Option<(u32, Endpoint)> {
 }
 
 /// Whether the packet is stamped by the very endpoint whose interface it is about to leave by.
-#[inline(always)]
+/// Apart for its stack.
+#[inline(never)]
 pub fn is_own(skb: *mut __sk_buff) -> bool {
     if !is_on(skb) {
         return false;
     }
     // SAFETY: the context pointer is valid for the run of the program.
-    let ifindex = unsafe { (*skb).ifindex };
-    match sender(skb) {
-        Some((sender, _)) => sender == ifindex,
+    let (index, ifindex) = unsafe { ((*skb).tc_index, (*skb).ifindex) };
+    let Some(slot) = layout::stamped_slot(index) else { return false };
+    match maps::endpoint_words(slot) {
+        Some(words) => words.ifindex() == ifindex,
         None => false,
     }
 }

@@ -10,7 +10,10 @@ use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict}
 
 use crate::frame;
 use crate::maps::{self, Kernel};
-use crate::slow::{PACKET, PASS, RELATED, netpol_parse, netpol_parse_raw, refusal_reason};
+use crate::slow::{
+    AGAIN, PACKET, PASS, RELATED, has_changed, netpol_parse, netpol_parse_raw, refusal_reason,
+    until_settled,
+};
 use crate::{ALLOW, DENY, events, stamp};
 
 /// The verdict on `skb` as a tc return code; `RAW`: the device has no link-layer header.
@@ -32,7 +35,7 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
             return ALLOW;
         }
     }
-    judge::<RAW>(skb, sender)
+    until_settled(Direction::Egress, || judge::<RAW>(skb, sender))
 }
 
 /// A function of its own, so that its stack is not added to that of [`judge`].
@@ -90,6 +93,10 @@ fn judge<const RAW: bool>(skb: *mut __sk_buff, sender: u32) -> i32 {
     } else {
         Verdict::drop(refusal_reason(parsed), 0)
     };
+    // As at the first look, see slow.rs.
+    if has_changed(sender, &endpoint) {
+        return AGAIN;
+    }
     if verdict.is_noted {
         events::note(skb, &endpoint, Direction::Egress, &packet, &verdict);
     } else if verdict.has_evicted {
@@ -105,10 +112,7 @@ fn judge<const RAW: bool>(skb: *mut __sk_buff, sender: u32) -> i32 {
 /// The interface of the endpoint that the packet's source belongs to, or 0.
 #[inline(never)]
 fn interface_of(packet: &Packet) -> u32 {
-    match maps::interface_of(&packet.local) {
-        Some(ifindex) => ifindex,
-        None => 0,
-    }
+    maps::interface_of(&packet.local).unwrap_or_default()
 }
 
 /// Whether the packet goes to the endpoint itself. A function of its own for its stack.
