@@ -3,6 +3,7 @@
 //! One task owns all of the state and handles one event at a time; everything else only sends to
 //! it. Nothing is removed from the kernel before every source has synced.
 
+mod capacity;
 mod core;
 mod files;
 pub mod journal;
@@ -61,6 +62,7 @@ async fn run_async(options: Options) -> Result<()> {
         keep_established: options.keep_established,
         check_source: options.check_source,
         flow_buckets: None,
+        limits: options.limits,
         stamp_mark: options.mark_bit,
         log: options.datapath_log,
     };

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::places::{BPFFS, RUN_DIR};
 use crate::agent::{self, Options};
-use crate::datapath::AttachMode;
+use crate::datapath::{AttachMode, Limits};
 
 /// Enforce NetworkPolicies on this node until told to stop
 ///
@@ -73,6 +73,10 @@ pub struct AgentArgs {
     /// Form of the log
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+
+    /// Lower the limit of a table, for trying what happens beyond it
+    #[arg(long = "limit", value_name = "TABLE=N", value_parser = limit, hide = true)]
+    pub limits: Vec<(String, u32)>,
 
     /// Log what the eBPF programs drop; slow, for debugging netpol itself (with RUST_LOG=debug)
     #[arg(long)]
@@ -146,6 +150,7 @@ impl AgentArgs {
                 Attach::Tcx => AttachMode::Tcx,
                 Attach::Clsact => AttachMode::Clsact,
             },
+            limits: limits(&self.limits)?,
             mark_bit: self.mark_bit,
             datapath_log: self.datapath_log,
         })
@@ -181,6 +186,23 @@ fn host_name() -> Result<String> {
         uname.nodename().to_str().context("the host's name is not text: give --node-name")?;
     // Kubernetes names nodes in lower case.
     Ok(name.to_lowercase())
+}
+
+fn limit(text: &str) -> Result<(String, u32)> {
+    let (table, number) = text.split_once('=').context("expected TABLE=N")?;
+    Ok((table.to_owned(), number.parse().context("expected a number after `=`")?))
+}
+
+fn limits(changed: &[(String, u32)]) -> Result<Limits> {
+    let mut limits = Limits::default();
+    for (table, number) in changed {
+        let limit = limits.by_name(table).with_context(|| format!("no table {table:?}"))?;
+        if !(1..=*limit).contains(number) {
+            bail!("--limit {table}={number}: must be from 1 to {limit}");
+        }
+        *limit = *number;
+    }
+    Ok(limits)
 }
 
 fn mark_bit(text: &str) -> Result<u32> {
@@ -245,7 +267,8 @@ mod tests {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --established keep --attach clsact --source-check off \
-             --mark-bit 0x80000000 --datapath-log --log-format json",
+             --mark-bit 0x80000000 --datapath-log --log-format json --limit blocks=3 \
+              --limit rows=4",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
         assert_eq!(options.bpffs.to_str(), Some("b"));
@@ -255,6 +278,8 @@ mod tests {
         assert_eq!(options.mark_bit, 1 << 31);
         assert_eq!(options.attach, AttachMode::Clsact);
         assert!(!options.check_source && options.keep_established && options.datapath_log);
+        let limits = Limits { blocks: 3, rows: 4, ..Limits::default() };
+        assert_eq!(options.limits, limits);
         let options = parse("--node-name n --kubeconfig k --attach tcx");
         assert_eq!(options.kubeconfig.unwrap().to_str(), Some("k"));
         assert_eq!(options.attach, AttachMode::Tcx);
@@ -266,11 +291,17 @@ mod tests {
             &["agent", "--kubeconfig", "k", "--manifests", "m"][..],
             &["agent", "--metrics-address", "9642"],
             &["agent", "--established", "maybe"],
+            &["agent", "--limit", "blocks"],
+            &["agent", "--limit", "blocks=-1"],
             &["agent", "--mark-bit", "0x3000"],
             &["agent", "--mark-bit", "0"],
             &["agent", "--mark-bit", "many"],
         ] {
             assert!(Line::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+        for bad in ["blocks=0", "blocks=1000000", "socks=1"] {
+            let line = Line::try_parse_from(["agent", "--node-name", "n", "--limit", bad]).unwrap();
+            assert!(line.args.options().is_err(), "{bad}");
         }
         let line = Line::try_parse_from(["agent", "--node-name", ""]).unwrap();
         let error = line.args.options().unwrap_err().to_string();

@@ -9,7 +9,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::addresses::Addresses;
 use super::atoms::{Atom, AtomId, Atoms};
-use super::classes::{Classes, UNNUMBERED};
+use super::classes::Classes;
 use super::ports::row_covers;
 use super::rows::{SharedPorts, add_fresh};
 use super::services::{Changed, Services};
@@ -38,7 +38,7 @@ pub(super) struct Engine {
     /// The sorted atoms of each pod that satisfies any.
     held: FxHashMap<ObjectName, Box<[AtomId]>>,
     shared: SharedPorts,
-    /// Blocks that have the class [`UNNUMBERED`] and wait for a number.
+    /// Blocks that have the class [`ClassId::CLOSED`] and wait for a number.
     pub unnumbered: BTreeSet<IpNet>,
 }
 
@@ -193,7 +193,7 @@ impl Engine {
                 new = self.classes.acquire(&content, &mut self.atoms);
             }
             self.classes.release(old);
-            if new == UNNUMBERED {
+            if new == ClassId::CLOSED {
                 self.unnumbered.insert(block);
             }
             self.addresses.set_class(block, new);

@@ -249,6 +249,15 @@ impl Compiler {
         self.settle(Dirty::default())
     }
 
+    /// The datapath has carried out every plan so far, and no packet looks at what they removed
+    /// any more: the numbers that they freed may be reused, at once by what waits for one.
+    pub fn reuse_numbers(&mut self) -> Plan {
+        let Engine { sets, classes, unnumbered, .. } = &mut self.engine;
+        let has_sets = sets.ids.free_rested() && !self.unnumbered.is_empty();
+        let has_classes = classes.ids.free_rested() && !unnumbered.is_empty();
+        if has_sets || has_classes { self.settle(Dirty::default()) } else { Plan::new() }
+    }
+
     fn unlist_endpoint(&mut self, id: EndpointId, namespace: &Str) {
         if let Some(ids) = self.endpoints_in.get_mut(namespace) {
             ids.remove(&id);

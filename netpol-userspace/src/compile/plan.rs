@@ -29,6 +29,12 @@ pub struct ClassId(pub u32);
 impl ClassId {
     /// The class of addresses that satisfy no atom. Never stored in an address table.
     pub const NONE: Self = Self(0);
+
+    /// The class of addresses that are told apart from others, but for which there was no number
+    /// or no room. It has no rows, so only what a set allows to everybody is allowed for it: fail
+    /// closed, where [`ClassId::NONE`] would let longest-prefix match fall through to a block that
+    /// may allow more.
+    pub const CLOSED: Self = Self(1);
 }
 
 /// Destination ports that are allowed, per protocol.

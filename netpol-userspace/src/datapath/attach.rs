@@ -1,6 +1,7 @@
 //! Puts the programs on interfaces and takes them off, by TCX links (kernel 6.6 and later) or as
 //! clsact filters. Either way they outlive the agent.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -246,6 +247,12 @@ impl Attacher {
         HOOKS.iter().all(|(_, hook, _)| {
             filter_programs(ifindex, *hook).is_ok_and(|programs| !programs.is_empty())
         })
+    }
+
+    /// Interfaces with a pinned link of an endpoint.
+    pub fn linked(&self) -> BTreeSet<u32> {
+        let pods = self.pinned_links().filter(|(_, _, name)| HOOKS.iter().any(|h| h.2 == name));
+        pods.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {

@@ -10,6 +10,7 @@ use netpol_common::layout::{self, FLOW4_BUCKETS, FLOW6_BUCKETS, names};
 use rustix::time::{ClockId, clock_getres};
 
 use super::error::{DatapathError, bpf_error, io_error};
+use super::limits::Limits;
 use super::maps::{check_pinned, mapped_control};
 use super::pins::Pins;
 
@@ -40,6 +41,8 @@ pub struct LoadOptions {
     /// Buckets of the IPv4 and IPv6 flow tables (powers of two); `None`: the defaults, or those
     /// of the tables that are pinned.
     pub flow_buckets: Option<[u32; 2]>,
+    /// How much the other tables may hold.
+    pub limits: Limits,
     /// The bit of a packet's mark that netpol uses ([`layout::STAMP_MARK`]).
     pub stamp_mark: u32,
     /// Write debug lines to the AYA_LOGS ring.
@@ -52,6 +55,7 @@ impl Default for LoadOptions {
             keep_established: false,
             check_source: true,
             flow_buckets: None,
+            limits: Limits::default(),
             stamp_mark: layout::STAMP_MARK,
             log: false,
         }
@@ -113,6 +117,9 @@ impl Programs {
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries(names::FLOWS4, masks[0] + 1)
             .map_max_entries(names::FLOWS6, masks[1] + 1);
+        for (name, size) in options.limits.sizes() {
+            loader.map_max_entries(name, size);
+        }
         for name in names::ALL.iter().filter(|name| pinned.contains(name)) {
             loader.map_pin_path(name, pins.map(name));
         }

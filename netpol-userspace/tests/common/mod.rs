@@ -21,6 +21,8 @@ use netpol_userspace::frames::{Transport, frame, packet};
 use netpol_userspace::model::{Direction, Protocol};
 use netpol_userspace::netns::Netns;
 
+pub mod cluster;
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A directory name below bpffs that no other test has.
