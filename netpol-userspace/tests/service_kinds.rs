@@ -26,6 +26,7 @@ fn every_kind(cluster: &Cluster<'_>) {
     without_endpoints(&shop);
     local_traffic_policies(&shop);
     outside_and_on_hosts(&shop);
+    isolated_for_ingress(&shop, &fronts[0]);
 }
 
 /// A client on node 1 and two sorts of backends, on both nodes. What is called `http` is another
@@ -308,4 +309,28 @@ fn outside_and_on_hosts(shop: &Shop<'_, '_>) {
     for front in [&with_outside, &with_hosts, &with_other_host] {
         shop.expect(front, &[], &[good, &outside, &hosts[0], &hosts[1]]);
     }
+}
+
+/// Backends that choose their clients see these by their own address, also through a Service.
+fn isolated_for_ingress(shop: &Shop<'_, '_>, front: &Front) {
+    if shop.cluster.lab.topology.cni == Cni::BridgeWithoutNetfilter {
+        // There kube-proxy masquerades everything: see the tests of that.
+        return;
+    }
+    let admit = |who: &str| {
+        shop.cluster.scene.policy(
+            "web",
+            &format!(
+                "podSelector: {{matchLabels: {{tier: bad}}}}, policyTypes: [Ingress], ingress: \
+                 [{{from: [{{podSelector: {{matchLabels: {{app: {who}}}}}}}], \
+                 ports: [{{port: 8080}}, {{port: 8080, protocol: UDP}}]}}]"
+            ),
+        );
+        shop.cluster.settle();
+    };
+    shop.may("{to: [{podSelector: {matchLabels: {app: web}}}]}");
+    admit("other");
+    shop.expect(front, &[&shop.good[0], &shop.good[1]], &[&shop.bad[0], &shop.bad[1]]);
+    admit("client");
+    shop.expect(front, &shop.all(), &[]);
 }

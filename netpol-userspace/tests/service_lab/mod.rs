@@ -272,11 +272,12 @@ impl<'a> Cluster<'a> {
         for &address in addresses {
             for protocol in Protocol::BOTH {
                 let to = SocketAddr::new(address, port);
-                let before = self.drops(&[from.pod.clone()]);
+                let before = self.drops(std::slice::from_ref(&from.pod));
                 let mut shots = volley::fire(&from.pod.netns, &self.ports, to, protocol, 1);
                 eventually("the connection is refused or dropped", || {
                     shots.iter_mut().for_each(Shot::poll);
-                    shots[0].outcome.is_some() || self.drops(&[from.pod.clone()]) > before
+                    shots[0].outcome.is_some()
+                        || self.drops(std::slice::from_ref(&from.pod)) > before
                 });
                 let outcome = &shots[0].outcome;
                 assert!(!matches!(outcome, Some(Ok(_))), "{to}: {outcome:?}");
@@ -336,6 +337,8 @@ impl<'a> Cluster<'a> {
         if must_not.is_empty() || protocol == Protocol::Udp {
             // A TCP connection tries more than once.
             let tracked = || self.tracked(from, to, protocol);
+            let counters = self.lab.counters(&from.pod, Direction::Egress);
+            let tracked = || format!("{counters:?}\n{}", tracked());
             let seen = answered + dropped;
             assert_eq!(seen, VOLLEY, "{what}: {answered} answers, {dropped} drops\n{}", tracked());
         }
