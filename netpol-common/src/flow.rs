@@ -46,10 +46,14 @@ pub const EMPTY: u64 = 0;
 pub const BUSY: u64 = 8;
 /// The slot holds a flow.
 pub const VALID: u64 = 1;
-/// The other side opened the flow (ingress); otherwise the pod did (egress).
+/// The bits that say who opened the flow. None of them: the pod did (egress).
+pub const OPENER: u64 = 6;
+/// The other side opened it (ingress).
 pub const OPENED_BY_REMOTE: u64 = 2;
-/// The node itself opened it: allowed whatever the policies say.
-pub const OPENED_BY_NODE: u64 = 4;
+/// Nobody saw who did, and both directions' policies allow it: it was under way when it was met.
+pub const OPENED_UNSEEN: u64 = 4;
+/// The node itself did, towards the pod: allowed whatever the policies say.
+pub const OPENED_BY_NODE: u64 = 6;
 /// Packets of the endpoint's side go to a Service whose outcome is not settled before translation
 /// (together with [`VALID`]; alone this bit is [`BUSY`]).
 pub const STAMPED: u64 = 8;
@@ -63,7 +67,7 @@ pub const REPLIED: u64 = 1;
 pub const FIN_LOCAL: u64 = 2;
 /// Meta bit: the other side sent a FIN.
 pub const FIN_REMOTE: u64 = 4;
-/// Meta bit: an RST was seen.
+/// Meta bit: the last packet was an RST.
 pub const RESET: u64 = 8;
 const META_SHIFT: u32 = 8;
 
@@ -308,10 +312,13 @@ impl<B: Bucket> Entry<B> {
     }
 
     /// Notes a packet with these [`packet_bits`]. One that opens the flow again (a SYN on a
-    /// closed connection's ports) starts over.
+    /// closed connection's ports) starts over. One after a reset shows that its receiver did not
+    /// heed it (its sequence number is not looked at: anybody who knows the ports may have sent
+    /// it), so that only silence after a reset ages the flow. FINs stay: an ordinary connection
+    /// goes on with acknowledgements after both.
     #[inline(always)]
     pub fn touch(&self, now: u64, packet_bits: u64, is_opening: bool) {
-        let kept = if is_opening { 0 } else { self.meta & 0xff };
+        let kept = if is_opening { 0 } else { self.meta & (0xff & !RESET) };
         let meta = now << META_SHIFT | kept | packet_bits;
         if meta != self.meta {
             self.bucket.store(self.base + self.key_words + 1, meta);
@@ -334,6 +341,7 @@ const fn state_word(tag: u64, epoch: u32, bits: u64) -> u64 {
 /// The meta bits that one packet adds; `from_local` is whether the endpoint's side sent it.
 #[inline(always)]
 pub const fn packet_bits(packet: &Packet, from_local: bool, opener: u64) -> u64 {
+    // Where nobody saw who opened it, the other side's packets count as answers.
     let opened_by_remote = opener & OPENED_BY_REMOTE != 0;
     let mut bits = if from_local == opened_by_remote { REPLIED } else { 0 };
     if packet.protocol == packet::TCP {

@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Layout version; maps are pinned below `<bpffs>/v<VERSION>/`.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Slots of the endpoint table: an array indexed by `ifindex % ENDPOINT_SLOTS`, then the
 /// [`ENDPOINT_PROBES`] - 1 slots after it.

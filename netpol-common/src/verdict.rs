@@ -7,7 +7,9 @@
 //! The rules are those of ARCHITECTURE.md's semantics table. This module must never parse, count,
 //! log or touch a map itself; it asks [`Maps`].
 
-use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, STAMPED};
+use crate::flow::{
+    self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, STAMPED,
+};
 use crate::layout::{
     Address, Backend, Direction, EPOCH_MASK, ExactClass, FragmentPorts, POLICY_VALID, Reason, Row,
     SERVICES_INCOMPLETE, ServiceKey, ServiceValue, TRANSIT_READY,
@@ -167,6 +169,8 @@ pub enum Known {
     Yes = 1,
     /// It is allowed so far, and what the pod sends in it is to be judged again, translated.
     Stamped = 2,
+    /// Likewise, and nothing else of it passes: see [`Judged::allows_known`].
+    OnlyStamped = 3,
 }
 
 impl Known {
@@ -194,7 +198,7 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
     }
     let Some(entry) = flow::find(table, key, hash) else { return Known::No };
     // Nor, towards the pod, whether a packet of a flow that the node opened is the node's.
-    let may_pose = entry.state & OPENED_BY_NODE != 0 && arrival.is_towards_pod();
+    let may_pose = is_nodes(entry.state) && arrival.is_towards_pod();
     if entry.epoch() != endpoint.epoch || entry.is_expired(clock) || may_pose {
         return Known::No;
     }
@@ -231,7 +235,11 @@ const fn translated_bits(packet: &Packet) -> u64 {
     bits
 }
 
-const OPENER: u64 = OPENED_BY_REMOTE | OPENED_BY_NODE;
+/// Whether the node opened the flow.
+#[inline(always)]
+const fn is_nodes(state: u64) -> bool {
+    state & OPENER == OPENED_BY_NODE
+}
 
 /// [`STAMPED`] where that is so.
 #[inline(always)]
@@ -242,9 +250,9 @@ const fn stamp_bit(is_stamped: bool) -> u64 {
 /// The state bits of a flow that is opened in this direction.
 #[inline(always)]
 const fn opener_bits(direction: Direction, is_from_node: bool) -> u64 {
-    let node = if is_from_node { OPENED_BY_NODE } else { 0 };
     match direction {
-        Direction::Ingress => OPENED_BY_REMOTE | node,
+        Direction::Ingress if is_from_node => OPENED_BY_NODE,
+        Direction::Ingress => OPENED_BY_REMOTE,
         Direction::Egress => 0,
     }
 }
@@ -253,12 +261,18 @@ const fn opener_bits(direction: Direction, is_from_node: bool) -> u64 {
 /// is one flow although each of its requests could open it.)
 #[inline(always)]
 const fn starts_over(packet: &Packet) -> bool {
-    packet.is_opening && matches!(packet.protocol, TCP | SCTP)
+    packet.is_opening && has_opening(packet)
+}
+
+/// Whether this packet belongs to a connection that another packet must have opened.
+#[inline(always)]
+const fn is_midway(packet: &Packet) -> bool {
+    !packet.is_opening && has_opening(packet)
 }
 
 #[inline(always)]
-const fn opener(state: u64) -> Direction {
-    if state & OPENED_BY_REMOTE != 0 { Direction::Ingress } else { Direction::Egress }
+const fn has_opening(packet: &Packet) -> bool {
+    matches!(packet.protocol, TCP | SCTP)
 }
 
 /// How a packet came, apart from its headers.
@@ -365,8 +379,9 @@ pub fn judge<J: Judge>(
         } else {
             maps.is_related4(endpoint, inner)
         };
-        if known as u32 != Known::No as u32 {
-            let is_stamped = known as u32 == Known::Stamped as u32
+        let is_one_way = known as u32 == Known::OnlyStamped as u32;
+        if known as u32 != Known::No as u32 && !(is_one_way && arrival.is_towards_pod()) {
+            let is_stamped = (is_one_way || known as u32 == Known::Stamped as u32)
                 && !arrival.is_towards_pod()
                 && !arrival.is_translated;
             return Verdict { is_stamped, ..Verdict::PASS };
@@ -412,8 +427,11 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     let clock = maps.clock();
     let hash = flow::hash(key, maps.secret());
     let mut is_remembered = true;
+    // A connection that goes on after it was idle for its time is still that of who opened it, as
+    // long as its entry has not been given away. Else the answer of a server would make it the
+    // server's own, and who opened it could not be cut off any more.
     if let Some(entry) = flow::find(table, key, hash)
-        && !entry.is_expired(&clock)
+        && (is_midway(packet) || !entry.is_expired(&clock))
         && !is_older(entry.epoch(), endpoint.born)
         && !(packet.is_opening && entry.state & OPENER != opener)
         && !poses_as_node(entry.state, arrival)
@@ -429,15 +447,43 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     if !verdict.is_allowed || packet.is_answer || !is_remembered {
         return verdict;
     }
-    let bits = opener | stamp_bit(verdict.is_stamped);
+    let bits = new_bits(maps, endpoint, arrival, packet, verdict.is_stamped);
     let inserted = flow::insert(table, key, hash, endpoint.epoch, bits, &clock);
     Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict }
+}
+
+/// Bits for opener and stamp of a flow that is entered because of this packet, which passes.
+///
+/// A connection that is met midway was forgotten (or never seen), and either end may have opened
+/// it. Where the policies of the other direction would not have let it, this one was; else nobody
+/// knows, and it has to stay allowed in both: whoever it was, a change that forbids it cuts it.
+/// What a packet's own direction does not allow never passes on the ground that it could be an
+/// answer: anybody could send such answers.
+#[inline(always)]
+fn new_bits<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    is_stamped: bool,
+) -> u64 {
+    let seen = opener_bits(arrival.direction, arrival.is_from_node) | stamp_bit(is_stamped);
+    // Nobody opens a connection from a Service's address, nor with a packet that is stamped.
+    if !is_midway(packet) || arrival.is_from_node || arrival.is_translated || is_stamped {
+        return seen;
+    }
+    let other = if arrival.is_towards_pod() { Direction::Egress } else { Direction::Ingress };
+    let judged = judge_flow(maps, endpoint, other, false, packet);
+    if judged.is_allowed || judged.is_stamped {
+        return OPENED_UNSEEN | stamp_bit(judged.is_stamped);
+    }
+    seen
 }
 
 /// Whether somebody else sends to the pod in a flow that the node opened: a forged source.
 #[inline(always)]
 const fn poses_as_node(state: u64, arrival: Arrival) -> bool {
-    state & OPENED_BY_NODE != 0 && arrival.is_towards_pod() && !arrival.is_from_node
+    is_nodes(state) && arrival.is_towards_pod() && !arrival.is_from_node
 }
 
 /// Judges a packet of a known flow: as long as that is allowed in the direction it was opened in,
@@ -453,14 +499,13 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
 ) -> Verdict {
     let opener_bits = entry.state & OPENER;
     let mut is_stamped = entry.state & STAMPED != 0;
-    if entry.epoch() != endpoint.epoch {
-        let judged = if opener_bits & OPENED_BY_NODE != 0 {
-            Judged::ALLOWED
-        } else {
-            judge_flow(maps, endpoint, opener(entry.state), arrival.is_translated, packet)
-        };
-        let is_kept = maps.keeps_established() && !starts_over(packet);
-        if judged.allows_known(packet) {
+    let is_expired = entry.is_expired(clock);
+    // A flow that goes on only to be judged again lets no new one begin.
+    let begins_stamped = is_stamped && starts_over(packet);
+    if entry.epoch() != endpoint.epoch || is_expired || begins_stamped {
+        let judged = judge_opened(maps, endpoint, entry.state, arrival.is_translated, packet);
+        let is_kept = maps.keeps_established() && !starts_over(packet) && !is_expired;
+        if judged.allows_known(packet, arrival.is_towards_pod()) {
             // A flow that is kept goes on as it is: what is stamped from its middle on would be
             // judged as new where it leaves. A new one with its ports is judged as such.
             if !is_kept || is_stamped == judged.is_stamped {
@@ -572,17 +617,15 @@ pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     if entry.is_expired(&maps.clock()) || is_older(entry.epoch(), endpoint.born) {
         return Known::No;
     }
-    if entry.epoch() == endpoint.epoch
-        || maps.keeps_established()
-        || entry.state & OPENED_BY_NODE != 0
-    {
+    if entry.epoch() == endpoint.epoch || maps.keeps_established() {
         return Known::of(entry.state);
     }
-    let judged = judge_flow(maps, endpoint, opener(entry.state), false, inner);
-    if !judged.allows_known(inner) {
-        return Known::No;
+    let judged = judge_opened(maps, endpoint, entry.state, false, inner);
+    match (judged.allows_known(inner, true), judged.allows_known(inner, false)) {
+        (true, _) => Known::of(stamp_bit(judged.is_stamped)),
+        (false, true) => Known::OnlyStamped,
+        (false, false) => Known::No,
     }
-    Known::of(stamp_bit(judged.is_stamped))
 }
 
 /// What the policies say of a flow.
@@ -612,10 +655,12 @@ impl Judged {
         if is_ready { Self::STAMPED } else { Self::UNDECIDABLE }
     }
 
-    /// Whether this packet of a flow that is known already passes here.
+    /// Whether this packet of a flow that is known already passes here. Where it is allowed only
+    /// to be judged again, that is so of the pod's own packets: what comes towards the pod nobody
+    /// would judge, and who only pushes could do so for ever.
     #[inline(always)]
-    const fn allows_known(&self, packet: &Packet) -> bool {
-        self.is_allowed || self.is_stamped && !starts_over(packet)
+    const fn allows_known(&self, packet: &Packet, is_towards_pod: bool) -> bool {
+        self.is_allowed || self.is_stamped && !is_towards_pod && !starts_over(packet)
     }
 
     #[inline(always)]
@@ -627,6 +672,28 @@ impl Judged {
 #[inline(always)]
 fn is_transit_ready<M: Maps + ?Sized>(maps: &M) -> bool {
     maps.flags() & TRANSIT_READY != 0
+}
+
+/// What the policies say of a flow with this state word.
+#[inline(always)]
+fn judge_opened<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    state: u64,
+    is_translated: bool,
+    packet: &Packet,
+) -> Judged {
+    let opener = state & OPENER;
+    if opener == OPENED_BY_NODE {
+        return Judged::ALLOWED;
+    }
+    if opener != 0 {
+        let judged = judge_flow(maps, endpoint, Direction::Ingress, is_translated, packet);
+        if opener == OPENED_BY_REMOTE || !judged.is_allowed {
+            return judged;
+        }
+    }
+    judge_flow(maps, endpoint, Direction::Egress, is_translated, packet)
 }
 
 /// What the policies say of a flow opened in `direction`.

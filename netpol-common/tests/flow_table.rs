@@ -165,6 +165,10 @@ fn a_flow_that_starts_over_has_not_been_replied_to() {
     touch(&table, &key, START + 2, REPLIED, false);
     touch(&table, &key, START + 3, FIN_LOCAL, false);
     assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, REPLIED | FIN_LOCAL, "bits add up");
+    touch(&table, &key, START + 3, RESET, false);
+    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, REPLIED | FIN_LOCAL | RESET);
+    touch(&table, &key, START + 3, 0, false);
+    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, REPLIED | FIN_LOCAL, "it goes on");
     touch(&table, &key, START + 4, 0, true);
     assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, 0);
     assert_eq!(slots::<KEY4>(&table)[0].last_seen(), START + 4);

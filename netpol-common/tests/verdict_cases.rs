@@ -5,7 +5,9 @@ mod support;
 
 use netpol_common::flow;
 use netpol_common::layout::Reason;
-use netpol_common::packet::{ACK, ICMP, ICMPV6, Kind, Packet, SCTP, SYN, TCP, UDP, set_tcp_flags};
+use netpol_common::packet::{
+    ACK, ICMP, ICMPV6, Kind, Packet, RST, SCTP, SYN, TCP, UDP, set_tcp_flags,
+};
 use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, Known, Verdict};
 use support::{AtomicTable, World, v4, v6};
 
@@ -195,5 +197,162 @@ fn an_error_of_the_world_about_nothing_known_is_judged_like_any_other_packet() {
         world.allow_all(1, 0);
         assert!(verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
         assert_eq!(world.is_related4(&endpoint, &packet(UDP)), Known::No);
+    });
+}
+
+/// Connections that the programs know nothing of any more: TCP, and SCTP past its INIT.
+fn midway() -> [Packet; 2] {
+    [tcp(ACK), Packet { detail: 0, ..packet(SCTP) }]
+}
+
+fn openings() -> [Packet; 2] {
+    [tcp(SYN), Packet { detail: 1, is_opening: true, ..packet(SCTP) }]
+}
+
+#[test]
+fn an_idle_connection_is_still_its_openers() {
+    for (opening, midway) in openings().into_iter().zip(midway()) {
+        with_pod(|mut world, mut endpoint| {
+            // A server whose own connections nobody restricts.
+            endpoint.sets = [1, 0];
+            world.allow_all(1, 0);
+            assert!(passes(&world, &endpoint, IN, &opening));
+            world.clock.now += support::TIMEOUTS.sctp + 1;
+            assert!(passes(&world, &endpoint, OUT, &midway), "the server speaks first");
+            world.rows.clear();
+            rejudge(&mut endpoint);
+            let cut = Verdict::drop(Reason::PolicyCut, 0);
+            assert_eq!(judge(&world, &endpoint, IN, &midway), cut);
+            assert_eq!(judge(&world, &endpoint, OUT, &midway), cut);
+            // However long it was idle, as long as anything is known of it.
+            world.clock.now += support::TIMEOUTS.tcp_established + 1;
+            assert_eq!(judge(&world, &endpoint, OUT, &midway), cut);
+            assert_eq!(judge(&world, &endpoint, IN, &midway), cut);
+            assert!(passes(&world, &endpoint, OUT, &opening), "one of its own");
+        });
+    }
+}
+
+#[test]
+fn an_idle_connection_of_the_pods_passes_whoever_speaks_first() {
+    for (opening, midway) in openings().into_iter().zip(midway()) {
+        with_pod(|mut world, endpoint| {
+            world.allow_all(2, 0);
+            assert!(passes(&world, &endpoint, OUT, &opening));
+            world.clock.now += support::TIMEOUTS.sctp + 1;
+            assert!(!passes(&world, &endpoint, IN, &opening), "a new one of the other side's");
+            assert!(passes(&world, &endpoint, IN, &midway));
+            assert_eq!(world.is_established(&endpoint, OUT, &midway), Known::Yes);
+        });
+    }
+}
+
+#[test]
+fn keep_keeps_no_connection_that_was_idle_for_its_time() {
+    with_pod(|mut world, mut endpoint| {
+        world.keeps_established = true;
+        world.allow_all(1, 0);
+        assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
+        world.rows.clear();
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, IN, &tcp(ACK)));
+        world.clock.now += support::TIMEOUTS.tcp_other + 1;
+        assert!(!passes(&world, &endpoint, IN, &tcp(ACK)));
+        assert!(!passes(&world, &endpoint, OUT, &tcp(ACK)));
+    });
+}
+
+#[test]
+fn a_connection_whose_opener_nobody_saw_is_cut_by_the_policies_of_either_end() {
+    for midway in midway() {
+        for first in [IN, OUT] {
+            for cut in [1, 2] {
+                with_pod(|mut world, mut endpoint| {
+                    world.allow_all(1, 0);
+                    world.allow_all(2, 0);
+                    assert!(passes(&world, &endpoint, first, &midway));
+                    for next in [IN, OUT] {
+                        assert!(passes(&world, &endpoint, next, &midway));
+                        assert_eq!(world.is_established(&endpoint, next, &midway), Known::Yes);
+                    }
+                    rejudge(&mut endpoint);
+                    assert!(passes(&world, &endpoint, OUT, &midway), "both still allow it");
+                    world.rows.remove(&(cut, 0));
+                    rejudge(&mut endpoint);
+                    for next in [IN, OUT] {
+                        let verdict = judge(&world, &endpoint, next, &midway);
+                        assert_eq!(verdict, Verdict::drop(Reason::PolicyCut, 0), "{first:?} {cut}");
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn what_one_direction_denies_was_opened_in_the_other() {
+    for midway in midway() {
+        for (first, allowing, other) in [(IN, 1, 2), (OUT, 2, 1)] {
+            with_pod(|mut world, mut endpoint| {
+                world.allow_all(allowing, 0);
+                assert!(passes(&world, &endpoint, first, &midway));
+                // Later changes of the other direction's policies do not concern it.
+                world.allow_all(other, 0);
+                rejudge(&mut endpoint);
+                assert!(passes(&world, &endpoint, first, &midway));
+                world.rows.remove(&(other, 0));
+                rejudge(&mut endpoint);
+                assert!(passes(&world, &endpoint, IN, &midway));
+                assert!(passes(&world, &endpoint, OUT, &midway));
+                world.rows.clear();
+                rejudge(&mut endpoint);
+                assert!(!passes(&world, &endpoint, OUT, &midway));
+            });
+        }
+    }
+}
+
+#[test]
+fn nothing_midway_passes_that_its_own_direction_denies() {
+    for midway in midway() {
+        for (first, allowing) in [(IN, 2), (OUT, 1)] {
+            with_pod(|mut world, endpoint| {
+                world.allow_all(allowing, 0);
+                let verdict = judge(&world, &endpoint, first, &midway);
+                assert_eq!(verdict, Verdict::drop(Reason::Policy, 0), "{first:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn who_opens_on_the_ports_of_an_unseen_connection_is_judged_as_opener() {
+    with_pod(|mut world, mut endpoint| {
+        world.allow_all(1, 0);
+        world.allow_all(2, 0);
+        assert!(passes(&world, &endpoint, OUT, &tcp(ACK)));
+        assert!(passes(&world, &endpoint, OUT, &tcp(SYN)));
+        world.rows.remove(&(1, 0));
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, OUT, &tcp(ACK)), "it is the pod's now");
+        assert!(passes(&world, &endpoint, IN, &tcp(ACK)));
+    });
+}
+
+#[test]
+fn a_reset_that_nobody_heeds_does_not_end_a_connection() {
+    with_pod(|mut world, mut endpoint| {
+        world.allow_all(1, 0);
+        for (direction, flags) in [(IN, SYN), (OUT, SYN | ACK), (IN, RST), (OUT, ACK)] {
+            assert!(passes(&world, &endpoint, direction, &tcp(flags)));
+        }
+        world.clock.now += support::TIMEOUTS.tcp_other + 1;
+        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), Known::Yes);
+        // One that nothing comes after ends it.
+        assert!(passes(&world, &endpoint, OUT, &tcp(RST)));
+        world.clock.now += support::TIMEOUTS.tcp_other + 1;
+        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), Known::No);
+        rejudge(&mut endpoint);
+        assert!(passes(&world, &endpoint, IN, &tcp(ACK)), "still the other side's");
     });
 }

@@ -49,6 +49,8 @@ enum Opener {
     Pod,
     Remote,
     Node,
+    /// Nobody saw: it was met midway, and either end may have.
+    Unseen,
 }
 
 /// A connection that was admitted.
@@ -86,9 +88,11 @@ impl Known {
             *self = Self::new(self.opener, now);
         }
         self.last_seen = now;
-        self.is_replied |= (direction == EGRESS) != (self.opener == Opener::Pod);
+        let is_outbound = matches!(self.opener, Opener::Pod | Opener::Unseen);
+        self.is_replied |= (direction == EGRESS) != is_outbound;
         if packet.protocol == TCP {
-            self.is_reset |= packet.detail & RST != 0;
+            // Whoever goes on has not heeded a reset.
+            self.is_reset = packet.detail & RST != 0;
             self.fins[usize::from(direction == INGRESS)] |= packet.detail & FIN != 0;
         }
     }
@@ -100,6 +104,11 @@ type FlowKey = (u8, Address, u16, Address, u16);
 fn flow_key(packet: &Packet) -> FlowKey {
     let Packet { protocol, local, local_port, remote, remote_port, .. } = *packet;
     (protocol, local, local_port, remote, remote_port)
+}
+
+/// Of a connection that something else must have opened.
+fn is_midway(packet: &Packet) -> bool {
+    !packet.is_opening && matches!(packet.protocol, TCP | SCTP)
 }
 
 type FragmentKey = (usize, Address, Address, u32, Option<u8>);
@@ -148,6 +157,7 @@ impl Model {
             Opener::Node => true,
             Opener::Pod => self.permits(EGRESS, packet),
             Opener::Remote => self.permits(INGRESS, packet),
+            Opener::Unseen => self.permits(INGRESS, packet) && self.permits(EGRESS, packet),
         }
     }
 
@@ -212,7 +222,9 @@ impl Model {
             (_, false) => Opener::Remote,
         };
         let known = self.flows.get(&flow_key(packet)).copied();
-        let known = known.filter(|known| known.is_live(packet.protocol, self.now));
+        let is_live = known.is_some_and(|known| known.is_live(packet.protocol, self.now));
+        // A connection that goes on is still its opener's, however long it was idle.
+        let known = known.filter(|_| is_live || is_midway(packet));
         // Who opens a connection that another end opened opens one of its own.
         let known = known.filter(|known| !packet.is_opening || known.opener == opener);
         // Only the node itself speaks for the node.
@@ -223,7 +235,7 @@ impl Model {
             return self.judge_new(direction, opener, packet);
         };
         let is_new_connection = packet.is_opening && !matches!(packet.protocol, ICMP | ICMPV6);
-        let is_kept = self.keeps && !is_new_connection;
+        let is_kept = self.keeps && !is_new_connection && is_live;
         if !self.permits_flow(known.opener, packet) && !is_kept {
             // The node reaches its pods whatever was cut.
             return match opener {
@@ -247,6 +259,9 @@ impl Model {
             return Some(Reason::Policy);
         }
         if !packet.is_answer {
+            let may_be_others =
+                is_midway(packet) && opener != Opener::Node && self.permits(1 - direction, packet);
+            let opener = if may_be_others { Opener::Unseen } else { opener };
             self.flows.insert(flow_key(packet), Known::new(opener, self.now));
         }
         None

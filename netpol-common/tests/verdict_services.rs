@@ -516,3 +516,45 @@ fn a_pod_that_only_receives_under_policy_is_stamped_towards_itself_alone() {
     assert!(!look(&world, &endpoint, Arrival::ingress(false), &back).is_allowed);
     assert!(look(&world, &endpoint, Arrival::ingress(true), &back).is_allowed);
 }
+
+/// Nobody answers for a Service of which the pod may reach nothing any more, until the pod itself
+/// sends something that gets somewhere: else who only pushes could do so for ever.
+#[test]
+fn what_comes_from_a_service_of_denied_backends_is_cut() {
+    let from_vip = |protocol| Packet {
+        detail: ACK,
+        ..packet(protocol, ACK, (own(false), 1000), (vip(1, false), 80))
+    };
+    let error = |about: &Packet| Packet {
+        kind: Kind::Error,
+        protocol: ICMP,
+        local: about.local,
+        remote: about.remote,
+        ..Packet::default()
+    };
+    for protocol in [TCP, UDP] {
+        let tables = tables();
+        let (mut world, mut endpoint) = mixed(&tables);
+        world.service(vip(1, false), protocol, 80, &[(1, TARGET), (2, TARGET)]);
+        world.allow_all(SET, 1);
+        let opening = packet(protocol, SYN, (own(false), 1000), (vip(1, false), 80));
+        assert!(look(&world, &endpoint, Arrival::egress(), &opening).is_stamped);
+        assert!(look(&world, &endpoint, Arrival::ingress(false), &from_vip(protocol)).is_allowed);
+        world.rows.clear();
+        endpoint.epoch += 1;
+        let about = Packet { is_opening: false, ..opening };
+        let related = |endpoint: &Endpoint, arrival| {
+            world.judge_packet(endpoint, arrival, &error(&about), Some(&about))
+        };
+        endpoint.sets[0] = 2;
+        for _ in 0..2 {
+            let verdict = look(&world, &endpoint, Arrival::ingress(false), &from_vip(protocol));
+            assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::PolicyCut));
+            assert!(!related(&endpoint, Arrival::ingress(false)).is_allowed);
+            assert!(related(&endpoint, Arrival::egress()).is_stamped);
+        }
+        // It may still be translated to a backend that is allowed.
+        assert!(look(&world, &endpoint, Arrival::egress(), &about).is_stamped);
+        assert!(look(&world, &endpoint, Arrival::ingress(false), &from_vip(protocol)).is_allowed);
+    }
+}

@@ -256,6 +256,7 @@ fn known_of(number: u32) -> Known {
     match number {
         1 => Known::Yes,
         2 => Known::Stamped,
+        3 => Known::OnlyStamped,
         _ => Known::No,
     }
 }

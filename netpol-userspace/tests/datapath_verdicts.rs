@@ -464,7 +464,7 @@ fn flows_are_listed_as_they_are() {
         flows.sort_by_key(|flow| flow.protocol);
         assert_eq!(flows.len(), 2);
         let tcp = &flows[0];
-        assert_eq!((tcp.endpoint, tcp.protocol, tcp.opened), (ID.0, 6, Ingress));
+        assert_eq!((tcp.endpoint, tcp.protocol, tcp.opened), (ID.0, 6, Some(Ingress)));
         assert_eq!((tcp.local.to_string(), tcp.local_port), (POD.to_owned(), 80));
         assert_eq!((tcp.remote.to_string(), tcp.remote_port), (PEER.to_owned(), 1000));
         assert!(tcp.is_replied && !tcp.is_closing && !tcp.is_from_node);

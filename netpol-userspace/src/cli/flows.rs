@@ -12,7 +12,8 @@ use crate::observe::flows::{Flow, list};
 /// List the tracked connections of this node's isolated pods
 ///
 /// Replies pass because the connection they belong to is known; these are the known ones. OPENED
-/// says from the pod's view who opened it. `recheck` in STATE means that policies have changed
+/// says from the pod's view who opened it; `unseen` that it was under way when it was met, so that
+/// the policies of both directions must allow it. `recheck` in STATE means that policies have changed
 /// since: the next packet is judged by the new ones.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netpol_common::flow::{
-    self, Clock, KEY4, KEY6, OPENED_BY_NODE, OPENED_BY_REMOTE, Slot, Timeouts,
+    self, Clock, KEY4, KEY6, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, Slot,
+    Timeouts,
 };
 use netpol_common::layout::{self, Address, EPOCH_MASK, N_COUNTERS, Reason};
 use zerocopy::FromBytes as _;
@@ -32,8 +33,8 @@ pub struct Flow {
     pub remote: IpAddr,
     /// Its port, or the ICMP id.
     pub remote_port: u16,
-    /// Ingress: the other side opened it.
-    pub opened: Direction,
+    /// Ingress: the other side opened it; `None`: nobody saw who did.
+    pub opened: Option<Direction>,
     /// This node opened it.
     pub is_from_node: bool,
     /// Packets went both ways.
@@ -111,12 +112,12 @@ fn flow_of<const KEY: usize>(slot: &Slot<KEY>, family: u32, clock: &Clock) -> Fl
         local_port: slot.local_port(),
         remote,
         remote_port: slot.remote_port(),
-        opened: if slot.state & OPENED_BY_REMOTE != 0 {
-            Direction::Ingress
-        } else {
-            Direction::Egress
+        opened: match slot.state & OPENER {
+            OPENED_BY_REMOTE | OPENED_BY_NODE => Some(Direction::Ingress),
+            OPENED_UNSEEN => None,
+            _ => Some(Direction::Egress),
         },
-        is_from_node: slot.state & OPENED_BY_NODE != 0,
+        is_from_node: slot.state & OPENER == OPENED_BY_NODE,
         is_replied: slot.meta & flow::REPLIED != 0,
         is_closing: slot.meta & flow::RESET != 0 || closed == flow::FIN_LOCAL | flow::FIN_REMOTE,
         idle_seconds: (clock.now.saturating_sub(slot.last_seen()) << flow::TICK_SHIFT)

@@ -3,7 +3,7 @@
 //! direction for those it did not. Must never decide whether a flow is allowed: seeded flows are
 //! judged at their next packet like any others after a change.
 
-use netpol_common::flow::{self, OPENED_BY_REMOTE};
+use netpol_common::flow::{self, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENER};
 use netpol_common::packet::Packet;
 
 use super::maps::Maps;
@@ -54,7 +54,7 @@ fn enter<T: flow::Table, const KEY: usize>(
 ) {
     let hash = flow::hash(key, secret);
     if let Some(entry) = flow::find(table, key, hash)
-        && entry.state & OPENED_BY_REMOTE == opener
+        && agrees(entry.state, opener)
         && entry.epoch() >= epoch
     {
         return;
@@ -63,5 +63,13 @@ fn enter<T: flow::Table, const KEY: usize>(
     if let Some(entry) = flow::find(table, key, hash) {
         // An established connection, not a first packet that waits for its answer.
         entry.touch(clock.now, flow::REPLIED, false);
+    }
+}
+
+/// Whether what the programs noted says the same; that the other side was the node they know better.
+const fn agrees(state: u64, opener: u64) -> bool {
+    match state & OPENER {
+        OPENED_BY_NODE => opener == OPENED_BY_REMOTE,
+        noted => noted == opener,
     }
 }

@@ -9,6 +9,7 @@ use super::names::Names;
 use super::protocol;
 use crate::datapath::observe::{self, EndpointEntry};
 use crate::datapath::{Maps, observe::Flow as Tracked};
+use crate::model::Direction;
 
 /// A connection of a local endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -29,7 +30,8 @@ pub struct Flow {
     pub remote_port: Option<u16>,
     /// `namespace/pod` if the other side is an endpoint of this node.
     pub remote_endpoint: Option<String>,
-    /// `ingress` if the other side opened it, else `egress`.
+    /// `ingress` if the other side opened it, `egress` if the pod did, `unseen` if the connection
+    /// was under way when it was met: then both directions' policies must allow it.
     pub opened: &'static str,
     /// This node itself opened it.
     pub by_node: bool,
@@ -78,7 +80,7 @@ fn view(flow: &Tracked, entry: &EndpointEntry, names: &Names) -> Flow {
         remote: flow.remote,
         remote_port: port(flow.remote_port),
         remote_endpoint: names.at(flow.remote),
-        opened: flow.opened.as_str(),
+        opened: flow.opened.map_or("unseen", Direction::as_str),
         by_node: flow.is_from_node,
         state: match (flow.is_closing, flow.is_replied) {
             (true, _) => "closing",
@@ -96,8 +98,6 @@ pub(crate) mod tests {
 
     use super::super::names::tests::{endpoint, state};
     use super::*;
-    use crate::model::Direction;
-
     fn entry() -> EndpointEntry {
         EndpointEntry { ifindex: 11, id: 1, ingress: 2, egress: 0, epoch: 9, born: 5 }
     }
@@ -110,7 +110,7 @@ pub(crate) mod tests {
             local_port: 80,
             remote: "10.0.0.2".parse().unwrap(),
             remote_port: 40000,
-            opened: Direction::Ingress,
+            opened: Some(Direction::Ingress),
             is_from_node: false,
             is_replied: true,
             is_closing: false,
@@ -139,6 +139,8 @@ pub(crate) mod tests {
         assert_eq!((ping.local_port, ping.remote_port), (None, None));
         let nameless = view(&tracked(6), &entry(), &Names::default());
         assert_eq!((nameless.endpoint, nameless.remote_endpoint), (None, None));
+        let unseen = Tracked { opened: None, ..tracked(6) };
+        assert_eq!(view(&unseen, &entry(), &Names::default()).opened, "unseen");
     }
 
     #[test]
