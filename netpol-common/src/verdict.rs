@@ -56,6 +56,16 @@ pub trait Maps {
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool;
     /// [`crate::service::judge_service`] on these maps.
     fn judge_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService;
+    /// [`judge_flow`] on these maps.
+    fn judge_flow(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        is_translated: bool,
+        packet: &Packet,
+    ) -> Judged {
+        judge_flow(self, endpoint, direction, is_translated, packet)
+    }
     /// [`crate::layout::Control::flags`].
     fn flags(&self) -> u64;
     /// Whether the address is the endpoint's own.
@@ -97,7 +107,15 @@ impl Endpoint {
 
     #[inline(always)]
     const fn is_isolated(&self, direction: Direction) -> bool {
-        self.sets[direction as usize] != 0
+        self.set(direction) != 0
+    }
+
+    /// The policy set of a direction. Not by an index, whose bounds the kernel's verifier loses
+    /// sight of where the compiler computes with it.
+    #[inline(always)]
+    const fn set(&self, direction: Direction) -> u16 {
+        let both = self.sets[0] as u32 | (self.sets[1] as u32) << 16;
+        (both >> ((direction as u32 & 1) * 16)) as u16
     }
 }
 
@@ -316,15 +334,27 @@ impl Arrival {
 /// that are verified on their own; what they compute is what stands here.
 pub trait Judge: Maps {
     /// [`judge_in`] the IPv4 flow table.
-    fn judge_flow4(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
+    fn judge_in4(
+        &self,
+        endpoint: &Endpoint,
+        arrival: Arrival,
+        packet: &Packet,
+        answers: Answers,
+    ) -> Looked {
         let key = flow::key4(packet, endpoint.id);
-        judge_in(self, self.flows4(), &key, endpoint, arrival, packet)
+        judge_in(self, self.flows4(), &key, endpoint, arrival, packet, answers)
     }
 
     /// [`judge_in`] the IPv6 flow table.
-    fn judge_flow6(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
+    fn judge_in6(
+        &self,
+        endpoint: &Endpoint,
+        arrival: Arrival,
+        packet: &Packet,
+        answers: Answers,
+    ) -> Looked {
         let key = flow::key6(packet, endpoint.id);
-        judge_in(self, self.flows6(), &key, endpoint, arrival, packet)
+        judge_in(self, self.flows6(), &key, endpoint, arrival, packet, answers)
     }
 
     /// [`is_related_in`] the IPv4 flow table.
@@ -360,11 +390,7 @@ pub fn judge<J: Judge>(
         }
     }
     if packet.kind as u8 == Kind::Flow as u8 {
-        return if packet.local.family == 6 {
-            maps.judge_flow6(endpoint, arrival, packet)
-        } else {
-            maps.judge_flow4(endpoint, arrival, packet)
-        };
+        return judge_tracked(maps, endpoint, arrival, packet);
     }
     if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
         return Verdict::drop(reason, 0);
@@ -390,6 +416,92 @@ pub fn judge<J: Judge>(
     judge_alone(maps, endpoint, arrival, packet)
 }
 
+/// What the policies said about one packet so far, by the direction of the flow: [`Judged::pack`]
+/// of it, zero where nobody asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Answers {
+    /// Opened by the other side.
+    pub ingress: u64,
+    /// Opened by the pod.
+    pub egress: u64,
+}
+
+impl Answers {
+    #[inline(always)]
+    const fn get(self, direction: Direction) -> Result<Judged, Direction> {
+        let word = match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        };
+        if word == 0 { Err(direction) } else { Ok(Judged::unpack(word)) }
+    }
+
+    #[inline(always)]
+    const fn set(&mut self, direction: Direction, judged: Judged) {
+        match direction {
+            Direction::Ingress => self.ingress = judged.pack(),
+            Direction::Egress => self.egress = judged.pack(),
+        }
+    }
+}
+
+/// A verdict, or the direction that the policies have to be asked about first.
+pub type Looked = Result<Verdict, Direction>;
+
+/// In one word, see [`Verdict::pack`].
+#[inline(always)]
+pub const fn pack_looked(looked: Looked) -> u64 {
+    match looked {
+        Ok(verdict) => verdict.pack(),
+        Err(Direction::Ingress) => ASKS,
+        Err(Direction::Egress) => ASKS | ASKS_EGRESS,
+    }
+}
+
+/// The inverse of [`pack_looked`].
+#[inline(always)]
+pub fn unpack_looked(word: u64) -> Looked {
+    match (word & ASKS != 0, word & ASKS_EGRESS != 0) {
+        (false, _) => Ok(Verdict::unpack(word)),
+        (true, false) => Err(Direction::Ingress),
+        (true, true) => Err(Direction::Egress),
+    }
+}
+
+/// Bits that [`Verdict::pack`] does not use.
+const ASKS: u64 = 1 << 4;
+const ASKS_EGRESS: u64 = 1 << 5;
+
+/// Judges a packet that has a flow. The flow table says which policies matter, and they are asked
+/// from here and not from there, because in the kernel either has little stack left.
+#[inline(always)]
+fn judge_tracked<J: Judge>(
+    maps: &J,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+) -> Verdict {
+    let mut answers = Answers::default();
+    let mut looks = 0;
+    // Once both directions are answered nothing is left to ask.
+    while looks < 3 {
+        let looked = if packet.local.family == 6 {
+            maps.judge_in6(endpoint, arrival, packet, answers)
+        } else {
+            maps.judge_in4(endpoint, arrival, packet, answers)
+        };
+        match looked {
+            Ok(verdict) => return verdict,
+            Err(direction) => {
+                let judged = maps.judge_flow(endpoint, direction, arrival.is_translated, packet);
+                answers.set(direction, judged);
+            }
+        }
+        looks += 1;
+    }
+    Verdict::drop(Reason::Inconsistent, 0)
+}
+
 /// Judges a packet that could not be parsed to its end, for this reason. Where no policy isolates
 /// it passes like any other, and like any other only from the pod's own address if it has one.
 #[inline(always)]
@@ -413,7 +525,8 @@ pub fn judge_refused<M: Maps + ?Sized>(
     }
 }
 
-/// Judges a packet of a flow with this key in `table`.
+/// Judges a packet of a flow with this key in `table`, by what the policies answered so far.
+/// Changes nothing before it has all answers that it needs.
 #[inline(always)]
 pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     maps: &M,
@@ -422,7 +535,8 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     endpoint: &Endpoint,
     arrival: Arrival,
     packet: &Packet,
-) -> Verdict {
+    answers: Answers,
+) -> Looked {
     let opener = opener_bits(arrival.direction, arrival.is_from_node);
     let clock = maps.clock();
     let hash = flow::hash(key, maps.secret());
@@ -437,19 +551,19 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
         && !poses_as_node(entry.state, arrival)
     {
         if !(arrival.is_translated && entry.state & STAMPED != 0) {
-            return judge_known(maps, &entry, endpoint, arrival, packet, &clock);
+            return judge_known(maps, &entry, endpoint, arrival, packet, &clock, answers);
         }
         // The entry is that of the first look: nobody has translated the packet. It must neither
         // pass by that entry nor replace it.
         is_remembered = false;
     }
-    let verdict = judge_new(maps, endpoint, arrival, packet, is_remembered);
+    let verdict = judge_new(maps, endpoint, arrival, packet, is_remembered, answers)?;
     if !verdict.is_allowed || packet.is_answer || !is_remembered {
-        return verdict;
+        return Ok(verdict);
     }
-    let bits = new_bits(maps, endpoint, arrival, packet, verdict.is_stamped);
+    let bits = new_bits(arrival, packet, verdict.is_stamped, answers)?;
     let inserted = flow::insert(table, key, hash, endpoint.epoch, bits, &clock);
-    Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict }
+    Ok(Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict })
 }
 
 /// Bits for opener and stamp of a flow that is entered because of this packet, which passes.
@@ -460,24 +574,23 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
 /// What a packet's own direction does not allow never passes on the ground that it could be an
 /// answer: anybody could send such answers.
 #[inline(always)]
-fn new_bits<M: Maps + ?Sized>(
-    maps: &M,
-    endpoint: &Endpoint,
+fn new_bits(
     arrival: Arrival,
     packet: &Packet,
     is_stamped: bool,
-) -> u64 {
+    answers: Answers,
+) -> Result<u64, Direction> {
     let seen = opener_bits(arrival.direction, arrival.is_from_node) | stamp_bit(is_stamped);
     // Nobody opens a connection from a Service's address, nor with a packet that is stamped.
     if !is_midway(packet) || arrival.is_from_node || arrival.is_translated || is_stamped {
-        return seen;
+        return Ok(seen);
     }
     let other = if arrival.is_towards_pod() { Direction::Egress } else { Direction::Ingress };
-    let judged = judge_flow(maps, endpoint, other, false, packet);
+    let judged = answers.get(other)?;
     if judged.is_allowed || judged.is_stamped {
-        return OPENED_UNSEEN | stamp_bit(judged.is_stamped);
+        return Ok(OPENED_UNSEEN | stamp_bit(judged.is_stamped));
     }
-    seen
+    Ok(seen)
 }
 
 /// Whether somebody else sends to the pod in a flow that the node opened: a forged source.
@@ -496,14 +609,15 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
     arrival: Arrival,
     packet: &Packet,
     clock: &Clock,
-) -> Verdict {
+    answers: Answers,
+) -> Looked {
     let opener_bits = entry.state & OPENER;
     let mut is_stamped = entry.state & STAMPED != 0;
     let is_expired = entry.is_expired(clock);
     // A flow that goes on only to be judged again lets no new one begin.
     let begins_stamped = is_stamped && starts_over(packet);
     if entry.epoch() != endpoint.epoch || is_expired || begins_stamped {
-        let judged = judge_opened(maps, endpoint, entry.state, arrival.is_translated, packet);
+        let judged = judge_opened(entry.state, |direction| answers.get(direction))?;
         let is_kept = maps.keeps_established() && !starts_over(packet) && !is_expired;
         if judged.allows_known(packet, arrival.is_towards_pod()) {
             // A flow that is kept goes on as it is: what is stamped from its middle on would be
@@ -518,14 +632,14 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
             // denied packet does not keep it from being idle, nor does one of the node's, which
             // passes in any case but makes the flow no better.
             if arrival.is_from_node {
-                return Verdict::PASS;
+                return Ok(Verdict::PASS);
             }
             let cut = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
-            return Verdict::drop(judged.reason(cut), judged.class);
+            return Ok(Verdict::drop(judged.reason(cut), judged.class));
         }
     }
     note(entry, arrival, packet, clock);
-    Verdict { is_stamped: is_stamped && !arrival.is_towards_pod(), ..Verdict::PASS }
+    Ok(Verdict { is_stamped: is_stamped && !arrival.is_towards_pod(), ..Verdict::PASS })
 }
 
 /// Judges a packet of no known flow; `is_new`: of no flow at all that could be answered.
@@ -536,26 +650,27 @@ fn judge_new<M: Maps + ?Sized>(
     arrival: Arrival,
     packet: &Packet,
     is_new: bool,
-) -> Verdict {
+    answers: Answers,
+) -> Looked {
     let Arrival { direction, is_from_node, is_translated } = arrival;
     if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
-        return Verdict::drop(reason, 0);
+        return Ok(Verdict::drop(reason, 0));
     }
     if is_from_node {
-        return Verdict { is_noted: true, ..Verdict::PASS };
+        return Ok(Verdict { is_noted: true, ..Verdict::PASS });
     }
     // An answer to something never seen opens nothing: an isolated pod has not asked for it.
     if packet.is_answer && endpoint.is_isolated(direction) && is_new {
-        return Verdict::drop(Reason::Policy, 0);
+        return Ok(Verdict::drop(Reason::Policy, 0));
     }
-    let judged = judge_flow(maps, endpoint, direction, is_translated, packet);
-    if judged.is_allowed {
+    let judged = answers.get(direction)?;
+    Ok(if judged.is_allowed {
         // The flow was noted where it began.
         let Judged { is_stamped, class, .. } = judged;
         Verdict { is_noted: !is_translated, is_stamped, class, ..Verdict::PASS }
     } else {
         Verdict::drop(judged.reason(Reason::Policy), judged.class)
-    }
+    })
 }
 
 /// Judges a packet that belongs to no flow, and whose source is in order, by itself: ICMP that is
@@ -574,7 +689,7 @@ fn judge_alone<M: Maps>(
     let class = maps.class_of(&packet.remote);
     // Without ports only "everything" matches: protocol 255 (reserved) is in no port set.
     let passes = maps.owns(endpoint.id, &packet.remote)
-        || maps.row_allows(endpoint.sets[direction as usize], class, NO_PORTS, 0);
+        || maps.row_allows(endpoint.set(direction), class, NO_PORTS, 0);
     if passes {
         // Whether it will be translated, as part of somebody's flow, cannot be told.
         let is_stamped = !arrival.is_towards_pod() && !is_translated && is_transit_ready(maps);
@@ -620,7 +735,8 @@ pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     if entry.epoch() == endpoint.epoch || maps.keeps_established() {
         return Known::of(entry.state);
     }
-    let judged = judge_opened(maps, endpoint, entry.state, false, inner);
+    let ask = |direction| Ok(maps.judge_flow(endpoint, direction, false, inner));
+    let Ok(judged) = judge_opened(entry.state, ask) else { return Known::No };
     match (judged.allows_known(inner, true), judged.allows_known(inner, false)) {
         (true, _) => Known::of(stamp_bit(judged.is_stamped)),
         (false, true) => Known::OnlyStamped,
@@ -629,8 +745,8 @@ pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
 }
 
 /// What the policies say of a flow.
-#[derive(Clone, Copy)]
-struct Judged {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judged {
     is_allowed: bool,
     /// Its packets are to be judged again, translated. If it is not allowed, that is so for older
     /// flows: the kernel translates them as it did their first packet, also to a backend that the
@@ -648,6 +764,27 @@ impl Judged {
     const STAMPED: Self = Self { is_stamped: true, ..Self::ALLOWED };
     const DENIED: Self = Self { is_allowed: false, ..Self::ALLOWED };
     const UNDECIDABLE: Self = Self { is_undecidable: true, ..Self::DENIED };
+
+    /// In one word, for passing between separately verified functions. Never zero.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        self.is_allowed as u64
+            | (self.is_stamped as u64) << 1
+            | (self.is_undecidable as u64) << 2
+            | 1 << 3
+            | (self.class as u64) << 32
+    }
+
+    /// The inverse of [`Self::pack`]; zero denies.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        Self {
+            is_allowed: word & 1 != 0,
+            is_stamped: word & 2 != 0,
+            is_undecidable: word & 4 != 0,
+            class: (word >> 32) as u32,
+        }
+    }
 
     /// Allowed if it can be judged again.
     #[inline(always)]
@@ -674,38 +811,35 @@ fn is_transit_ready<M: Maps + ?Sized>(maps: &M) -> bool {
     maps.flags() & TRANSIT_READY != 0
 }
 
-/// What the policies say of a flow with this state word.
+/// What the policies say of a flow with this state word; `ask`: what they say by direction.
 #[inline(always)]
-fn judge_opened<M: Maps + ?Sized>(
-    maps: &M,
-    endpoint: &Endpoint,
+fn judge_opened(
     state: u64,
-    is_translated: bool,
-    packet: &Packet,
-) -> Judged {
+    ask: impl Fn(Direction) -> Result<Judged, Direction>,
+) -> Result<Judged, Direction> {
     let opener = state & OPENER;
     if opener == OPENED_BY_NODE {
-        return Judged::ALLOWED;
+        return Ok(Judged::ALLOWED);
     }
     if opener != 0 {
-        let judged = judge_flow(maps, endpoint, Direction::Ingress, is_translated, packet);
+        let judged = ask(Direction::Ingress)?;
         if opener == OPENED_BY_REMOTE || !judged.is_allowed {
-            return judged;
+            return Ok(judged);
         }
     }
-    judge_flow(maps, endpoint, Direction::Egress, is_translated, packet)
+    ask(Direction::Egress)
 }
 
 /// What the policies say of a flow opened in `direction`.
 #[inline(always)]
-fn judge_flow<M: Maps + ?Sized>(
+pub fn judge_flow<M: Maps + ?Sized>(
     maps: &M,
     endpoint: &Endpoint,
     direction: Direction,
     is_translated: bool,
     packet: &Packet,
 ) -> Judged {
-    let set = endpoint.sets[direction as usize];
+    let set = endpoint.set(direction);
     let is_egress = direction as u8 == Direction::Egress as u8;
     if is_egress && !(set == 0 && is_translated) {
         let to_service = judge_service(maps, endpoint, set, is_translated, packet);

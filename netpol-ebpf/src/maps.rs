@@ -17,7 +17,7 @@ use netpol_common::layout::{
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
 use netpol_common::service::{self, Asked, ToService};
-use netpol_common::verdict::{self, Endpoint, Maps, Policies};
+use netpol_common::verdict::{self, Endpoint, Judged, Maps, Policies};
 
 #[map]
 static ENDPOINTS: Array<layout::Endpoint> =
@@ -332,6 +332,24 @@ pub extern "C" fn netpol_judge_service(set: u32, endpoint: u32, key: *const Serv
     asked.answer() as u32
 }
 
+/// [`verdict::judge_flow`], packed: it is asked about both directions of some flows.
+/// `direction`: with bit 1 set, of a translated packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_judge_flow(
+    endpoint: *const Endpoint,
+    direction: u32,
+    packet: *const Packet,
+) -> u64 {
+    // SAFETY: the verifier lets only null or readable structs through.
+    let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
+        return 0;
+    };
+    let is_translated = direction & 2 != 0;
+    let direction = if direction & 1 == 0 { Direction::Ingress } else { Direction::Egress };
+    verdict::judge_flow(&Kernel, endpoint, direction, is_translated, packet).pack()
+}
+
 impl Maps for Kernel {
     type Flows4 = Flows4;
     type Flows6 = Flows6;
@@ -384,6 +402,18 @@ impl Maps for Kernel {
     fn judge_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
         let answer = netpol_judge_service(u32::from(set), u32::from(endpoint), key);
         ToService::from_number(answer)
+    }
+
+    #[inline(always)]
+    fn judge_flow(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        is_translated: bool,
+        packet: &Packet,
+    ) -> Judged {
+        let word = direction as u32 | u32::from(is_translated) << 1;
+        Judged::unpack(netpol_judge_flow(endpoint, word, packet))
     }
 
     #[inline(always)]

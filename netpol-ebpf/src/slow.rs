@@ -9,7 +9,9 @@ use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::{self, Outcome, Packet};
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Known, Maps as _, Verdict};
+use netpol_common::verdict::{
+    self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
+};
 
 use crate::frame::{RawSkb, Skb};
 use crate::maps::{self, Kernel};
@@ -170,13 +172,29 @@ pub fn refusal_reason(number: u32) -> Reason {
 
 impl Judge for Kernel {
     #[inline(always)]
-    fn judge_flow4(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
-        Verdict::unpack(netpol_judge4(endpoint, arrival_word(arrival), packet))
+    fn judge_in4(
+        &self,
+        endpoint: &Endpoint,
+        arrival: Arrival,
+        packet: &Packet,
+        answers: Answers,
+    ) -> Looked {
+        let Answers { ingress, egress } = answers;
+        let word = netpol_judge4(endpoint, arrival_word(arrival), packet, ingress, egress);
+        verdict::unpack_looked(word)
     }
 
     #[inline(always)]
-    fn judge_flow6(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Verdict {
-        Verdict::unpack(netpol_judge6(endpoint, arrival_word(arrival), packet))
+    fn judge_in6(
+        &self,
+        endpoint: &Endpoint,
+        arrival: Arrival,
+        packet: &Packet,
+        answers: Answers,
+    ) -> Looked {
+        let Answers { ingress, egress } = answers;
+        let word = netpol_judge6(endpoint, arrival_word(arrival), packet, ingress, egress);
+        verdict::unpack_looked(word)
     }
 
     #[inline(always)]
@@ -193,13 +211,15 @@ impl Judge for Kernel {
 /// Defines the separately verified functions of one address family.
 macro_rules! family {
     ($judge:ident, $related:ident, $key:path, $table:ident) => {
-        /// [`verdict::judge_in`] this family's table, packed.
+        /// [`verdict::judge_in`] this family's table, packed; the last two are the answers.
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $judge(
             endpoint: *const Endpoint,
             arrival: u32,
             packet: *const Packet,
+            ingress: u64,
+            egress: u64,
         ) -> u64 {
             // SAFETY: the verifier lets only null or readable structs through.
             let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) })
@@ -208,7 +228,10 @@ macro_rules! family {
             };
             let key = $key(packet, endpoint.id);
             let arrival = arrival_of(arrival);
-            verdict::judge_in(&Kernel, Kernel.$table(), &key, endpoint, arrival, packet).pack()
+            let (table, answers) = (Kernel.$table(), Answers { ingress, egress });
+            verdict::pack_looked(verdict::judge_in(
+                &Kernel, table, &key, endpoint, arrival, packet, answers,
+            ))
         }
 
         /// [`verdict::is_related_in`] this family's table, as a number.
