@@ -530,3 +530,54 @@ fn a_service_is_judged_by_its_backends() {
         assert_eq!(rig.counted(Egress, Reason::ServiceMixed), undecided + 2);
     });
 }
+
+/// A flow whose entry has to make way: its opener is not known any more.
+#[test]
+fn a_forgotten_connection_is_cut_by_the_policies_of_either_direction() {
+    in_node(|| {
+        for (peer, cut) in [(PEER, 1), (PEER6, 1), (PEER, 2), (PEER6, 2)] {
+            let mut rig = Rig::new();
+            rig.class(peer, 3);
+            rig.allow_all(1, 3);
+            rig.allow_all(2, 3);
+            rig.isolate(1, 2);
+            let init = Transport::Sctp { source: 80, destination: 1000, chunk: 0 };
+            for (from_pod, to_pod) in [
+                (ack(80, 1000), ack(1000, 80)),
+                (init, Transport::Sctp { source: 1000, destination: 80, chunk: 3 }),
+            ] {
+                assert!(rig.goes_out(peer, &from_pod));
+                assert!(rig.comes_in(peer, &to_pod));
+            }
+            let flows = observe::flows(&rig.maps);
+            assert!(flows.iter().all(|flow| flow.opened.is_none() && !flow.is_from_node));
+            assert_eq!(flows.len(), 2);
+            // Another class, to which only the other direction allows anything.
+            rig.class(peer, 4);
+            rig.allow_all(3 - cut, 4);
+            rig.rejudge();
+            assert!(!rig.goes_out(peer, &ack(80, 1000)), "{peer} {cut}");
+            assert!(!rig.comes_in(peer, &ack(1000, 80)), "{peer} {cut}");
+            assert_eq!(rig.counted(Egress, Reason::PolicyCut), 1);
+            assert_eq!(rig.counted(Ingress, Reason::PolicyCut), 1);
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_was_reset_but_goes_on_is_not_closing() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        rig.class(PEER, 3);
+        rig.allow_all(1, 3);
+        rig.isolate(1, 0);
+        assert!(rig.comes_in(PEER, &syn(1000, 80)));
+        assert!(rig.goes_out(PEER, &syn_ack(80, 1000)));
+        let reset = Transport::Tcp { source: 1000, destination: 80, flags: 0x04 };
+        assert!(rig.comes_in(PEER, &reset));
+        let is_closing = |rig: &Rig| observe::flows(&rig.maps)[0].is_closing;
+        assert!(is_closing(&rig));
+        assert!(rig.goes_out(PEER, &ack(80, 1000)));
+        assert!(!is_closing(&rig));
+    });
+}

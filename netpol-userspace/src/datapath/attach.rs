@@ -14,7 +14,7 @@ use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
-use super::filters::{Filter, filter_programs, filters, has_ingress_qdisc};
+use super::filters::{Filter, Hooks, filter_programs, filters, hooks};
 use super::load::{EGRESS, INGRESS, Programs, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
 use super::probe::grace_period;
@@ -361,18 +361,27 @@ fn detach_now(link: FdLink) {
     }
 }
 
-/// Fails where the kernel would put a filter for the egress hook on the ingress hook.
+/// Sees to a clsact qdisc on the interface. Fails where the kernel would put a filter for the
+/// egress hook on the ingress hook.
+///
+/// One that is there is left alone, whoever made it, and it is never taken off again: for either
+/// the kernel takes an interface that is up out of service for a moment, and drops what is under
+/// way. An empty one does nothing.
 fn require_clsact(ifindex: u32, interface: &str, what: &str) -> Result<(), DatapathError> {
-    let is_taken = has_ingress_qdisc(ifindex)
-        .map_err(io_error(format!("{what}: list the qdiscs of {interface}")))?;
-    if !is_taken {
-        return Ok(());
+    match hooks(ifindex).map_err(io_error(format!("{what}: list the qdiscs of {interface}")))? {
+        Hooks::Clsact => Ok(()),
+        Hooks::None => match tc::qdisc_add_clsact(interface) {
+            Ok(()) | Err(TcError::AlreadyAttached) => Ok(()),
+            // Somebody else was quicker.
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EEXIST) => Ok(()),
+            Err(error) => Err(bpf_error(what)(error)),
+        },
+        Hooks::Ingress => Err(DatapathError::Missing(format!(
+            "{what}: it has an ingress qdisc, where the kernel has no place for a program that \
+             sees what leaves by it; have whoever made it use clsact instead (`tc qdisc del dev \
+             {interface} ingress`, `tc qdisc add dev {interface} clsact`), or use TCX"
+        ))),
     }
-    Err(DatapathError::Missing(format!(
-        "{what}: it has an ingress qdisc, where the kernel has no place for a program that sees \
-         what leaves by it; have whoever made it use clsact instead (`tc qdisc del dev \
-         {interface} ingress`, `tc qdisc add dev {interface} clsact`), or use TCX"
-    )))
 }
 
 /// Priorities to try: one of them is free, or belongs to filters that ours can stand beside.
@@ -384,11 +393,6 @@ fn attach_clsact(
     hook: TcAttachType,
     handle: TcHandle,
 ) -> Result<(), ProgramError> {
-    match tc::qdisc_add_clsact(interface) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EEXIST) => {}
-        Err(error) => return Err(error.into()),
-    }
     for priority in PRIORITIES {
         // The kernel wants to be told whether to replace or to create.
         let existing = SchedClassifierLink::attached(interface, hook, priority, handle, None)

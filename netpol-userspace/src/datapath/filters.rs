@@ -43,24 +43,38 @@ pub fn filters(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> {
     Ok(filters)
 }
 
-/// Whether the interface has a qdisc of the kind `ingress`, in the place of clsact. The kernel
-/// takes filters for the egress hook there, too, and runs them on the ingress hook.
-pub fn has_ingress_qdisc(ifindex: u32) -> io::Result<bool> {
+/// What stands where filters without a queue are hung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hooks {
+    /// Nothing.
+    None,
+    /// A clsact qdisc.
+    Clsact,
+    /// A qdisc of the kind `ingress`. The kernel takes filters for the egress hook there, too, and
+    /// runs them on the ingress hook.
+    Ingress,
+}
+
+/// Which hooks the interface has.
+pub fn hooks(ifindex: u32) -> io::Result<Hooks> {
     let mut message = TcMessage::default();
     message.header.index = ifindex.cast_signed();
-    let mut is_there = false;
+    let mut found = Hooks::None;
     dump(&bytes_of(RouteNetlinkMessage::GetQueueDiscipline(message)), |message| {
         // The kernel lists those of all interfaces.
         if let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = message
             && qdisc.header.index == ifindex.cast_signed()
         {
-            is_there |= qdisc
-                .attributes
-                .iter()
-                .any(|one| matches!(one, TcAttribute::Kind(kind) if kind == "ingress"));
+            for attribute in &qdisc.attributes {
+                match attribute {
+                    TcAttribute::Kind(kind) if kind == "ingress" => found = Hooks::Ingress,
+                    TcAttribute::Kind(kind) if kind == "clsact" => found = Hooks::Clsact,
+                    _ => {}
+                }
+            }
         }
     })?;
-    Ok(is_there)
+    Ok(found)
 }
 
 /// Asks for a list and calls `each` with every message of the answer.
