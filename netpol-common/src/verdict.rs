@@ -482,6 +482,11 @@ fn judge_tracked<J: Judge>(
     packet: &Packet,
 ) -> Verdict {
     let mut answers = Answers::default();
+    // What opens a connection is nearly always new: that saves one look.
+    if packet.is_opening && !arrival.is_from_node {
+        let Arrival { direction, is_translated, .. } = arrival;
+        answers.set(direction, maps.judge_flow(endpoint, direction, is_translated, packet));
+    }
     let mut looks = 0;
     // Once both directions are answered nothing is left to ask.
     while looks < 3 {

@@ -17,7 +17,7 @@ use netpol_userspace::datapath::run::{Place, run_marked};
 use netpol_userspace::datapath::{AttachMode, Datapath, Limits, LoadOptions, cleanup, observe};
 use netpol_userspace::endpoint::Exit;
 use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction::Egress;
+use netpol_userspace::model::Direction::{Egress, Ingress};
 use netpol_userspace::model::Protocol;
 
 const VIP: &str = "10.96.0.1";
@@ -156,6 +156,26 @@ fn both_looks_follow_the_policies() {
         rig.rejudge();
         assert_eq!(first(&mut rig, VIP, &ack(1000, 80)), STAMPED, "who knows whom it is");
         assert_eq!(second(&mut rig, POD, VIP, &ack(1000, 80)), None, "nobody, it turns out");
+    });
+}
+
+/// A flow to a Service of which nothing is allowed any more.
+#[test]
+fn what_is_pushed_from_a_service_of_denied_backends_is_cut() {
+    in_node(|| {
+        let mut rig = rig();
+        for vip in [VIP, VIP6] {
+            assert_eq!(first(&mut rig, vip, &udp(1000, 80)), STAMPED);
+            assert!(rig.comes_in(vip, &udp(80, 1000)));
+            let denied = [Backend::at(ClassId(5), 8080)];
+            set_service(&mut rig, vip, Protocol::Udp, 80, &denied);
+            rig.rejudge();
+            assert!(!rig.comes_in(vip, &udp(80, 1000)), "{vip}");
+            assert!(!rig.comes_in(vip, &udp(80, 1000)), "{vip}: and stays so");
+            assert_eq!(first(&mut rig, vip, &udp(1000, 80)), STAMPED, "to whom is seen later");
+            assert_eq!(first(&mut rig, vip, &udp(1001, 80)), None, "a new one");
+        }
+        assert_eq!(rig.counted(Ingress, Reason::PolicyCut), 4);
     });
 }
 
