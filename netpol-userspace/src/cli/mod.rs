@@ -14,7 +14,6 @@ use clap::{Parser, Subcommand};
 mod agent;
 pub mod check;
 mod cleanup;
-mod client;
 mod completions;
 mod endpoints;
 mod error;

@@ -87,6 +87,21 @@ pub fn table<const N: usize>(
     lines.join("\n") + "\n"
 }
 
+/// Who has an address: `shop/web`, `shop/web on node-2`, `service shop/web`, `node node-2`.
+pub fn owner(
+    pod: &Option<String>,
+    service: &Option<String>,
+    node: &Option<String>,
+) -> Option<String> {
+    Some(match (pod, service, node) {
+        (Some(pod), _, Some(node)) => format!("{pod} on {node}"),
+        (Some(pod), _, None) => pod.clone(),
+        (None, Some(service), _) => format!("service {service}"),
+        (None, None, Some(node)) => format!("node {node}"),
+        (None, None, None) => return None,
+    })
+}
+
 /// Up to three names, and how many more there are.
 pub fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 3;

@@ -171,7 +171,7 @@ impl Compiler {
         }
     }
 
-    fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
+    pub(super) fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
         self.endpoints.get(&id)?.pod.as_ref()
     }
 }

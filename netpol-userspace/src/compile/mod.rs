@@ -12,6 +12,7 @@ mod changes;
 mod classes;
 mod describe;
 mod engine;
+mod explain;
 pub mod ids;
 mod lookup;
 pub mod plan;
@@ -25,6 +26,7 @@ mod strings;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use describe::{Problem, RuleView, Size};
+pub use explain::{Opening, ServiceFront};
 pub use ids::Ids;
 pub use plan::{
     Backend, ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, ServiceKey, SetId, Step,

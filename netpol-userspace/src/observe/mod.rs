@@ -3,6 +3,7 @@
 //!
 //! Everything here is data; `cli` turns it into text. Must never change what is enforced.
 
+pub mod client;
 pub mod drops;
 pub mod endpoints;
 pub mod events;
