@@ -89,13 +89,9 @@ pub fn explain(raw: &Raw, names: &Names, boot: BootTime) -> Event {
     let is_ingress = raw.direction == layout::Direction::Ingress as u8;
     let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
     let reason = Reason::from_number(raw.reason).unwrap_or(Reason::Inconsistent);
-    let policies = match reason {
-        Reason::NewFlow
-        | Reason::Policy
-        | Reason::PolicyCut
-        | Reason::Fragment
-        | Reason::ServiceMixed => names.policies(raw.endpoint, direction).to_vec(),
-        _ => Vec::new(),
+    let policies = match is_by_policy(reason) {
+        true => names.policies(raw.endpoint, direction).to_vec(),
+        false => Vec::new(),
     };
     let [local_end, remote_end] = ends(raw);
     let local = end(local_end, raw.local_port, names);
@@ -154,7 +150,20 @@ fn detail(raw: &Raw) -> String {
     }
 }
 
-fn message(reason: Reason, policies: &[String]) -> String {
+/// Whether the endpoint's policies decided.
+pub fn is_by_policy(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NewFlow
+            | Reason::Policy
+            | Reason::PolicyCut
+            | Reason::Fragment
+            | Reason::ServiceMixed
+    )
+}
+
+/// A reason as a sentence part for people.
+pub fn message(reason: Reason, policies: &[String]) -> String {
     let by = match policies {
         [] => "the policies in force".to_owned(),
         policies => policies.join(", "),
