@@ -1,16 +1,16 @@
 //! Which policies allow what the tables allow, and whose an address is: for people who ask. Looks
-//! at the classes that the tables hold, so that its words and the verdicts have one origin. Must
+//! at the policies themselves, since the tables leave out what another policy allows anyway. Must
 //! never be asked for a verdict.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::atoms::Atom;
+use super::engine::namespace_labels;
 use super::{Compiler, EndpointId, ServiceKey, isolating, services};
 use crate::model::{
-    Direction, EndpointSlice, NamedPort, ObjectName, Peer, Peers, Pod, PortMatch, PortRange, Ports,
-    Rule,
+    Direction, EndpointSlice, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
+    Ports, Rule,
 };
 
 /// The first packet of a connection, as an endpoint's policies see it.
@@ -40,11 +40,11 @@ impl Compiler {
     /// endpoint in that direction.
     pub fn allowing(&self, id: EndpointId, opening: &Opening) -> Vec<ObjectName> {
         let Some(pod) = self.endpoint_pod(id) else { return Vec::new() };
-        let atoms = self.atoms_at(opening.remote);
+        let remote = self.pod_at(opening.remote);
         isolating(&self.cluster, pod, opening.direction)
             .filter(|policy| {
                 let rules = policy.rules(opening.direction).unwrap_or_default();
-                rules.iter().any(|rule| allows(rule, opening, pod, &atoms))
+                rules.iter().any(|rule| self.allows(rule, opening, pod, remote))
             })
             .map(|policy| policy.id.clone())
             .collect()
@@ -69,54 +69,51 @@ impl Compiler {
             .collect()
     }
 
-    /// What the tables know of an address.
-    fn atoms_at(&self, address: IpAddr) -> Vec<&Atom> {
-        let class = self.engine.addresses.effective_class(IpNet::from(address));
-        let atoms = self.engine.classes.get(class).map(|class| &*class.atoms).unwrap_or_default();
-        atoms.iter().map(|&id| &*self.engine.atoms.get(id).atom).collect()
+    fn allows(&self, rule: &Rule, opening: &Opening, pod: &Pod, remote: Option<&Pod>) -> bool {
+        let has_peer = match &rule.peers {
+            Peers::Any => true,
+            Peers::Only(peers) => peers.iter().any(|peer| match peer {
+                Peer::Pods { namespaces, pods } => remote.is_some_and(|remote| {
+                    self.is_in(namespaces, remote) && pods.matches(&remote.labels)
+                }),
+                Peer::Block(block) => {
+                    let holds = |part: &IpNet| part.contains(&opening.remote);
+                    holds(&block.cidr) && !block.except.iter().any(holds)
+                }
+            }),
+        };
+        // A name stands for what the destination declares.
+        let destination = match opening.direction {
+            Direction::Ingress => Some(pod),
+            Direction::Egress => remote,
+        };
+        has_peer
+            && match &rule.ports {
+                Ports::Any => true,
+                Ports::Only(ports) => ports.iter().any(|port| has_port(port, opening, destination)),
+            }
+    }
+
+    fn is_in(&self, namespaces: &NamespaceScope, pod: &Pod) -> bool {
+        match namespaces {
+            NamespaceScope::Named(name) => *name == pod.id.namespace,
+            NamespaceScope::Matching(selector) => {
+                selector.matches(&namespace_labels(&self.cluster, &pod.id.namespace))
+            }
+        }
     }
 }
 
-fn allows(rule: &Rule, opening: &Opening, pod: &Pod, remote: &[&Atom]) -> bool {
-    let has_peer = match &rule.peers {
-        Peers::Any => true,
-        Peers::Only(peers) => peers.iter().any(|peer| is_peer(peer, remote)),
-    };
-    has_peer
-        && match &rule.ports {
-            Ports::Any => true,
-            Ports::Only(ports) => ports.iter().any(|port| has_port(port, opening, pod, remote)),
+fn has_port(entry: &PortMatch, opening: &Opening, destination: Option<&Pod>) -> bool {
+    entry.protocol.number() == opening.protocol
+        && match &entry.range {
+            PortRange::All => true,
+            PortRange::Numbers(first, last) => (*first..=*last).contains(&opening.port),
+            PortRange::Named(name) => {
+                let declared = destination.into_iter().flat_map(|pod| &pod.ports);
+                declared
+                    .filter(|port| port.protocol == entry.protocol && port.name == *name)
+                    .any(|port| port.port == opening.port)
+            }
         }
-}
-
-fn is_peer(peer: &Peer, remote: &[&Atom]) -> bool {
-    match peer {
-        Peer::Pods { namespaces, pods } => remote.iter().any(|atom| {
-            matches!(atom, Atom::Pods { namespaces: n, pods: p } if n == namespaces && p == pods)
-        }),
-        Peer::Block(block) => {
-            let lies_in = |block: &IpNet| remote.contains(&&Atom::Cidr(*block));
-            lies_in(&block.cidr) && !block.except.iter().any(lies_in)
-        }
-    }
-}
-
-fn has_port(entry: &PortMatch, opening: &Opening, pod: &Pod, remote: &[&Atom]) -> bool {
-    if entry.protocol.number() != opening.protocol {
-        return false;
-    }
-    let is_it = |port: &NamedPort, name: &str| {
-        let NamedPort { name: declared, protocol, port } = port;
-        **declared == *name && *protocol == entry.protocol && *port == opening.port
-    };
-    match (&entry.range, opening.direction) {
-        (PortRange::All, _) => true,
-        (PortRange::Numbers(first, last), _) => (*first..=*last).contains(&opening.port),
-        (PortRange::Named(name), Direction::Ingress) => {
-            pod.ports.iter().any(|port| is_it(port, name))
-        }
-        (PortRange::Named(name), Direction::Egress) => {
-            remote.iter().any(|atom| matches!(atom, Atom::Port(port) if is_it(port, name)))
-        }
-    }
 }
