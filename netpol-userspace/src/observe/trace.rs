@@ -324,7 +324,7 @@ impl<'a> Tracer<'a> {
             _ => Kind::Other,
         };
         let name = pod.or(node.map(|node| format!("node {node}")));
-        Party { name, ips: vec![backend.ip], kind, ports: Vec::new() }
+        Party { name, ips: vec![backend.ip], kind, ports: Vec::new(), are_ports_known: true }
     }
 
     /// What a packet between two ends meets.
@@ -413,19 +413,7 @@ impl<'a> Tracer<'a> {
                     let reason = format!("allowed by {}", policies.join(", "));
                     told(true, policies, reason)
                 }
-                None => {
-                    let reason = format!(
-                        "allowed by {}{}",
-                        if view.policies.len() > 1 { "one of " } else { "" },
-                        view.policies.join(", ")
-                    );
-                    let policies = if let [policy] = &view.policies[..] {
-                        vec![policy.clone()]
-                    } else {
-                        Vec::new()
-                    };
-                    told(true, policies, reason)
-                }
+                None => told_without_agent(told, &view.policies),
             }
         })
     }
@@ -460,6 +448,21 @@ impl<'a> Tracer<'a> {
         };
         // Without an answer the verdict is still the kernel's.
         client::ask(self.directory.run_dir, &question).ok().flatten()
+    }
+}
+
+/// Only of several policies it is unknown which one allows something.
+fn told_without_agent(
+    told: impl Fn(bool, Vec<String>, String) -> Hop,
+    isolating: &[String],
+) -> Hop {
+    match isolating {
+        [policy] => told(true, vec![policy.clone()], format!("allowed by {policy}")),
+        several => {
+            let which = several.join(", ");
+            let reason = format!("allowed by one of {which} (which one a running agent knows)");
+            told(true, Vec::new(), reason)
+        }
     }
 }
 

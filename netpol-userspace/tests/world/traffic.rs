@@ -24,12 +24,14 @@ pub struct Server {
 
 impl Server {
     pub fn start(netns: &Netns, port: u16) -> Self {
+        Self::start_at(netns, SocketAddr::from(([0, 0, 0, 0], port)))
+    }
+
+    /// At `[::]` both families are served.
+    pub fn start_at(netns: &Netns, address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (tcp, udp) = netns
-            .run(|| {
-                let address = SocketAddr::from(([0, 0, 0, 0], port));
-                (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap())
-            })
+            .run(|| (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap()))
             .unwrap();
         tcp.set_nonblocking(true).unwrap();
         udp.set_read_timeout(Some(PERIOD)).unwrap();

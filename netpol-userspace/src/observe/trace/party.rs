@@ -23,6 +23,8 @@ pub struct Party {
     pub kind: Kind,
     /// Its named ports.
     pub ports: Vec<NamedPort>,
+    /// Whether those are all; else nobody could say.
+    pub are_ports_known: bool,
 }
 
 /// What an end is to this node.
@@ -71,12 +73,14 @@ impl Directory<'_> {
 
     fn endpoint(&self, endpoint: &EndpointView) -> Result<Party> {
         let name = node::name(endpoint);
-        let ports = self.pod_info(&name)?.map(|pod| pod.ports);
+        let question = Question::Pod { name: name.clone() };
+        let pod = client::ask::<Option<PodInfo>>(self.run_dir, &question)?;
         Ok(Party {
             name: Some(name),
             ips: endpoint.ips.clone(),
             kind: Kind::Endpoint(Box::new(endpoint.clone())),
-            ports: ports.unwrap_or_default(),
+            are_ports_known: pod.is_some(),
+            ports: pod.flatten().map(|pod| pod.ports).unwrap_or_default(),
         })
     }
 
@@ -88,6 +92,7 @@ impl Directory<'_> {
             ips: ips.unwrap_or_default(),
             kind: Kind::ThisNode,
             ports: Vec::new(),
+            are_ports_known: true,
         })
     }
 
@@ -107,6 +112,7 @@ impl Directory<'_> {
             name: Some(format!("service {name}")),
             ips,
             ports: service.ports.clone(),
+            are_ports_known: true,
             kind: Kind::Service(Box::new(service)),
         })
     }
@@ -118,7 +124,13 @@ impl Directory<'_> {
         let owner = client::ask::<Vec<Owner>>(self.run_dir, &ends)?
             .and_then(|mut owners| owners.pop())
             .unwrap_or_default();
-        let other = |name| Party { name, ips: vec![ip], kind: Kind::Other, ports: Vec::new() };
+        let other = |name| Party {
+            name,
+            ips: vec![ip],
+            kind: Kind::Other,
+            ports: Vec::new(),
+            are_ports_known: true,
+        };
         match owner {
             Owner { pod: Some(name), .. } => Ok(Party { ips: vec![ip], ..self.pod(&name)? }),
             Owner { service: Some(name), .. } => {
@@ -162,12 +174,13 @@ impl Directory<'_> {
         if pod.ips.is_empty() {
             bail!("pod {name} has no address yet");
         }
-        Ok(Party { name: Some(name.to_owned()), ips: pod.ips, kind, ports: pod.ports })
-    }
-
-    fn pod_info(&self, name: &str) -> Result<Option<PodInfo>> {
-        let question = Question::Pod { name: name.to_owned() };
-        Ok(client::ask::<Option<PodInfo>>(self.run_dir, &question)?.flatten())
+        Ok(Party {
+            name: Some(name.to_owned()),
+            ips: pod.ips,
+            kind,
+            ports: pod.ports,
+            are_ports_known: true,
+        })
     }
 }
 
@@ -215,6 +228,9 @@ impl Party {
                 numbers.dedup();
                 match numbers[..] {
                     [number] => Ok(number),
+                    [] if self.ports.is_empty() && !self.are_ports_known => bail!(
+                        "which port {wanted:?} is on {name} is not known: {AGENT_DOWN}, or a number"
+                    ),
                     [] => {
                         let known: Vec<&str> = declared().map(|port| &*port.name).collect();
                         bail!(
