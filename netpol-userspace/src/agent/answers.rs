@@ -95,11 +95,15 @@ fn services_at<'a>(
 }
 
 fn serves(service: &Service, end: &End, is_node: bool) -> bool {
-    let is_own = service.cluster_ips.contains(&end.ip) || service.external.contains(&end.ip);
+    let is_own = is_own(service, end.ip);
     service.ports.iter().any(|port| {
         port.protocol.number() == end.protocol
             && ((is_own && port.port == end.port) || (is_node && port.node_port == Some(end.port)))
     }) || (is_own && !is_node)
+}
+
+fn is_own(service: &Service, address: IpAddr) -> bool {
+    service.cluster_ips.contains(&address) || service.external.contains(&address)
 }
 
 fn pod_info(pod: &Pod) -> PodInfo {
@@ -144,20 +148,17 @@ fn service_infos(compiler: &Compiler, own_node: &str, ids: &[ObjectName]) -> Vec
             fronts: Vec::new(),
         };
         for front in fronts {
-            let mut ends: Vec<End> = front
-                .keys
-                .iter()
-                .map(|key| End { ip: key.address, protocol: key.protocol.number(), port: key.port })
-                .collect();
-            let is_own = |end: &End| {
-                service.cluster_ips.contains(&end.ip) || service.external.contains(&end.ip)
-            };
-            ends.sort_by_key(|end| !is_own(end));
+            let ends = front.keys.iter().map(|key| End {
+                ip: key.address,
+                protocol: key.protocol.number(),
+                port: key.port,
+            });
+            let (own, on_nodes) = ends.partition(|end| is_own(service, end.ip));
             let backends = front.backends.iter().map(|&(ip, port)| {
                 let owner = owners.next().unwrap_or_default();
                 BackendInfo { ip, port, owner }
             });
-            info.fronts.push(FrontInfo { ends, backends: backends.collect() });
+            info.fronts.push(FrontInfo { own, on_nodes, backends: backends.collect() });
         }
         if !info.fronts.is_empty() {
             infos.push(info);

@@ -112,8 +112,10 @@ pub struct ServiceInfo {
 /// Addresses of a Service that lead to the same backends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrontInfo {
-    /// The Service's own addresses first, then those of nodes.
-    pub ends: Vec<End>,
+    /// Those that are the Service's own: cluster, external and load balancer addresses.
+    pub own: Vec<End>,
+    /// Those of nodes.
+    pub on_nodes: Vec<End>,
     /// The backends in use.
     pub backends: Vec<BackendInfo>,
 }

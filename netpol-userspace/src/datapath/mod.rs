@@ -10,6 +10,7 @@ mod arena;
 mod attach;
 pub mod cleanup;
 mod error;
+pub mod evaluate;
 mod filters;
 mod load;
 mod mapped;

@@ -109,7 +109,8 @@ impl Datapath {
     }
 }
 
-fn layout_key(key: &ServiceKey) -> layout::ServiceKey {
+/// A key as it stands in the map.
+pub(super) fn layout_key(key: &ServiceKey) -> layout::ServiceKey {
     layout::ServiceKey {
         address: address_of(key.address),
         port: key.port,

@@ -14,4 +14,5 @@ pub mod node;
 pub mod policies;
 pub mod protocol;
 pub mod rules;
+pub mod services;
 pub mod trace;

@@ -508,8 +508,7 @@ fn inconsistency(hops: &[Hop]) -> Option<String> {
 fn only_port(to: &Party, protocol: Protocol) -> Result<u16> {
     let Kind::Service(service) = &to.kind else { return to.port(protocol, &Port::None) };
     let number = protocol.number(false);
-    // The Service's own addresses come first.
-    let ends = service.fronts.iter().filter_map(|front| front.ends.first());
+    let ends = service.fronts.iter().flat_map(|front| &front.own);
     let mut ports: Vec<u16> =
         ends.filter(|end| end.protocol == number).map(|end| end.port).collect();
     ports.sort_unstable();
@@ -525,7 +524,7 @@ fn only_port(to: &Party, protocol: Protocol) -> Result<u16> {
 fn front<'a>(fronts: &'a [FrontInfo], to: &Party, packet: &Try) -> Option<(End, &'a FrontInfo)> {
     let number = packet.protocol.number(false);
     fronts.iter().find_map(|front| {
-        let end = front.ends.iter().find(|end| {
+        let end = front.own.iter().chain(&front.on_nodes).find(|end| {
             end.protocol == number
                 && end.port == packet.port
                 && end.ip.is_ipv6() == packet.destination.is_ipv6()

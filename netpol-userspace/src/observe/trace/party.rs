@@ -107,7 +107,7 @@ impl Directory<'_> {
                  headless one ask about its pods)"
             );
         };
-        let ips = service.fronts.iter().flat_map(|front| &front.ends).map(|end| end.ip).collect();
+        let ips = service.fronts.iter().flat_map(|front| &front.own).map(|end| end.ip).collect();
         Ok(Party {
             name: Some(format!("service {name}")),
             ips,
