@@ -12,7 +12,7 @@ use crate::observe::services::{Kind, Service, list};
 /// List Services, their backends and which pods of this node may reach them
 ///
 /// A policy speaks of pods, so a packet to a Service is judged by the Service's backends: `allow`
-/// if policies allow every backend, `deny` if none, `mixed` if some. VERDICT counts the pods of this
+/// if policies allow every backend, `deny` if none, `mixed` if some, `empty` if there is none. VERDICT counts the pods of this
 /// node that are isolated for egress, or is that of one pod if one is given; for all others every
 /// Service is open. Backends have their names while the agent runs, else what is known of them is
 /// which selectors and blocks they match.
@@ -127,7 +127,8 @@ fn verdicts(service: &Service) -> String {
         let n_pods = service.endpoints.iter().filter(|verdict| verdict.verdict == word).count();
         (n_pods > 0).then(|| format!("{n_pods} {word}"))
     };
-    let counts: Vec<String> = ["allow", "mixed", "deny"].into_iter().filter_map(count).collect();
+    let counts: Vec<String> =
+        ["allow", "mixed", "deny", "empty"].into_iter().filter_map(count).collect();
     if counts.is_empty() { "open".to_owned() } else { counts.join(", ") }
 }
 

@@ -57,7 +57,7 @@ pub struct Kind {
 pub struct Verdict {
     /// `namespace/pod`, or its number if it has no name.
     pub endpoint: String,
-    /// `allow`, `deny`, or `mixed` if only some backends are allowed.
+    /// `allow`, `deny`, `mixed` if only some backends are allowed, or `empty` without any.
     pub verdict: &'static str,
 }
 
@@ -90,7 +90,10 @@ pub fn list(
             .iter()
             .map(|(name, set)| Verdict {
                 endpoint: name.clone(),
-                verdict: word(evaluate::to_service(maps, *set, key)),
+                verdict: match kinds.is_empty() {
+                    true => "empty",
+                    false => word(evaluate::to_service(maps, *set, key)),
+                },
             })
             .collect();
         service.endpoints.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
