@@ -80,7 +80,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
 
 fn text(answer: &Answer) -> String {
     let Answer { verdict, from, to, protocol, hops, backends, elsewhere, notes } = answer;
-    let mut text = format!("{verdict}: {protocol} from {} to {}", side(from), side(to));
+    // The other half may be denied by another node.
+    let here = if *verdict == "allow" && !elsewhere.is_empty() { " here" } else { "" };
+    let mut text = format!("{verdict}{here}: {protocol} from {} to {}", side(from), side(to));
     let n_reached = backends.iter().filter(|backend| backend.verdict == "allow").count();
     if !(backends.is_empty() || n_reached == 0 || n_reached == backends.len()) {
         // Writing to a string cannot fail.
@@ -107,10 +109,12 @@ fn text(answer: &Answer) -> String {
 
 /// `shop/web (10.0.0.1:80)`.
 fn side(side: &Side) -> String {
-    let address = flows::end(side.ip, side.port);
-    match &side.name {
-        Some(name) => format!("{name} ({address})"),
-        None => address,
+    let address = side.ip.map(|ip| flows::end(ip, side.port));
+    match (&side.name, address) {
+        (Some(name), Some(address)) => format!("{name} ({address})"),
+        (Some(name), None) => name.clone(),
+        (None, Some(address)) => address,
+        (None, None) => "nobody".to_owned(),
     }
 }
 

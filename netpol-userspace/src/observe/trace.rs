@@ -130,8 +130,8 @@ pub struct Answer {
 pub struct Side {
     /// `namespace/pod`, `service namespace/name`, `node NAME`; `null` if nobody is known there.
     pub name: Option<String>,
-    /// Its address.
-    pub ip: IpAddr,
+    /// Its address; `null` for a node whose addresses are not known.
+    pub ip: Option<IpAddr>,
     /// The port; `null` for the sender, whose does not matter, and for ICMP.
     pub port: Option<u16>,
 }
@@ -482,16 +482,12 @@ fn no_common_family(from: &Party, to: &Party) -> anyhow::Error {
 /// Said if the other family has another answer.
 fn note_on_other_family(answer: &Answer, other: Result<Answer>) -> Option<String> {
     let other = other.ok().filter(|other| other.verdict != answer.verdict)?;
-    let (family, how) = match other.to.ip.is_ipv6() {
+    let (family, how) = match other.to.ip.is_some_and(|ip| ip.is_ipv6()) {
         true => ("IPv6", "with"),
         false => ("IPv4", "without"),
     };
-    Some(format!(
-        "by {family} ({} -> {}) it is {}: ask {how} --ipv6",
-        other.from.ip,
-        other.to.ip,
-        if other.verdict == ALLOW { "allowed" } else { "denied" }
-    ))
+    let word = if other.verdict == ALLOW { "allowed" } else { "denied" };
+    Some(format!("by {family} it is {word}: ask {how} --ipv6"))
 }
 
 /// Said if the agent and the kernel are not of one mind.
@@ -583,6 +579,7 @@ fn verdict(hops: &[Hop]) -> &'static str {
 }
 
 fn side(party: &Party, ip: IpAddr, port: Option<u16>) -> Side {
+    let ip = Some(ip).filter(|ip| party.ips.contains(ip));
     Side { name: party.name.clone(), ip, port }
 }
 
