@@ -7,7 +7,6 @@ mod world;
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -229,14 +228,14 @@ impl<'a> Datagram<'a> {
     fn open(case: &'a Case) -> Self {
         use rustix::net::{AddressFamily, SocketType, ipproto, socket};
         let socket: UdpSocket = match (case.protocol, case.is_v6) {
-            (Protocol::Icmp, false) => OwnedFd::from(
-                socket(AddressFamily::INET, SocketType::DGRAM, Some(ipproto::ICMP)).unwrap(),
-            )
-            .into(),
-            (Protocol::Icmp, true) => OwnedFd::from(
-                socket(AddressFamily::INET6, SocketType::DGRAM, Some(ipproto::ICMPV6)).unwrap(),
-            )
-            .into(),
+            (Protocol::Icmp, false) => {
+                socket(AddressFamily::INET, SocketType::DGRAM, Some(ipproto::ICMP)).unwrap().into()
+            }
+            (Protocol::Icmp, true) => {
+                socket(AddressFamily::INET6, SocketType::DGRAM, Some(ipproto::ICMPV6))
+                    .unwrap()
+                    .into()
+            }
             (_, false) => UdpSocket::bind("0.0.0.0:0").unwrap(),
             (_, true) => UdpSocket::bind("[::]:0").unwrap(),
         };
