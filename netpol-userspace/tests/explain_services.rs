@@ -118,6 +118,10 @@ default/new             10.96.0.2:80               TCP       default/db 10.244.0
     world.kill();
     let (_, said, notes) = run(&world, "services client");
     assert!(notes.contains("the agent is not running"), "{notes}");
+    assert!(notes.contains("without their names: the agent does not run"), "{notes}");
+    let (code, _, notes) = run(&world, "flows client");
+    assert_eq!(code, Some(0), "{notes}");
+    assert!(notes.contains("without their names"), "{notes}");
     let line = |address: &str| said.lines().find(|line| line.contains(address)).unwrap();
     assert!(line("10.96.0.2:80").ends_with("allow"), "{said}");
     assert!(line("10.96.0.2:80").contains("tier=new in namespace default port 15432"), "{said}");

@@ -43,7 +43,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
         }
         None => None,
     };
-    let flows = list(&maps, &mut names, &args.places.run_dir, id)?;
+    let (flows, missing) = list(&maps, &mut names, &args.places.run_dir, id);
+    output::note_missing_names(missing);
     output::list(out, args.output, &flows, "no flows", table)?;
     Ok(true)
 }

@@ -72,6 +72,13 @@ pub fn note(text: &str) {
     anstream::eprintln!("netpol: {text}");
 }
 
+/// Says why names that only an agent knows are not shown, if they are not.
+pub fn note_missing_names(why: Option<String>) {
+    if let Some(why) = why {
+        note(&format!("pods of other nodes and Services are shown without their names: {why}"));
+    }
+}
+
 /// Aligned columns below a header.
 pub fn table<const N: usize>(
     header: [&str; N],

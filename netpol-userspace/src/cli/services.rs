@@ -46,7 +46,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
             note(&format!("no policy isolates {wanted} for egress: every Service is open to it"));
         }
     }
-    let services = list(&maps, &names, &args.places.run_dir, id)?;
+    let (services, missing) = list(&maps, &names, &args.places.run_dir, id)?;
+    output::note_missing_names(missing);
     let none = "no Services with addresses are known";
     output::list(out, args.output, &services, none, |services| table(services, id.is_some()))?;
     Ok(true)

@@ -53,16 +53,28 @@ pub async fn ask_async<T: DeserializeOwned>(
     request(run_dir, Method::POST, "/ask", serde_json::to_vec(question)?).await
 }
 
-/// Gives `names` who is at some ends, if an agent listens; without one they stay unknown.
-pub fn learn(run_dir: &Path, names: &mut Names, ends: impl IntoIterator<Item = End>) -> Result<()> {
+/// Gives `names` who is at some ends. Returns why they stay unknown, if they do: a listing goes on
+/// without names.
+pub fn learn(
+    run_dir: &Path,
+    names: &mut Names,
+    ends: impl IntoIterator<Item = End>,
+) -> Option<String> {
     let ends = names.unknown(ends);
     if ends.is_empty() {
-        return Ok(());
+        return None;
     }
-    if let Some(owners) = block_on(owners(run_dir, &ends))? {
-        names.learn(ends.into_iter().zip(owners));
+    let owners = answer_or_why(block_on(owners(run_dir, &ends)));
+    owners.map(|owners| names.learn(ends.into_iter().zip(owners))).err()
+}
+
+/// An answer, or why there is none.
+pub fn answer_or_why<T>(asked: Result<Option<T>>) -> Result<T, String> {
+    match asked {
+        Ok(Some(answer)) => Ok(answer),
+        Ok(None) => Err("the agent does not run".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
     }
-    Ok(())
 }
 
 /// Who is at some ends, `None` if no agent listens.

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::Result;
 use netpol_common::layout::EPOCH_MASK;
 use serde::Serialize;
 
@@ -52,13 +51,14 @@ pub struct Flow {
 }
 
 /// All connections of endpoints in force, sorted; only those of `endpoint` if one is given. The
-/// names of those that are not on this node are asked of the agent that `run_dir` leads to.
+/// names of those that are not on this node are asked of the agent that `run_dir` leads to; with
+/// why they are missing, if they are.
 pub fn list(
     maps: &Maps,
     names: &mut Names,
     run_dir: &Path,
     endpoint: Option<u16>,
-) -> Result<Vec<Flow>> {
+) -> (Vec<Flow>, Option<String>) {
     let entries = observe::endpoints(maps);
     let tracked: Vec<(Tracked, &EndpointEntry)> = observe::flows(maps)
         .into_iter()
@@ -68,7 +68,7 @@ pub fn list(
             is_of(flow.epoch, entry).then_some((flow, entry))
         })
         .collect();
-    client::learn(run_dir, names, tracked.iter().map(|(flow, _)| remote(flow)))?;
+    let missing = client::learn(run_dir, names, tracked.iter().map(|(flow, _)| remote(flow)));
     let mut flows: Vec<Flow> =
         tracked.iter().map(|(flow, entry)| view(flow, entry, names)).collect();
     flows.sort();
@@ -77,7 +77,7 @@ pub fn list(
         a.idle_seconds = b.idle_seconds;
         a == b
     });
-    Ok(flows)
+    (flows, missing)
 }
 
 /// The other side as [`Names`] know it: its port tells which Service is meant if it is where the

@@ -61,17 +61,22 @@ pub struct Verdict {
     pub verdict: &'static str,
 }
 
-/// All of them, sorted by name and address; with the verdicts for all endpoints or for one.
+/// All of them, sorted by name and address; with the verdicts for all endpoints or for one, and
+/// with why names are missing, if they are.
 pub fn list(
     maps: &Maps,
     names: &Names,
     run_dir: &Path,
     endpoint: Option<u16>,
-) -> Result<Vec<Service>> {
+) -> Result<(Vec<Service>, Option<String>)> {
     let stored: BTreeMap<ServiceKey, Vec<Backend>> =
         evaluate::services(maps)?.into_iter().collect();
-    let infos: Option<Vec<ServiceInfo>> = client::ask(run_dir, &Question::Services)?;
-    let mut services = named(infos.unwrap_or_default());
+    let asked = client::ask::<Vec<ServiceInfo>>(run_dir, &Question::Services);
+    let (infos, missing) = match client::answer_or_why(asked) {
+        Ok(infos) => (infos, None),
+        Err(why) => (Vec::new(), Some(why)),
+    };
+    let mut services = named(infos);
     // What only the maps know: without an agent, everything.
     for key in stored.keys() {
         services.entry(*key).or_insert_with(|| nameless(key));
@@ -100,7 +105,7 @@ pub fn list(
     }
     let mut list: Vec<Service> = services.into_values().collect();
     list.sort_by(|a, b| order(a).cmp(&order(b)));
-    Ok(list)
+    Ok((list, missing))
 }
 
 fn order(service: &Service) -> impl Ord + '_ {
