@@ -13,7 +13,7 @@ use crate::maps::{self, CONTROL, COUNTERS, EVENT_BUDGET, EVENTS};
 
 /// Adds one to a counter of an endpoint (0: packets of no known endpoint).
 #[inline(always)]
-fn count(endpoint: u16, direction: Direction, reason: Reason) {
+pub fn count(endpoint: u16, direction: Direction, reason: Reason) {
     let index = layout::counter_index(u32::from(endpoint), direction);
     if let Some(counters) = COUNTERS.get_ptr_mut(index) {
         // The verifier does not know that a Reason is below N_COUNTERS, and the compiler, which

@@ -55,13 +55,7 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
         Direction::Ingress => is_established_ingress(skb),
         Direction::Egress => is_established_egress(skb),
     };
-    if is_established {
-        return ALLOW;
-    }
-    match slow::judge(skb, direction as u32) {
-        slow::UNKNOWN => slow::refuse_unknown(skb, direction as u32),
-        verdict => verdict,
-    }
+    if is_established { ALLOW } else { slow::judge(skb, direction as u32) }
 }
 
 /// A function of its own, so that its stack is not added to that of [`slow::judge`].

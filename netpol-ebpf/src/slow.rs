@@ -15,12 +15,38 @@ use crate::frame::Skb;
 use crate::maps::{self, Kernel};
 use crate::{ALLOW, DENY, events};
 
-/// In place of a tc return code: the interface belongs to no known endpoint.
-pub const UNKNOWN: i32 = -2;
+/// How often a packet is judged at most because its endpoint's policies changed meanwhile. Each
+/// time takes about a microsecond, and a change much more.
+const MOST_TIMES: u32 = 4;
 
-/// The verdict on `skb`, as a tc return code, or [`UNKNOWN`].
-#[inline(never)]
+/// The verdict on `skb`, as a tc return code.
+#[inline(always)]
 pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
+    let mut times = 0;
+    while times < MOST_TIMES {
+        match judge_once(skb, direction) {
+            AGAIN => times += 1,
+            UNKNOWN => return refuse(skb, direction, Reason::UnknownEndpoint as u32),
+            code => return code,
+        }
+    }
+    refuse(skb, direction, Reason::Inconsistent as u32)
+}
+
+/// Not a tc return code: the interface belongs to no known endpoint.
+const UNKNOWN: i32 = 0x101;
+
+/// Not a tc return code: the endpoint's policies changed while the packet was judged by them.
+const AGAIN: i32 = 0x100;
+
+/// Whether the endpoint's entry is another one now. Apart for its stack.
+#[inline(never)]
+fn has_changed(skb: *mut __sk_buff, endpoint: &Endpoint) -> bool {
+    maps::endpoint(skb).is_some_and(|now| now != *endpoint)
+}
+
+#[inline(never)]
+fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
     let Some(endpoint) = maps::endpoint(skb) else { return UNKNOWN };
     let mut packet = Packet::default();
     let mut inner = Packet::default();
@@ -44,23 +70,27 @@ pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
         let inner = if parsed == RELATED { Some(&inner) } else { None };
         verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
     };
+    // Rows are complete for the policy sets that are in use. A packet that was held up while its
+    // endpoint got others may have met classes that its own sets know nothing of.
+    if has_changed(skb, &endpoint) {
+        return AGAIN;
+    }
     if verdict.is_noted {
         events::note(skb, &endpoint, direction, &packet, &verdict);
     }
     if verdict.is_allowed { ALLOW } else { DENY }
 }
 
-/// Fails closed on an interface of no known endpoint, and says what was dropped. Not called by
-/// [`judge`], so that their stacks do not add up.
+/// Fails closed where no endpoint's policies can be asked, and says what was dropped. Not called by
+/// [`judge_once`], so that their stacks do not add up.
 #[inline(never)]
-pub fn refuse_unknown(skb: *mut __sk_buff, direction: u32) -> i32 {
+fn refuse(skb: *mut __sk_buff, direction: u32, reason: u32) -> i32 {
     let mut packet = Packet::default();
     let mut inner = Packet::default();
     // Who sent what to whom is all that is wanted of it.
     let _ = netpol_parse(skb, direction, &mut packet, &mut inner);
-    let nobody = Endpoint { id: 0, epoch: 0, born: 0, sets: [0, 0] };
-    let verdict = Verdict::drop(Reason::UnknownEndpoint, 0);
-    events::note(skb, &nobody, direction_of(direction), &packet, &verdict);
+    let verdict = Verdict::drop(refusal_reason(reason), 0);
+    events::note(skb, &Endpoint::NOBODY, direction_of(direction), &packet, &verdict);
     DENY
 }
 

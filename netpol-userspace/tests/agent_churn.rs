@@ -179,7 +179,7 @@ fn two_pods_that_claim_one_address_are_told_and_the_younger_has_it() {
     world.settle();
     assert_allowed(&world.of("one"), SERVER);
     declare(&world, "two", "stranger", "2026-01-02T00:00:00Z");
-    let status = world.agent.as_mut().unwrap().wait();
+    let status = world.agent.as_ref().unwrap().wait();
     let errors = status["datapath"]["errors"].to_string();
     assert!(errors.contains("both claim 10.244.8.1"), "{status}");
     assert_denied(&world.of("one"), SERVER);

@@ -63,7 +63,7 @@ fn a_malformed_edit_keeps_the_last_good_policy_in_force() {
         "]".to_owned(),
     ] {
         world.policy("friends", &broken);
-        let status = world.agent.as_mut().unwrap().wait();
+        let status = world.agent.as_ref().unwrap().wait();
         let errors = status["source"]["errors"].as_array().unwrap();
         assert!(!errors.is_empty(), "{status}");
         assert!(errors.iter().any(|e| e["object"].as_str().unwrap().contains("policy-friends")));

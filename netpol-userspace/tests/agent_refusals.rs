@@ -218,7 +218,7 @@ fn metrics_and_health_answer() {
     assert!(drops, "no dropped packet counted in {metrics}");
     // What cannot be put in force is not ready.
     world.declare("ghost", "10.244.0.99", "{app: server}");
-    let status = world.agent.as_mut().unwrap().wait();
+    let status = world.agent.as_ref().unwrap().wait();
     let errors = status["datapath"]["errors"].to_string();
     assert!(errors.contains("default/ghost"), "{status}");
     world.remove("pod-ghost");

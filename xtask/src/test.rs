@@ -85,7 +85,14 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
         Scope::Unit => command.args(["--lib", "--bins"]),
         Scope::Root => command.args(["--test", "*"]),
         Scope::Doc => command.arg("--doc"),
-        Scope::Fuzz => command.args(["--test", "datapath_fuzz", "--test", "datapath_differential"]),
+        Scope::Fuzz => command.args([
+            "--test",
+            "datapath_fuzz",
+            "--test",
+            "datapath_differential",
+            "--test",
+            "change_flood",
+        ]),
     };
     for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", args.seed)] {
         if let Some(value) = value {

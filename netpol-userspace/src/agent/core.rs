@@ -15,7 +15,7 @@ use super::serve::{Asked, Published, Wait};
 use super::state::{
     DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path,
 };
-use super::{answers, files, view};
+use super::{answers, files, journal, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
 use crate::datapath::{Datapath, DatapathError, EndpointFailure, NumbersInMaps};
@@ -64,8 +64,10 @@ pub struct Core {
 
     /// What could not be written for an endpoint, or (`None`) at all.
     failures: BTreeMap<Option<EndpointId>, String>,
-    /// Numbers written down by the last state file.
+    /// Numbers written down by the last state file and the journal.
     written_ids: Ids,
+    /// The last state file has the endpoints of now.
+    are_endpoints_written: bool,
     counters: AgentCounters,
     notes: Vec<String>,
     is_dirty: bool,
@@ -122,6 +124,7 @@ impl Core {
             findings: Vec::new(),
             failures: BTreeMap::new(),
             written_ids,
+            are_endpoints_written: false,
             counters: AgentCounters::default(),
             notes: Vec::new(),
             is_dirty: true,
@@ -285,6 +288,7 @@ impl Core {
         self.findings = matching.findings;
         if matching.endpoints != self.endpoints {
             let before = std::mem::replace(&mut self.endpoints, matching.endpoints);
+            self.are_endpoints_written = false;
             self.replace_endpoints(&before);
         }
         self.is_dirty = true;
@@ -330,6 +334,7 @@ impl Core {
         let interface = self.snapshot.interfaces.iter().find(|i| i.ifindex == endpoint.ifindex);
         self.datapath.set_netns(id, interface.and_then(|interface| interface.netns.clone()));
         if known.is_none() {
+            self.are_endpoints_written = false;
             let plan = self.compiler.set_endpoint(id, endpoint.pod);
             self.carry_out(&plan);
         }
@@ -456,6 +461,9 @@ impl Core {
     /// that the next agent does not take either for free should this one end half-way.
     fn write_ahead(&mut self) {
         let mut ids = self.compiler.export_ids();
+        if self.are_endpoints_written {
+            return self.note_numbers(&ids);
+        }
         for (content, id) in &self.written_ids.sets {
             ids.sets.entry(content.clone()).or_insert(*id);
         }
@@ -466,13 +474,28 @@ impl Core {
         self.store(&state);
     }
 
+    /// The same where only numbers are new: what people read of a change can wait until it is in
+    /// force.
+    fn note_numbers(&mut self, ids: &Ids) {
+        let news = journal::news(ids, &self.written_ids);
+        if let Err(error) = journal::append(&self.run_dir, &news) {
+            self.note_unwritten(&error);
+        }
+        journal::merge(&mut self.written_ids, news);
+    }
+
     fn store(&mut self, state: &State) {
         if let Err(error) = files::write_state(&self.run_dir, state) {
-            let error = format!("{error:#}; `netpol` commands show an older state");
-            tracing::error!(error, "cannot write the state file");
-            self.failures.insert(None, error);
+            self.note_unwritten(&error);
         }
         self.written_ids = state.ids.clone();
+        self.are_endpoints_written = true;
+    }
+
+    fn note_unwritten(&mut self, error: &anyhow::Error) {
+        let error = format!("{error:#}; `netpol` commands show an older state");
+        tracing::error!(error, "cannot write the state file");
+        self.failures.insert(None, error);
     }
 
     /// Publishes the state to the file and the servers.

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
+use super::journal;
 use super::state::{State, VERSION, socket_path, state_path};
 
 /// Makes the directory and takes it for this process.
@@ -30,11 +31,14 @@ pub fn prepare_run_dir(run_dir: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// The state an earlier agent left, if it can be understood.
+/// The state an earlier agent left, with the numbers in its journal, if it can be understood.
 pub fn read_state(run_dir: &Path) -> Option<State> {
     let text = fs::read(state_path(run_dir)).ok()?;
     match serde_json::from_slice::<State>(&text) {
-        Ok(state) if state.version == VERSION => Some(state),
+        Ok(mut state) if state.version == VERSION => {
+            journal::read(run_dir, &mut state.ids);
+            Some(state)
+        }
         Ok(state) => {
             tracing::warn!(version = state.version, "ignoring a state file of another version");
             None
@@ -46,12 +50,13 @@ pub fn read_state(run_dir: &Path) -> Option<State> {
     }
 }
 
-/// Replaces the state file in one step.
+/// Replaces the state file in one step; the journal is void then.
 pub fn write_state(run_dir: &Path, state: &State) -> Result<()> {
     let path = state_path(run_dir);
     let draft = run_dir.join("state.json.new");
     let mut file = File::create(&draft).with_context(|| format!("create {}", draft.display()))?;
     let text = serde_json::to_vec(state).context("encode the state")?;
     file.write_all(&text).with_context(|| format!("write {}", draft.display()))?;
-    fs::rename(&draft, &path).with_context(|| format!("replace {}", path.display()))
+    fs::rename(&draft, &path).with_context(|| format!("replace {}", path.display()))?;
+    journal::clear(run_dir)
 }

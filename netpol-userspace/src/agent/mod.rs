@@ -6,6 +6,7 @@
 mod answers;
 mod core;
 mod files;
+pub mod journal;
 mod numbers;
 pub mod options;
 pub mod questions;

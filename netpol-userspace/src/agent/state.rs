@@ -27,8 +27,9 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("agent.sock")
 }
 
-/// Everything about this node that is not in the maps. Rewritten, atomically, before numbers it
-/// names are used and after anything a person could see has changed.
+/// Everything about this node that is not in the maps. Rewritten, atomically, before endpoints are
+/// enforced and after anything a person could see has changed; new numbers are in the
+/// [journal](super::journal) before they are used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// [`VERSION`].

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::output::note;
 use super::places::Places;
+use crate::agent::journal;
 use crate::agent::state::{socket_path, state_path};
 use crate::datapath::cleanup::{Summary, cleanup};
 use crate::datapath::{DatapathError, Pins};
@@ -61,9 +62,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
             files.push(path);
         }
     }
-    // Of no interest to anyone: what the agent locks, and an unfinished state file.
-    for name in ["lock", "state.json.new"] {
-        remove(&run_dir.join(name))?;
+    // Of no interest to anyone: what the agent locks, an unfinished state file, its journal.
+    for path in [run_dir.join("lock"), run_dir.join("state.json.new"), journal::path(run_dir)] {
+        remove(&path)?;
     }
     // Others may use the directory too.
     let _ = fs::remove_dir(run_dir);

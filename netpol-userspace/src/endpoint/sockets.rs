@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use crate::model::Direction;
 use crate::netns::Netns;
@@ -22,7 +23,10 @@ pub struct Connection {
     pub remote: IpAddr,
     /// The other end's port.
     pub remote_port: u16,
-    /// Who opened it: ingress if the pod listens on the port, egress otherwise.
+    /// Who opened it: ingress if the pod listens on the port, or if its port is none that the
+    /// kernel would choose for a client while the other end's is one; egress otherwise. (The
+    /// kernel does not remember it. A server that has stopped to listen on a port from the
+    /// clients' range is taken for a client.)
     pub opened: Direction,
 }
 
@@ -34,6 +38,10 @@ const TIME_WAIT: u8 = 6;
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 
+/// What clients' ports are chosen from where the namespace does not say
+/// (Documentation/networking/ip-sysctl.rst: ip_local_port_range).
+const CLIENT_PORTS: RangeInclusive<u16> = 32_768..=60_999;
+
 /// The connections of a namespace. UDP sockets count if they are connected; where one that is not
 /// has sent to is nowhere recorded.
 pub fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
@@ -41,10 +49,17 @@ pub fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
         let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
         let tcp = read("tcp")? + &read("tcp6").unwrap_or_default();
         let udp = read("udp")? + &read("udp6").unwrap_or_default();
-        let mut all = parse(TCP, &tcp);
-        all.extend(parse(UDP, &udp));
+        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+        let clients = range.ok().and_then(|text| parse_range(&text)).unwrap_or(CLIENT_PORTS);
+        let mut all = parse(TCP, &tcp, &clients);
+        all.extend(parse(UDP, &udp, &clients));
         Ok(all)
     })?
+}
+
+fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.trim().split_once(char::is_whitespace)?;
+    Some(first.parse().ok()?..=last.trim().parse().ok()?)
 }
 
 /// One line of a table.
@@ -55,7 +70,7 @@ struct Row {
 }
 
 /// Connections of the concatenated IPv4 and IPv6 tables of one protocol.
-fn parse(protocol: u8, text: &str) -> Vec<Connection> {
+fn parse(protocol: u8, text: &str, clients: &RangeInclusive<u16>) -> Vec<Connection> {
     let rows: Vec<Row> = text.lines().filter_map(parse_row).collect();
     let is_unconnected = |row: &Row| row.remote.0.is_unspecified() || row.remote.1 == 0;
     let listening: HashSet<u16> = rows
@@ -66,6 +81,10 @@ fn parse(protocol: u8, text: &str) -> Vec<Connection> {
         })
         .map(|row| row.local.1)
         .collect();
+    let is_served = |row: &Row| {
+        listening.contains(&row.local.1)
+            || !clients.contains(&row.local.1) && clients.contains(&row.remote.1)
+    };
     let is_connection = |row: &&Row| {
         !is_unconnected(row)
             && !row.local.0.is_loopback()
@@ -79,11 +98,7 @@ fn parse(protocol: u8, text: &str) -> Vec<Connection> {
             local_port: row.local.1,
             remote: row.remote.0,
             remote_port: row.remote.1,
-            opened: if listening.contains(&row.local.1) {
-                Direction::Ingress
-            } else {
-                Direction::Egress
-            },
+            opened: if is_served(row) { Direction::Ingress } else { Direction::Egress },
         })
         .collect()
 }
@@ -131,7 +146,7 @@ mod tests {
    3: 0101010A:C352 0201010A:01BB 06 00000000:00000000
    4: 0000000000000000FFFF00000101010A:0050 0000000000000000FFFF00000301010A:1000 08 0:0
 ";
-        let all = parse(TCP, text);
+        let all = parse(TCP, text, &CLIENT_PORTS);
         let seen: Vec<_> =
             all.iter().map(|c| (c.remote.to_string(), c.remote_port, c.opened)).collect();
         assert_eq!(
@@ -142,6 +157,27 @@ mod tests {
                 ("10.1.1.3".to_owned(), 4_096, Direction::Ingress),
             ]
         );
+    }
+
+    #[test]
+    fn a_server_that_has_stopped_to_listen_is_known_by_its_port() {
+        let text = "\
+   1: 0101010A:0050 0201010A:C350 01 00000000:00000000
+   2: 0101010A:02BC 0201010A:0801 01 00000000:00000000
+   3: 0101010A:C351 0201010A:C352 01 00000000:00000000
+";
+        for protocol in [TCP, UDP] {
+            let all = parse(protocol, text, &CLIENT_PORTS);
+            let opened: Vec<_> = all.iter().map(|connection| connection.opened).collect();
+            // A client may have chosen a port for itself, and both may be of the clients' range.
+            assert_eq!(opened, [Direction::Ingress, Direction::Egress, Direction::Egress]);
+        }
+        // Where clients are given other ports.
+        let all = parse(TCP, text, &(1_024..=40_000));
+        let opened: Vec<_> = all.iter().map(|connection| connection.opened).collect();
+        assert_eq!(opened, [Direction::Egress, Direction::Ingress, Direction::Egress]);
+        assert_eq!(parse_range("32768\t60999\n"), Some(CLIENT_PORTS));
+        assert_eq!(parse_range("much"), None);
     }
 
     #[test]

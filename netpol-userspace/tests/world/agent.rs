@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use super::PATIENCE;
 
 /// A running agent, killed when dropped.
 pub struct Agent {
-    child: Child,
+    child: Mutex<Child>,
     run_dir: PathBuf,
 }
 
@@ -32,28 +33,30 @@ impl Agent {
                 .unwrap()
         };
         // A child belongs to the namespace of the thread that starts it.
-        Self { child: node.run(spawn).unwrap(), run_dir: run_dir.to_owned() }
+        Self { child: Mutex::new(node.run(spawn).unwrap()), run_dir: run_dir.to_owned() }
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.lock().unwrap().id()
     }
 
     /// SIGKILL, without a chance to do anything.
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    pub fn kill(self) {
+        let mut child = self.child.lock().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// SIGTERM, and how it ended.
-    pub fn terminate(mut self) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
+    pub fn terminate(self) -> ExitStatus {
+        let mut child = self.child.lock().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap()
+        child.wait().unwrap()
     }
 
     /// Waits until everything written before the call is in force; the status then.
-    pub fn wait(&mut self) -> Value {
+    pub fn wait(&self) -> Value {
         let end = Instant::now() + PATIENCE;
         loop {
             // The agent may not listen yet.
@@ -61,7 +64,7 @@ impl Agent {
                 assert_eq!(code, 200, "{body}");
                 return body;
             }
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
                 panic!("the agent has ended: {status}");
             }
             assert!(Instant::now() < end, "the agent never listened");
@@ -94,7 +97,9 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Whoever panicked with the lock held has not left a half-changed child.
+        let child = self.child.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }

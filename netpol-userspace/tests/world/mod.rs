@@ -228,7 +228,7 @@ impl World {
 
     /// Waits until everything written before is in force, and insists that it is.
     pub fn settle(&mut self) -> Value {
-        let status = self.agent.as_mut().unwrap().wait();
+        let status = self.agent.as_ref().unwrap().wait();
         assert_eq!(status["ready"], true, "{status}\n{}", self.log());
         status
     }
@@ -341,7 +341,8 @@ impl Drop for World {
     }
 }
 
-fn ip(netns: &Netns, script: &str) {
+/// Runs lines of `ip` in this namespace.
+pub fn ip(netns: &Netns, script: &str) {
     let run = || {
         let mut ip =
             Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,11 +24,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// On every address of the namespace, of either family.
     pub fn start(netns: &Netns, port: u16) -> Self {
-        Self::start_at(netns, SocketAddr::from(([0, 0, 0, 0], port)))
+        Self::start_at(netns, (Ipv6Addr::UNSPECIFIED, port).into())
     }
 
-    /// At `[::]` both families are served.
+    /// On this address alone: a server on all of several may answer from another one.
     pub fn start_at(netns: &Netns, address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (tcp, udp) = netns
@@ -147,13 +148,23 @@ pub struct Stream {
 
 impl Stream {
     pub fn udp(from: &Netns, to: &str) -> Self {
-        let to = to.to_owned();
-        Self::spawn(from, move |stop, answered| udp_stream(&to, stop, answered))
+        Self::udp_every(from, to, PERIOD)
     }
 
     pub fn tcp(from: &Netns, to: &str) -> Self {
+        Self::tcp_every(from, to, PERIOD)
+    }
+
+    /// With so much time between two messages.
+    pub fn udp_every(from: &Netns, to: &str, period: Duration) -> Self {
         let to = to.to_owned();
-        Self::spawn(from, move |stop, answered| tcp_stream(&to, stop, answered))
+        Self::spawn(from, move |stop, answered| udp_stream(&to, period, stop, answered))
+    }
+
+    /// With so much time between two messages.
+    pub fn tcp_every(from: &Netns, to: &str, period: Duration) -> Self {
+        let to = to.to_owned();
+        Self::spawn(from, move |stop, answered| tcp_stream(&to, period, stop, answered))
     }
 
     fn spawn(
@@ -191,10 +202,15 @@ impl Stream {
     }
 }
 
-fn udp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, String> {
+fn udp_stream(
+    to: &str,
+    period: Duration,
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+) -> Result<u64, String> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(to).unwrap();
-    socket.set_read_timeout(Some(PERIOD)).unwrap();
+    socket.set_read_timeout(Some(period)).unwrap();
     let mut missing = BTreeSet::new();
     let mut sent = 0u64;
     let receive = |missing: &mut BTreeSet<u64>| {
@@ -217,7 +233,12 @@ fn udp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, 
     if missing.is_empty() { Ok(sent) } else { Err(format!("of {sent} no answer to {missing:?}")) }
 }
 
-fn tcp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, String> {
+fn tcp_stream(
+    to: &str,
+    period: Duration,
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+) -> Result<u64, String> {
     let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), PATIENCE)
         .map_err(|error| format!("connect: {error}"))?;
     stream.set_nodelay(true).unwrap();
@@ -232,7 +253,7 @@ fn tcp_stream(to: &str, stop: &AtomicBool, answered: &AtomicU64) -> Result<u64, 
         }
         count += 1;
         answered.fetch_add(1, Ordering::Relaxed);
-        thread::sleep(PERIOD);
+        thread::sleep(period);
     }
     Ok(count)
 }
@@ -260,11 +281,12 @@ impl Attempts {
         eventually("attempts go on", || self.tried.load(Ordering::Relaxed) > before + 2);
     }
 
-    /// Ends it and insists that none succeeded.
-    pub fn finish(self) {
+    /// Ends it and insists that none succeeded; how many rounds there were.
+    pub fn finish(self) -> u64 {
         self.go_on();
         self.stop.store(true, Ordering::Relaxed);
         assert_eq!(self.thread.join().unwrap(), 0, "denied traffic got through");
+        self.tried.load(Ordering::Relaxed)
     }
 }
 

@@ -1,0 +1,145 @@
+//! New numbers, written down before they are used, one line for each plan that brings some. The
+//! state file says the same and more, but takes too long to write while a change waits to be put
+//! in force; once it is written, the journal is void. Must never give a number two meanings: one
+//! that seems to have two has none.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::compile::ids::Ids;
+
+/// Where it is.
+pub fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join("numbers.jsonl")
+}
+
+/// The numbers in `now` that have not been `written`.
+pub fn news(now: &Ids, written: &Ids) -> Ids {
+    fn missing<N: Copy + PartialEq>(
+        now: &BTreeMap<String, N>,
+        written: &BTreeMap<String, N>,
+    ) -> BTreeMap<String, N> {
+        let is_new = |entry: &(&String, &N)| written.get(entry.0) != Some(entry.1);
+        now.iter().filter(is_new).map(|(content, id)| (content.clone(), *id)).collect()
+    }
+    Ids {
+        sets: missing(&now.sets, &written.sets),
+        classes: missing(&now.classes, &written.classes),
+        next_set: now.next_set,
+        next_class: now.next_class,
+    }
+}
+
+/// Adds a line.
+pub fn append(run_dir: &Path, news: &Ids) -> Result<()> {
+    let path = path(run_dir);
+    let mut line = serde_json::to_vec(news).context("encode new numbers")?;
+    line.push(b'\n');
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(&line))
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// The state file has all of it now.
+pub fn clear(run_dir: &Path) -> Result<()> {
+    let path = path(run_dir);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Adds what the journal says to what the state file says.
+pub fn read(run_dir: &Path, ids: &mut Ids) {
+    let text = fs::read_to_string(path(run_dir)).unwrap_or_default();
+    // A line that is not whole was being written, and nothing in it was used yet.
+    for news in text.lines().filter_map(|line| serde_json::from_str::<Ids>(line).ok()) {
+        merge(ids, news);
+    }
+}
+
+/// Adds numbers that were written down later.
+pub fn merge(ids: &mut Ids, news: Ids) {
+    merge_kind(&mut ids.sets, news.sets);
+    merge_kind(&mut ids.classes, news.classes);
+    (ids.next_set, ids.next_class) = (news.next_set, news.next_class);
+}
+
+fn merge_kind<N: Copy + Ord>(ids: &mut BTreeMap<String, N>, news: BTreeMap<String, N>) {
+    let mut before: BTreeMap<N, String> =
+        ids.iter().map(|(content, id)| (*id, content.clone())).collect();
+    for (content, id) in news {
+        match before.insert(id, content.clone()) {
+            Some(other) if other != content && ids.get(&other) == Some(&id) => {
+                // Who uses it now keeps it from everybody until it is out of the maps.
+                ids.remove(&other);
+                ids.remove(&content);
+            }
+            _ => {
+                ids.insert(content, id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn ids(sets: &[(&str, u16)], next_set: u32) -> Ids {
+        let sets = sets.iter().map(|&(content, id)| (content.to_owned(), id)).collect();
+        Ids { sets, next_set, ..Ids::default() }
+    }
+
+    #[test]
+    fn what_is_new_is_written_and_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = ids(&[("a", 1), ("b", 2)], 3);
+        let now = ids(&[("b", 2), ("c", 3)], 4);
+        let new = news(&now, &written);
+        assert_eq!(new, ids(&[("c", 3)], 4));
+        append(dir.path(), &new).unwrap();
+        append(dir.path(), &ids(&[("a", 4)], 5)).unwrap();
+        let mut found = written;
+        read(dir.path(), &mut found);
+        assert_eq!(found, ids(&[("a", 4), ("b", 2), ("c", 3)], 5), "the later number counts");
+        clear(dir.path()).unwrap();
+        clear(dir.path()).unwrap();
+        let mut found = now.clone();
+        read(dir.path(), &mut found);
+        assert_eq!(found, now);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_is_as_if_it_had_not_been_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        append(dir.path(), &ids(&[("a", 1)], 2)).unwrap();
+        let whole = fs::read(path(dir.path())).unwrap();
+        append(dir.path(), &ids(&[("b", 2)], 3)).unwrap();
+        let both = fs::read(path(dir.path())).unwrap();
+        for length in whole.len()..both.len() - 1 {
+            fs::write(path(dir.path()), &both[..length]).unwrap();
+            let mut found = Ids::default();
+            read(dir.path(), &mut found);
+            assert_eq!(found, ids(&[("a", 1)], 2), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_number_with_two_meanings_has_none() {
+        let mut found = ids(&[("a", 1), ("b", 2)], 3);
+        merge(&mut found, ids(&[("c", 1)], 3));
+        assert_eq!(found, ids(&[("b", 2)], 3));
+    }
+}

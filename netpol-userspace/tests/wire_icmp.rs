@@ -1,0 +1,398 @@
+//! The rows of the semantics table about ICMP, neighbour discovery and what keeps an isolated pod's
+//! link working. On the wire of every kind of network. Needs root and the eBPF object. Must never
+//! wait for something not to happen.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod lab;
+mod world;
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use lab::packets::{self, Tag};
+use lab::probe::{At, transfer};
+use lab::wire::{ARP, BROADCAST, IPV6, Wire};
+use lab::wiring::route_to_pod;
+use lab::{Cni, Pod, Scene};
+use netpol_common::layout::Reason;
+use world::{eventually, ip};
+
+rows! {
+    both: [
+        icmp_echo,
+        other_protocols,
+        port_unreachable,
+        unrelated_errors,
+        path_mtu_under_default_deny,
+        path_mtu_of_udp,
+        path_mtu_beyond_the_cluster,
+        neighbours_under_default_deny,
+    ],
+    v4: [arp],
+    v6: [router_messages, multicast_listeners, neighbour_discovery],
+}
+
+/// Two peers of `subject`: one that its rule names without ports, one with ports.
+fn peers_with_and_without_ports(scene: &Scene<'_>, direction: &str) -> [Pod; 3] {
+    let subject = scene.pod("subject", 1, "{app: subject}");
+    let any = scene.pod("any", 2, "{role: any}");
+    let some = scene.pod("some", 1, "{role: some}");
+    let (types, key) = match direction {
+        "ingress" => ("Ingress", "from"),
+        _ => ("Egress", "to"),
+    };
+    let peer = |role: &str| format!("{key}: [{{podSelector: {{matchLabels: {{role: {role}}}}}}}]");
+    scene.policy(
+        "p",
+        &format!(
+            "podSelector: {{matchLabels: {{app: subject}}}}, policyTypes: [{types}], \
+             {direction}: [{{{}}}, {{{}, ports: [{{port: 1, endPort: 65535}}, {{port: 1, \
+             endPort: 65535, protocol: UDP}}]}}]",
+            peer("any"),
+            peer("some")
+        ),
+    );
+    scene.settle();
+    [subject, any, some]
+}
+
+/// Allowed by a rule without ports, denied by rules with ports however many they name.
+fn icmp_echo(scene: &Scene<'_>) {
+    let [subject, any, some] = peers_with_and_without_ports(scene, "ingress");
+    scene.pings(&any, &subject);
+    scene.ping_is_lost(&some, &subject, At::ingress(&subject));
+    // What the subject asks itself is answered: its egress is open.
+    scene.pings(&subject, &some);
+    scene.remove_policy("p");
+    drop([subject, any, some]);
+    let other = scene.lab.scene("icmp-echo-out");
+    let [subject, any, some] = peers_with_and_without_ports(&other, "egress");
+    other.pings(&subject, &any);
+    other.ping_is_lost(&subject, &some, At::egress(&subject));
+    other.pings(&some, &subject);
+}
+
+/// Other IP protocols likewise.
+fn other_protocols(scene: &Scene<'_>) {
+    let [subject, any, some] = peers_with_and_without_ports(scene, "ingress");
+    // GRE, ESP, OSPF, and one that is nothing.
+    for protocol in [47, 50, 89, 253] {
+        for &destination in &subject.addresses {
+            let of = |from: &Pod, tag: Tag| {
+                let payload = [&[0; 8][..], &tag].concat();
+                packets::raw(from.address(destination), destination, protocol, payload)
+            };
+            let tag = packets::tag();
+            scene.arrives(&any.netns, &of(&any, tag), tag, &subject);
+            let tag = packets::tag();
+            let at = At::ingress(&subject);
+            scene.is_lost(&some.netns, &of(&some, tag), tag, &subject, at);
+        }
+    }
+}
+
+/// A pod that may only ask learns that nobody listens, from a pod that may only be asked.
+fn port_unreachable(scene: &Scene<'_>) {
+    let [asks, asked] = closed_pair(scene);
+    for &address in &asked.addresses {
+        let refused = || {
+            let socket = UdpSocket::bind((asks.address(address), 0)).unwrap();
+            socket.connect((address, 4444)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let _ = socket.send(b"?");
+            socket.recv(&mut [0; 8]).expect_err("nobody listens").kind()
+        };
+        // The kernel limits how often it says so.
+        eventually("the port is unreachable", || {
+            asks.netns.run(refused).unwrap() == ErrorKind::ConnectionRefused
+        });
+    }
+}
+
+/// Two pods that are isolated both ways, of which the first may open connections to the second.
+fn closed_pair(scene: &Scene<'_>) -> [Pod; 2] {
+    let asks = scene.pod("asks", 1, "{app: asks}");
+    let asked = scene.pod("asked", 2, "{app: asked}");
+    let both = "policyTypes: [Ingress, Egress]";
+    let named = |app: &str| format!("[{{podSelector: {{matchLabels: {{app: {app}}}}}}}]");
+    scene.policy(
+        "asks",
+        &format!(
+            "podSelector: {{matchLabels: {{app: asks}}}}, {both}, egress: [{{to: {}}}]",
+            named("asked")
+        ),
+    );
+    scene.policy(
+        "asked",
+        &format!(
+            "podSelector: {{matchLabels: {{app: asked}}}}, {both}, ingress: [{{from: {}}}]",
+            named("asks")
+        ),
+    );
+    scene.settle();
+    [asks, asked]
+}
+
+/// An error about a known flow passes both ways, whoever sends it; one about a packet that was
+/// never sent does not.
+fn unrelated_errors(scene: &Scene<'_>) {
+    let [asks, asked] = closed_pair(scene);
+    let router = scene.pod("router", 2, "{}");
+    for &address in &asked.addresses {
+        let (own, outsider) = (asks.address(address), router.address(address));
+        let kind = packets::port_unreachable(address);
+        // What `asks` sends, and what it has not sent.
+        let (known, unknown) = (packets::tag(), packets::tag());
+        let sent = packets::udp(own, address, (5000, 81), known);
+        let invented = packets::udp(own, address, (5001, 81), unknown);
+        let about = |from: IpAddr, quoted: &[u8]| packets::error(from, own, kind, quoted);
+        let at = At::ingress(&asks);
+        scene.is_lost(&router.netns, &about(outsider, &sent), known, &asks, at);
+        let at = At::egress(&asked);
+        scene.is_lost(&asked.netns, &about(address, &invented), unknown, &asks, at);
+        let probe = packets::tag();
+        let first = packets::udp(own, address, (5000, 81), probe);
+        scene.arrives(&asks.netns, &first, probe, &asked);
+        for (from, source) in [(&router, outsider), (&asked, address)] {
+            let again = packets::tag();
+            let quoted = packets::udp(own, address, (5000, 81), again);
+            scene.arrives(&from.netns, &about(source, &quoted), again, &asks);
+        }
+        scene.is_lost(
+            &router.netns,
+            &about(outsider, &invented),
+            unknown,
+            &asks,
+            At::ingress(&asks),
+        );
+        // An error is for the sender of what it quotes: elsewhere it would carry anything anywhere.
+        let astray = packets::tag();
+        let quoted = packets::udp(own, address, (5000, 81), astray);
+        let error = packets::error(address, outsider, kind, &quoted);
+        scene.is_lost(&asked.netns, &error, astray, &router, At::egress(&asked));
+    }
+}
+
+/// Smaller than any interface's, large enough for IPv6.
+const SMALL_MTU: u32 = 1290;
+const TRANSFERRED: usize = 400_000;
+
+/// The pods' nodes learn a smaller MTU on the last hop to each of these pods.
+fn narrow(scene: &Scene<'_>, pods: &[&Pod]) {
+    for pod in pods {
+        for &address in &pod.addresses {
+            let route = route_to_pod(scene.lab, pod, address);
+            let script = format!("route replace {route} mtu lock {SMALL_MTU}");
+            ip(&scene.lab.node(pod.node).netns, &script);
+        }
+    }
+}
+
+/// What the pod's kernel has learnt about the way to `address`.
+fn learnt_mtu(pod: &Pod, address: IpAddr) -> bool {
+    let address = address.to_string();
+    let run = || Command::new("ip").args(["route", "get", &address]).output().unwrap();
+    let output = pod.netns.run(run).unwrap();
+    String::from_utf8(output.stdout).unwrap().contains(&format!("mtu {SMALL_MTU}"))
+}
+
+/// A transfer in both directions meets a smaller MTU behind the first hop. It stops for ever if
+/// the error that says so does not get back into the isolated pod.
+fn path_mtu_under_default_deny(scene: &Scene<'_>) {
+    let [asks, asked] = closed_pair(scene);
+    narrow(scene, &[&asks, &asked]);
+    for &address in &asked.addresses {
+        let own = asks.address(address);
+        assert!(!learnt_mtu(&asks, address) && !learnt_mtu(&asked, own));
+        transfer(&asks.netns, &asked.netns, SocketAddr::new(address, 80), TRANSFERRED);
+        assert!(learnt_mtu(&asks, address), "no packet was too big on the way there");
+        assert!(learnt_mtu(&asked, own), "no packet was too big on the way back");
+        scene.denied(&asked, &asks, 80, At::egress(&asked));
+    }
+}
+
+/// A datagram that is too big for the way is answered by an error, and the next one gets there in
+/// fragments.
+fn path_mtu_of_udp(scene: &Scene<'_>) {
+    let [asks, asked] = closed_pair(scene);
+    scene.serve(&asked, 80);
+    narrow(scene, &[&asked]);
+    let datagram = vec![7; 1380];
+    for &address in &asked.addresses {
+        let is_answered = || {
+            let socket = UdpSocket::bind((asks.address(address), 0)).unwrap();
+            socket.connect((address, 80)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            let _ = socket.send(&datagram);
+            socket.recv(&mut [0; 2048]).is_ok_and(|length| length == datagram.len())
+        };
+        // Linux puts IPv6 fragments together on a bridge with netfilter and then routes the whole,
+        // which is too big again: without any policy as well, no such datagram gets through.
+        let carries_fragments = scene.lab.topology.cni != Cni::Bridge || address.is_ipv4();
+        assert!(!learnt_mtu(&asks, address));
+        eventually("the error arrives and the next datagram is answered", || {
+            let is_answered = asks.netns.run(is_answered).unwrap();
+            learnt_mtu(&asks, address) && (is_answered || !carries_fragments)
+        });
+        scene.denied(&asked, &asks, 80, At::egress(&asked));
+    }
+}
+
+/// The narrow link is beyond the nodes: a router outside sends the error.
+fn path_mtu_beyond_the_cluster(scene: &Scene<'_>) {
+    let pod = scene.pod("pod", 1, "{app: pod}");
+    let outside = &scene.lab.outside;
+    let blocks: Vec<String> = scene
+        .lab
+        .outside_addresses()
+        .iter()
+        .map(|a| format!("{{ipBlock: {{cidr: \"{a}/{}\"}}}}", if a.is_ipv4() { 32 } else { 128 }))
+        .collect();
+    let to = blocks.join(", ");
+    scene.policy(
+        "p",
+        &format!("podSelector: {{}}, policyTypes: [Ingress, Egress], egress: [{{to: [{to}]}}]"),
+    );
+    scene.settle();
+    for address in scene.lab.outside_addresses() {
+        let route = format!("route replace {address} dev out0 mtu lock {SMALL_MTU}");
+        ip(&scene.lab.underlay, &route);
+        transfer(&pod.netns, outside, SocketAddr::new(address, 4080), TRANSFERRED);
+        assert!(learnt_mtu(&pod, address), "no packet was too big");
+    }
+    scene.denied_from(outside, &pod.addresses, 80, At::ingress(&pod));
+}
+
+/// Addresses are resolved, and resolved again, though nothing but one port is allowed.
+fn neighbours_under_default_deny(scene: &Scene<'_>) {
+    let server = scene.pod("server", 1, "{app: server}");
+    let clients = [1, 2].map(|node| scene.pod(&format!("client-{node}"), node, "{app: client}"));
+    let stranger = scene.pod("stranger", 1, "{}");
+    scene.serve(&server, 80);
+    let ports = "ports: [{port: 80}, {port: 80, protocol: UDP}]";
+    scene.policy("closed", "podSelector: {}, policyTypes: [Ingress, Egress]");
+    scene.policy(
+        "in",
+        &format!("podSelector: {{matchLabels: {{app: server}}}}, ingress: [{{{ports}}}]"),
+    );
+    scene.policy(
+        "out",
+        &format!(
+            "podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], \
+             egress: [{{{ports}}}]"
+        ),
+    );
+    scene.settle();
+    for _ in 0..2 {
+        for client in &clients {
+            for pod in [client, &server] {
+                pod.ip("neigh flush all");
+                ip(&scene.lab.node(pod.node).netns, &format!("neigh flush dev {}", pod.interface));
+            }
+            scene.allowed(client, &server, 80);
+        }
+        scene.denied(&stranger, &server, 80, At::egress(&stranger));
+    }
+}
+
+/// A pod without any allowed traffic, one without policies, and what their node sees of them.
+fn silent_and_free(scene: &Scene<'_>, ethertype: u16) -> ([Pod; 2], Wire) {
+    let silent = scene.pod("silent", 1, "{app: silent}");
+    let free = scene.pod("free", 1, "{}");
+    scene.policy("p", "podSelector: {matchLabels: {app: silent}}, policyTypes: [Ingress, Egress]");
+    scene.settle();
+    let seen = Wire::tap(&scene.lab.node(1).netns, ethertype);
+    ([silent, free], seen)
+}
+
+/// ARP passes both ways; what only looks like it (RARP) does not.
+fn arp(scene: &Scene<'_>) {
+    let ([silent, _], seen) = silent_and_free(scene, ARP);
+    let towards = Wire::towards(&scene.lab.node(1).netns, &silent);
+    let tag = packets::tag();
+    // A request for an address that nobody has; what follows it is padding.
+    let mut request = vec![0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 192, 0, 2, 1];
+    request.extend([0, 0, 0, 0, 0, 0, 192, 0, 2, 2]);
+    request.extend(tag);
+    silent.wire().send_as(BROADCAST, ARP, &request);
+    eventually("the node sees the request", || seen.count(&tag) > 0);
+    towards.send_as(BROADCAST, ARP, &request);
+    eventually("the pod sees the request", || silent.wire().count(&tag) > 0);
+    let at = At::egress(&silent).because(Reason::Ethertype);
+    scene.drops_of(1, at, || silent.wire().send_as(BROADCAST, 0x8035, &request));
+    let at = At::ingress(&silent).because(Reason::Ethertype);
+    scene.drops_of(1, at, || towards.send_as(BROADCAST, 0x8035, &request));
+}
+
+const ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+
+/// An ICMPv6 message between link-local addresses, with its tag at the end.
+fn link_message(kind: u8, destination: &str, hop_limit: u8, body: &[u8]) -> (Vec<u8>, Tag) {
+    let (source, destination) = ("fe80::77".parse().unwrap(), destination.parse().unwrap());
+    let tag = packets::tag();
+    let packet = packets::icmp(source, destination, kind, 0, [body, &tag].concat());
+    (packets::with_hop_limit(packet, hop_limit), tag)
+}
+
+/// Router advertisements and redirects come from the network, never from a pod.
+fn router_messages(scene: &Scene<'_>) {
+    let ([silent, free], seen) = silent_and_free(scene, IPV6);
+    let towards = Wire::towards(&scene.lab.node(1).netns, &silent);
+    for (kind, body) in [(134, vec![0; 12]), (137, vec![0; 36])] {
+        let (packet, _) = link_message(kind, "ff02::1", 255, &body);
+        let at = At::egress(&silent).because(Reason::RouterMessage);
+        scene.drops_of(1, at, || silent.wire().send_as(ALL_NODES, IPV6, &packet));
+        let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
+        free.wire().send_as(ALL_NODES, IPV6, &packet);
+        eventually("that of a free pod is seen", || seen.count(&tag) > 0);
+        let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
+        towards.send_as(ALL_NODES, IPV6, &packet);
+        eventually("that of the network is seen", || silent.wire().count(&tag) > 0);
+        // A forwarded one is forged.
+        let (packet, _) = link_message(kind, "ff02::1", 254, &body);
+        let at = At::ingress(&silent).because(Reason::RouterMessage);
+        scene.drops_of(1, at, || towards.send_as(ALL_NODES, IPV6, &packet));
+    }
+}
+
+/// Solicitations and advertisements pass both ways, but not forwarded ones.
+fn neighbour_discovery(scene: &Scene<'_>) {
+    let ([silent, _], seen) = silent_and_free(scene, IPV6);
+    let towards = Wire::towards(&scene.lab.node(1).netns, &silent);
+    for (kind, body) in [(133, vec![0; 4]), (135, vec![0; 20]), (136, vec![0; 20])] {
+        let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
+        silent.wire().send_as(ALL_NODES, IPV6, &packet);
+        eventually("the node sees it", || seen.count(&tag) > 0);
+        let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
+        towards.send_as(ALL_NODES, IPV6, &packet);
+        eventually("the pod sees it", || silent.wire().count(&tag) > 0);
+        let (packet, _) = link_message(kind, "ff02::1", 64, &body);
+        let at = At::egress(&silent).because(Reason::SourceAddress);
+        scene.drops_of(1, at, || silent.wire().send_as(ALL_NODES, IPV6, &packet));
+    }
+}
+
+/// Reports and queries pass, with the router alert that they come with.
+fn multicast_listeners(scene: &Scene<'_>) {
+    let ([silent, _], seen) = silent_and_free(scene, IPV6);
+    let towards = Wire::towards(&scene.lab.node(1).netns, &silent);
+    let alert = (packets::HOP_BY_HOP, vec![0, 0, 5, 2, 0, 0, 1, 0]);
+    for kind in [130, 131, 132, 143] {
+        let message = |hop_limit| {
+            let (packet, tag) = link_message(kind, "ff02::16", hop_limit, &[0; 20]);
+            (packets::with_extensions(packet, std::slice::from_ref(&alert)), tag)
+        };
+        let group = [0x33, 0x33, 0, 0, 0, 0x16];
+        let (packet, tag) = message(1);
+        silent.wire().send_as(group, IPV6, &packet);
+        eventually("the node sees it", || seen.count(&tag) > 0);
+        let (packet, tag) = message(1);
+        towards.send_as(group, IPV6, &packet);
+        eventually("the pod sees it", || silent.wire().count(&tag) > 0);
+        let (packet, _) = message(64);
+        let at = At::egress(&silent).because(Reason::SourceAddress);
+        scene.drops_of(1, at, || silent.wire().send_as(group, IPV6, &packet));
+    }
+}

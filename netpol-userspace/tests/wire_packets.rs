@@ -1,0 +1,382 @@
+//! The rows of the semantics table about packets that are not plain: options, extension headers,
+//! fragments, VLAN tags, other ethertypes, headers that end too early. On the wire of every kind
+//! of network. Needs root and the eBPF object. Must never rely on a stack to accept what it sends.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod lab;
+mod world;
+
+use std::net::IpAddr;
+
+use lab::packets::{self, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING, Tag};
+use lab::probe::At;
+use lab::wire::{BROADCAST, EXPERIMENTAL, IPV4, IPV6, Wire, send_packet};
+use lab::{Cni, Pod, Scene};
+use netpol_common::layout::Reason;
+use netpol_userspace::frames::{self, Transport};
+use world::eventually;
+
+rows! {
+    both: [
+        fragments_in_order,
+        fragments_out_of_order,
+        fragments_where_ports_do_not_matter,
+        overlapping_fragments,
+        vlan_tags,
+        other_ethertypes,
+        truncated_headers,
+    ],
+    v4: [ipv4_options],
+    v6: [ipv6_extension_headers, ipv6_extension_headers_without_end],
+}
+
+/// UDP port 80, the one that is allowed.
+const OPEN: &str = "ports: [{port: 80, protocol: UDP}]";
+
+/// A pod that may only be asked on port 80 and one that may only ask there, neither the other's
+/// peer by policy alone; and one that no policy selects.
+struct Cast {
+    asked: Pod,
+    asks: Pod,
+    free: Pod,
+}
+
+impl Cast {
+    fn new(scene: &Scene<'_>) -> Self {
+        let asked = scene.pod("asked", 1, "{app: asked}");
+        let asks = scene.pod("asks", 2, "{app: asks}");
+        let free = scene.pod("free", 2, "{}");
+        let both = "policyTypes: [Ingress, Egress]";
+        let selects = |app: &str| format!("podSelector: {{matchLabels: {{app: {app}}}}}");
+        scene.policy("asked", &format!("{}, {both}, ingress: [{{{OPEN}}}]", selects("asked")));
+        scene.policy("asks", &format!("{}, {both}, egress: [{{{OPEN}}}]", selects("asks")));
+        scene.settle();
+        Self { asked, asks, free }
+    }
+
+    /// Addresses of each family: asked, asks, free.
+    fn addresses(&self) -> impl Iterator<Item = [IpAddr; 3]> {
+        let of = |&address| [address, self.asks.address(address), self.free.address(address)];
+        self.asked.addresses.iter().map(of)
+    }
+}
+
+/// A form of packet is judged by its ports like a plain one, at both ends.
+fn is_judged_by_ports(scene: &Scene<'_>, cast: &Cast, form: &dyn Fn(Vec<u8>) -> Vec<u8>, v4: bool) {
+    for [asked, asks, free] in cast.addresses().filter(|[asked, ..]| asked.is_ipv4() == v4) {
+        let packet = |source, destination, port| {
+            let tag = packets::tag();
+            let from = 4000 + u16::from(tag[7]);
+            (form(packets::udp(source, destination, (from, port), tag)), tag)
+        };
+        for (from, source) in [(&cast.free, free), (&cast.asks, asks)] {
+            let (open, tag) = packet(source, asked, 80);
+            scene.arrives(&from.netns, &open, tag, &cast.asked);
+        }
+        let (closed, tag) = packet(free, asked, 81);
+        let at = At::ingress(&cast.asked);
+        scene.is_lost(&cast.free.netns, &closed, tag, &cast.asked, at);
+        let (open, tag) = packet(asks, free, 80);
+        scene.arrives(&cast.asks.netns, &open, tag, &cast.free);
+        let (closed, tag) = packet(asks, free, 81);
+        scene.is_lost(&cast.asks.netns, &closed, tag, &cast.free, At::egress(&cast.asks));
+    }
+}
+
+/// The ports stand behind the options, wherever those end.
+fn ipv4_options(scene: &Scene<'_>) {
+    let cast = Cast::new(scene);
+    let nothing = vec![1; 4];
+    // Record route with room for one address, and an end of the list.
+    let record = vec![7, 7, 4, 0, 0, 0, 0, 0];
+    let most = vec![1; 40];
+    for options in [nothing, record, most] {
+        let form = |packet| packets::with_options(packet, &options);
+        is_judged_by_ports(scene, &cast, &form, true);
+    }
+}
+
+/// The ports stand behind the extension headers, whatever those are.
+fn ipv6_extension_headers(scene: &Scene<'_>) {
+    let cast = Cast::new(scene);
+    let chains: [&[u8]; 6] = [
+        &[HOP_BY_HOP],
+        &[DESTINATION_OPTIONS],
+        &[ROUTING],
+        &[FRAGMENT],
+        &[HOP_BY_HOP, DESTINATION_OPTIONS, ROUTING, FRAGMENT, DESTINATION_OPTIONS],
+        &[DESTINATION_OPTIONS; 7],
+    ];
+    for chain in chains {
+        let headers: Vec<_> = chain.iter().map(|&kind| packets::padding(kind)).collect();
+        let form = |packet| packets::with_extensions(packet, &headers);
+        is_judged_by_ports(scene, &cast, &form, false);
+    }
+}
+
+/// A chain that is not followed to its end is dropped, with a reason of its own.
+fn ipv6_extension_headers_without_end(scene: &Scene<'_>) {
+    let cast = Cast::new(scene);
+    let headers = vec![packets::padding(DESTINATION_OPTIONS); 9];
+    for [asked, asks, free] in cast.addresses().filter(|[asked, ..]| asked.is_ipv6()) {
+        let long = |source, destination| {
+            let tag = packets::tag();
+            let packet = packets::udp(source, destination, (4000, 80), tag);
+            (packets::with_extensions(packet, &headers), tag)
+        };
+        let (packet, tag) = long(free, asked);
+        let at = At::ingress(&cast.asked).because(Reason::ExtensionHeaders);
+        scene.is_lost(&cast.free.netns, &packet, tag, &cast.asked, at);
+        let (packet, tag) = long(asks, free);
+        let at = At::egress(&cast.asks).because(Reason::ExtensionHeaders);
+        scene.is_lost(&cast.asks.netns, &packet, tag, &cast.free, at);
+        let other = scene.lab.scene("without-end");
+        let bystander = other.pod("bystander", 1, "{}");
+        let (packet, tag) = long(free, bystander.address(free));
+        scene.arrives(&cast.free.netns, &packet, tag, &bystander);
+    }
+}
+
+/// A UDP datagram in three fragments with a tag in each.
+fn three_fragments(source: IpAddr, destination: IpAddr, port: u16) -> (Vec<Vec<u8>>, Vec<Tag>) {
+    let tags = [(); 3].map(|()| packets::tag());
+    // The first eight bytes of the payload are the UDP header.
+    let mut data = vec![0; 40 * 3 - 8];
+    for (number, tag) in tags.iter().enumerate() {
+        let at = 40 * number + 8;
+        data[at..at + 8].copy_from_slice(tag);
+    }
+    let from = 5000 + u16::from(tags[0][7]);
+    let packet = packets::udp_with(source, destination, (from, port), &data);
+    (packets::fragments(&packet, &[40, 80]), tags.to_vec())
+}
+
+/// The first fragment's ports serve the rest, allowed or not.
+fn fragments_in_order(scene: &Scene<'_>) {
+    let cast = Cast::new(scene);
+    for [asked, asks, free] in cast.addresses() {
+        for (from, source, to, destination) in [
+            (&cast.free, free, &cast.asked, asked),
+            (&cast.asks, asks, &cast.free, free),
+            (&cast.asks, asks, &cast.asked, asked),
+        ] {
+            let (fragments, tags) = three_fragments(source, destination, 80);
+            scene.all_arrive(&from.netns, &fragments, &tags, to);
+        }
+        let (fragments, tags) = three_fragments(asks, free, 81);
+        let send = || fragments.iter().for_each(|f| send_packet(&cast.asks.netns, f));
+        scene.drops_of(3, At::egress(&cast.asks), send);
+        assert!(tags.iter().all(|tag| cast.free.wire().count(tag) == 0));
+        let (fragments, tags) = three_fragments(free, asked, 81);
+        let send = || fragments.iter().for_each(|f| send_packet(&cast.free.netns, f));
+        // Netfilter may have put them together on their way.
+        let n_packets = if scene.lab.topology.cni == Cni::Bridge { 1 } else { 3 };
+        scene.drops_of(n_packets, At::ingress(&cast.asked), send);
+        // What comes later on the same way shows that nothing of them is still under way.
+        let (fragments, later) = three_fragments(free, asked, 80);
+        scene.all_arrive(&cast.free.netns, &fragments, &later, &cast.asked);
+        assert!(tags.iter().all(|tag| cast.asked.wire().count(tag) == 0));
+    }
+}
+
+/// A fragment that overtakes the first waits for no one: where ports matter it is dropped, with a
+/// reason of its own, and when the first has come, the rest passes.
+fn fragments_out_of_order(scene: &Scene<'_>) {
+    let cast = Cast::new(scene);
+    for [asked, asks, free] in cast.addresses() {
+        let (fragments, tags) = three_fragments(asks, free, 80);
+        let [first, second, third] = &fragments[..] else { panic!("three") };
+        for early in [third, second] {
+            let at = At::egress(&cast.asks).because(Reason::Fragment);
+            scene.drops_of(1, at, || send_packet(&cast.asks.netns, early));
+        }
+        let again = [first.clone(), third.clone(), second.clone()];
+        scene.all_arrive(&cast.asks.netns, &again, &tags, &cast.free);
+        // Never because of the first fragment of another datagram.
+        let (fragments, _) = three_fragments(asks, free, 80);
+        let at = At::egress(&cast.asks).because(Reason::Fragment);
+        scene.drops_of(1, at, || send_packet(&cast.asks.netns, &fragments[1]));
+        // Towards a pod likewise, unless netfilter has put them together and in order before.
+        let (fragments, tags) = three_fragments(free, asked, 80);
+        let [first, second, third] = &fragments[..] else { panic!("three") };
+        let backwards = [third.clone(), second.clone(), first.clone()];
+        if scene.lab.topology.cni == Cni::Bridge {
+            scene.all_arrive(&cast.free.netns, &backwards, &tags, &cast.asked);
+            continue;
+        }
+        let at = At::ingress(&cast.asked).because(Reason::Fragment);
+        let send = || backwards.iter().for_each(|f| send_packet(&cast.free.netns, f));
+        scene.drops_of(2, at, send);
+        let wire = cast.asked.wire();
+        eventually("the first arrives", || wire.count(&tags[0]) == 1);
+        assert_eq!([wire.count(&tags[1]), wire.count(&tags[2])], [0, 0]);
+    }
+}
+
+/// Between addresses where everything or nothing is allowed, the order means nothing.
+fn fragments_where_ports_do_not_matter(scene: &Scene<'_>) {
+    let asked = scene.pod("asked", 1, "{app: asked}");
+    let friend = scene.pod("friend", 2, "{app: friend}");
+    let stranger = scene.pod("stranger", 2, "{}");
+    scene.policy(
+        "friends",
+        "podSelector: {matchLabels: {app: asked}}, policyTypes: [Ingress, Egress], \
+         ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}], \
+         egress: [{to: [{podSelector: {matchLabels: {app: friend}}}]}]",
+    );
+    scene.settle();
+    for &address in &asked.addresses {
+        let (own, other) = (friend.address(address), stranger.address(address));
+        for (from, source, to, destination) in
+            [(&friend, own, &asked, address), (&asked, address, &friend, own)]
+        {
+            let (mut fragments, tags) = three_fragments(source, destination, 4242);
+            fragments.reverse();
+            scene.all_arrive(&from.netns, &fragments, &tags, to);
+        }
+        let (mut fragments, tags) = three_fragments(address, other, 4242);
+        fragments.reverse();
+        let at = At::egress(&asked).because(Reason::Fragment);
+        scene.drops_of(2, at, || {
+            fragments.iter().for_each(|f| send_packet(&asked.netns, f));
+        });
+        assert!(tags.iter().all(|tag| stranger.wire().count(tag) == 0));
+    }
+}
+
+/// A second first fragment is judged by its own ports, and what follows by the last one: however
+/// a stack puts them together, nothing for a forbidden port gets through.
+fn overlapping_fragments(scene: &Scene<'_>) {
+    let cast = Cast::new(scene);
+    for [_, asks, free] in cast.addresses() {
+        let mut tags = [(); 4].map(|()| packets::tag());
+        tags.sort_unstable();
+        let part = |port, tag: &Tag| {
+            let data = [&[0; 8][..], tag, &[0; 16]].concat();
+            packets::udp_with(asks, free, (6000, port), &data)
+        };
+        let id = u32::from_be_bytes(*tags[0].last_chunk().unwrap());
+        let send = |packet: &[u8]| send_packet(&cast.asks.netns, packet);
+        let at = At::egress(&cast.asks);
+        // To the open port, then over it to the closed one, and the rest of that.
+        let open = packets::piece(&part(80, &tags[0]), id, 0, 24, true);
+        scene.drops_of(1, at, || {
+            send(&open);
+            send(&packets::piece(&part(81, &tags[1]), id, 0, 24, true));
+        });
+        scene.drops_of(1, at, || send(&packets::piece(&part(81, &tags[2]), id, 8, 32, false)));
+        // A first fragment too short to tell its ports.
+        let short = packets::piece(&part(80, &tags[3]), id + 1, 0, 0, true);
+        scene.drops_of(1, at.because(Reason::Truncated), || send(&short));
+        assert!(tags[1..].iter().all(|tag| cast.free.wire().count(tag) == 0));
+    }
+}
+
+/// An isolated pod, one that is not, and how to send towards both from their node.
+fn isolated_and_free(scene: &Scene<'_>) -> [(Pod, Wire); 2] {
+    let isolated = scene.pod("isolated", 1, "{app: isolated}");
+    let free = scene.pod("free", 1, "{}");
+    // Everything is allowed that a policy can allow.
+    scene.policy(
+        "all",
+        "podSelector: {matchLabels: {app: isolated}}, policyTypes: [Ingress, Egress], \
+         ingress: [{}], egress: [{}]",
+    );
+    scene.settle();
+    let node = &scene.lab.node(1).netns;
+    [isolated, free].map(|pod| {
+        let towards = Wire::towards(node, &pod);
+        (pod, towards)
+    })
+}
+
+/// Dropped both ways for an isolated pod, with a reason; untouched for any other.
+fn vlan_tags(scene: &Scene<'_>) {
+    let [(isolated, to_isolated), (free, to_free)] = isolated_and_free(scene);
+    for (address, ethertype) in
+        isolated.addresses.iter().map(|a| (*a, if a.is_ipv4() { IPV4 } else { IPV6 }))
+    {
+        let seen = Wire::tap(&scene.lab.node(1).netns, ethertype);
+        let tag = packets::tag();
+        let packet = packets::udp(address, free.address(address), (4000, 80), tag);
+        let [out, into] = [At::egress(&isolated), At::ingress(&isolated)];
+        scene.drops_of(1, out.because(Reason::Ethertype), || {
+            isolated.wire().send_tagged(BROADCAST, 100, ethertype, &packet);
+        });
+        assert_eq!(seen.count(&tag), 0);
+        scene.drops_of(1, into.because(Reason::Ethertype), || {
+            to_isolated.send_tagged(BROADCAST, 100, ethertype, &packet);
+        });
+        assert_eq!(isolated.wire().count(&tag), 0);
+        free.wire().send_tagged(BROADCAST, 100, ethertype, &packet);
+        eventually("the free pod's is seen", || seen.count(&tag) > 0);
+        let tag = packets::tag();
+        let packet = packets::udp(address, free.address(address), (4000, 80), tag);
+        to_free.send_tagged(BROADCAST, 100, ethertype, &packet);
+        eventually("the free pod sees it", || free.wire().count(&tag) > 0);
+    }
+}
+
+/// Likewise.
+fn other_ethertypes(scene: &Scene<'_>) {
+    let [(isolated, to_isolated), (free, to_free)] = isolated_and_free(scene);
+    let seen = Wire::tap(&scene.lab.node(1).netns, EXPERIMENTAL);
+    let tag = packets::tag();
+    let at = At::egress(&isolated).because(Reason::Ethertype);
+    scene.drops_of(1, at, || isolated.wire().send_as(BROADCAST, EXPERIMENTAL, &tag));
+    assert_eq!(seen.count(&tag), 0);
+    let at = At::ingress(&isolated).because(Reason::Ethertype);
+    scene.drops_of(1, at, || to_isolated.send_as(BROADCAST, EXPERIMENTAL, &tag));
+    assert_eq!(isolated.wire().count(&tag), 0);
+    free.wire().send_as(BROADCAST, EXPERIMENTAL, &tag);
+    eventually("the free pod's is seen", || seen.count(&tag) > 0);
+    let tag = packets::tag();
+    to_free.send_as(BROADCAST, EXPERIMENTAL, &tag);
+    eventually("the free pod sees it", || free.wire().count(&tag) > 0);
+}
+
+/// Likewise, though everything is allowed.
+fn truncated_headers(scene: &Scene<'_>) {
+    let [(isolated, to_isolated), (free, to_free)] = isolated_and_free(scene);
+    let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(|address| address.parse::<IpAddr>().unwrap());
+    let cut = |address, protocol, length| {
+        let payload = vec![7; length];
+        frames::packet(address, address, &Transport::Raw { protocol, payload })
+    };
+    let mut too_long = cut(v4, 17, 8);
+    too_long[3] += 1;
+    let mut short_header = cut(v4, 17, 8);
+    short_header[0] = 0x44;
+    let mut too_long_v6 = cut(v6, 17, 8);
+    too_long_v6[5] += 1;
+    let endless =
+        packets::with_extensions(cut(v6, 17, 8), &[(HOP_BY_HOP, vec![0, 9, 1, 4, 0, 0, 0, 0])]);
+    let packets = [
+        (IPV4, vec![0x45, 0, 0, 60]),
+        (IPV4, too_long),
+        (IPV4, short_header),
+        (IPV4, cut(v6, 17, 8)),
+        (IPV4, cut(v4, 6, 19)),
+        (IPV4, cut(v4, 17, 7)),
+        (IPV4, cut(v4, 132, 12)),
+        (IPV4, cut(v4, 1, 7)),
+        (IPV6, vec![0x60, 0, 0, 0, 0]),
+        (IPV6, too_long_v6),
+        (IPV6, cut(v4, 17, 28)),
+        (IPV6, cut(v6, 6, 19)),
+        (IPV6, cut(v6, 58, 3)),
+        (IPV6, endless),
+    ];
+    for (ethertype, packet) in packets {
+        let [out, into] = [At::egress(&isolated), At::ingress(&isolated)];
+        scene.drops_of(1, out.because(Reason::Truncated), || {
+            isolated.wire().send_as(BROADCAST, ethertype, &packet);
+        });
+        scene.drops_of(1, into.because(Reason::Truncated), || {
+            to_isolated.send_as(BROADCAST, ethertype, &packet);
+        });
+        assert_eq!(isolated.wire().count_whole(&packet), 0);
+        to_free.send_as(BROADCAST, ethertype, &packet);
+        eventually("the free pod sees it", || free.wire().count_whole(&packet) > 0);
+    }
+}
