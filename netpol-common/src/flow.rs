@@ -6,7 +6,7 @@
 //!
 //! A bucket holds [`SLOTS`] slots. A slot is `KEY` key words, one *state* word and one *meta*
 //! word. The state word is the only one that says "this slot is valid"; it holds the epoch, who
-//! opened the flow and a tag made of the key's hash.
+//! opened the flow, whether its packets are stamped, and a tag made of the key's hash.
 //!
 //! # Concurrency
 //!
@@ -50,6 +50,9 @@ pub const VALID: u64 = 1;
 pub const OPENED_BY_REMOTE: u64 = 2;
 /// The node itself opened it: allowed whatever the policies say.
 pub const OPENED_BY_NODE: u64 = 4;
+/// Packets of the endpoint's side go to a Service whose outcome is not settled before translation
+/// (together with [`VALID`]; alone this bit is [`BUSY`]).
+pub const STAMPED: u64 = 8;
 const TAG_SHIFT: u32 = 4;
 const TAG_MASK: u64 = 0x0fff_ffff;
 const EPOCH_SHIFT: u32 = 32;
@@ -315,17 +318,17 @@ impl<B: Bucket> Entry<B> {
         }
     }
 
-    /// Notes that the flow was judged anew, in `epoch`, with these opener bits.
+    /// Notes that the flow was judged anew, in `epoch`, with these bits for opener and stamp.
     #[inline(always)]
-    pub fn renew(&self, epoch: u32, opener: u64) {
-        let state = state_word(self.state & TAG_BITS, epoch, opener);
+    pub fn renew(&self, epoch: u32, bits: u64) {
+        let state = state_word(self.state & TAG_BITS, epoch, bits);
         self.bucket.compare_and_swap(self.base + self.key_words, self.state, state);
     }
 }
 
 #[inline(always)]
-const fn state_word(tag: u64, epoch: u32, opener: u64) -> u64 {
-    ((epoch & EPOCH_MASK) as u64) << EPOCH_SHIFT | tag | opener
+const fn state_word(tag: u64, epoch: u32, bits: u64) -> u64 {
+    ((epoch & EPOCH_MASK) as u64) << EPOCH_SHIFT | tag | bits
 }
 
 /// The meta bits that one packet adds; `from_local` is whether the endpoint's side sent it.
@@ -355,18 +358,19 @@ pub enum Inserted {
     Contended,
 }
 
-/// Stores a flow judged in `epoch`; over an older entry of the same key, if there is one.
+/// Stores a flow judged in `epoch`, with these bits for opener and stamp; over an older entry of
+/// the same key, if there is one.
 #[inline(always)]
 pub fn insert<T: Table, const KEY: usize>(
     table: &T,
     key: &Key<KEY>,
     hash: u64,
     epoch: u32,
-    opener: u64,
+    bits: u64,
     clock: &Clock,
 ) -> Inserted {
     if let Some(entry) = find(table, key, hash) {
-        entry.renew(epoch, opener);
+        entry.renew(epoch, bits);
         entry.touch(clock.now, 0, true);
         return Inserted::Free;
     }
@@ -388,7 +392,7 @@ pub fn insert<T: Table, const KEY: usize>(
         i += 1;
     }
     victim.bucket.store(victim.base + KEY + 1, clock.now << META_SHIFT);
-    victim.bucket.store(victim.base + KEY, state_word(tag(hash), epoch, opener));
+    victim.bucket.store(victim.base + KEY, state_word(tag(hash), epoch, bits));
     if victim.rank == 1 { Inserted::Evicted } else { Inserted::Free }
 }
 

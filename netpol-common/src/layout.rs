@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Layout version; maps are pinned below `<bpffs>/v<VERSION>/`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Slots of the endpoint table: an array indexed by `ifindex % ENDPOINT_SLOTS`, then the
 /// [`ENDPOINT_PROBES`] - 1 slots after it.
@@ -58,6 +58,8 @@ pub mod names {
     pub const INTERVALS: &str = "INTERVALS";
     /// Presence of [`super::OwnAddress`].
     pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// Interface of the local endpoint that has an [`super::Address`].
+    pub const SOURCES: &str = "SOURCES";
     /// [`super::ServiceValue`] by [`super::ServiceKey`].
     pub const SERVICES: &str = "SERVICES";
     /// [`super::Backend`] arena.
@@ -73,7 +75,7 @@ pub mod names {
     /// Token buckets of the events.
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// All of them.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         ENDPOINTS,
         FLOWS4,
         FLOWS6,
@@ -82,6 +84,7 @@ pub mod names {
         ROWS,
         INTERVALS,
         OWN_ADDRESSES,
+        SOURCES,
         SERVICES,
         BACKENDS,
         FRAGMENTS,
@@ -291,13 +294,38 @@ pub const fn service_value(key: &ServiceKey, offset: u32, count: u16) -> Service
     (offset as u64) << 32 | (count as u64) << 16 | key.echo() as u64
 }
 
-/// A kind of backend: `class << 32 | port << 16 | 1`.
+/// A kind of backend: `class << 32 | port << 16 | 1`, with [`BACKEND_ON_NODE`] where that holds;
+/// or a local endpoint that is one: `endpoint id << 32 | BACKEND_ENDPOINT | 1`.
 pub type Backend = u64;
+
+/// The backend is the node itself: packets to it leave by no interface.
+pub const BACKEND_ON_NODE: u64 = 2;
+/// The word names a local endpoint. (The kind that it is of stands beside it.)
+pub const BACKEND_ENDPOINT: u64 = 4;
 
 /// Packs a [`Backend`].
 #[inline(always)]
-pub const fn backend(class: u32, port: u16) -> Backend {
-    (class as u64) << 32 | (port as u64) << 16 | 1
+pub const fn backend(class: u32, port: u16, is_on_node: bool) -> Backend {
+    let on_node = if is_on_node { BACKEND_ON_NODE } else { 0 };
+    (class as u64) << 32 | (port as u64) << 16 | on_node | 1
+}
+
+/// Packs a [`Backend`] that names an endpoint.
+#[inline(always)]
+pub const fn backend_endpoint(id: u16) -> Backend {
+    (id as u64) << 32 | BACKEND_ENDPOINT | 1
+}
+
+/// Class, or endpoint id, of a [`Backend`].
+#[inline(always)]
+pub const fn backend_class(backend: Backend) -> u32 {
+    (backend >> 32) as u32
+}
+
+/// Port of a [`Backend`].
+#[inline(always)]
+pub const fn backend_port(backend: Backend) -> u16 {
+    (backend >> 16) as u16
 }
 
 /// Key of a remembered first fragment. The endpoint and direction keep one pod from naming the
@@ -367,8 +395,8 @@ pub enum Reason {
     UnknownEndpoint = 9,
     /// A map says something impossible: fails closed.
     Inconsistent = 10,
-    /// A Service some of whose backends are allowed and some are not: which one it will be is not
-    /// known here, so it fails closed.
+    /// A Service some of whose backends are allowed and some are not, and which one it will be, or
+    /// is, nobody can see: it fails closed.
     ServiceMixed = 13,
     /// Not a verdict: a live flow made room for another one.
     FlowEvicted = 11,
@@ -458,8 +486,34 @@ pub struct Control {
     pub secret: [u64; 2],
     /// The highest epoch given out, so that a restarted agent goes on above it.
     pub epoch: u64,
+    /// [`TRANSIT_READY`] and [`SERVICES_INCOMPLETE`].
+    pub flags: u64,
     /// Room.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
+}
+
+/// [`Control::flags`]: every interface by which packets leave judges stamped ones again.
+pub const TRANSIT_READY: u64 = 1;
+/// [`Control::flags`]: there are Services that did not fit into the tables.
+pub const SERVICES_INCOMPLETE: u64 = 2;
+
+/// The bit of a packet's mark that says that it is stamped, unless the agent is told another one:
+/// kube-proxy has 0x4000 and 0x8000, portmap 0x2000, Calico 0xffff0000, Cilium 0x0f00. The kernel
+/// clears the mark of a packet that comes out of a pod, so that none can set it. Which endpoint
+/// sent the packet is in its `tc_index`, by [`stamp_index`].
+pub const STAMP_MARK: u32 = 0x1000;
+
+/// The `tc_index` of a packet stamped by the endpoint in this slot of the endpoint table; never
+/// zero, which is what it is otherwise.
+#[inline(always)]
+pub const fn stamp_index(slot: u32) -> u32 {
+    slot + 1
+}
+
+/// The inverse of [`stamp_index`].
+#[inline(always)]
+pub const fn stamped_slot(index: u32) -> Option<u32> {
+    index.checked_sub(1)
 }
 
 /// What happened to a packet.
@@ -530,5 +584,6 @@ const _: () = {
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<EventBudget>() == 16);
     assert!(ENDPOINT_SLOTS.is_power_of_two());
+    assert!(stamp_index(ENDPOINT_SLOTS + ENDPOINT_PROBES - 1) <= u16::MAX as u32);
     assert!(FLOW4_BUCKETS.is_power_of_two() && FLOW6_BUCKETS.is_power_of_two());
 };

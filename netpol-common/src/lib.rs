@@ -12,4 +12,5 @@ pub mod flow;
 pub mod layout;
 pub mod packet;
 pub mod ports;
+pub mod service;
 pub mod verdict;

@@ -1,15 +1,20 @@
 //! The verdict on one packet of an endpoint, from its headers and the maps' contents.
 //!
+//! A packet is judged where it enters or leaves its pod. What a pod sends to a Service may have to
+//! be judged a second time, *translated*, where it leaves the node or enters another pod: such
+//! packets, and the flows they belong to, are *stamped*.
+//!
 //! The rules are those of ARCHITECTURE.md's semantics table. This module must never parse, count,
 //! log or touch a map itself; it asks [`Maps`].
 
-use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE};
+use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, STAMPED};
 use crate::layout::{
-    Address, Backend, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row, ServiceKey,
-    ServiceValue,
+    Address, Backend, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row,
+    SERVICES_INCOMPLETE, ServiceKey, ServiceValue, TRANSIT_READY,
 };
-use crate::packet::{Kind, Packet, SCTP, TCP};
+use crate::packet::{FIN, Kind, Packet, SCTP, TCP};
 use crate::ports::{self, Intervals};
+use crate::service::ToService;
 
 /// The policy half of the maps: what [`class_of`] and [`row_allows`] look at.
 pub trait Policies: Intervals {
@@ -47,8 +52,10 @@ pub trait Maps {
     fn class_of(&self, address: &Address) -> u32;
     /// [`row_allows`] on these maps.
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool;
-    /// [`judge_service`] on these maps.
-    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService;
+    /// [`crate::service::judge_service`] on these maps.
+    fn judge_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService;
+    /// [`crate::layout::Control::flags`].
+    fn flags(&self) -> u64;
     /// Whether the address is the endpoint's own.
     fn owns(&self, endpoint: u16, address: &Address) -> bool;
     /// Remembers a first fragment's ports.
@@ -110,6 +117,8 @@ pub struct Verdict {
     pub is_noted: bool,
     /// A live flow made room.
     pub has_evicted: bool,
+    /// The packet passes, and is to be judged again once it is translated.
+    pub is_stamped: bool,
     /// The remote address's class, if it was looked up.
     pub class: u32,
 }
@@ -120,6 +129,7 @@ impl Verdict {
         reason: Reason::NewFlow,
         is_noted: false,
         has_evicted: false,
+        is_stamped: false,
         class: 0,
     };
 
@@ -129,6 +139,7 @@ impl Verdict {
         self.is_allowed as u64
             | (self.is_noted as u64) << 1
             | (self.has_evicted as u64) << 2
+            | (self.is_stamped as u64) << 3
             | (self.reason as u64) << 8
             | (self.class as u64) << 32
     }
@@ -140,6 +151,7 @@ impl Verdict {
             is_allowed: word & 1 != 0,
             is_noted: word & 2 != 0,
             has_evicted: word & 4 != 0,
+            is_stamped: word & 8 != 0,
             reason: Reason::from_number((word >> 8) as u8).unwrap_or(Reason::Inconsistent),
             class: (word >> 32) as u32,
         }
@@ -148,7 +160,26 @@ impl Verdict {
     /// A drop for this reason, of a packet from or to an address of this class.
     #[inline(always)]
     pub const fn drop(reason: Reason, class: u32) -> Self {
-        Self { is_allowed: false, reason, is_noted: true, has_evicted: false, class }
+        Self { is_allowed: false, reason, is_noted: true, class, ..Self::PASS }
+    }
+}
+
+/// What is known of the flow that a packet belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Known {
+    /// Nothing that lets it pass without another look.
+    No = 0,
+    /// It is allowed.
+    Yes = 1,
+    /// It is allowed so far, and what the pod sends in it is to be judged again, translated.
+    Stamped = 2,
+}
+
+impl Known {
+    #[inline(always)]
+    const fn of(state: u64) -> Self {
+        if state & STAMPED != 0 { Self::Stamped } else { Self::Yes }
     }
 }
 
@@ -160,31 +191,60 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
     key: &flow::Key<KEY>,
     hash: u64,
     endpoint: &Endpoint,
-    direction: Direction,
+    arrival: Arrival,
     packet: &Packet,
     clock: &Clock,
-) -> bool {
+) -> Known {
     // Who opens a flow a second time matters, and whether it is the node is not known here.
     if packet.is_opening {
-        return false;
+        return Known::No;
     }
-    let Some(entry) = flow::find(table, key, hash) else { return false };
+    let Some(entry) = flow::find(table, key, hash) else { return Known::No };
     // Nor, towards the pod, whether a packet of a flow that the node opened is the node's.
-    let may_pose = entry.state & OPENED_BY_NODE != 0 && direction as u8 == Direction::Ingress as u8;
+    let may_pose = entry.state & OPENED_BY_NODE != 0 && arrival.is_towards_pod();
     if entry.epoch() != endpoint.epoch || entry.is_expired(clock) || may_pose {
-        return false;
+        return Known::No;
     }
-    note(&entry, direction, packet, clock);
-    true
+    // What was to be translated has not been.
+    if arrival.is_translated && entry.state & STAMPED != 0 {
+        return Known::No;
+    }
+    note(&entry, arrival, packet, clock);
+    if arrival.is_towards_pod() { Known::Yes } else { Known::of(entry.state) }
 }
 
 #[inline(always)]
-fn note<B: flow::Bucket>(entry: &Entry<B>, direction: Direction, packet: &Packet, clock: &Clock) {
-    let bits = flow::packet_bits(packet, direction as u8 == Direction::Egress as u8, entry.state);
+fn note<B: flow::Bucket>(entry: &Entry<B>, arrival: Arrival, packet: &Packet, clock: &Clock) {
+    let mut bits = flow::packet_bits(packet, !arrival.is_towards_pod(), entry.state);
+    if arrival.is_translated {
+        bits |= translated_bits(packet);
+    }
     entry.touch(clock.now, bits, packet.is_opening);
 }
 
+/// What a packet of the pod's tells of the answers, which come back untranslated and are noted in
+/// the flow to the Service.
+#[inline(always)]
+const fn translated_bits(packet: &Packet) -> u64 {
+    let mut bits = 0;
+    if packet.protocol == TCP {
+        if !packet.is_opening {
+            bits |= flow::REPLIED;
+        }
+        if packet.detail & FIN != 0 {
+            bits |= flow::FIN_REMOTE;
+        }
+    }
+    bits
+}
+
 const OPENER: u64 = OPENED_BY_REMOTE | OPENED_BY_NODE;
+
+/// [`STAMPED`] where that is so.
+#[inline(always)]
+const fn stamp_bit(is_stamped: bool) -> u64 {
+    if is_stamped { STAMPED } else { 0 }
+}
 
 /// The state bits of a flow that is opened in this direction.
 #[inline(always)]
@@ -213,8 +273,36 @@ const fn opener(state: u64) -> Direction {
 pub struct Arrival {
     /// Towards the pod or from it.
     pub direction: Direction,
-    /// Towards the pod, and generated by this node itself (not forwarded by it).
+    /// Towards the pod, and generated by this node itself (not forwarded by it), or by the pod
+    /// itself and sent back to it by way of a Service.
     pub is_from_node: bool,
+    /// From the pod, and seen where it leaves the node or enters another pod: it was stamped.
+    pub is_translated: bool,
+}
+
+impl Arrival {
+    /// Towards the pod.
+    #[inline(always)]
+    pub const fn ingress(is_from_node: bool) -> Self {
+        Self { direction: Direction::Ingress, is_from_node, is_translated: false }
+    }
+
+    /// From the pod.
+    #[inline(always)]
+    pub const fn egress() -> Self {
+        Self { direction: Direction::Egress, is_from_node: false, is_translated: false }
+    }
+
+    /// From the pod, on its way.
+    #[inline(always)]
+    pub const fn transit() -> Self {
+        Self { direction: Direction::Egress, is_from_node: false, is_translated: true }
+    }
+
+    #[inline(always)]
+    const fn is_towards_pod(self) -> bool {
+        self.direction as u8 == Direction::Ingress as u8
+    }
 }
 
 /// The parts that [`judge`] is made of. The kernel's implementation replaces them by functions
@@ -233,12 +321,12 @@ pub trait Judge: Maps {
     }
 
     /// [`is_related_in`] the IPv4 flow table.
-    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
+    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
         is_related_in(self, self.flows4(), &flow::key4(inner, endpoint.id), endpoint, inner)
     }
 
     /// [`is_related_in`] the IPv6 flow table.
-    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
+    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
         is_related_in(self, self.flows6(), &flow::key6(inner, endpoint.id), endpoint, inner)
     }
 }
@@ -269,22 +357,24 @@ pub fn judge<J: Judge>(
             maps.judge_flow4(endpoint, arrival, packet)
         };
     }
-    if let Some(reason) = refuses_source(maps, endpoint, arrival.direction, packet) {
+    if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
         return Verdict::drop(reason, 0);
     }
     // What a pod says about a packet goes to that packet's sender. Else any flow would let it
     // send anything, as the rest of an error, to anybody.
     if let Some(inner) = inner
-        && (arrival.direction as u8 == Direction::Ingress as u8
-            || packet.remote.is_same(&inner.remote))
+        && (arrival.is_towards_pod() || packet.remote.is_same(&inner.remote))
     {
-        let is_related = if inner.local.family == 6 {
+        let known = if inner.local.family == 6 {
             maps.is_related6(endpoint, inner)
         } else {
             maps.is_related4(endpoint, inner)
         };
-        if is_related {
-            return Verdict::PASS;
+        if known as u32 != Known::No as u32 {
+            let is_stamped = known as u32 == Known::Stamped as u32
+                && !arrival.is_towards_pod()
+                && !arrival.is_translated;
+            return Verdict { is_stamped, ..Verdict::PASS };
         }
     }
     judge_alone(maps, endpoint, arrival, packet)
@@ -303,28 +393,33 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     let opener = opener_bits(arrival.direction, arrival.is_from_node);
     let clock = maps.clock();
     let hash = flow::hash(key, maps.secret());
+    let mut is_remembered = true;
     if let Some(entry) = flow::find(table, key, hash)
         && !entry.is_expired(&clock)
         && !is_older(entry.epoch(), endpoint.born)
         && !(packet.is_opening && entry.state & OPENER != opener)
         && !poses_as_node(entry.state, arrival)
     {
-        return judge_known(maps, &entry, endpoint, arrival, packet, &clock);
+        if !(arrival.is_translated && entry.state & STAMPED != 0) {
+            return judge_known(maps, &entry, endpoint, arrival, packet, &clock);
+        }
+        // The entry is that of the first look: nobody has translated the packet. It must neither
+        // pass by that entry nor replace it.
+        is_remembered = false;
     }
-    let verdict = judge_new(maps, endpoint, arrival, packet);
-    if !verdict.is_allowed || packet.is_answer {
+    let verdict = judge_new(maps, endpoint, arrival, packet, is_remembered);
+    if !verdict.is_allowed || packet.is_answer || !is_remembered {
         return verdict;
     }
-    let inserted = flow::insert(table, key, hash, endpoint.epoch, opener, &clock);
+    let bits = opener | stamp_bit(verdict.is_stamped);
+    let inserted = flow::insert(table, key, hash, endpoint.epoch, bits, &clock);
     Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict }
 }
 
 /// Whether somebody else sends to the pod in a flow that the node opened: a forged source.
 #[inline(always)]
 const fn poses_as_node(state: u64, arrival: Arrival) -> bool {
-    state & OPENED_BY_NODE != 0
-        && arrival.direction as u8 == Direction::Ingress as u8
-        && !arrival.is_from_node
+    state & OPENED_BY_NODE != 0 && arrival.is_towards_pod() && !arrival.is_from_node
 }
 
 /// Judges a packet of a known flow: as long as that is allowed in the direction it was opened in,
@@ -339,15 +434,22 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
     clock: &Clock,
 ) -> Verdict {
     let opener_bits = entry.state & OPENER;
+    let mut is_stamped = entry.state & STAMPED != 0;
     if entry.epoch() != endpoint.epoch {
-        let (is_allowed, class) = if opener_bits & OPENED_BY_NODE != 0 {
-            (true, 0)
+        let judged = if opener_bits & OPENED_BY_NODE != 0 {
+            Judged::ALLOWED
         } else {
-            is_allowed(maps, endpoint, opener(entry.state), packet)
+            judge_flow(maps, endpoint, opener(entry.state), arrival.is_translated, packet)
         };
-        if is_allowed {
-            entry.renew(endpoint.epoch, opener_bits);
-        } else if !maps.keeps_established() || starts_over(packet) {
+        let is_kept = maps.keeps_established() && !starts_over(packet);
+        if judged.is_allowed {
+            // A flow that is kept goes on as it is: what is stamped from its middle on would be
+            // judged as new where it leaves. A new one with its ports is judged as such.
+            if !is_kept || is_stamped == judged.is_stamped {
+                is_stamped = judged.is_stamped;
+                entry.renew(endpoint.epoch, opener_bits | stamp_bit(is_stamped));
+            }
+        } else if !is_kept {
             // The entry stays as it is, with its old epoch: whichever end sends next, the flow is
             // judged in its opening direction again, until it has been idle for its time. A
             // denied packet does not keep it from being idle, nor does one of the node's, which
@@ -355,40 +457,41 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
             if arrival.is_from_node {
                 return Verdict::PASS;
             }
-            let reason = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
-            return Verdict::drop(reason, class);
+            let cut = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
+            return Verdict::drop(judged.reason(cut), judged.class);
         }
     }
-    note(entry, arrival.direction, packet, clock);
-    Verdict::PASS
+    note(entry, arrival, packet, clock);
+    Verdict { is_stamped: is_stamped && !arrival.is_towards_pod(), ..Verdict::PASS }
 }
 
-/// Judges a packet of no known flow.
+/// Judges a packet of no known flow; `is_new`: of no flow at all that could be answered.
 #[inline(always)]
 fn judge_new<M: Maps + ?Sized>(
     maps: &M,
     endpoint: &Endpoint,
     arrival: Arrival,
     packet: &Packet,
+    is_new: bool,
 ) -> Verdict {
-    let Arrival { direction, is_from_node } = arrival;
-    if let Some(reason) = refuses_source(maps, endpoint, direction, packet) {
+    let Arrival { direction, is_from_node, is_translated } = arrival;
+    if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
         return Verdict::drop(reason, 0);
     }
     if is_from_node {
         return Verdict { is_noted: true, ..Verdict::PASS };
     }
     // An answer to something never seen opens nothing: an isolated pod has not asked for it.
-    if packet.is_answer && endpoint.is_isolated(direction) {
+    if packet.is_answer && endpoint.is_isolated(direction) && is_new {
         return Verdict::drop(Reason::Policy, 0);
     }
-    let (is_allowed, class) = is_allowed(maps, endpoint, direction, packet);
-    if is_allowed {
-        Verdict { is_noted: true, class, ..Verdict::PASS }
-    } else if class == MIXED {
-        Verdict::drop(Reason::ServiceMixed, 0)
+    let judged = judge_flow(maps, endpoint, direction, is_translated, packet);
+    if judged.is_allowed {
+        // The flow was noted where it began.
+        let Judged { is_stamped, class, .. } = judged;
+        Verdict { is_noted: !is_translated, is_stamped, class, ..Verdict::PASS }
     } else {
-        Verdict::drop(Reason::Policy, class)
+        Verdict::drop(judged.reason(Reason::Policy), judged.class)
     }
 }
 
@@ -401,7 +504,7 @@ fn judge_alone<M: Maps>(
     arrival: Arrival,
     packet: &Packet,
 ) -> Verdict {
-    let Arrival { direction, is_from_node } = arrival;
+    let Arrival { direction, is_from_node, is_translated } = arrival;
     if is_from_node || !endpoint.is_isolated(direction) {
         return Verdict::PASS;
     }
@@ -410,7 +513,9 @@ fn judge_alone<M: Maps>(
     let passes = maps.owns(endpoint.id, &packet.remote)
         || maps.row_allows(endpoint.sets[direction as usize], class, NO_PORTS, 0);
     if passes {
-        return Verdict { class, ..Verdict::PASS };
+        // Whether it will be translated, as part of somebody's flow, cannot be told.
+        let is_stamped = !arrival.is_towards_pod() && !is_translated && is_transit_ready(maps);
+        return Verdict { is_stamped, class, ..Verdict::PASS };
     }
     let reason =
         if packet.kind as u8 == Kind::Fragment as u8 { Reason::Fragment } else { Reason::Policy };
@@ -419,14 +524,16 @@ fn judge_alone<M: Maps>(
 
 const NO_PORTS: u8 = 255;
 
+/// A pod may send from its own addresses only. On its way a packet may have got another one.
 #[inline(always)]
 fn refuses_source<M: Maps + ?Sized>(
     maps: &M,
     endpoint: &Endpoint,
-    direction: Direction,
+    arrival: Arrival,
     packet: &Packet,
 ) -> Option<Reason> {
-    let is_spoofed = direction as u8 == Direction::Egress as u8
+    let is_spoofed = !arrival.is_towards_pod()
+        && !arrival.is_translated
         && maps.checks_source()
         && !maps.owns(endpoint.id, &packet.local);
     if is_spoofed { Some(Reason::SourceAddress) } else { None }
@@ -441,49 +548,123 @@ pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     key: &flow::Key<KEY>,
     endpoint: &Endpoint,
     inner: &Packet,
-) -> bool {
+) -> Known {
     let hash = flow::hash(key, maps.secret());
-    let Some(entry) = flow::find(table, key, hash) else { return false };
+    let Some(entry) = flow::find(table, key, hash) else { return Known::No };
     if entry.is_expired(&maps.clock()) || is_older(entry.epoch(), endpoint.born) {
-        return false;
+        return Known::No;
     }
-    entry.epoch() == endpoint.epoch
+    if entry.epoch() == endpoint.epoch
         || maps.keeps_established()
         || entry.state & OPENED_BY_NODE != 0
-        || is_allowed(maps, endpoint, opener(entry.state), inner).0
+    {
+        return Known::of(entry.state);
+    }
+    let judged = judge_flow(maps, endpoint, opener(entry.state), false, inner);
+    if !judged.is_allowed {
+        return Known::No;
+    }
+    Known::of(stamp_bit(judged.is_stamped))
 }
 
-/// Whether a flow opened in `direction` is allowed, and the class of its remote address.
+/// What the policies say of a flow.
+#[derive(Clone, Copy)]
+struct Judged {
+    is_allowed: bool,
+    /// Its packets are to be judged again, translated.
+    is_stamped: bool,
+    /// Denied because nobody can see where it will go.
+    is_undecidable: bool,
+    /// Class of the remote address, if it was looked up.
+    class: u32,
+}
+
+impl Judged {
+    const ALLOWED: Self =
+        Self { is_allowed: true, is_stamped: false, is_undecidable: false, class: 0 };
+    const STAMPED: Self = Self { is_stamped: true, ..Self::ALLOWED };
+    const DENIED: Self = Self { is_allowed: false, ..Self::ALLOWED };
+    const UNDECIDABLE: Self = Self { is_undecidable: true, ..Self::DENIED };
+
+    /// Allowed if it can be judged again.
+    #[inline(always)]
+    const fn stamped_if(is_ready: bool) -> Self {
+        if is_ready { Self::STAMPED } else { Self::UNDECIDABLE }
+    }
+
+    #[inline(always)]
+    const fn reason(&self, otherwise: Reason) -> Reason {
+        if self.is_undecidable { Reason::ServiceMixed } else { otherwise }
+    }
+}
+
 #[inline(always)]
-fn is_allowed<M: Maps + ?Sized>(
+fn is_transit_ready<M: Maps + ?Sized>(maps: &M) -> bool {
+    maps.flags() & TRANSIT_READY != 0
+}
+
+/// What the policies say of a flow opened in `direction`.
+#[inline(always)]
+fn judge_flow<M: Maps + ?Sized>(
     maps: &M,
     endpoint: &Endpoint,
     direction: Direction,
+    is_translated: bool,
     packet: &Packet,
-) -> (bool, u32) {
+) -> Judged {
     let set = endpoint.sets[direction as usize];
-    if set == 0 {
-        return (true, 0);
-    }
-    let port = match direction {
-        Direction::Ingress => packet.local_port,
-        Direction::Egress => packet.remote_port,
-    };
-    if direction as u8 == Direction::Egress as u8 {
-        let key =
-            ServiceKey { address: packet.remote, port, protocol: packet.protocol, reserved: 0 };
-        match maps.judge_service(set, &key) {
-            ToService::None => {}
-            ToService::Allowed => return (true, 0),
-            ToService::Denied => return (false, 0),
-            ToService::Mixed => return (false, MIXED),
+    let is_egress = direction as u8 == Direction::Egress as u8;
+    if is_egress && !(set == 0 && is_translated) {
+        let to_service = judge_service(maps, endpoint, set, is_translated, packet);
+        if let Some(judged) = to_service {
+            return judged;
         }
     }
+    if set == 0 {
+        return Judged::ALLOWED;
+    }
+    let port = if is_egress { packet.remote_port } else { packet.local_port };
     let class = maps.class_of(&packet.remote);
-    let allowed = maps.row_allows(set, class, packet.protocol, port)
+    let is_allowed = maps.row_allows(set, class, packet.protocol, port)
         // A pod always reaches itself.
         || maps.owns(endpoint.id, &packet.remote);
-    (allowed, class)
+    if is_allowed && is_egress && !is_translated && maps.flags() & SERVICES_INCOMPLETE != 0 {
+        // It may be a Service after all.
+        return Judged { class, ..Judged::stamped_if(is_transit_ready(maps)) };
+    }
+    Judged { is_allowed, class, ..Judged::DENIED }
+}
+
+/// What the policies say of a flow to a Service, if they need not look at the address.
+#[inline(always)]
+fn judge_service<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    set: u16,
+    is_translated: bool,
+    packet: &Packet,
+) -> Option<Judged> {
+    let key = ServiceKey {
+        address: packet.remote,
+        port: packet.remote_port,
+        protocol: packet.protocol,
+        reserved: 0,
+    };
+    match maps.judge_service(set, endpoint.id, &key) {
+        ToService::None => None,
+        ToService::Own if is_translated => Some(Judged::ALLOWED),
+        ToService::Own => Some(Judged::STAMPED),
+        // Whoever is not isolated is stamped to be recognised by itself, and for nothing else.
+        _ if set == 0 => None,
+        ToService::Allowed => Some(Judged::ALLOWED),
+        ToService::Denied => Some(Judged::DENIED),
+        // Nobody has translated it. Where nobody is known to whom it would be, it remains a packet
+        // to this address; else who it will be is decided elsewhere.
+        ToService::Empty if is_translated => None,
+        ToService::Mixed if is_translated => Some(Judged::UNDECIDABLE),
+        ToService::Mixed | ToService::Empty => Some(Judged::stamped_if(is_transit_ready(maps))),
+        ToService::Undecidable => Some(Judged::UNDECIDABLE),
+    }
 }
 
 /// The class of an address: its own, else that of the longest block around it, else 0.
@@ -509,85 +690,6 @@ pub fn row_allows<P: Policies>(maps: &P, set: u16, class: u32, protocol: u8, por
     }
     match maps.row(set, 0) {
         Some(row) => ports::allows(maps, &row, protocol, port),
-        None => false,
-    }
-}
-
-/// What a policy set says of packets to a Service. A policy speaks of pods and their ports; at the
-/// client's interface the packet still has the Service's address, so its backends are asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ToService {
-    /// There is no Service there: the address is judged like any other.
-    None = 0,
-    /// No backend is allowed, or there is none.
-    Denied = 1,
-    /// Every backend is allowed.
-    Allowed = 2,
-    /// Some are and some are not.
-    Mixed = 3,
-}
-
-impl ToService {
-    /// The inverse of `as u32`; an unknown number denies.
-    #[inline(always)]
-    pub const fn from_number(number: u32) -> Self {
-        match number {
-            0 => Self::None,
-            2 => Self::Allowed,
-            3 => Self::Mixed,
-            _ => Self::Denied,
-        }
-    }
-
-    /// The verdict on a Service of which this many backends were asked and allowed.
-    #[inline(always)]
-    pub const fn of(n_asked: u32, n_allowed: u32) -> Self {
-        if n_allowed == 0 {
-            Self::Denied
-        } else if n_allowed == n_asked {
-            Self::Allowed
-        } else {
-            Self::Mixed
-        }
-    }
-}
-
-/// In place of a class, for a packet to a Service with [`ToService::Mixed`]: classes are smaller.
-const MIXED: u32 = u32::MAX;
-
-/// Where the backends of a Service stand in the arena: `(offset, count)`.
-#[inline(always)]
-pub fn find_service<P: Policies>(maps: &P, key: &ServiceKey) -> Option<(u32, u32)> {
-    let mut attempt = 0;
-    while attempt < 2 {
-        let value = maps.service(key)?;
-        if value as u16 == key.echo() {
-            return Some(((value >> 32) as u32, u32::from((value >> 16) as u16)));
-        }
-        attempt += 1;
-    }
-    None
-}
-
-/// Asks for each backend whether `set` allows it.
-#[inline(always)]
-pub fn judge_service<P: Policies>(maps: &P, set: u16, key: &ServiceKey) -> ToService {
-    let Some((offset, count)) = find_service(maps, key) else { return ToService::None };
-    let mut n_allowed = 0;
-    for index in offset..offset + count {
-        n_allowed += u32::from(backend_allows(maps, set, index, key.protocol));
-    }
-    ToService::of(count, n_allowed)
-}
-
-/// Whether `set` allows the backend at `index` of the arena.
-#[inline(always)]
-pub fn backend_allows<P: Policies>(maps: &P, set: u16, index: u32, protocol: u8) -> bool {
-    match maps.backend(index) {
-        Some(backend) => {
-            row_allows(maps, set, (backend >> 32) as u32, protocol, (backend >> 16) as u16)
-        }
         None => false,
     }
 }

@@ -6,13 +6,13 @@ mod support;
 use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::{ACK, ICMP, ICMPV6, Kind, Packet, SCTP, SYN, TCP, UDP, set_tcp_flags};
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, Verdict};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, Known, Verdict};
 use support::{AtomicTable, World, v4, v6};
 
 const ID: u16 = 7;
-const IN: Arrival = Arrival { direction: Direction::Ingress, is_from_node: false };
-const OUT: Arrival = Arrival { direction: Direction::Egress, is_from_node: false };
-const NODE: Arrival = Arrival { direction: Direction::Ingress, is_from_node: true };
+const IN: Arrival = Arrival::ingress(false);
+const OUT: Arrival = Arrival::egress();
+const NODE: Arrival = Arrival::ingress(true);
 
 /// Runs `test` with a pod isolated by set 1 (ingress) and set 2 (egress), which allow nothing yet.
 fn with_pod(test: impl FnOnce(World<'_>, Endpoint)) {
@@ -79,7 +79,7 @@ fn keep_takes_no_longer_way_for_flows_that_are_still_allowed() {
         assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
         rejudge(&mut endpoint);
         assert!(passes(&world, &endpoint, IN, &tcp(ACK)));
-        assert!(world.is_established(&endpoint, Direction::Ingress, &tcp(ACK)));
+        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), Known::Yes);
     });
 }
 
@@ -194,6 +194,6 @@ fn an_error_of_the_world_about_nothing_known_is_judged_like_any_other_packet() {
         assert!(!verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
         world.allow_all(1, 0);
         assert!(verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
-        assert!(!world.is_related4(&endpoint, &packet(UDP)));
+        assert_eq!(world.is_related4(&endpoint, &packet(UDP)), Known::No);
     });
 }

@@ -7,7 +7,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use netpol_common::flow::{self, Timeouts};
-use netpol_common::layout::{Address, Direction, EPOCH_MASK, Reason};
+use netpol_common::layout::{Address, EPOCH_MASK, Reason};
 use netpol_common::packet::{
     ACK, FIN, ICMP, ICMPV6, Kind, Packet, RST, SCTP, SYN, TCP, UDP, set_tcp_flags,
 };
@@ -474,8 +474,10 @@ impl<'a> Run<'a> {
         let direction = self.random.below(2) as usize;
         let is_from_node = direction == INGRESS && self.random.one_in(6);
         let (packet, inner) = self.packet();
-        let arrival =
-            Arrival { direction: [Direction::Ingress, Direction::Egress][direction], is_from_node };
+        let arrival = match direction {
+            INGRESS => Arrival::ingress(is_from_node),
+            _ => Arrival::egress(),
+        };
         let known = self.model.flows.get(&flow_key(inner.as_ref().unwrap_or(&packet))).copied();
         let expected = self.model.judge(direction, is_from_node, &packet, inner.as_ref());
         let found = self.verdict(arrival, &packet, inner.as_ref());

@@ -3,7 +3,9 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use netpol_common::layout::{Address, Direction};
-use netpol_common::packet::{Frame, Packet, TCP, UDP, set_addresses, set_ports, set_tcp_flags};
+use netpol_common::packet::{
+    Frame, LINK_HEADER, Packet, TCP, UDP, set_addresses, set_ports, set_tcp_flags,
+};
 
 /// A packet, read by `bpf_skb_load_bytes`: works for any offset and any fragment layout.
 pub struct Skb(pub *mut __sk_buff);
@@ -32,6 +34,37 @@ impl Frame for Skb {
     }
 }
 
+/// The same on a device without link-layer header: one is pretended to be there.
+pub struct RawSkb(pub *mut __sk_buff);
+
+impl Frame for RawSkb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if offset >= LINK_HEADER {
+            return Skb(self.0).load(offset - LINK_HEADER);
+        }
+        let mut bytes = [0u8; N];
+        // SAFETY: the context pointer is valid for the run of the program.
+        let protocol = unsafe { (*self.0).protocol } as u16;
+        if offset as usize != ETHERTYPE || N < 2 {
+            return None;
+        }
+        // It stands there in network byte order.
+        [bytes[0], bytes[1]] = protocol.to_ne_bytes();
+        Some(bytes)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        Skb(self.0).length() + LINK_HEADER
+    }
+
+    #[inline(always)]
+    fn has_vlan_tag(&self) -> bool {
+        Skb(self.0).has_vlan_tag()
+    }
+}
+
 /// The linear part of the packet.
 struct Linear {
     data: usize,
@@ -57,59 +90,75 @@ impl Linear {
 }
 
 const ETHERTYPE: usize = 12;
-const L3: usize = 14;
 
-/// An untagged IPv4 TCP or UDP packet without options and not a fragment, else `None`.
+/// Where the network header begins.
 #[inline(always)]
-pub fn common_v4(skb: *mut __sk_buff, direction: Direction) -> Option<Packet> {
-    let linear = Linear::of(skb);
+const fn l3(raw: bool) -> usize {
+    if raw { 0 } else { LINK_HEADER as usize }
+}
+
+/// The ethertype in network byte order.
+#[inline(always)]
+fn ethertype<const RAW: bool>(skb: *mut __sk_buff, linear: &Linear) -> Option<u16> {
+    if RAW {
+        // SAFETY: the context pointer is valid for the run of the program.
+        return Some(unsafe { (*skb).protocol } as u16);
+    }
+    linear.at(ETHERTYPE)
+}
+
+/// An untagged IPv4 TCP or UDP packet without options and not a fragment, else `None`; `RAW`: on a
+/// device without link-layer header.
+#[inline(always)]
+pub fn common_v4<const RAW: bool>(skb: *mut __sk_buff, direction: Direction) -> Option<Packet> {
+    let (linear, l3) = (Linear::of(skb), l3(RAW));
     // The last byte first: one bounds check serves all the reads (UDP is the shortest).
-    let ports: [u8; 4] = linear.at(L3 + 20)?;
-    let ethertype: u16 = linear.at(ETHERTYPE)?;
-    let version: u8 = linear.at(L3)?;
-    let fragment: u16 = linear.at(L3 + 6)?;
-    let length = u16::from_be(linear.at(L3 + 2)?) as u32;
+    let ports: [u8; 4] = linear.at(l3 + 20)?;
+    let ethertype = ethertype::<RAW>(skb, &linear)?;
+    let version: u8 = linear.at(l3)?;
+    let fragment: u16 = linear.at(l3 + 6)?;
+    let length = u16::from_be(linear.at(l3 + 2)?) as u32;
     // SAFETY: the context pointer is valid for the run of the program.
     let (frame_length, vlan) = unsafe { ((*skb).len, (*skb).vlan_present) };
     if ethertype != 0x0800u16.to_be()
         || version != 0x45
         || fragment & 0x3fffu16.to_be() != 0
         || vlan != 0
-        || L3 as u32 + length > frame_length
+        || l3 as u32 + length > frame_length
     {
         return None;
     }
     let mut packet = Packet::default();
-    let source = Address::v4(linear.at(L3 + 12)?);
-    let destination = Address::v4(linear.at(L3 + 16)?);
+    let source = Address::v4(linear.at(l3 + 12)?);
+    let destination = Address::v4(linear.at(l3 + 16)?);
     set_addresses(&mut packet, direction, source, destination);
-    packet.protocol = linear.at(L3 + 9)?;
-    common_transport(&linear, L3 + 20, length.checked_sub(20)?, direction, ports, packet)
+    packet.protocol = linear.at(l3 + 9)?;
+    common_transport(&linear, l3 + 20, length.checked_sub(20)?, direction, ports, packet)
 }
 
 /// An untagged IPv6 TCP or UDP packet without extension headers, else `None`.
 #[inline(always)]
-pub fn common_v6(skb: *mut __sk_buff, direction: Direction) -> Option<Packet> {
-    let linear = Linear::of(skb);
-    let ports: [u8; 4] = linear.at(L3 + 40)?;
-    let ethertype: u16 = linear.at(ETHERTYPE)?;
-    let version: u8 = linear.at(L3)?;
-    let length = u16::from_be(linear.at(L3 + 4)?) as u32;
+pub fn common_v6<const RAW: bool>(skb: *mut __sk_buff, direction: Direction) -> Option<Packet> {
+    let (linear, l3) = (Linear::of(skb), l3(RAW));
+    let ports: [u8; 4] = linear.at(l3 + 40)?;
+    let ethertype = ethertype::<RAW>(skb, &linear)?;
+    let version: u8 = linear.at(l3)?;
+    let length = u16::from_be(linear.at(l3 + 4)?) as u32;
     // SAFETY: the context pointer is valid for the run of the program.
     let (frame_length, vlan) = unsafe { ((*skb).len, (*skb).vlan_present) };
     if ethertype != 0x86ddu16.to_be()
         || version >> 4 != 6
         || vlan != 0
-        || L3 as u32 + 40 + length > frame_length
+        || l3 as u32 + 40 + length > frame_length
     {
         return None;
     }
     let mut packet = Packet::default();
-    let source = Address::v6(linear.at(L3 + 8)?);
-    let destination = Address::v6(linear.at(L3 + 24)?);
+    let source = Address::v6(linear.at(l3 + 8)?);
+    let destination = Address::v6(linear.at(l3 + 24)?);
     set_addresses(&mut packet, direction, source, destination);
-    packet.protocol = linear.at(L3 + 6)?;
-    common_transport(&linear, L3 + 40, length, direction, ports, packet)
+    packet.protocol = linear.at(l3 + 6)?;
+    common_transport(&linear, l3 + 40, length, direction, ports, packet)
 }
 
 #[inline(always)]

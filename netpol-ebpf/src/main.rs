@@ -1,5 +1,7 @@
-//! The two tc programs: `netpol_ingress` sits on the tc *egress* hook of a pod's host-side
-//! interface (traffic towards the pod), `netpol_egress` on its tc *ingress* hook.
+//! The tc programs: `netpol_ingress` sits on the tc *egress* hook of an isolated pod's host-side
+//! interface (traffic towards the pod), `netpol_egress` on its tc *ingress* hook. `netpol_transit`
+//! sits on the tc egress hook of every interface by which packets can leave, while pods send to
+//! Services that cannot be judged before translation.
 //!
 //! This crate only reads packets and maps; what a verdict is stands in `netpol_common::verdict`.
 //! Allow is always "next program, please" (`TCX_NEXT`, `TC_ACT_UNSPEC`): netpol never ends the
@@ -13,13 +15,15 @@ mod events;
 mod frame;
 mod maps;
 mod slow;
+mod stamp;
+mod transit;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use netpol_common::flow;
 use netpol_common::layout::Direction;
-use netpol_common::verdict::{self, Maps as _};
+use netpol_common::verdict::{self, Arrival, Known, Maps as _};
 
 use crate::maps::Kernel;
 
@@ -40,6 +44,18 @@ pub fn netpol_egress(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, Direction::Egress)
 }
 
+/// Traffic on its way to anywhere.
+#[classifier]
+pub fn netpol_transit(ctx: TcContext) -> i32 {
+    transit::run::<false>(ctx.skb.skb)
+}
+
+/// The same on devices whose packets have no link-layer header, such as WireGuard's.
+#[classifier]
+pub fn netpol_transit_raw(ctx: TcContext) -> i32 {
+    transit::run::<true>(ctx.skb.skb)
+}
+
 /// Does nothing: the floor of every measurement. Never attached by the agent, which does not even
 /// load it.
 #[classifier]
@@ -51,58 +67,56 @@ pub fn netpol_nothing(_ctx: TcContext) -> i32 {
 /// else goes to [`slow::judge`].
 #[inline(always)]
 fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
-    let is_established = match direction {
+    let known = match direction {
         Direction::Ingress => is_established_ingress(skb),
         Direction::Egress => is_established_egress(skb),
     };
-    if is_established { ALLOW } else { slow::judge(skb, direction as u32) }
+    if known == Known::Yes as u32 {
+        return ALLOW;
+    }
+    if known == Known::Stamped as u32 {
+        return if stamp::put(skb) { ALLOW } else { DENY };
+    }
+    if known == NOBODY {
+        return slow::refuse(skb, direction as u32);
+    }
+    slow::judge(skb, direction as u32)
 }
+
+/// Beside the values of [`Known`]: the interface belongs to no known endpoint.
+const NOBODY: u32 = u32::MAX;
 
 /// A function of its own, so that its stack is not added to that of [`slow::judge`].
 #[inline(never)]
-fn is_established_ingress(skb: *mut __sk_buff) -> bool {
-    is_established(skb, Direction::Ingress)
+fn is_established_ingress(skb: *mut __sk_buff) -> u32 {
+    is_established(skb, Arrival::ingress(false))
 }
 
 /// As above, for the other direction.
 #[inline(never)]
-fn is_established_egress(skb: *mut __sk_buff) -> bool {
-    is_established(skb, Direction::Egress)
+fn is_established_egress(skb: *mut __sk_buff) -> u32 {
+    is_established(skb, Arrival::egress())
 }
 
 #[inline(always)]
-fn is_established(skb: *mut __sk_buff, direction: Direction) -> bool {
-    let Some(endpoint) = maps::endpoint(skb) else { return false };
+fn is_established(skb: *mut __sk_buff, arrival: Arrival) -> u32 {
+    let Some(endpoint) = maps::endpoint(skb) else { return NOBODY };
     let kernel = Kernel;
-    if let Some(packet) = frame::common_v4(skb, direction) {
+    if let Some(packet) = frame::common_v4::<false>(skb, arrival.direction) {
         let key = flow::key4(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
-        let clock = kernel.clock();
-        return verdict::is_established(
-            kernel.flows4(),
-            &key,
-            hash,
-            &endpoint,
-            direction,
-            &packet,
-            &clock,
-        );
+        let (table, clock) = (kernel.flows4(), kernel.clock());
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        return known as u32;
     }
-    if let Some(packet) = frame::common_v6(skb, direction) {
+    if let Some(packet) = frame::common_v6::<false>(skb, arrival.direction) {
         let key = flow::key6(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
-        let clock = kernel.clock();
-        return verdict::is_established(
-            kernel.flows6(),
-            &key,
-            hash,
-            &endpoint,
-            direction,
-            &packet,
-            &clock,
-        );
+        let (table, clock) = (kernel.flows6(), kernel.clock());
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        return known as u32;
     }
-    false
+    Known::No as u32
 }
 
 #[cfg(not(test))]

@@ -16,7 +16,8 @@ use netpol_common::layout::{
 };
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
-use netpol_common::verdict::{self, Endpoint, Maps, Policies, ToService};
+use netpol_common::service::{self, Asked, ToService};
+use netpol_common::verdict::{self, Endpoint, Maps, Policies};
 
 #[map]
 static ENDPOINTS: Array<layout::Endpoint> =
@@ -40,6 +41,9 @@ static ROWS: HashMap<RowKey, layout::Row> =
 static INTERVALS: Array<u64> = Array::with_max_entries(layout::MAX_INTERVALS, BPF_F_MMAPABLE);
 #[map]
 static OWN_ADDRESSES: HashMap<OwnAddress, u32> =
+    HashMap::with_max_entries(layout::MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static SOURCES: HashMap<Address, u32> =
     HashMap::with_max_entries(layout::MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
 static SERVICES: HashMap<ServiceKey, ServiceValue> =
@@ -76,31 +80,95 @@ static KEEP_ESTABLISHED: Global<u8> = Global::new(0);
 /// 1: a pod may send from its own addresses only.
 #[unsafe(no_mangle)]
 static CHECK_SOURCE: Global<u8> = Global::new(1);
+/// The bit of a packet's mark that says that it is stamped.
+#[unsafe(no_mangle)]
+static STAMP_MARK: Global<u32> = Global::new(layout::STAMP_MARK);
 
 /// The endpoint whose interface `skb` is on.
 #[inline(always)]
 pub fn endpoint(skb: *mut __sk_buff) -> Option<Endpoint> {
     // SAFETY: the context pointer is valid for the run of the program.
-    let ifindex = unsafe { (*skb).ifindex };
+    endpoint_at(unsafe { (*skb).ifindex })
+}
+
+/// The endpoint with this interface.
+#[inline(always)]
+pub fn endpoint_at(ifindex: u32) -> Option<Endpoint> {
     let first = ifindex & (layout::ENDPOINT_SLOTS - 1);
     let mut probe = 0;
     while probe < layout::ENDPOINT_PROBES {
-        let slot = ENDPOINTS.get_ptr(first + probe)?;
+        let words = endpoint_words(first + probe)?;
         probe += 1;
-        // SAFETY: array values live as long as the map; words are read one by one, each with a
-        // single load, because the agent stores them so.
-        let (identity, policy, born) = unsafe {
-            (
-                read_volatile(&raw const (*slot).identity),
-                read_volatile(&raw const (*slot).policy),
-                read_volatile(&raw const (*slot).born),
-            )
-        };
-        if (identity >> 32) as u32 == ifindex {
-            return Endpoint::from_words(identity, policy, born);
+        if words.ifindex() == ifindex {
+            return words.endpoint();
         }
     }
     None
+}
+
+/// The index of the slot that the endpoint with this interface has.
+#[inline(always)]
+pub fn slot_of(ifindex: u32) -> Option<u32> {
+    let first = ifindex & (layout::ENDPOINT_SLOTS - 1);
+    let mut probe = 0;
+    while probe < layout::ENDPOINT_PROBES {
+        let slot = first + probe;
+        probe += 1;
+        if endpoint_words(slot)?.ifindex() == ifindex {
+            return Some(slot);
+        }
+    }
+    None
+}
+
+/// What a slot of the endpoint table holds.
+pub struct EndpointWords {
+    identity: u64,
+    policy: u64,
+    born: u64,
+}
+
+impl EndpointWords {
+    /// The endpoint's interface, 0 if the slot is free.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        (self.identity >> 32) as u32
+    }
+
+    /// The endpoint, if it was completely written.
+    #[inline(always)]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        Endpoint::from_words(self.identity, self.policy, self.born)
+    }
+}
+
+/// Reads a slot of the endpoint table.
+#[inline(always)]
+pub fn endpoint_words(slot: u32) -> Option<EndpointWords> {
+    let slot = ENDPOINTS.get_ptr(slot)?;
+    // SAFETY: array values live as long as the map; words are read one by one, each with a single
+    // load, because the agent stores them so.
+    Some(unsafe {
+        EndpointWords {
+            identity: read_volatile(&raw const (*slot).identity),
+            policy: read_volatile(&raw const (*slot).policy),
+            born: read_volatile(&raw const (*slot).born),
+        }
+    })
+}
+
+/// The interface of the local endpoint that has this address.
+#[inline(always)]
+pub fn interface_of(address: &Address) -> Option<u32> {
+    // SAFETY: a 32-bit value is read with one load. One that is being reused names another
+    // endpoint, as after the address has changed hands.
+    unsafe { SOURCES.get(address).map(|ifindex| read_volatile(ifindex)) }
+}
+
+/// The bit of a packet's mark that says that it is stamped.
+#[inline(always)]
+pub fn stamp_mark() -> u32 {
+    STAMP_MARK.load()
 }
 
 /// A flow bucket in an array map.
@@ -231,15 +299,6 @@ pub extern "C" fn netpol_row_allows(set: u32, class: u32, protocol: u32, port: u
     u32::from(verdict::row_allows(&Kernel, set as u16, class, protocol as u8, port as u16))
 }
 
-/// What [`each_backend`] is called with, and adds up.
-#[repr(C)]
-struct Asked {
-    set: u32,
-    protocol: u32,
-    offset: u32,
-    n_allowed: u32,
-}
-
 /// Asks one backend of a Service.
 unsafe extern "C" fn each_backend(index: u32, asked: *mut c_void) -> i64 {
     // SAFETY: the verifier knows the context as the Asked that bpf_loop was given.
@@ -249,28 +308,28 @@ unsafe extern "C" fn each_backend(index: u32, asked: *mut c_void) -> i64 {
         Some(backend) => *backend,
         None => return 1,
     };
-    let (class, port) = ((backend >> 32) as u32, (backend >> 16) as u32 & 0xffff);
-    asked.n_allowed += netpol_row_allows(asked.set, class, asked.protocol, port);
+    let (set, protocol) = (u32::from(asked.set), u32::from(asked.protocol));
+    asked.add(backend, |class, port| netpol_row_allows(set, class, protocol, u32::from(port)) == 1);
     0
 }
 
-/// [`verdict::judge_service`] as a number. The kernel's own loop (Linux 5.17) runs it for any
+/// [`service::judge_service`] as a number. The kernel's own loop (Linux 5.17) runs it for any
 /// number of backends and verifies it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn netpol_judge_service(set: u32, key: *const ServiceKey) -> u32 {
+pub extern "C" fn netpol_judge_service(set: u32, endpoint: u32, key: *const ServiceKey) -> u32 {
     // SAFETY: the verifier lets only null or a readable key through.
     let Some(key) = (unsafe { key.as_ref() }) else { return ToService::Denied as u32 };
-    let Some((offset, count)) = verdict::find_service(&Kernel, key) else {
+    let Some((offset, count)) = service::find_service(&Kernel, key) else {
         return ToService::None as u32;
     };
-    let mut asked = Asked { set, protocol: u32::from(key.protocol), offset, n_allowed: 0 };
+    let mut asked = Asked::new(set as u16, endpoint as u16, key.protocol, offset);
     // SAFETY: the callback and its context are as the helper wants them; count is 16 bits wide,
     // below the helper's limit.
     unsafe {
         bpf_loop(count, each_backend as *mut c_void, (&raw mut asked).cast(), 0);
     }
-    ToService::of(count, asked.n_allowed) as u32
+    asked.answer() as u32
 }
 
 impl Maps for Kernel {
@@ -322,8 +381,16 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService {
-        ToService::from_number(netpol_judge_service(u32::from(set), key))
+    fn judge_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
+        let answer = netpol_judge_service(u32::from(set), u32::from(endpoint), key);
+        ToService::from_number(answer)
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u64 {
+        let Some(control) = CONTROL.get_ptr(0) else { return 0 };
+        // SAFETY: as for the endpoints: one load of a word that the agent stores at once.
+        unsafe { read_volatile(&raw const (*control).flags) }
     }
 
     #[inline(always)]

@@ -9,11 +9,11 @@ use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::{self, Outcome, Packet};
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps as _, Verdict};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Known, Maps as _, Verdict};
 
-use crate::frame::Skb;
+use crate::frame::{RawSkb, Skb};
 use crate::maps::{self, Kernel};
-use crate::{ALLOW, DENY, events};
+use crate::{ALLOW, DENY, events, stamp};
 
 /// How often a packet is judged at most because its endpoint's policies changed meanwhile. Each
 /// time takes about a microsecond, and a change much more.
@@ -22,32 +22,39 @@ const MOST_TIMES: u32 = 4;
 /// The verdict on `skb`, as a tc return code.
 #[inline(always)]
 pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
-    let mut times = 0;
-    while times < MOST_TIMES {
-        match judge_once(skb, direction) {
-            AGAIN => times += 1,
-            UNKNOWN => return refuse(skb, direction, Reason::UnknownEndpoint as u32),
-            code => return code,
-        }
-    }
-    refuse(skb, direction, Reason::Inconsistent as u32)
+    until_settled(direction_of(direction), || judge_once(skb, direction))
 }
 
-/// Not a tc return code: the interface belongs to no known endpoint.
-const UNKNOWN: i32 = 0x101;
-
 /// Not a tc return code: the endpoint's policies changed while the packet was judged by them.
-const AGAIN: i32 = 0x100;
+pub const AGAIN: i32 = 0x100;
 
-/// Whether the endpoint's entry is another one now. Apart for its stack.
+/// What `once` says when it is not [`AGAIN`].
+#[inline(always)]
+pub fn until_settled(direction: Direction, once: impl Fn() -> i32) -> i32 {
+    let mut times = 0;
+    while times < MOST_TIMES {
+        let code = once();
+        if code != AGAIN {
+            return code;
+        }
+        times += 1;
+    }
+    events::count(0, direction, Reason::Inconsistent);
+    DENY
+}
+
+/// Whether the entry of the endpoint with this interface is another one now. Apart for its stack.
 #[inline(never)]
-fn has_changed(skb: *mut __sk_buff, endpoint: &Endpoint) -> bool {
-    maps::endpoint(skb).is_some_and(|now| now != *endpoint)
+pub fn has_changed(ifindex: u32, endpoint: &Endpoint) -> bool {
+    maps::endpoint_at(ifindex).is_some_and(|now| now != *endpoint)
 }
 
 #[inline(never)]
 fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
-    let Some(endpoint) = maps::endpoint(skb) else { return UNKNOWN };
+    let Some(endpoint) = maps::endpoint(skb) else {
+        events::count(0, direction_of(direction), Reason::UnknownEndpoint);
+        return DENY;
+    };
     let mut packet = Packet::default();
     let mut inner = Packet::default();
     let parsed = netpol_parse(skb, direction, &mut packet, &mut inner);
@@ -61,43 +68,52 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
         }
         Verdict::drop(refusal_reason(parsed), 0)
     } else {
-        // Only what this host generated itself has no interface it came in by: forwarding,
-        // bridging and decapsulation all set it (net/core/dev.c: __netif_receive_skb_core).
-        // SAFETY: the context pointer is valid for the run of the program.
-        let is_from_node =
-            direction as u8 == Direction::Ingress as u8 && unsafe { (*skb).ingress_ifindex } == 0;
-        let arrival = Arrival { direction, is_from_node };
+        let arrival = match direction {
+            // Only what this host generated itself has no interface it came in by: forwarding,
+            // bridging and decapsulation all set it (net/core/dev.c: __netif_receive_skb_core).
+            // What the pod sent to itself through a Service may come from a node's address, but
+            // bears its stamp.
+            // SAFETY: the context pointer is valid for the run of the program.
+            Direction::Ingress => {
+                Arrival::ingress(unsafe { (*skb).ingress_ifindex } == 0 || stamp::is_own(skb))
+            }
+            Direction::Egress => Arrival::egress(),
+        };
         let inner = if parsed == RELATED { Some(&inner) } else { None };
         verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
     };
     // Rows are complete for the policy sets that are in use. A packet that was held up while its
     // endpoint got others may have met classes that its own sets know nothing of.
-    if has_changed(skb, &endpoint) {
+    // SAFETY: the context pointer is valid for the run of the program.
+    if has_changed(unsafe { (*skb).ifindex }, &endpoint) {
         return AGAIN;
     }
     if verdict.is_noted {
         events::note(skb, &endpoint, direction, &packet, &verdict);
     }
-    if verdict.is_allowed { ALLOW } else { DENY }
+    // A packet that cannot be stamped must not pass for one that need not be.
+    if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
 }
 
-/// Fails closed where no endpoint's policies can be asked, and says what was dropped. Not called by
+/// Fails closed on an interface of no known endpoint, and says what was dropped. Not called by
 /// [`judge_once`], so that their stacks do not add up.
 #[inline(never)]
-fn refuse(skb: *mut __sk_buff, direction: u32, reason: u32) -> i32 {
+pub fn refuse(skb: *mut __sk_buff, direction: u32) -> i32 {
     let mut packet = Packet::default();
     let mut inner = Packet::default();
     // Who sent what to whom is all that is wanted of it.
     let _ = netpol_parse(skb, direction, &mut packet, &mut inner);
-    let verdict = Verdict::drop(refusal_reason(reason), 0);
+    let verdict = Verdict::drop(Reason::UnknownEndpoint, 0);
     events::note(skb, &Endpoint::NOBODY, direction_of(direction), &packet, &verdict);
     DENY
 }
 
 /// [`Outcome`] as a number: below these, the reason of a refusal.
-const PACKET: u32 = 0x100;
-const RELATED: u32 = 0x101;
-const PASS: u32 = 0x102;
+pub const PACKET: u32 = 0x100;
+/// What an ICMP error is about was filled in, too.
+pub const RELATED: u32 = 0x101;
+/// It passes always.
+pub const PASS: u32 = 0x102;
 
 /// [`packet::parse`].
 #[unsafe(no_mangle)]
@@ -113,7 +129,28 @@ pub extern "C" fn netpol_parse(
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
         return Reason::Inconsistent as u32;
     };
-    match packet::parse(&Skb(skb), direction_of(direction), packet, inner) {
+    outcome_word(packet::parse(&Skb(skb), direction_of(direction), packet, inner))
+}
+
+/// [`packet::parse`] on a device without link-layer header.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_parse_raw(
+    skb: *mut __sk_buff,
+    direction: u32,
+    packet: *mut Packet,
+    inner: *mut Packet,
+) -> u32 {
+    // SAFETY: as above.
+    let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
+        return Reason::Inconsistent as u32;
+    };
+    outcome_word(packet::parse(&RawSkb(skb), direction_of(direction), packet, inner))
+}
+
+#[inline(always)]
+fn outcome_word(outcome: Outcome) -> u32 {
+    match outcome {
         Outcome::Packet => PACKET,
         Outcome::Related => RELATED,
         Outcome::Pass => PASS,
@@ -123,7 +160,7 @@ pub extern "C" fn netpol_parse(
 
 /// The inverse of `reason as u32` for the reasons that parsing gives.
 #[inline(always)]
-fn refusal_reason(number: u32) -> Reason {
+pub fn refusal_reason(number: u32) -> Reason {
     Reason::from_number(number as u8).unwrap_or(Reason::Inconsistent)
 }
 
@@ -139,13 +176,13 @@ impl Judge for Kernel {
     }
 
     #[inline(always)]
-    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
-        netpol_related4(endpoint, inner) == 1
+    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
+        known_of(netpol_related4(endpoint, inner))
     }
 
     #[inline(always)]
-    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> bool {
-        netpol_related6(endpoint, inner) == 1
+    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
+        known_of(netpol_related6(endpoint, inner))
     }
 }
 
@@ -170,7 +207,7 @@ macro_rules! family {
             verdict::judge_in(&Kernel, Kernel.$table(), &key, endpoint, arrival, packet).pack()
         }
 
-        /// [`verdict::is_related_in`] this family's table, as 1 or 0.
+        /// [`verdict::is_related_in`] this family's table, as a number.
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $related(endpoint: *const Endpoint, inner: *const Packet) -> u32 {
@@ -180,7 +217,7 @@ macro_rules! family {
                 return 0;
             };
             let key = $key(inner, endpoint.id);
-            verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, inner).into()
+            verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, inner) as u32
         }
     };
 }
@@ -195,10 +232,26 @@ fn direction_of(number: u32) -> Direction {
 
 #[inline(always)]
 fn arrival_word(arrival: Arrival) -> u32 {
-    arrival.direction as u32 | u32::from(arrival.is_from_node) << 1
+    arrival.direction as u32
+        | u32::from(arrival.is_from_node) << 1
+        | u32::from(arrival.is_translated) << 2
 }
 
 #[inline(always)]
 fn arrival_of(word: u32) -> Arrival {
-    Arrival { direction: direction_of(word & 1), is_from_node: word & 2 != 0 }
+    Arrival {
+        direction: direction_of(word & 1),
+        is_from_node: word & 2 != 0,
+        is_translated: word & 4 != 0,
+    }
+}
+
+/// The inverse of `known as u32`; an unknown number knows nothing.
+#[inline(always)]
+fn known_of(number: u32) -> Known {
+    match number {
+        1 => Known::Yes,
+        2 => Known::Stamped,
+        _ => Known::No,
+    }
 }

@@ -5,8 +5,6 @@
 mod world;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -189,26 +187,13 @@ fn missing_capabilities_are_named() {
     assert!(!world.bpffs.exists(), "something was made without the means to go on");
 }
 
-fn http(world: &World, path: &str) -> (u16, String) {
-    let get = || {
-        let mut socket = TcpStream::connect("127.0.0.1:9642").unwrap();
-        write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        answer
-    };
-    let answer = world.node.run(get).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split_whitespace().nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
 #[test]
 fn metrics_and_health_answer() {
     let (mut world, _server) = enforced();
     assert_denied(&world.of("client"), SERVER);
-    assert_eq!(http(&world, "/healthz"), (200, "ok\n".to_owned()));
-    assert_eq!(http(&world, "/readyz").0, 200);
-    let (code, metrics) = http(&world, "/metrics");
+    assert_eq!(world.http("/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(world.http("/readyz").0, 200);
+    let (code, metrics) = world.http("/metrics");
     assert_eq!(code, 200);
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     let drops = metrics
@@ -223,5 +208,5 @@ fn metrics_and_health_answer() {
     assert!(errors.contains("default/ghost"), "{status}");
     world.remove("pod-ghost");
     world.settle();
-    eventually("ready again", || http(&world, "/readyz").0 == 200);
+    eventually("ready again", || world.http("/readyz").0 == 200);
 }

@@ -198,7 +198,7 @@ impl Writer {
     fn carry_out(&mut self, plan: &Plan) {
         let chunk = if self.asker.rng.chance(60) { plan.len().max(1) } else { 1 };
         for steps in plan.chunks(chunk) {
-            let failures = self.datapath.apply(&steps.to_vec());
+            let failures = self.datapath.apply(steps);
             assert!(failures.is_empty(), "{failures:?}");
             if chunk == 1 {
                 let begin = Instant::now();

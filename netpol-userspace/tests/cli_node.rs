@@ -177,7 +177,7 @@ fn cleanup_refuses_while_the_directory_is_held_and_then_takes_everything_off() {
 }
 
 #[test]
-fn cleanup_leaves_the_filters_of_another_netpol_alone() {
+fn cleanup_in_another_namespace_is_refused_and_never_touches_another_netpols_filters() {
     in_node(|| {
         let ours = Node::new(AttachMode::Clsact);
         // Made in another namespace, where its interface has the same number as ours here.
@@ -193,8 +193,20 @@ fn cleanup_leaves_the_filters_of_another_netpol_alone() {
         let Rig { datapath, ifindex, cleanup, .. } = rig;
         assert_eq!(ifindex, ours.rig.ifindex, "or this test shows nothing");
         drop(datapath);
-        let output = clean_up(run_dir.path());
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let netpol = |force: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+            command.arg("cleanup").arg("--run-dir").arg(run_dir.path()).args(force);
+            command.output().unwrap()
+        };
+        // In the wrong namespace nothing can be taken off, and the pins tell what to take off.
+        let refused = netpol(&[]);
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+        let said = stderr(&refused);
+        assert!(said.contains(&format!("isolates interfaces {ifindex}")), "{said}");
+        assert!(said.contains("nsenter") && said.contains("--force"), "{said}");
+        assert!(cleanup.0.exist() && run_dir.path().join("state.json").exists());
+        let output = netpol(&["--force"]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(said.contains("found no program of netpol"), "{said}");
         assert!(!cleanup.0.bpffs.exists());

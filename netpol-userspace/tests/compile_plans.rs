@@ -281,10 +281,13 @@ fn without_set_numbers_endpoints_are_closed_and_reported() {
     assert_eq!(compiler.problems(), [Problem::SetsExhausted(vec![name("x/b")])]);
     assert!(!judge(&compiler, 2, Direction::Ingress, "10.0.0.1", "tcp:80"));
     assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"), "others keep theirs");
-    // A number that becomes free is used at the next occasion.
+    // A number that becomes free is used, but not before the datapath has nothing under it.
     compiler.remove_endpoint(ONE);
     compiler.apply_all([]);
+    assert_eq!(compiler.problems(), [Problem::SetsExhausted(vec![name("x/b")])]);
+    assert!(!compiler.reuse_numbers().is_empty());
     assert_eq!(compiler.problems(), []);
+    assert!(compiler.reuse_numbers().is_empty());
     assert!(judge(&compiler, 2, Direction::Ingress, "10.0.0.1", "tcp:80"));
 }
 
@@ -324,7 +327,7 @@ fn a_class_number_that_becomes_free_is_used_at_the_next_occasion() {
     assert_eq!(compiler.problems(), [Problem::ClassesExhausted(1)]);
     assert!(!judge(&compiler, 1, Direction::Ingress, "10.2.0.1", "tcp:80"), "closed, not open");
     compiler.apply(block(r#""10.2.0.0/16""#));
-    compiler.apply_all([]);
+    compiler.reuse_numbers();
     assert_eq!(compiler.problems(), []);
     assert!(judge(&compiler, 1, Direction::Ingress, "10.2.0.1", "tcp:80"));
 }
@@ -349,7 +352,7 @@ fn what_is_lost_for_want_of_a_class_number_is_judged_again() {
     let plan = compiler.apply(Change::PolicyGone(name("x/q")));
     assert!(!judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
     assert_eq!(rejudged(&plan), [ONE]);
-    compiler.apply_all([]);
+    compiler.reuse_numbers();
     assert!(judge(&compiler, 1, Direction::Ingress, "10.0.0.3", "tcp:80"));
 }
 

@@ -275,6 +275,12 @@ impl Run {
         for id in gone {
             self.remove(id)?;
         }
+        // As the agent does now and then, having waited for packets in flight.
+        if self.rng.chance(20) {
+            let plan = self.compiler.reuse_numbers();
+            let world = self.world.clone();
+            self.follow(plan, &world, !self.scarce)?;
+        }
         if self.scarce { self.nothing_opened() } else { self.compare() }
     }
 

@@ -2,12 +2,9 @@
 //! out of a full table, reset by a packet nobody can vouch for. The loaded programs, frame by
 //! frame. Needs root and the eBPF object.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod common;
 
 use common::{Rig, ack, in_node, syn, syn_ack, udp};
-use netpol_common::flow::{self, RESET};
 use netpol_common::layout::Reason;
 use netpol_userspace::datapath::{AttachMode, LoadOptions};
 use netpol_userspace::frames::Transport;
@@ -114,6 +111,5 @@ fn a_forged_reset_cuts_nothing_that_is_in_use() {
         rig.rejudge();
         assert!(!rig.comes_in(PEER, &rst(7000, 80)));
         assert!(!rig.comes_in(PEER, &ack(7000, 80)));
-        assert_eq!(RESET & (flow::FIN_LOCAL | flow::FIN_REMOTE | flow::REPLIED), 0);
     });
 }

@@ -40,13 +40,13 @@ const PROBES: &[Probe] = &[
     },
     Probe {
         name: "veth interfaces",
-        try_it: || iproute("ip", &["link", "add", "xa", "type", "veth", "peer", "name", "xb"]),
+        try_it: || tool("ip", &["link", "add", "xa", "type", "veth", "peer", "name", "xb"]),
         advice: "needs CAP_NET_ADMIN, iproute2 and the kernel module veth (modprobe veth)",
         isolates: false,
     },
     Probe {
         name: "bridges",
-        try_it: || iproute("ip", &["link", "add", "xbr", "type", "bridge"]),
+        try_it: || tool("ip", &["link", "add", "xbr", "type", "bridge"]),
         advice: "needs CAP_NET_ADMIN and the kernel module bridge (modprobe bridge)",
         isolates: false,
     },
@@ -70,8 +70,15 @@ const PROBES: &[Probe] = &[
     },
     Probe {
         name: "clsact attachment",
-        try_it: || iproute("tc", &["qdisc", "add", "dev", "lo", "clsact"]),
+        try_it: || tool("tc", &["qdisc", "add", "dev", "lo", "clsact"]),
         advice: "needs CAP_NET_ADMIN and the kernel module sch_ingress (modprobe sch_ingress)",
+        isolates: false,
+    },
+    Probe {
+        name: "address translation (nftables, iptables)",
+        try_it: translation,
+        advice: "needs CAP_NET_ADMIN and the kernel's nf_tables, nf_nat, and iptables' nat table \
+                 (modprobe nf_tables nft_chain_nat iptable_nat)",
         isolates: false,
     },
     Probe {
@@ -135,13 +142,20 @@ fn root() -> Result<()> {
     if is_root() { Ok(()) } else { Err(anyhow!("this process runs as an ordinary user")) }
 }
 
-/// A child starts in the network namespace of the thread that starts it.
-fn iproute(program: &str, arguments: &[&str]) -> Result<()> {
+/// Runs a tool. A child starts in the network namespace of the thread that starts it.
+fn tool(program: &str, arguments: &[&str]) -> Result<()> {
     let path = find_program(program)
         .ok_or_else(|| anyhow!("the program `{program}` is missing; run `cargo xtask setup`"))?;
     let mut command = Command::new(path);
     command.args(arguments);
     run::output(command, "").map(drop)
+}
+
+fn translation() -> Result<()> {
+    tool("nft", &["add table ip xn; add chain ip xn c { type nat hook prerouting priority 0; }"])?;
+    tool("iptables", &["-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT"])?;
+    tool("ip6tables", &["-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT"])?;
+    tool("conntrack", &["--version"])
 }
 
 fn bpf_filesystem() -> Result<()> {

@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: looks at the machine, and installs what the build lacks or says how.
+//! `cargo xtask setup`: looks at the machine, and installs what the build and the tests lack or
+//! says how.
 //!
 //! It must be safe to run at any time: when nothing is missing it changes nothing and takes
 //! a few hundredths of a second. The decision what is missing is `toolchain`'s.
@@ -36,12 +37,22 @@ pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         run::say(describe(&plan));
         return Ok(ExitCode::SUCCESS);
     }
-    ensure()?;
+    ensure_for_tests()?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Installs what is missing, or fails with the commands to run; returns the compiler to use.
+/// Installs what building needs and is missing, or fails with the commands to run; returns the
+/// compiler to use.
 pub(crate) fn ensure() -> Result<Toolchain> {
+    ensure_with(|| Facts { nat_tools: true, ..facts() })
+}
+
+/// The same with what only tests need.
+pub(crate) fn ensure_for_tests() -> Result<Toolchain> {
+    ensure_with(facts)
+}
+
+fn ensure_with(facts: fn() -> Facts) -> Result<Toolchain> {
     let before = plan(&facts());
     if before.steps.is_empty() {
         announce(describe(&before));
@@ -124,6 +135,9 @@ fn facts() -> Facts {
         nightly_with_src: nightly_has_src(),
         linker: linker_path().and_then(|path| version_of(&path)),
         iproute2: find_program("ip").is_some() && find_program("tc").is_some(),
+        nat_tools: ["nft", "iptables-restore", "ip6tables-restore", "conntrack"]
+            .iter()
+            .all(|name| find_program(name).is_some()),
     }
 }
 

@@ -55,6 +55,7 @@ enum Scope {
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let privilege = Privilege::find()?;
+    setup::ensure_for_tests()?;
     let _object = build::object(workspace)?;
     privilege.check_capabilities()?;
     let stage = Stage::start("building and running the tests");

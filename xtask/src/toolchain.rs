@@ -36,6 +36,9 @@ impl fmt::Display for Version {
     }
 }
 
+/// Packages with `nft`, `iptables` and `conntrack`, which only tests need.
+const NAT_TOOLS: [&str; 3] = ["nftables", "iptables", "conntrack"];
+
 /// What was seen on this machine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
@@ -53,6 +56,8 @@ pub(crate) struct Facts {
     pub(crate) linker: Option<Version>,
     /// iproute2's `ip` and `tc` are there.
     pub(crate) iproute2: bool,
+    /// The tools by which tests translate addresses as kube-proxy does are there, or not asked for.
+    pub(crate) nat_tools: bool,
 }
 
 /// A compiler that can build for bpfel-unknown-none.
@@ -108,6 +113,9 @@ pub(crate) fn plan(facts: &Facts) -> Plan {
     if !facts.iproute2 {
         packages.push("iproute2");
     }
+    if !facts.nat_tools {
+        packages.extend(NAT_TOOLS);
+    }
     if !packages.is_empty() {
         steps.push(install_packages(facts, &packages));
     }
@@ -126,11 +134,13 @@ fn install_packages(facts: &Facts, names: &[&str]) -> Step {
             words(&[prefix, &install, names].concat()),
         ]
     } else {
-        // Only iproute2 gets here. It has this name everywhere; the package manager has not.
+        // Only tools get here. They have these names everywhere; the package manager has not.
         vec![words(&[&["<your distribution's package manager>", "install"], names].concat())]
     };
-    let why = if names.len() > 1 {
+    let why = if names.contains(&DEBIAN_RUST[0]) {
         "compile the datapath for the kernel, and wire network namespaces"
+    } else if names.contains(&NAT_TOOLS[0]) {
+        "try Services as kube-proxy translates them (tests only)"
     } else {
         "wire network namespaces together (ip, tc)"
     };
@@ -205,6 +215,7 @@ mod tests {
             nightly_with_src: false,
             linker: Some(LINKER_VERSION),
             iproute2: true,
+            nat_tools: true,
         }
     }
 
@@ -229,11 +240,19 @@ mod tests {
             [
                 "apt-get update",
                 "apt-get install --yes --no-install-recommends \
-                 rustc-web cargo-web libstd-rust-web-dev-bpf iproute2",
+                 rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack",
                 "cargo install bpf-linker --version 0.10.3 --locked --force \
                  --config profile.release.opt-level=0 --config profile.release.debug=false",
             ]
         );
+    }
+
+    #[test]
+    fn what_only_tests_need_comes_by_itself_where_the_rest_is_there() {
+        let plan = plan(&Facts { nat_tools: false, ..complete_debian() });
+        let what: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
+        assert_eq!(what, ["nftables, iptables, conntrack"]);
+        assert!(plan.steps[0].why.contains("tests"), "{}", plan.steps[0].why);
     }
 
     #[test]

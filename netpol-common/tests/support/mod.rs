@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netpol_common::flow::{self, Clock, Timeouts};
 use netpol_common::layout::{
     Address, Backend, Direction, ExactClass, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS, Reason, Row,
-    ServiceKey, ServiceValue, backend, exact_class, interval, service_value,
+    ServiceKey, ServiceValue, TRANSIT_READY, backend, exact_class, interval, service_value,
 };
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Maps, Policies, ToService, Verdict};
+use netpol_common::service::{self, ToService};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Known, Maps, Policies, Verdict};
 
 /// A frame in memory.
 pub struct Bytes<'a>(pub &'a [u8]);
@@ -102,6 +103,8 @@ pub struct World<'a> {
     /// Offset and count in `backends`.
     pub services: HashMap<ServiceKey, (u32, u16)>,
     pub backends: Vec<Backend>,
+    /// `Control::flags`.
+    pub flags: u64,
     pub fragments: RefCell<HashMap<FragmentKey, (u16, u16)>>,
 }
 
@@ -120,6 +123,7 @@ impl<'a> World<'a> {
             own: HashSet::new(),
             services: HashMap::new(),
             backends: Vec::new(),
+            flags: TRANSIT_READY,
             fragments: RefCell::default(),
         }
     }
@@ -143,9 +147,16 @@ impl<'a> World<'a> {
 
     /// A Service with these (class, port) kinds of backends.
     pub fn service(&mut self, address: Address, protocol: u8, port: u16, kinds: &[(u32, u16)]) {
+        let words: Vec<Backend> =
+            kinds.iter().map(|&(class, port)| backend(class, port, false)).collect();
+        self.service_of(address, protocol, port, &words);
+    }
+
+    /// A Service with these words for its backends.
+    pub fn service_of(&mut self, address: Address, protocol: u8, port: u16, words: &[Backend]) {
         let key = ServiceKey { address, port, protocol, reserved: 0 };
-        self.services.insert(key, (self.backends.len() as u32, kinds.len() as u16));
-        self.backends.extend(kinds.iter().map(|&(class, port)| backend(class, port)));
+        self.services.insert(key, (self.backends.len() as u32, words.len() as u16));
+        self.backends.extend(words);
     }
 
     /// Whether `address` lies in `block`, whose prefix has this many bits.
@@ -170,28 +181,30 @@ impl<'a> World<'a> {
         let is_common = packet.kind == Kind::Flow
             && matches!(packet.protocol, packet::TCP | packet::UDP)
             && !packet.is_first_fragment;
-        if is_common && self.is_established(endpoint, arrival.direction, packet) {
-            return PASSES_UNNOTED;
+        if is_common {
+            match self.is_established(endpoint, arrival, packet) {
+                Known::No => {}
+                Known::Yes => return PASSES_UNNOTED,
+                // Of the transit program's this is merely "yes".
+                Known::Stamped => {
+                    return Verdict { is_stamped: !arrival.is_translated, ..PASSES_UNNOTED };
+                }
+            }
         }
         verdict::judge(self, endpoint, arrival, &mut packet.clone(), inner)
     }
 
     /// [`verdict::is_established`] in the table of the packet's family.
-    pub fn is_established(
-        &self,
-        endpoint: &Endpoint,
-        direction: Direction,
-        packet: &Packet,
-    ) -> bool {
+    pub fn is_established(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Known {
         let clock = &self.clock;
         if packet.local.family == 6 {
             let key = flow::key6(packet, endpoint.id);
             let (table, hash) = (&self.flows6, flow::hash(&key, self.secret()));
-            verdict::is_established(table, &key, hash, endpoint, direction, packet, clock)
+            verdict::is_established(table, &key, hash, endpoint, arrival, packet, clock)
         } else {
             let key = flow::key4(packet, endpoint.id);
             let (table, hash) = (&self.flows4, flow::hash(&key, self.secret()));
-            verdict::is_established(table, &key, hash, endpoint, direction, packet, clock)
+            verdict::is_established(table, &key, hash, endpoint, arrival, packet, clock)
         }
     }
 
@@ -212,7 +225,7 @@ impl<'a> World<'a> {
             Outcome::Packet => None,
             Outcome::Related => Some(&inner),
         };
-        let arrival = Arrival { direction, is_from_node };
+        let arrival = Arrival { direction, is_from_node, is_translated: false };
         verdict::judge(self, endpoint, arrival, &mut packet, inner)
     }
 }
@@ -223,6 +236,7 @@ pub const PASSES_UNNOTED: Verdict = Verdict {
     reason: Reason::NewFlow,
     is_noted: false,
     has_evicted: false,
+    is_stamped: false,
     class: 0,
 };
 
@@ -293,8 +307,12 @@ impl<'a> Maps for World<'a> {
         verdict::row_allows(self, set, class, protocol, port)
     }
 
-    fn judge_service(&self, set: u16, key: &ServiceKey) -> ToService {
-        verdict::judge_service(self, set, key)
+    fn judge_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
+        service::judge_service(self, set, endpoint, key)
+    }
+
+    fn flags(&self) -> u64 {
+        self.flags
     }
 
     fn owns(&self, endpoint: u16, address: &Address) -> bool {

@@ -15,7 +15,7 @@ use super::serve::{Asked, Published, Wait};
 use super::state::{
     DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path,
 };
-use super::{answers, files, journal, view};
+use super::{answers, capacity, files, journal, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
 use crate::datapath::{Datapath, DatapathError, EndpointFailure, NumbersInMaps};
@@ -26,6 +26,9 @@ use crate::source::{Event, Handle};
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long `netpol status` tells that flows made room for others.
+const EVICTIONS_TOLD: Duration = Duration::from_secs(60);
 
 /// A wait for everything before a barrier to be in force.
 struct Pending {
@@ -69,6 +72,8 @@ pub struct Core {
     /// The last state file has the endpoints of now.
     are_endpoints_written: bool,
     counters: AgentCounters,
+    /// How many flows of the endpoints made room for others, and when that was last noticed.
+    evictions: (u64, Option<StdInstant>),
     notes: Vec<String>,
     is_dirty: bool,
 
@@ -91,7 +96,12 @@ impl Core {
         let earlier = files::read_state(&options.run_dir);
         let in_maps = datapath.adopted();
         let adopted = earlier.as_ref().map(|state| adopted_numbers(state, &in_maps));
-        let numbers = Numbers::adopt(adopted.unwrap_or_default(), in_maps.into_values());
+        // Endpoint numbers have 16 bits, and the table's limit is below that.
+        let limit = u16::try_from(options.limits.endpoints).unwrap_or(u16::MAX);
+        let numbers = Numbers::adopt(limit, adopted.unwrap_or_default(), in_maps.into_values());
+        let (revision, applied_revision) = earlier.as_ref().map_or((0, 0), |state| {
+            (state.status.source.revision, state.status.datapath.applied_revision)
+        });
         let (earlier_endpoints, mut written_ids) =
             earlier.map_or_else(Default::default, |state| (state.endpoints, state.ids));
         reserve_unknown(&mut written_ids, &datapath.numbers());
@@ -113,8 +123,8 @@ impl Core {
             backlog: Vec::new(),
             is_synced: false,
             is_reconciled: false,
-            revision: 0,
-            applied_revision: 0,
+            revision,
+            applied_revision,
             source_errors: BTreeMap::new(),
             snapshot,
             local_pods: BTreeSet::new(),
@@ -126,6 +136,7 @@ impl Core {
             written_ids,
             are_endpoints_written: false,
             counters: AgentCounters::default(),
+            evictions: (0, None),
             notes: Vec::new(),
             is_dirty: true,
             pending: Vec::new(),
@@ -205,6 +216,7 @@ impl Core {
     fn handle_synced(&mut self) {
         let begun = StdInstant::now();
         let backlog = std::mem::take(&mut self.backlog);
+        self.note_node();
         for change in &backlog {
             self.note_local(change);
         }
@@ -214,6 +226,7 @@ impl Core {
         self.rematch();
         self.reconcile();
         self.numbers.forget_adopted();
+        self.promote_endpoints();
         let plan = self.compiler.forget_adopted();
         self.carry_out(&plan);
         self.applied_revision = self.revision;
@@ -230,9 +243,20 @@ impl Core {
     pub fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.is_dirty = true;
+        self.note_node();
         if self.is_synced {
             self.rematch();
         }
+    }
+
+    /// Tells the datapath which interfaces packets leave by, and the compiler which addresses
+    /// they do not leave for.
+    fn note_node(&mut self) {
+        for failure in self.datapath.set_exits(&self.snapshot.exits) {
+            self.note_failure(failure);
+        }
+        let plan = self.compiler.set_node_addresses(self.snapshot.own_addresses.clone());
+        self.carry_out(&plan);
     }
 
     /// Someone wants to know when what was written before now is in force.
@@ -307,8 +331,25 @@ impl Core {
             let plan = self.compiler.remove_endpoint(id);
             self.carry_out(&plan);
         }
+        self.promote_endpoints();
         for index in 0..self.endpoints.len() {
             self.add_endpoint(index);
+        }
+    }
+
+    /// Endpoints that the endpoint table had no room for move into it, as far as it has now. One
+    /// that is closed stays so until its new entry is complete.
+    fn promote_endpoints(&mut self) {
+        while let Some((old, new)) = self.numbers.promote() {
+            self.failures.remove(&Some(old));
+            if let Err(error) = self.datapath.renumber(old, new) {
+                self.note_failure(EndpointFailure { endpoint: Some(new), error });
+            }
+            let Some(pod) = self.compiler.endpoint_name(old).cloned() else { continue };
+            let plan = self.compiler.set_endpoint(new, pod);
+            self.carry_out(&plan);
+            let plan = self.compiler.remove_endpoint(old);
+            self.carry_out(&plan);
         }
     }
 
@@ -319,11 +360,10 @@ impl Core {
         let Some(id) = known.or_else(|| self.numbers.assign(key)) else {
             self.note_failure(EndpointFailure {
                 endpoint: None,
-                error: DatapathError::Full {
-                    table: "endpoint table",
-                    limit: netpol_common::layout::MAX_ENDPOINTS - 1,
-                    consequence: "the policies of further pods are not enforced",
-                },
+                error: DatapathError::Missing(format!(
+                    "there is no number left for pod {}, whose policies are not enforced",
+                    endpoint.pod
+                )),
             });
             return;
         };
@@ -414,12 +454,43 @@ impl Core {
             tracing::warn!(endpoint, "the programs had been taken off its interface; put back");
             self.counters.repaired_attachments += 1;
         }
-        for failure in failures {
+        let (n_repaired, transit_failures) = self.datapath.verify_transit();
+        if n_repaired > 0 {
+            tracing::warn!(n_repaired, "transit programs had been taken off interfaces; put back");
+            self.counters.repaired_attachments += n_repaired as u64;
+        }
+        for failure in failures.into_iter().chain(transit_failures) {
             self.note_failure(failure);
         }
-        if let Err(error) = self.datapath.collect_garbage() {
-            self.note_failure(EndpointFailure { endpoint: None, error });
+        self.make_room();
+        self.note_evictions();
+    }
+
+    /// Frees what nothing refers to any more, for what did not fit.
+    fn make_room(&mut self) {
+        let before = self.datapath.tables();
+        match self.datapath.collect_garbage().and_then(|()| self.datapath.retry()) {
+            // Before that, the maps may hold more under these numbers than the plans say.
+            Ok(()) if self.is_reconciled => {
+                let plan = self.compiler.reuse_numbers();
+                self.carry_out(&plan);
+            }
+            Ok(()) => {}
+            Err(error) => self.note_failure(EndpointFailure { endpoint: None, error }),
         }
+        self.is_dirty |= before != self.datapath.tables();
+    }
+
+    /// Notes whether flows made room for others since the last time.
+    fn note_evictions(&mut self) {
+        let ids = self.numbered_endpoints().map(|(id, _)| id);
+        let n_evicted = self.datapath.evicted_flows(ids);
+        let is_news = n_evicted > self.evictions.0;
+        if is_news || self.evictions.1.is_some_and(|last| last.elapsed() > EVICTIONS_TOLD) {
+            self.evictions.1 = is_news.then(StdInstant::now);
+            self.is_dirty = true;
+        }
+        self.evictions.0 = n_evicted;
     }
 
     // === Telling ===
@@ -535,12 +606,20 @@ impl Core {
             object: object.clone(),
             message: message.clone(),
         };
-        let (errors, notes) = self.datapath_errors();
+        let (mut errors, mut notes) = self.datapath_errors();
+        let tables = self.datapath.tables();
+        let size = self.compiler.size();
+        let name = |id| self.endpoint_name(id);
+        capacity::tell(&tables, name, &mut errors, &mut notes);
+        if self.evictions.1.is_some() {
+            notes.push(capacity::evictions(self.evictions.0));
+        }
         Status {
             ready: self.is_synced
                 && self.is_reconciled
                 && self.failures.is_empty()
-                && self.applied_revision == self.revision,
+                && self.applied_revision == self.revision
+                && capacity::is_enough(&tables, &size),
             source: SourceStatus {
                 kind: self.source_kind.to_owned(),
                 synced: self.is_synced,
@@ -552,6 +631,7 @@ impl Core {
                 applied_revision: self.applied_revision,
                 attach: self.datapath.attach_mode().to_owned(),
                 errors,
+                tables: capacity::views(&tables, &size),
                 notes,
             },
         }

@@ -4,6 +4,7 @@
 //! it. Nothing is removed from the kernel before every source has synced.
 
 mod answers;
+mod capacity;
 mod core;
 mod files;
 pub mod journal;
@@ -63,6 +64,8 @@ async fn run_async(options: Options) -> Result<()> {
         keep_established: options.keep_established,
         check_source: options.check_source,
         flow_buckets: None,
+        limits: options.limits,
+        stamp_mark: options.mark_bit,
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;

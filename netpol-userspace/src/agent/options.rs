@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::datapath::AttachMode;
+use crate::datapath::{AttachMode, Limits};
 
 /// What `netpol agent` runs with.
 #[derive(Debug, Clone)]
@@ -28,6 +28,10 @@ pub struct Options {
     pub attach: AttachMode,
     /// Pods may send from their own addresses only.
     pub check_source: bool,
+    /// How much the tables may hold.
+    pub limits: Limits,
+    /// The bit of packets' marks that the programs may use.
+    pub mark_bit: u32,
     /// Show the programs' debug lines.
     pub datapath_log: bool,
 }

@@ -68,7 +68,7 @@ pub struct SourceStatus {
     pub kind: String,
     /// Everything that existed at the start has been read.
     pub synced: bool,
-    /// Counts changes read since the agent started.
+    /// Counts changes read. Goes on from where the last agent ended, so it never goes back.
     pub revision: u64,
     /// Objects that cannot be used, sorted, and errors of the source itself.
     pub errors: Vec<ObjectError>,
@@ -96,9 +96,25 @@ pub struct DatapathStatus {
     /// What could not be put in force, and what discovery found odd.
     #[serde(default)]
     pub errors: Vec<ObjectError>,
+    /// How full the tables are.
+    #[serde(default)]
+    pub tables: Vec<TableView>,
     /// Observations that need no action, such as interfaces that belong to no pod.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// How full one table is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableView {
+    /// Its name, as in metrics.
+    pub table: String,
+    /// Entries in use.
+    pub used: u64,
+    /// Entries there is room for.
+    pub limit: u64,
+    /// Entries that did not fit.
+    pub left_out: u64,
 }
 
 /// One local endpoint.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::state::{DirectionView, EndpointView, Rule};
-use crate::compile::{Compiler, EndpointId, Tables};
+use crate::compile::{ClassId, Compiler, EndpointId, Tables};
 use crate::endpoint::{Endpoint, Interface};
 use crate::model::{Direction, ObjectName};
 
@@ -88,10 +88,10 @@ fn direction(
     }
 }
 
-/// Names of the classes in use.
+/// Names of the classes in use. Any block may get the closed class, when the tables are full.
 pub fn classes(compiler: &Compiler, tables: &Tables) -> BTreeMap<u32, Vec<String>> {
     let mut names = BTreeMap::new();
-    for &class in tables.classes.values() {
+    for &class in tables.classes.values().chain([&ClassId::CLOSED]) {
         names.entry(class.0).or_insert_with(|| compiler.class_names(class));
     }
     names

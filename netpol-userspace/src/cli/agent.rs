@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::places::{BPFFS, RUN_DIR};
 use crate::agent::{self, Options};
-use crate::datapath::AttachMode;
+use crate::datapath::{AttachMode, Limits};
 
 /// Enforce NetworkPolicies on this node until told to stop
 ///
@@ -66,9 +66,17 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value = "on")]
     pub source_check: Switch,
 
+    /// The bit of a packet's mark that netpol may use on this node, as a number with this bit set
+    #[arg(long, value_name = "BIT", default_value = "0x1000", value_parser = mark_bit)]
+    pub mark_bit: u32,
+
     /// Form of the log
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+
+    /// Lower the limit of a table, for trying what happens beyond it
+    #[arg(long = "limit", value_name = "TABLE=N", value_parser = limit, hide = true)]
+    pub limits: Vec<(String, u32)>,
 
     /// Log what the eBPF programs drop; slow, for debugging netpol itself (with RUST_LOG=debug)
     #[arg(long)]
@@ -142,6 +150,8 @@ impl AgentArgs {
                 Attach::Tcx => AttachMode::Tcx,
                 Attach::Clsact => AttachMode::Clsact,
             },
+            limits: limits(&self.limits)?,
+            mark_bit: self.mark_bit,
             datapath_log: self.datapath_log,
         })
     }
@@ -176,6 +186,35 @@ fn host_name() -> Result<String> {
         uname.nodename().to_str().context("the host's name is not text: give --node-name")?;
     // Kubernetes names nodes in lower case.
     Ok(name.to_lowercase())
+}
+
+fn limit(text: &str) -> Result<(String, u32)> {
+    let (table, number) = text.split_once('=').context("expected TABLE=N")?;
+    Ok((table.to_owned(), number.parse().context("expected a number after `=`")?))
+}
+
+fn limits(changed: &[(String, u32)]) -> Result<Limits> {
+    let mut limits = Limits::default();
+    for (table, number) in changed {
+        let limit = limits.by_name(table).with_context(|| format!("no table {table:?}"))?;
+        if !(1..=*limit).contains(number) {
+            bail!("--limit {table}={number}: must be from 1 to {limit}");
+        }
+        *limit = *number;
+    }
+    Ok(limits)
+}
+
+fn mark_bit(text: &str) -> Result<u32> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let number = number.context("expected a number such as 0x1000")?;
+    if !number.is_power_of_two() {
+        bail!("{text} is not one bit: give a number with exactly one bit set, such as 0x1000");
+    }
+    Ok(number)
 }
 
 fn metrics(text: &str) -> Result<MetricsAddress> {
@@ -219,6 +258,7 @@ mod tests {
         assert_eq!(options.metrics_address, Some("127.0.0.1:9642".parse().unwrap()));
         assert_eq!(options.attach, AttachMode::Auto);
         assert!(options.check_source && !options.keep_established && !options.datapath_log);
+        assert_eq!(options.mark_bit, 0x1000);
         assert!(!host_name().unwrap().is_empty());
     }
 
@@ -227,15 +267,19 @@ mod tests {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --established keep --attach clsact --source-check off \
-             --datapath-log --log-format json",
+             --mark-bit 0x80000000 --datapath-log --log-format json --limit blocks=3 \
+              --limit rows=4",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
         assert_eq!(options.bpffs.to_str(), Some("b"));
         assert_eq!(options.run_dir.to_str(), Some("r"));
         assert_eq!(options.netns_dir.to_str(), Some("d"));
         assert_eq!(options.metrics_address, None);
+        assert_eq!(options.mark_bit, 1 << 31);
         assert_eq!(options.attach, AttachMode::Clsact);
         assert!(!options.check_source && options.keep_established && options.datapath_log);
+        let limits = Limits { blocks: 3, rows: 4, ..Limits::default() };
+        assert_eq!(options.limits, limits);
         let options = parse("--node-name n --kubeconfig k --attach tcx");
         assert_eq!(options.kubeconfig.unwrap().to_str(), Some("k"));
         assert_eq!(options.attach, AttachMode::Tcx);
@@ -247,8 +291,17 @@ mod tests {
             &["agent", "--kubeconfig", "k", "--manifests", "m"][..],
             &["agent", "--metrics-address", "9642"],
             &["agent", "--established", "maybe"],
+            &["agent", "--limit", "blocks"],
+            &["agent", "--limit", "blocks=-1"],
+            &["agent", "--mark-bit", "0x3000"],
+            &["agent", "--mark-bit", "0"],
+            &["agent", "--mark-bit", "many"],
         ] {
             assert!(Line::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+        for bad in ["blocks=0", "blocks=1000000", "socks=1"] {
+            let line = Line::try_parse_from(["agent", "--node-name", "n", "--limit", bad]).unwrap();
+            assert!(line.args.options().is_err(), "{bad}");
         }
         let line = Line::try_parse_from(["agent", "--node-name", ""]).unwrap();
         let error = line.args.options().unwrap_err().to_string();

@@ -29,7 +29,8 @@ pub struct Args {
     #[command(flatten)]
     places: Places,
 
-    /// Remove it even though an agent is running, which will then no longer work
+    /// Remove it even though an agent is running, which will then no longer work, or though the
+    /// programs are on no interface of this network namespace
     #[arg(long)]
     force: bool,
 }
@@ -69,7 +70,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
     // Others may use the directory too.
     let _ = fs::remove_dir(run_dir);
     write!(out, "{}", text(&summary, &pins.bpffs, &files))?;
-    Ok(true)
+    // With none found where there should be some, they may go on elsewhere.
+    Ok(summary.without.is_empty() || !summary.interfaces.is_empty())
 }
 
 fn refusal(pins: &Pins, pid: Option<u32>) -> String {

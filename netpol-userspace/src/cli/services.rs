@@ -159,7 +159,12 @@ mod tests {
                 backend("10.0.1.1", Some("shop/db-0")),
                 backend("192.0.2.1", None),
             ]),
-            kinds: Some(vec![Kind { class: 3, matches: vec!["pods app=db".into()], port: 5432 }]),
+            kinds: Some(vec![Kind {
+                class: 3,
+                matches: vec!["pods app=db".into()],
+                port: 5432,
+                is_on_node: false,
+            }]),
             endpoints: vec![verdict("shop/api", "allow"), verdict("shop/web", "mixed")],
         }
     }

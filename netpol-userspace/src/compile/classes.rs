@@ -36,18 +36,13 @@ pub(super) struct Classes {
     pub exhausted: bool,
 }
 
-/// The class of addresses for which there was no number left. It has no atoms, so nothing but
-/// what a set allows to everybody is allowed for it: fail closed, where [`ClassId::NONE`] would
-/// make longest-prefix match fall through to a containing block that may allow more.
-pub(super) const UNNUMBERED: ClassId = ClassId(1);
-
 impl Classes {
     /// No class; numbers up to and including `last`.
     pub fn new(last: u32) -> Self {
         Self {
             by_id: FxHashMap::default(),
             by_content: HashMap::new(),
-            ids: IdPool::new(UNNUMBERED.0 + 1, last),
+            ids: IdPool::new(ClassId::CLOSED.0 + 1, last),
             adopted: HashMap::new(),
             fresh: Vec::new(),
             maybe_dead: Vec::new(),
@@ -55,7 +50,7 @@ impl Classes {
         }
     }
 
-    /// The class of that number; `None` for [`ClassId::NONE`] and [`UNNUMBERED`].
+    /// The class of that number; `None` for [`ClassId::NONE`] and [`ClassId::CLOSED`].
     pub fn get(&self, id: ClassId) -> Option<&Class> {
         self.by_id.get(&id)
     }
@@ -77,7 +72,7 @@ impl Classes {
         };
         let Some(id) = known.or_else(|| self.ids.allocate()).map(ClassId) else {
             self.exhausted = true;
-            return UNNUMBERED;
+            return ClassId::CLOSED;
         };
         let content: Arc<[AtomId]> = content.into();
         for &atom in &*content {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::atoms::Atom;
-use super::classes::UNNUMBERED;
+use super::engine::Engine;
 use super::{ClassId, Compiler, EndpointId, ServiceKey, SetId, isolating};
 use crate::model::{
     Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
@@ -119,8 +119,8 @@ impl Compiler {
 
     /// The atoms of a class, sorted. Empty for a class that is not in use.
     pub fn class_names(&self, class: ClassId) -> Vec<String> {
-        if class == UNNUMBERED {
-            return vec!["an address for which no class number was left".into()];
+        if class == ClassId::CLOSED {
+            return vec!["an address or block that did not fit, or one around it".into()];
         }
         let atoms = self.engine.classes.get(class).map(|class| &*class.atoms).unwrap_or_default();
         let mut names: Vec<String> =
@@ -162,13 +162,23 @@ impl Compiler {
         problems
     }
 
-    /// The sets in use and how many atoms and classes they tell apart, for metrics.
+    /// How many sets, classes and atoms there are, and may be, for metrics.
     pub fn size(&self) -> Size {
+        let Engine { sets, classes, atoms, unnumbered, .. } = &self.engine;
         Size {
-            sets: self.engine.sets.iter().filter(|(id, _)| *id != SetId::NONE).count(),
-            classes: self.engine.classes.iter().count(),
-            atoms: self.engine.atoms.len(),
+            sets: sets.iter().filter(|(id, _)| *id != SetId::NONE).count(),
+            last_set: sets.ids.last(),
+            closed_endpoints: self.unnumbered.len(),
+            classes: classes.iter().count(),
+            last_class: classes.ids.last(),
+            closed_blocks: unnumbered.len(),
+            atoms: atoms.len(),
         }
+    }
+
+    /// The pod whose interface an endpoint is.
+    pub fn endpoint_name(&self, id: EndpointId) -> Option<&ObjectName> {
+        self.endpoints.get(&id).map(|endpoint| &endpoint.name)
     }
 
     pub(super) fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
@@ -181,8 +191,16 @@ impl Compiler {
 pub struct Size {
     /// Policy sets, the closed one included.
     pub sets: usize,
+    /// The last number that a set may have.
+    pub last_set: u32,
+    /// Endpoints with the closed set because no number was left.
+    pub closed_endpoints: usize,
     /// Classes.
     pub classes: usize,
+    /// The last number that a class may have.
+    pub last_class: u32,
+    /// Addresses and blocks with the closed class because no number was left.
+    pub closed_blocks: usize,
     /// Atoms.
     pub atoms: usize,
 }

@@ -1,5 +1,5 @@
 //! Keeps atoms, pods, addresses and classes consistent with the cluster. Knows sets only as what
-//! mentions atoms; must never know endpoints.
+//! mentions atoms, and endpoints only as numbers that Services mention.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -9,17 +9,20 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::addresses::Addresses;
 use super::atoms::{Atom, AtomId, Atoms};
-use super::classes::{Classes, UNNUMBERED};
+use super::classes::Classes;
 use super::ports::row_covers;
 use super::rows::{SharedPorts, add_fresh};
 use super::services::{Changed, Services};
 use super::sets::Sets;
-use super::{Backend, ClassId, Plan, ServiceKey, SetId, Step, Verdict};
+use super::{Backend, ClassId, EndpointId, Plan, ServiceKey, SetId, Step, Verdict};
 use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
 
 /// From how many new selectors on over many namespaces all pods are looked at once, instead of
 /// all pods for each selector.
 const MANY_SELECTORS: usize = 8;
+
+/// An endpoint that is no Service's backend: ids start at 1.
+const NOBODY: EndpointId = EndpointId(0);
 
 /// The label that every namespace has, its name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -35,7 +38,7 @@ pub(super) struct Engine {
     /// The sorted atoms of each pod that satisfies any.
     held: FxHashMap<ObjectName, Box<[AtomId]>>,
     shared: SharedPorts,
-    /// Blocks that have the class [`UNNUMBERED`] and wait for a number.
+    /// Blocks that have the class [`ClassId::CLOSED`] and wait for a number.
     pub unnumbered: BTreeSet<IpNet>,
 }
 
@@ -190,7 +193,7 @@ impl Engine {
                 new = self.classes.acquire(&content, &mut self.atoms);
             }
             self.classes.release(old);
-            if new == UNNUMBERED {
+            if new == ClassId::CLOSED {
                 self.unnumbered.insert(block);
             }
             self.addresses.set_class(block, new);
@@ -225,46 +228,68 @@ impl Engine {
         self.services.update(cluster, &self.addresses, moves.iter().map(|moved| moved.block))
     }
 
-    /// Those of `sets` by which some Service may be reached less after these changes.
-    pub fn sets_shrunk_by(
+    /// Those of the askers, each with its egress set, who may reach some Service less after these
+    /// changes.
+    pub fn cut_off(
         &self,
         changes: &[Changed],
-        sets: impl IntoIterator<Item = SetId>,
-    ) -> FxHashSet<SetId> {
-        let mut shrunk: FxHashSet<SetId> = sets.into_iter().collect();
-        shrunk.retain(|&set| {
-            changes.iter().any(|Changed { key, old, new }| {
-                let verdict = |backends: &Option<_>| self.verdict(set, *key, backends.as_deref());
-                match (verdict(old), verdict(new)) {
-                    // Which backends are allowed may differ.
-                    (Verdict::Mixed, Verdict::Mixed) => true,
-                    (old, new) => new < old,
-                }
+        askers: impl IntoIterator<Item = (EndpointId, SetId)>,
+    ) -> BTreeSet<EndpointId> {
+        let both = changes.iter().flat_map(|changed| changed.old.iter().chain(&changed.new));
+        let named: FxHashSet<EndpointId> = both
+            .flat_map(|backends| &**backends)
+            .filter_map(|backend| match backend {
+                Backend::Endpoint(id) => Some(*id),
+                Backend::Kind { .. } => None,
             })
-        });
-        shrunk
+            .collect();
+        // Whoever is no backend is like all others with the same set.
+        let mut by_set: FxHashMap<SetId, bool> = FxHashMap::default();
+        let mut less = |&(id, set): &(EndpointId, SetId)| match named.contains(&id) {
+            true => self.is_cut_off(changes, id, set),
+            false => *by_set.entry(set).or_insert_with(|| self.is_cut_off(changes, id, set)),
+        };
+        askers.into_iter().filter(|asker| less(asker)).map(|(id, _)| id).collect()
+    }
+
+    fn is_cut_off(&self, changes: &[Changed], endpoint: EndpointId, set: SetId) -> bool {
+        changes.iter().any(|Changed { key, old, new }| {
+            let verdict =
+                |backends: &Option<_>| self.verdict(endpoint, set, *key, backends.as_deref());
+            match (verdict(old), verdict(new)) {
+                // Which backends are allowed may differ.
+                (Verdict::Mixed, Verdict::Mixed) => true,
+                (old, new) => new < old,
+            }
+        })
     }
 
     /// What a set says of packets to a key, with these backends or, without a Service there, by
     /// its address.
-    fn verdict(&self, set: SetId, key: ServiceKey, backends: Option<&[Backend]>) -> Verdict {
-        let Some(set) = self.sets.get(set) else { return Verdict::Allowed };
-        let allows =
-            |class, port| set.row(class).is_some_and(|row| row.allows(key.protocol.number(), port));
-        match backends {
-            Some(backends) => {
-                Verdict::of_backends(backends.iter().map(|to| allows(to.class, to.port)))
-            }
-            None => {
-                let class = self.addresses.effective_class(IpNet::from(key.address));
-                Verdict::of_backends([allows(class, key.port)])
+    fn verdict(
+        &self,
+        endpoint: EndpointId,
+        set: SetId,
+        key: ServiceKey,
+        backends: Option<&[Backend]>,
+    ) -> Verdict {
+        let set = self.sets.get(set);
+        match (set, backends) {
+            (None, Some(backends)) => Verdict::unless_own(endpoint, backends),
+            (None, None) => Verdict::Allowed,
+            (Some(set), backends) => {
+                let allows = |class, port| {
+                    set.row(class).is_some_and(|row| row.allows(key.protocol.number(), port))
+                };
+                if let Some(backends) = backends {
+                    return Verdict::of_service(endpoint, backends, allows);
+                }
+                match allows(self.addresses.effective_class(IpNet::from(key.address)), key.port) {
+                    true => Verdict::Allowed,
+                    false => Verdict::Denied,
+                }
             }
         }
-    }
-
-    /// Whether some Service has no backend.
-    pub fn has_empty_service(&self) -> bool {
-        self.services.stored().values().any(|backends| backends.is_empty())
     }
 
     /// Whether an endpoint whose set changes from `old` to `new` may do no less than before.
@@ -302,7 +327,9 @@ impl Engine {
         let mut shrunk = FxHashSet::default();
         if !self.unnumbered.is_empty() {
             shrunk = self.shrunk_sets(&moves);
-            shrunk.extend(self.sets_shrunk_by(&changes, self.sets.iter().map(|(id, _)| id)));
+            // By classes alone, which concern every endpoint alike.
+            let sets = self.sets.iter().map(|(id, _)| id);
+            shrunk.extend(sets.filter(|&set| self.is_cut_off(&changes, NOBODY, set)));
         }
         for (id, sets) in self.classes.take_dead(&mut self.atoms) {
             for set in sets {

@@ -1,5 +1,6 @@
 //! Numbers for sets and classes: handing them out, and the text form of what they stand for, by
-//! which a restarted agent gives equal content the same numbers. Must never reuse a number soon.
+//! which a restarted agent gives equal content the same numbers. Must never reuse a number while
+//! anything of its former meaning may be left.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +13,22 @@ use super::ports::Allowed;
 use super::sets::{Content, Predicate};
 use crate::model::{NamedPort, NamespaceScope, Operator, Protocol, Requirement, Selector, Str};
 
-/// Free numbers of one kind. Goes round, so that a freed number rests as long as possible: a
-/// packet in flight may still hold it.
+/// Free numbers of one kind. A number that is given back rests until the datapath holds nothing
+/// under it any more, and no packet in flight does: only then it may come to mean something else.
 #[derive(Debug)]
 pub(super) struct IdPool {
     first: u32,
     last: u32,
     next: u32,
+    /// In use or resting.
     used: FxHashSet<u32>,
+    resting: Vec<u32>,
 }
 
 impl IdPool {
     /// All numbers from `first` to `last`, both included.
     pub fn new(first: u32, last: u32) -> Self {
-        Self { first, last, next: first, used: FxHashSet::default() }
+        Self { first, last, next: first, used: FxHashSet::default(), resting: Vec::new() }
     }
 
     /// A free number, `None` if there is none.
@@ -48,9 +51,22 @@ impl IdPool {
         (self.first..=self.last).contains(&id) && self.used.insert(id)
     }
 
-    /// Gives a number back.
+    /// Gives a number back, to rest.
     pub fn release(&mut self, id: u32) {
-        self.used.remove(&id);
+        self.resting.push(id);
+    }
+
+    /// The numbers given back so far have rested long enough. Returns whether there were any.
+    pub fn free_rested(&mut self) -> bool {
+        for id in &self.resting {
+            self.used.remove(id);
+        }
+        !std::mem::take(&mut self.resting).is_empty()
+    }
+
+    /// The last number there is.
+    pub fn last(&self) -> u32 {
+        self.last
     }
 
     /// Where the search for the next free number starts.
@@ -260,16 +276,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_freed_number_rests_until_all_others_had_their_turn() {
+    fn a_freed_number_rests_until_it_may_be_reused_and_all_others_had_their_turn() {
         let mut pool = IdPool::new(2, 5);
         assert_eq!(pool.allocate(), Some(2));
         assert_eq!(pool.allocate(), Some(3));
         pool.release(2);
+        assert!(pool.free_rested() && !pool.free_rested());
         assert_eq!(pool.allocate(), Some(4));
         assert_eq!(pool.allocate(), Some(5));
         assert_eq!(pool.allocate(), Some(2));
         assert_eq!(pool.allocate(), None);
         pool.release(4);
+        assert_eq!(pool.allocate(), None);
+        pool.free_rested();
         assert_eq!(pool.allocate(), Some(4));
     }
 

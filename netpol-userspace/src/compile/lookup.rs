@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::settle::NOT_ISOLATED;
 use super::{Backend, ClassId, EndpointId, ServiceKey, SetId, Step, Tables, Verdict};
 use crate::model::{Direction, Protocol};
 
@@ -35,19 +36,24 @@ impl Tables {
         dest_port: u16,
     ) -> Verdict {
         let Some(sets) = self.endpoints.get(&endpoint) else { return Verdict::Allowed };
+        if *sets == NOT_ISOLATED {
+            return Verdict::Allowed;
+        }
         let set = match direction {
             Direction::Ingress => sets.ingress,
             Direction::Egress => sets.egress,
         };
+        let backends = match direction {
+            Direction::Ingress => None,
+            Direction::Egress => self.backends(remote, protocol, dest_port),
+        };
         if set == SetId::NONE {
-            return Verdict::Allowed;
+            let own = |backends| Verdict::unless_own(endpoint, backends);
+            return backends.map_or(Verdict::Allowed, own);
         }
-        if direction == Direction::Egress
-            && let Some(backends) = self.backends(remote, protocol, dest_port)
-        {
-            return Verdict::of_backends(
-                backends.iter().map(|to| self.row_allows(set, to.class, protocol, to.port)),
-            );
+        if let Some(backends) = backends {
+            let allows = |class, port| self.row_allows(set, class, protocol, port);
+            return Verdict::of_service(endpoint, backends, allows);
         }
         match self.row_allows(set, self.class_of(remote), protocol, dest_port) {
             true => Verdict::Allowed,
@@ -129,9 +135,12 @@ impl Tables {
                 if self.rows.remove(&(*set, *class)).is_none() {
                     return Err(format!("no row ({set:?}, {class:?}) to remove"));
                 }
-                let class_used = *class == ClassId::NONE
-                    || self.classes.values().any(|used| used == class)
-                    || self.services.values().flat_map(|list| &**list).any(|b| b.class == *class);
+                let class_used =
+                    *class == ClassId::NONE
+                        || self.classes.values().any(|used| used == class)
+                        || self.services.values().flat_map(|list| &**list).any(
+                            |b| matches!(b, Backend::Kind { class: used, .. } if used == class),
+                        );
                 let set_used =
                     self.endpoints.values().any(|used| used.ingress == *set || used.egress == *set);
                 if class_used && set_used {

@@ -24,6 +24,7 @@ mod settle;
 mod strings;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 pub use describe::{Problem, RuleView, Size};
 pub use explain::{Opening, ServiceFront};
@@ -64,6 +65,14 @@ struct Endpoint {
     sets: EndpointSets,
     /// Whether a plan has told its sets.
     announced: bool,
+}
+
+impl Endpoint {
+    /// Where a Service leads to it.
+    fn addresses(&self) -> &[IpAddr] {
+        let networked = self.pod.as_ref().filter(|pod| pod.is_networked());
+        networked.map(|pod| pod.addresses.as_slice()).unwrap_or_default()
+    }
 }
 
 /// What a batch of changes touched.
@@ -148,8 +157,16 @@ impl Compiler {
         let Some(endpoint) = self.endpoints.remove(&id) else { return Plan::new() };
         self.unlist_endpoint(id, &endpoint.name.namespace);
         self.unnumbered.remove(&id);
+        self.engine.services.set_addresses(id, Vec::new());
         self.engine.sets.release(endpoint.sets.ingress);
         self.engine.sets.release(endpoint.sets.egress);
+        self.settle(Dirty::default())
+    }
+
+    /// From now on the node itself has these addresses. What a Service leads to there is received
+    /// by the node without leaving it by an interface.
+    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Plan {
+        self.engine.services.set_node_addresses(addresses);
         self.settle(Dirty::default())
     }
 
@@ -232,6 +249,15 @@ impl Compiler {
             sets.release(id);
         }
         self.settle(Dirty::default())
+    }
+
+    /// The datapath has carried out every plan so far, and no packet looks at what they removed
+    /// any more: the numbers that they freed may be reused, at once by what waits for one.
+    pub fn reuse_numbers(&mut self) -> Plan {
+        let Engine { sets, classes, unnumbered, .. } = &mut self.engine;
+        let has_sets = sets.ids.free_rested() && !self.unnumbered.is_empty();
+        let has_classes = classes.ids.free_rested() && !unnumbered.is_empty();
+        if has_sets || has_classes { self.settle(Dirty::default()) } else { Plan::new() }
     }
 
     fn unlist_endpoint(&mut self, id: EndpointId, namespace: &Str) {

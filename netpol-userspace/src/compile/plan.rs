@@ -29,6 +29,12 @@ pub struct ClassId(pub u32);
 impl ClassId {
     /// The class of addresses that satisfy no atom. Never stored in an address table.
     pub const NONE: Self = Self(0);
+
+    /// The class of addresses that are told apart from others, but for which there was no number
+    /// or no room. It has no rows, so only what a set allows to everybody is allowed for it: fail
+    /// closed, where [`ClassId::NONE`] would let longest-prefix match fall through to a block that
+    /// may allow more.
+    pub const CLOSED: Self = Self(1);
 }
 
 /// Destination ports that are allowed, per protocol.
@@ -96,13 +102,27 @@ pub struct ServiceKey {
     pub port: u16,
 }
 
-/// A kind of backend: the class of its address and the port that packets arrive on there.
+/// A kind of backend, or a local endpoint that is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Backend {
-    /// The class of the backend's address ([`ClassId::NONE`] is possible).
-    pub class: ClassId,
-    /// The destination port after translation.
-    pub port: u16,
+pub enum Backend {
+    /// Backends that no policy of this node tells apart.
+    Kind {
+        /// The class of their addresses ([`ClassId::NONE`] is possible).
+        class: ClassId,
+        /// The destination port after translation.
+        port: u16,
+        /// They are this node itself: packets to them leave by no interface.
+        is_on_node: bool,
+    },
+    /// This endpoint is a backend. (The kind that it is of is listed as well.)
+    Endpoint(EndpointId),
+}
+
+impl Backend {
+    /// A kind of backends elsewhere than on this node itself.
+    pub const fn at(class: ClassId, port: u16) -> Self {
+        Self::Kind { class, port, is_on_node: false }
+    }
 }
 
 /// What the tables say of a packet that opens a flow.
@@ -110,25 +130,50 @@ pub struct Backend {
 pub enum Verdict {
     /// It must not pass.
     Denied,
-    /// It goes to a Service of which some backends are allowed and some are not: only its true
-    /// destination can decide, which is seen after translation.
+    /// It goes to a Service, and only its true destination can decide, which is seen after
+    /// translation: some backends are allowed and some are not, or none is known, or the pod
+    /// itself is one.
     Mixed,
     /// It passes.
     Allowed,
 }
 
 impl Verdict {
-    /// The verdict on a Service, from whether each of its backends is allowed.
-    pub fn of_backends(allowed: impl IntoIterator<Item = bool>) -> Self {
-        let (mut any, mut all) = (false, true);
-        for allowed in allowed {
-            any |= allowed;
-            all &= allowed;
+    /// The verdict on a Service with these backends, for packets of `endpoint`, which is isolated
+    /// for egress by a set that allows what `allows` says.
+    pub fn of_service(
+        endpoint: EndpointId,
+        backends: &[Backend],
+        allows: impl Fn(ClassId, u16) -> bool,
+    ) -> Self {
+        let (mut any, mut all, mut hides_denied) = (false, true, false);
+        let mut has_self = false;
+        for backend in backends {
+            match *backend {
+                Backend::Endpoint(id) => has_self |= id == endpoint,
+                Backend::Kind { class, port, is_on_node } => {
+                    let is_allowed = allows(class, port);
+                    any |= is_allowed;
+                    all &= is_allowed;
+                    hides_denied |= is_on_node && !is_allowed;
+                }
+            }
         }
-        match (any, all) {
+        match (any || has_self, all) {
+            _ if backends.is_empty() => Self::Mixed,
             (false, _) => Self::Denied,
-            (true, false) => Self::Mixed,
-            (true, true) => Self::Allowed,
+            // Nobody would see it again.
+            (true, false) if hides_denied => Self::Denied,
+            (true, true) if !has_self => Self::Allowed,
+            (true, _) => Self::Mixed,
+        }
+    }
+
+    /// The verdict on a Service for packets of `endpoint`, which is not isolated for egress.
+    pub fn unless_own(endpoint: EndpointId, backends: &[Backend]) -> Self {
+        match backends.contains(&Backend::Endpoint(endpoint)) {
+            true => Self::Mixed,
+            false => Self::Allowed,
         }
     }
 }
@@ -146,7 +191,7 @@ pub enum Step {
     /// This block has no entry any more (longest prefix match falls to what contains it).
     ClearClass(IpNet),
     /// Packets to this Service are judged by these backends from now on. Sorted and distinct; none
-    /// at all: nothing is allowed to it.
+    /// at all: nobody knows who they may go to.
     SetService(ServiceKey, Arc<[Backend]>),
     /// There is no Service there any more: packets are judged by their address.
     ClearService(ServiceKey),
@@ -168,10 +213,10 @@ pub type Plan = Vec<Step>;
 /// look-up is sound because what a set allows to everybody it allows to every class.
 ///
 /// An egress packet to a stored Service is not judged by the class of its destination but by the
-/// backends: allowed if the rows allow (protocol, backend's port) for all of them, denied if for
-/// none (or if there are none), else [`Verdict::Mixed`].
+/// backends: [`Verdict::of_service`].
 ///
-/// Services are stored only while some endpoint is isolated for egress: nobody else asks.
+/// Services are stored only while some endpoint is isolated: all while one is for egress, else
+/// those that have a local endpoint as backend. Nobody else asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
     /// Address blocks and their classes.

@@ -1,6 +1,6 @@
 //! Services: which addresses and ports lead to which classes of backends. Derived only while some
-//! endpoint is isolated for egress, since nobody else asks. Must never look at a Service's
-//! selector: who its backends are is said by EndpointSlices alone.
+//! endpoint is isolated, since nobody else asks. Must never look at a Service's selector: who its
+//! backends are is said by EndpointSlices alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,16 +10,62 @@ use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 
 use super::addresses::Addresses;
-use super::{Backend, ServiceKey, Step};
+use super::{Backend, EndpointId, EndpointSets, ServiceKey, SetId, Step};
 use crate::model::{AddressFamily, Cluster, EndpointSlice, ObjectName, Service, ServicePort, Str};
 
 /// Where packets of a Service port may end up: addresses and ports, sorted and distinct.
 pub(super) type Targets = Arc<[(IpAddr, u16)]>;
 
+/// Which Services somebody asks about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Interest {
+    /// None.
+    #[default]
+    None,
+    /// Those that have a local endpoint as backend: it has to recognise what it sends to itself.
+    Own,
+    /// All.
+    All,
+}
+
+impl Interest {
+    /// That of an endpoint with these sets.
+    pub fn of(sets: EndpointSets) -> Self {
+        match sets {
+            EndpointSets { ingress: SetId::NONE, egress: SetId::NONE } => Self::None,
+            EndpointSets { egress: SetId::NONE, .. } => Self::Own,
+            EndpointSets { .. } => Self::All,
+        }
+    }
+
+    fn includes(self, backends: &[Backend]) -> bool {
+        let is_local = |backend: &Backend| matches!(backend, Backend::Endpoint(_));
+        match self {
+            Self::None => false,
+            Self::Own => backends.iter().any(is_local),
+            Self::All => true,
+        }
+    }
+}
+
+/// What is known of this node. Followed whether or not Services are.
+#[derive(Debug, Default)]
+struct Here {
+    endpoints: BTreeMap<EndpointId, Vec<IpAddr>>,
+    endpoints_at: BTreeMap<IpAddr, BTreeSet<EndpointId>>,
+    /// The node's own addresses.
+    node: BTreeSet<IpAddr>,
+    /// Addresses of which one of these is new.
+    touched: BTreeSet<IpAddr>,
+}
+
 /// All Services that have addresses, while they are needed.
 #[derive(Debug, Default)]
 pub(super) struct Services {
-    active: bool,
+    interest: Interest,
+    here: Here,
+    /// The interest is new: what is stored has to be looked through.
+    is_stale: bool,
     known: BTreeMap<ObjectName, Derived>,
     /// Names of the slices of each Service.
     slices: FxHashMap<ObjectName, BTreeSet<Str>>,
@@ -71,9 +117,14 @@ impl Changed {
 }
 
 impl Services {
-    /// Starts, or goes on, to follow Services.
-    pub fn activate(&mut self, cluster: &Cluster) {
-        if std::mem::replace(&mut self.active, true) {
+    /// Follows at least these Services from now on.
+    pub fn raise(&mut self, interest: Interest, cluster: &Cluster) {
+        if interest <= self.interest {
+            return;
+        }
+        let before = std::mem::replace(&mut self.interest, interest);
+        self.is_stale = true;
+        if before != Interest::None {
             return;
         }
         for slice in cluster.slices.values().flat_map(BTreeMap::values) {
@@ -83,21 +134,70 @@ impl Services {
         self.touched.extend(services.map(|service| service.id.clone()));
     }
 
-    /// Forgets everything, until the next activation; returns the steps that clear the tables.
-    pub fn deactivate(&mut self) -> Vec<Step> {
-        std::mem::take(self).stored.into_keys().map(Step::ClearService).collect()
+    /// Forgets what nobody asks about any more; returns the steps that clear the tables of it.
+    pub fn lower(&mut self, interest: Interest) -> Vec<Step> {
+        if interest >= self.interest {
+            return Vec::new();
+        }
+        if interest == Interest::None {
+            let here = std::mem::take(&mut self.here);
+            let before = std::mem::replace(self, Self { here, ..Self::default() });
+            return before.stored.into_keys().map(Step::ClearService).collect();
+        }
+        self.interest = interest;
+        let gone = self.stored.extract_if(.., |_, backends| !interest.includes(backends));
+        gone.map(|(key, _)| Step::ClearService(key)).collect()
+    }
+
+    /// A local endpoint has these addresses now beside those that it had.
+    pub fn add_addresses(&mut self, id: EndpointId, addresses: &[IpAddr]) {
+        let mut all = self.here.endpoints.get(&id).cloned().unwrap_or_default();
+        all.extend(addresses.iter().filter(|address| !all.contains(address)).collect::<Vec<_>>());
+        self.set_addresses(id, all);
+    }
+
+    /// A local endpoint has these addresses now; none: it is gone.
+    pub fn set_addresses(&mut self, id: EndpointId, addresses: Vec<IpAddr>) {
+        let here = &mut self.here;
+        let before = match addresses.is_empty() {
+            true => here.endpoints.remove(&id),
+            false => here.endpoints.insert(id, addresses.clone()),
+        };
+        let before = before.unwrap_or_default();
+        if before == addresses {
+            return;
+        }
+        for address in &before {
+            if let Some(ids) = here.endpoints_at.get_mut(address) {
+                ids.remove(&id);
+                if ids.is_empty() {
+                    here.endpoints_at.remove(address);
+                }
+            }
+        }
+        for address in &addresses {
+            here.endpoints_at.entry(*address).or_default().insert(id);
+        }
+        here.touched.extend(before.into_iter().chain(addresses));
+    }
+
+    /// The node itself has these addresses now.
+    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        let before = std::mem::replace(&mut self.here.node, addresses);
+        let changed = before.symmetric_difference(&self.here.node).copied();
+        self.here.touched.extend(changed);
     }
 
     /// A Service is different.
     pub fn touch(&mut self, id: ObjectName) {
-        if self.active {
+        if self.interest != Interest::None {
             self.touched.insert(id);
         }
     }
 
     /// A slice is different.
     pub fn touch_slice(&mut self, before: Option<&EndpointSlice>, now: Option<&EndpointSlice>) {
-        if !self.active {
+        if self.interest == Interest::None {
             return;
         }
         if let Some(slice) = before
@@ -116,7 +216,7 @@ impl Services {
 
     /// A node has other addresses.
     pub fn touch_nodes(&mut self, cluster: &Cluster) {
-        if self.active {
+        if self.interest != Interest::None {
             let services = cluster.services.values().flat_map(BTreeMap::values);
             let with_node_port = services.filter(|s| s.ports.iter().any(|p| p.node_port.is_some()));
             self.touched.extend(with_node_port.map(|service| service.id.clone()));
@@ -135,6 +235,22 @@ impl Services {
         for id in &stale {
             self.derive(id, cluster, &mut keys);
         }
+        let here = std::mem::take(&mut self.here.touched);
+        if !here.is_empty() {
+            keys.extend(self.claims.keys().filter(|key| here.contains(&key.address)));
+        }
+        if std::mem::take(&mut self.is_stale) {
+            keys.extend(self.claims.keys());
+        }
+        let moved: Vec<IpNet> = moved.chain(here.into_iter().map(IpNet::from)).collect();
+        // What leads to the node itself is of the class of its address.
+        let of_node = |block: &IpNet| {
+            self.here.node.range(block.network()..=block.broadcast()).next().is_some()
+        };
+        if moved.iter().any(of_node) {
+            let node = &self.here.node;
+            keys.extend(self.claims.keys().filter(|key| node.contains(&key.address)));
+        }
         for block in moved {
             let inside = self.by_address.range(block.network()..=block.broadcast());
             stale.extend(inside.flat_map(|(_, services)| services.iter().cloned()));
@@ -142,22 +258,29 @@ impl Services {
         for id in &stale {
             let fronts = self.known.get_mut(id).map(|derived| &mut derived.fronts);
             for front in fronts.into_iter().flatten() {
-                let backends = classify(&front.targets, addresses);
+                let backends = classify(&front.targets, addresses, &self.here);
                 if *backends != *front.backends {
                     front.backends = backends;
                     keys.extend(front.keys.iter().copied());
                 }
             }
         }
-        keys.into_iter().filter_map(|key| self.store(key)).collect()
+        keys.into_iter().filter_map(|key| self.store(key, addresses)).collect()
     }
 
     /// Brings what is stored for a key up to date.
-    fn store(&mut self, key: ServiceKey) -> Option<Changed> {
+    fn store(&mut self, key: ServiceKey, addresses: &Addresses) -> Option<Changed> {
         let new = self.owner(&key).and_then(|owner| self.known.get(owner)).and_then(|derived| {
             let front =
                 derived.fronts.iter().find(|front| front.keys.binary_search(&key).is_ok())?;
-            Some(front.backends.clone())
+            // While nobody is there to translate it for, the node itself receives what goes to
+            // one of its own addresses.
+            let backends = match front.backends.is_empty() && self.here.node.contains(&key.address)
+            {
+                true => classify(&Arc::from([(key.address, key.port)]), addresses, &self.here),
+                false => front.backends.clone(),
+            };
+            self.interest.includes(&backends).then_some(backends)
         });
         let old = match &new {
             Some(backends) => self.stored.insert(key, backends.clone()),
@@ -229,6 +352,13 @@ impl Services {
     /// What the tables should hold.
     pub fn stored(&self) -> &BTreeMap<ServiceKey, Arc<[Backend]>> {
         &self.stored
+    }
+
+    /// Whether there is a Service to which even an endpoint that may do everything sends what is
+    /// to be looked at again: one without known backends, or one that the endpoint is itself.
+    pub fn may_stamp(&self, id: EndpointId) -> bool {
+        let own = Backend::Endpoint(id);
+        self.stored.values().any(|backends| backends.is_empty() || backends.contains(&own))
     }
 
     /// Who has a stored key.
@@ -325,14 +455,15 @@ fn targets(slices: &[&EndpointSlice], port: &ServicePort, family: AddressFamily)
     chosen.into_iter().collect()
 }
 
-/// The distinct kinds of backends among some targets.
-fn classify(targets: &[(IpAddr, u16)], addresses: &Addresses) -> Arc<[Backend]> {
-    let kinds: BTreeSet<Backend> = targets
-        .iter()
-        .map(|&(address, port)| {
-            let class = addresses.effective_class(IpNet::from(address));
-            Backend { class, port }
-        })
-        .collect();
-    kinds.into_iter().collect()
+/// The distinct kinds of backends among some targets, and the local endpoints.
+fn classify(targets: &[(IpAddr, u16)], addresses: &Addresses, here: &Here) -> Arc<[Backend]> {
+    let mut backends = BTreeSet::new();
+    for &(address, port) in targets {
+        let class = addresses.effective_class(IpNet::from(address));
+        let is_on_node = here.node.contains(&address);
+        backends.insert(Backend::Kind { class, port, is_on_node });
+        let endpoints = here.endpoints_at.get(&address).into_iter().flatten();
+        backends.extend(endpoints.map(|&id| Backend::Endpoint(id)));
+    }
+    backends.into_iter().collect()
 }

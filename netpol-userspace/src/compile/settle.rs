@@ -2,15 +2,14 @@
 //! an old or a new one. New rows first, addresses next (old sets cannot see new atoms), Services
 //! with the new classes of their backends, then endpoints, then flows, then garbage (new sets
 //! cannot see old atoms). A Service that is gone is taken away before flows are judged again, like
-//! any other change of a verdict; as garbage go all of them at once when no endpoint is isolated
-//! for egress any more.
+//! any other change of a verdict; as garbage go those that no endpoint asks about any more.
 
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashSet;
 
 use super::engine::steps;
-use super::services::Changed;
+use super::services::{Changed, Interest};
 use super::{
     Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets,
 };
@@ -28,30 +27,40 @@ impl Compiler {
             dirty.endpoints.iter().map(|&id| (id, self.compile_endpoint(id))).collect();
         let (mut plan, moves) = self.engine.advance(&self.cluster, dirty.touched);
         plan.extend(steps(&moves));
-        if self.isolates_egress() || switches.iter().any(|(_, sets)| sets.egress != SetId::NONE) {
-            self.engine.services.activate(&self.cluster);
-        }
+        let coming = switches.iter().map(|(_, sets)| Interest::of(*sets));
+        let interest = coming.chain([self.interest()]).max().unwrap_or_default();
+        self.engine.services.raise(interest, &self.cluster);
         let services = self.engine.update_services(&self.cluster, &moves);
         plan.extend(services.iter().map(Changed::step));
         let mut rejudge = self.users(&self.engine.shrunk_sets(&moves));
         rejudge.extend(self.cut_off(&services));
-        for (id, sets) in switches {
+        for &(id, sets) in &switches {
             if self.switch(id, sets, &mut plan) {
                 rejudge.insert(id);
             }
         }
-        plan.extend(rejudge_step(rejudge));
-        if !self.isolates_egress() {
-            plan.extend(self.engine.services.deactivate());
+        // A Service that leads to the endpoint no more is one that does until now: what it sends
+        // there is looked at twice, by its old sets and by its new ones.
+        for (id, _) in switches {
+            if let Some(endpoint) = self.endpoints.get(&id) {
+                self.engine.services.set_addresses(id, endpoint.addresses().to_vec());
+            }
         }
+        let services = self.engine.update_services(&self.cluster, &[]);
+        plan.extend(services.iter().map(Changed::step));
+        rejudge.extend(self.cut_off(&services));
+        plan.extend(rejudge_step(rejudge));
+        plan.extend(self.engine.services.lower(self.interest()));
         let (garbage, shrunk) = self.engine.collect_garbage(&self.cluster);
         plan.extend(garbage);
         plan.extend(rejudge_step(self.users(&shrunk)));
         plan
     }
 
-    fn isolates_egress(&self) -> bool {
-        self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
+    /// Which Services some endpoint asks about.
+    fn interest(&self) -> Interest {
+        let wanted = self.endpoints.values().map(|endpoint| Interest::of(endpoint.sets));
+        wanted.max().unwrap_or_default()
     }
 
     /// The endpoints that some Service may be reached from less after these changes.
@@ -59,10 +68,8 @@ impl Compiler {
         if services.is_empty() {
             return BTreeSet::new();
         }
-        let sets = self.endpoints.values().map(|endpoint| endpoint.sets.egress);
-        let shrunk = self.engine.sets_shrunk_by(services, sets);
-        let users = self.endpoints.iter().filter(|(_, e)| shrunk.contains(&e.sets.egress));
-        users.map(|(&id, _)| id).collect()
+        let isolated = self.endpoints.iter().filter(|(_, e)| e.sets != NOT_ISOLATED);
+        self.engine.cut_off(services, isolated.map(|(&id, endpoint)| (id, endpoint.sets.egress)))
     }
 
     /// The endpoints that use one of these sets now.
@@ -83,6 +90,7 @@ impl Compiler {
         if let Some(pod) = self.cluster.pod(&endpoint.name) {
             endpoint.pod = Some(pod.clone());
         }
+        self.engine.services.add_addresses(id, endpoint.addresses());
         let Some(pod) = endpoint.pod.clone() else { return NOT_ISOLATED };
         self.engine.sets.exhausted = false;
         let sets = EndpointSets {
@@ -115,10 +123,9 @@ impl Compiler {
         }
         let mut covers = self.engine.set_covers(new.ingress, old.ingress)
             && self.engine.set_covers(new.egress, old.egress);
-        if old.egress == SetId::NONE && new.egress != SetId::NONE {
-            // To a Service without backends nothing is allowed, not even by a set that allows
-            // everything.
-            covers &= !self.engine.has_empty_service();
+        if old.egress == SetId::NONE && (new.egress != SetId::NONE || old == NOT_ISOLATED) {
+            // Even by a set that allows everything.
+            covers &= !self.engine.services.may_stamp(id);
         }
         self.engine.sets.release(old.ingress);
         self.engine.sets.release(old.egress);

@@ -71,9 +71,13 @@ impl<C: Content + ?Sized> Arena<C> {
         self.capacity
     }
 
+    /// Whether [`Self::reclaim`] would free anything.
+    pub fn has_released(&self) -> bool {
+        !self.released.is_empty()
+    }
+
     /// Number of words in use or waiting to be reclaimed.
-    #[cfg(test)]
-    fn used(&self) -> u32 {
+    pub fn used(&self) -> u32 {
         self.capacity - self.free.values().sum::<u32>()
     }
 

@@ -1,9 +1,10 @@
 //! Puts the programs on interfaces and takes them off, by TCX links (kernel 6.6 and later) or as
 //! clsact filters. Either way they outlive the agent.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
@@ -13,8 +14,8 @@ use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
-use super::filters::{Filter, filter_programs, filters};
-use super::load::{EGRESS, INGRESS, Programs};
+use super::filters::{Filter, filter_programs, filters, has_ingress_qdisc};
+use super::load::{EGRESS, INGRESS, Programs, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
 use super::probe::grace_period;
 
@@ -36,6 +37,11 @@ const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
 /// A pod's ingress is the tc egress hook of its host-side interface, and the reverse.
 const HOOKS: [(&str, TcAttachType, &str); 2] =
     [(INGRESS, TcAttachType::Egress, "ingress"), (EGRESS, TcAttachType::Ingress, "egress")];
+
+/// Likewise of the transit programs', which may be on the same hook.
+const TRANSIT_HANDLE: TcHandle = TcHandle::new(0, 0x6e71);
+/// Transit programs and what their links are called.
+const TRANSITS: [(&str, &str); 2] = [(TRANSIT, "transit"), (TRANSIT_RAW, "transitraw")];
 
 /// Error number of a link whose device is gone.
 const ENOLINK: i32 = 67;
@@ -79,9 +85,16 @@ impl Attacher {
             let what = format!("attach {program} to {interface}");
             let program = programs.program(program)?;
             let result = if self.is_tcx {
-                self.attach_tcx(program, &interface, hook, &self.link_path(ifindex, direction))
+                let path = self.link_path(ifindex, direction);
+                // What is denied on its way is not to be judged as if it arrived.
+                let before = match hook {
+                    TcAttachType::Egress => self.transit_link(ifindex),
+                    _ => None,
+                };
+                attach_tcx(program, &interface, hook, before.as_ref(), &path)
             } else {
-                attach_clsact(program, &interface, hook)
+                require_clsact(ifindex, &interface, &what)?;
+                attach_clsact(program, &interface, hook, HANDLE)
             };
             result.map_err(bpf_error(what))?;
         }
@@ -95,23 +108,70 @@ impl Attacher {
         if self.is_tcx { detach_filters(ifindex) } else { self.detach_links(ifindex) }
     }
 
-    fn attach_tcx(
+    /// Puts a transit program on the interface.
+    pub fn attach_transit(
         &self,
-        program: &mut SchedClassifier,
-        interface: &str,
-        hook: TcAttachType,
-        path: &PathBuf,
-    ) -> Result<(), ProgramError> {
-        if replace_pinned(program, path)? {
-            return Ok(());
+        programs: &mut Programs,
+        ifindex: u32,
+        name: &str,
+    ) -> Result<(), DatapathError> {
+        let interface = interface_name(ifindex)?;
+        programs.transit(name)?;
+        programs.pin_program(&self.pins, name)?;
+        let program = programs.program(name)?;
+        let (hook, what) = (TcAttachType::Egress, format!("attach {name} to {interface}"));
+        let result = if self.is_tcx {
+            let path = self.link_path(ifindex, transit_link_name(name));
+            attach_tcx(program, &interface, hook, None, &path)
+        } else {
+            require_clsact(ifindex, &interface, &what)?;
+            attach_clsact(program, &interface, hook, TRANSIT_HANDLE)
+        };
+        result.map_err(bpf_error(what))?;
+        if self.is_tcx {
+            detach_transit_filters(ifindex);
+        } else {
+            self.detach_transit_links(ifindex);
         }
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program.attach_with_options(interface, hook, order)?;
-        let link = program.take_link(id)?;
-        let link = FdLink::try_from(link).map_err(ProgramError::from_link_error)?;
-        // From here on the pin, not this process, keeps the program attached.
-        link.pin(path).map_err(ProgramError::from_pin_error)?;
         Ok(())
+    }
+
+    /// Takes transit programs off an interface, in whichever mode they are on.
+    pub fn detach_transit(&self, ifindex: u32) {
+        self.detach_transit_links(ifindex);
+        detach_transit_filters(ifindex);
+    }
+
+    /// Takes transit programs off all interfaces that have links of them, and off these.
+    pub fn detach_all_transit(&self, ifindexes: impl IntoIterator<Item = u32>) {
+        let linked = self.pinned_links().filter(|(_, _, name)| is_transit_link(name));
+        let linked: Vec<u32> = linked.map(|(_, ifindex, _)| ifindex).collect();
+        for ifindex in ifindexes.into_iter().chain(linked) {
+            self.detach_transit(ifindex);
+        }
+    }
+
+    fn detach_transit_links(&self, ifindex: u32) {
+        for (_, name) in TRANSITS {
+            self.detach_link(&self.link_path(ifindex, name));
+        }
+    }
+
+    /// Whether the transit program (by id) still is on the interface.
+    pub fn has_transit(&self, ifindex: u32, program_id: u32) -> bool {
+        interface_name(ifindex)
+            .is_ok_and(|name| self.has_program(ifindex, &name, TcAttachType::Egress, program_id))
+    }
+
+    /// Whether there is such an interface here.
+    pub fn exists(&self, ifindex: u32) -> bool {
+        interface_name(ifindex).is_ok()
+    }
+
+    fn transit_link(&self, ifindex: u32) -> Option<SchedClassifierLink> {
+        let open = |name| PinnedLink::from_pin(self.link_path(ifindex, name)).ok();
+        let pinned = TRANSITS.into_iter().find_map(|(_, name)| open(name))?;
+        SchedClassifierLink::try_from(FdLink::from(pinned)).ok()
     }
 
     /// Takes both programs off, in whichever mode they are on. An interface that is gone is fine.
@@ -123,40 +183,59 @@ impl Attacher {
     /// Takes the links off.
     pub fn detach_links(&self, ifindex: u32) {
         for (_, _, direction) in HOOKS {
-            let path = self.link_path(ifindex, direction);
-            if let Ok(pinned) = PinnedLink::from_pin(&path) {
-                detach_now(FdLink::from(pinned));
-            }
-            let _ = fs::remove_file(path);
+            self.detach_link(&self.link_path(ifindex, direction));
         }
+    }
+
+    fn detach_link(&self, path: &Path) {
+        if let Ok(pinned) = PinnedLink::from_pin(path) {
+            detach_now(FdLink::from(pinned));
+        }
+        let _ = fs::remove_file(path);
     }
 
     /// Switches every pinned link to the programs just loaded, each in one step, and forgets
     /// links whose interface is gone.
     pub fn adopt(&self, programs: &mut Programs) -> Result<(), DatapathError> {
-        let entries = fs::read_dir(self.pins.links()).map_err(io_error("read the pinned links"))?;
-        for entry in entries.flatten() {
-            let path = entry.path();
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Some((_ifindex, direction)) = name.split_once('-') else { continue };
-            let program = if direction == "ingress" { INGRESS } else { EGRESS };
-            replace_pinned(programs.program(program)?, &path)
+        for (path, _, name) in self.pinned_links() {
+            let transit = TRANSITS.into_iter().find(|(_, link)| *link == name);
+            let program = match (name.as_str(), transit) {
+                (_, Some((program, _))) => programs.transit(program)?,
+                ("ingress", None) => programs.program(INGRESS)?,
+                _ => programs.program(EGRESS)?,
+            };
+            replace_pinned(program, &path)
                 .map_err(bpf_error(format!("replace the program of link {}", path.display())))?;
         }
         Ok(())
     }
 
+    /// Path, interface and name of every pinned link.
+    fn pinned_links(&self) -> impl Iterator<Item = (PathBuf, u32, String)> {
+        let entries = fs::read_dir(self.pins.links()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let (ifindex, name) = name.split_once('-')?;
+            Some((entry.path(), ifindex.parse().ok()?, name.to_owned()))
+        })
+    }
+
     /// Whether both programs (by id) are still on the interface's hooks.
     pub fn is_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
         let Ok(interface) = interface_name(ifindex) else { return false };
-        HOOKS.iter().zip(program_ids).all(|((_, hook, _), id)| {
-            if self.is_tcx {
-                SchedClassifier::query_tcx(&interface, *hook)
-                    .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
-            } else {
-                filter_programs(ifindex, *hook).is_ok_and(|programs| programs.contains(&id))
-            }
-        })
+        HOOKS
+            .iter()
+            .zip(program_ids)
+            .all(|((_, hook, _), id)| self.has_program(ifindex, &interface, *hook, id))
+    }
+
+    fn has_program(&self, ifindex: u32, interface: &str, hook: TcAttachType, id: u32) -> bool {
+        if self.is_tcx {
+            SchedClassifier::query_tcx(interface, hook)
+                .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
+        } else {
+            filter_programs(ifindex, hook).is_ok_and(|programs| programs.contains(&id))
+        }
     }
 
     /// Whether the interface has what an earlier agent attached, now with these programs if it
@@ -170,14 +249,55 @@ impl Attacher {
         })
     }
 
+    /// Interfaces with a pinned link of an endpoint.
+    pub fn linked(&self) -> BTreeSet<u32> {
+        let pods = self.pinned_links().filter(|(_, _, name)| HOOKS.iter().any(|h| h.2 == name));
+        pods.map(|(_, ifindex, _)| ifindex).collect()
+    }
+
     fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {
         self.pins.links().join(format!("{ifindex}-{direction}"))
     }
 }
 
+fn transit_link_name(program: &str) -> &'static str {
+    TRANSITS.into_iter().find(|(name, _)| *name == program).map_or("transit", |(_, link)| link)
+}
+
+fn is_transit_link(name: &str) -> bool {
+    TRANSITS.into_iter().any(|(_, link)| link == name)
+}
+
+/// Attaches by a link pinned at `path`: at the head of the hook, or right behind another link.
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    interface: &str,
+    hook: TcAttachType,
+    behind: Option<&SchedClassifierLink>,
+    path: &Path,
+) -> Result<(), ProgramError> {
+    if replace_pinned(program, path)? {
+        return Ok(());
+    }
+    let behind = behind.and_then(|link| LinkOrder::after_link(link).ok());
+    let first = || TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = match behind {
+        Some(order) => program
+            .attach_with_options(interface, hook, TcAttachOptions::TcxOrder(order))
+            // That link has just gone.
+            .or_else(|_| program.attach_with_options(interface, hook, first()))?,
+        None => program.attach_with_options(interface, hook, first())?,
+    };
+    let link = program.take_link(id)?;
+    let link = FdLink::try_from(link).map_err(ProgramError::from_link_error)?;
+    // From here on the pin, not this process, keeps the program attached.
+    link.pin(path).map_err(ProgramError::from_pin_error)?;
+    Ok(())
+}
+
 /// Replaces the program of a pinned link. False if there is no such link, or its interface is
 /// gone, in which case the pin is removed.
-fn replace_pinned(program: &mut SchedClassifier, path: &PathBuf) -> Result<bool, ProgramError> {
+fn replace_pinned(program: &mut SchedClassifier, path: &Path) -> Result<bool, ProgramError> {
     let Ok(pinned) = PinnedLink::from_pin(path) else {
         let _ = fs::remove_file(path);
         return Ok(false);
@@ -212,6 +332,14 @@ fn detach_filters(ifindex: u32) {
     }
 }
 
+/// Takes clsact filters of transit programs off an interface.
+fn detach_transit_filters(ifindex: u32) {
+    let Ok(interface) = interface_name(ifindex) else { return };
+    for (program, _) in TRANSITS {
+        detach_clsact(ifindex, &interface, TcAttachType::Egress, program);
+    }
+}
+
 /// Takes a link's program off at once. Removing the pin alone does it some time later, when the
 /// kernel gets to releasing the inode; until then packets would meet a program whose endpoint is
 /// gone. A link whose interface is gone has nothing to take off, which is fine.
@@ -228,6 +356,20 @@ fn detach_now(link: FdLink) {
     }
 }
 
+/// Fails where the kernel would put a filter for the egress hook on the ingress hook.
+fn require_clsact(ifindex: u32, interface: &str, what: &str) -> Result<(), DatapathError> {
+    let is_taken = has_ingress_qdisc(ifindex)
+        .map_err(io_error(format!("{what}: list the qdiscs of {interface}")))?;
+    if !is_taken {
+        return Ok(());
+    }
+    Err(DatapathError::Missing(format!(
+        "{what}: it has an ingress qdisc, where the kernel has no place for a program that sees \
+         what leaves by it; have whoever made it use clsact instead (`tc qdisc del dev \
+         {interface} ingress`, `tc qdisc add dev {interface} clsact`), or use TCX"
+    )))
+}
+
 /// Priorities to try: one of them is free, or belongs to filters that ours can stand beside.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=64;
 
@@ -235,6 +377,7 @@ fn attach_clsact(
     program: &mut SchedClassifier,
     interface: &str,
     hook: TcAttachType,
+    handle: TcHandle,
 ) -> Result<(), ProgramError> {
     match tc::qdisc_add_clsact(interface) {
         Ok(()) | Err(TcError::AlreadyAttached) => {}
@@ -243,11 +386,11 @@ fn attach_clsact(
     }
     for priority in PRIORITIES {
         // The kernel wants to be told whether to replace or to create.
-        let existing = SchedClassifierLink::attached(interface, hook, priority, HANDLE, None)
+        let existing = SchedClassifierLink::attached(interface, hook, priority, handle, None)
             .map_err(TcError::IoError)?;
         let attached = match program.attach_to_link(existing) {
             Err(error) if os_error(&error) == Some(ENOENT) => {
-                let options = NlOptions { priority, handle: HANDLE, ..NlOptions::default() };
+                let options = NlOptions { priority, handle, ..NlOptions::default() };
                 program.attach_with_options(interface, hook, TcAttachOptions::Netlink(options))
             }
             result => result,

@@ -2,7 +2,6 @@
 //! that lets packets pass that policies forbid; it runs only when a person asks for it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use aya::maps::{Array, MapData};
 use aya::programs::{ProgramInfo, TcAttachType};
@@ -11,7 +10,7 @@ use netpol_common::layout::{self, names};
 use super::attach::{AttachMode, Attacher};
 use super::error::{DatapathError, io_error};
 use super::filters::filter_programs;
-use super::load::{EGRESS, INGRESS};
+use super::load::ATTACHED;
 use super::maps::open;
 use super::pins::Pins;
 
@@ -27,7 +26,8 @@ pub struct Summary {
 }
 
 /// Removes everything below `pins`, and the clsact filters on interfaces that the maps or
-/// `ifindexes` name. Refuses while an agent holds the directory, unless `is_forced`.
+/// `ifindexes` name. Refuses while an agent holds the directory, and where none of the interfaces
+/// that should have programs has any, unless `is_forced`.
 ///
 /// Interface numbers mean something only in the agent's network namespace; a filter is taken off
 /// only if its program is one that is pinned here, so that the wrong namespace does no harm.
@@ -38,24 +38,27 @@ pub fn cleanup(
 ) -> Result<Summary, DatapathError> {
     let root = pins.links().with_file_name("");
     let _lock = if root.exists() && !is_forced { Some(pins.lock()?) } else { None };
-    let mut interfaces = linked(&pins.links());
     let attacher = Attacher::new(AttachMode::Tcx, pins);
+    let mut interfaces = attacher.linked();
+    let isolated = known(pins);
+    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).chain(all_here());
+    let filtered = with_filters(pins, candidates.collect())?;
+    // Once the pins are gone, nothing would tell any more which filters are netpol's.
+    if interfaces.is_empty() && filtered.is_empty() && !isolated.is_empty() && !is_forced {
+        return Err(DatapathError::Elsewhere { interfaces: isolated.into_iter().collect() });
+    }
     for &ifindex in &interfaces {
         attacher.detach_links(ifindex);
     }
-    let isolated = known(pins);
-    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).collect();
-    interfaces.extend(detach_filters(pins, candidates)?);
+    attacher.detach_all_transit([]);
+    let filters = Attacher::new(AttachMode::Clsact, pins);
+    for &ifindex in &filtered {
+        filters.detach(ifindex);
+        filters.detach_transit(ifindex);
+    }
+    interfaces.extend(filtered);
     let without = isolated.difference(&interfaces).copied().collect();
     Ok(Summary { interfaces, without, pins: pins.remove_all()? })
-}
-
-/// Interfaces with pinned links.
-fn linked(links: &Path) -> BTreeSet<u32> {
-    let entries = std::fs::read_dir(links).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.split_once('-')?.0.parse().ok())
-        .collect()
 }
 
 /// Interfaces in the endpoints map, if it is there and of this layout.
@@ -72,25 +75,41 @@ fn known(pins: &Pins) -> BTreeSet<u32> {
         .collect()
 }
 
-fn detach_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
-    let ours: Vec<u32> = [INGRESS, EGRESS]
+/// Every interface of this network namespace: transit programs may be on any.
+fn all_here() -> Vec<u32> {
+    // SAFETY: the list ends with an index of zero, and is freed once.
+    unsafe {
+        let list = libc::if_nameindex();
+        if list.is_null() {
+            return Vec::new();
+        }
+        let mut here = Vec::new();
+        let mut next = list;
+        while (*next).if_index != 0 {
+            here.push((*next).if_index);
+            next = next.add(1);
+        }
+        libc::if_freenameindex(list);
+        here
+    }
+}
+
+/// Those of `candidates` that have a filter with one of the programs pinned here.
+fn with_filters(pins: &Pins, candidates: BTreeSet<u32>) -> Result<BTreeSet<u32>, DatapathError> {
+    let ours: Vec<u32> = ATTACHED
         .iter()
         .filter_map(|name| ProgramInfo::from_pin(pins.program(name)).ok())
         .map(|info| info.id())
         .collect();
-    let attacher = Attacher::new(AttachMode::Clsact, pins);
-    let mut detached = BTreeSet::new();
+    let mut found = BTreeSet::new();
     for ifindex in candidates {
-        let mut has_ours = false;
         for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
             let programs = filter_programs(ifindex, hook)
                 .map_err(io_error(format!("list filters of interface {ifindex}")))?;
-            has_ours |= programs.iter().any(|id| ours.contains(id));
-        }
-        if has_ours {
-            attacher.detach(ifindex);
-            detached.insert(ifindex);
+            if programs.iter().any(|id| ours.contains(id)) {
+                found.insert(ifindex);
+            }
         }
     }
-    Ok(detached)
+    Ok(found)
 }

@@ -42,6 +42,15 @@ pub enum DatapathError {
         /// The directory given by `--bpffs`.
         bpffs: PathBuf,
     },
+    /// The interfaces that the maps name have no program of netpol in this network namespace.
+    #[error(
+        "netpol isolates interfaces {}, but none of them has its programs in this network namespace: run this in the agent's, as by `nsenter --net=/proc/PID/ns/net` with the PID of a process there; if these interfaces are gone, --force removes the rest",
+        list(interfaces)
+    )]
+    Elsewhere {
+        /// Their numbers.
+        interfaces: Vec<u32>,
+    },
     /// Nothing is pinned.
     #[error("no netpol maps below {}: is the agent running with this --bpffs?", bpffs.display())]
     NotRunning {
@@ -61,6 +70,10 @@ pub enum DatapathError {
         /// What that means for the packets.
         consequence: &'static str,
     },
+}
+
+fn list(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Names what failed, for [`io::Error`] and rustix errors.

@@ -1,15 +1,16 @@
 //! What the programs would say of a Service, read from the pinned maps by the programs' own code
-//! (`netpol_common::verdict`), for listings: a packet each would take too long. Must never write.
+//! (`netpol_common::service`), for listings: a packet each would take too long. Must never write.
 
 use netpol_common::layout::{self, ExactClass, Interval, Row, ServiceValue};
 use netpol_common::ports::Intervals;
-use netpol_common::verdict::{self, Policies, ToService};
+use netpol_common::service::{self, ToService};
+use netpol_common::verdict::Policies;
 
 use super::error::{DatapathError, bpf_error};
 use super::maps::{AddressBytes, Maps, RowKeyBytes, ServiceKeyBytes};
 use super::observe::ip_of;
-use super::services::layout_key;
-use crate::compile::{Backend, ClassId, ServiceKey};
+use super::services::{backend_of, layout_key};
+use crate::compile::{Backend, ServiceKey};
 use crate::model::Protocol;
 
 impl Intervals for Maps {
@@ -58,16 +59,15 @@ pub fn services(maps: &Maps) -> Result<Vec<(ServiceKey, Vec<Backend>)>, Datapath
         let Some(protocol) = Protocol::from_number(key.protocol) else { continue };
         let (offset, count) = ((value >> 32) as u32, u32::from((value >> 16) as u16));
         let words = (offset..offset + count).filter_map(|index| maps.backend(index));
-        let kinds = words
-            .map(|word| Backend { class: ClassId((word >> 32) as u32), port: (word >> 16) as u16 });
         let address = ip_of(&key.address);
-        list.push((ServiceKey { address, protocol, port: key.port }, kinds.collect()));
+        let backends = words.map(backend_of).collect();
+        list.push((ServiceKey { address, protocol, port: key.port }, backends));
     }
-    list.sort();
+    list.sort_by_key(|(key, _)| *key);
     Ok(list)
 }
 
-/// What a policy set says of packets to a Service.
-pub fn to_service(maps: &Maps, set: u16, key: &ServiceKey) -> ToService {
-    verdict::judge_service(maps, set, &layout_key(key))
+/// What an endpoint's policy set says of packets to a Service.
+pub fn to_service(maps: &Maps, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
+    service::judge_service(maps, set, endpoint, &layout_key(key))
 }

@@ -34,12 +34,42 @@ pub fn filter_programs(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<u32>>
 
 /// All BPF filters on the hook; none if there is no such interface.
 pub fn filters(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> {
+    let mut filters = Vec::new();
+    dump(&request(ifindex, hook), |message| {
+        if let RouteNetlinkMessage::NewTrafficFilter(filter) = message {
+            filters.extend(bpf_filter(&filter));
+        }
+    })?;
+    Ok(filters)
+}
+
+/// Whether the interface has a qdisc of the kind `ingress`, in the place of clsact. The kernel
+/// takes filters for the egress hook there, too, and runs them on the ingress hook.
+pub fn has_ingress_qdisc(ifindex: u32) -> io::Result<bool> {
+    let mut message = TcMessage::default();
+    message.header.index = ifindex.cast_signed();
+    let mut is_there = false;
+    dump(&bytes_of(RouteNetlinkMessage::GetQueueDiscipline(message)), |message| {
+        // The kernel lists those of all interfaces.
+        if let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = message
+            && qdisc.header.index == ifindex.cast_signed()
+        {
+            is_there |= qdisc
+                .attributes
+                .iter()
+                .any(|one| matches!(one, TcAttribute::Kind(kind) if kind == "ingress"));
+        }
+    })?;
+    Ok(is_there)
+}
+
+/// Asks for a list and calls `each` with every message of the answer.
+fn dump(request: &[u8], mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     // Only the kernel may answer.
     socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(ifindex, hook), 0)?;
-    let mut filters = Vec::new();
+    socket.send(request, 0)?;
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = &datagram[..];
@@ -47,11 +77,9 @@ pub fn filters(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> {
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             match message.payload {
-                NetlinkPayload::Done(_) => return Ok(filters),
-                NetlinkPayload::Error(error) => return no_hook(error.to_io(), filters),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) => {
-                    filters.extend(bpf_filter(&filter));
-                }
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) => return no_hook(error.to_io()),
+                NetlinkPayload::InnerMessage(message) => each(message),
                 _ => {}
             }
             // Messages are aligned to four bytes, the last one may lack the padding.
@@ -72,10 +100,11 @@ fn request(ifindex: u32, hook: TcAttachType) -> Vec<u8> {
         parent: TcHandle { major: u16::MAX, minor },
         ..TcHeader::default()
     };
-    let mut message = NetlinkMessage::new(
-        NetlinkHeader::default(),
-        NetlinkPayload::from(RouteNetlinkMessage::GetTrafficFilter(filter)),
-    );
+    bytes_of(RouteNetlinkMessage::GetTrafficFilter(filter))
+}
+
+fn bytes_of(request: RouteNetlinkMessage) -> Vec<u8> {
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
     message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -84,12 +113,12 @@ fn request(ifindex: u32, hook: TcAttachType) -> Vec<u8> {
 }
 
 /// An interface that is gone, or has no clsact qdisc, has no filters.
-fn no_hook(error: io::Error, filters: Vec<Filter>) -> io::Result<Vec<Filter>> {
+fn no_hook(error: io::Error) -> io::Result<()> {
     const EINVAL: i32 = 22;
     const ENODEV: i32 = 19;
     const ENOENT: i32 = 2;
     match error.raw_os_error() {
-        Some(EINVAL | ENODEV | ENOENT) => Ok(filters),
+        Some(EINVAL | ENODEV | ENOENT) => Ok(()),
         _ => Err(error),
     }
 }

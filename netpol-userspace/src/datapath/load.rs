@@ -6,10 +6,11 @@ use std::io::Read as _;
 use aya::programs::{ProgramInfo, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::flow::{self, TIMEOUT_SECONDS, Timeouts};
-use netpol_common::layout::{FLOW4_BUCKETS, FLOW6_BUCKETS, names};
+use netpol_common::layout::{self, FLOW4_BUCKETS, FLOW6_BUCKETS, names};
 use rustix::time::{ClockId, clock_getres};
 
 use super::error::{DatapathError, bpf_error, io_error};
+use super::limits::Limits;
 use super::maps::{check_pinned, mapped_control};
 use super::pins::Pins;
 
@@ -20,6 +21,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ne
 pub const INGRESS: &str = "netpol_ingress";
 /// Name of the program for traffic from pods, on the tc ingress hook.
 pub const EGRESS: &str = "netpol_egress";
+/// Name of the program for stamped packets on their way, on the tc egress hook.
+pub const TRANSIT: &str = "netpol_transit";
+/// The same for devices whose packets have no link-layer header.
+pub const TRANSIT_RAW: &str = "netpol_transit_raw";
+/// The programs that are attached on nodes.
+pub const ATTACHED: [&str; 4] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW];
 
 /// Name of the program that does nothing, the floor of measurements.
 pub const NOTHING: &str = "netpol_nothing";
@@ -34,13 +41,24 @@ pub struct LoadOptions {
     /// Buckets of the IPv4 and IPv6 flow tables (powers of two); `None`: the defaults, or those
     /// of the tables that are pinned.
     pub flow_buckets: Option<[u32; 2]>,
+    /// How much the other tables may hold.
+    pub limits: Limits,
+    /// The bit of a packet's mark that netpol uses ([`layout::STAMP_MARK`]).
+    pub stamp_mark: u32,
     /// Write debug lines to the AYA_LOGS ring.
     pub log: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { keep_established: false, check_source: true, flow_buckets: None, log: false }
+        Self {
+            keep_established: false,
+            check_source: true,
+            flow_buckets: None,
+            limits: Limits::default(),
+            stamp_mark: layout::STAMP_MARK,
+            log: false,
+        }
     }
 }
 
@@ -95,22 +113,38 @@ impl Programs {
             .override_global("TIMEOUTS", &timeouts, true)
             .override_global("KEEP_ESTABLISHED", &keep, true)
             .override_global("CHECK_SOURCE", &check, true)
+            .override_global("STAMP_MARK", &options.stamp_mark, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .map_max_entries(names::FLOWS4, masks[0] + 1)
             .map_max_entries(names::FLOWS6, masks[1] + 1);
+        for (name, size) in options.limits.sizes() {
+            loader.map_max_entries(name, size);
+        }
         for name in names::ALL.iter().filter(|name| pinned.contains(name)) {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
+        let ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
+        let mut programs = Self { ebpf };
         for name in [INGRESS, EGRESS] {
-            program_mut(&mut ebpf, name)?
-                .load()
-                .map_err(bpf_error(format!("load program {name}")))?;
+            programs.load_program(name)?;
         }
-        Ok(Self { ebpf })
+        Ok(programs)
     }
 
-    /// The program for a direction.
+    fn load_program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
+        self.program(name)?.load().map_err(bpf_error(format!("load program {name}")))?;
+        self.program(name)
+    }
+
+    /// A transit program, loaded when it is first asked for.
+    pub fn transit(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
+        if self.program(name)?.fd().is_ok() {
+            return self.program(name);
+        }
+        self.load_program(name)
+    }
+
+    /// A program that is loaded, or loaded by whoever asks for it.
     pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
         program_mut(&mut self.ebpf, name)
     }
@@ -122,22 +156,29 @@ impl Programs {
 
     /// Loads the program that does nothing, for measurements.
     pub fn load_nothing(&mut self) -> Result<&mut SchedClassifier, DatapathError> {
-        let program = self.program(NOTHING)?;
-        program.load().map_err(bpf_error(format!("load program {NOTHING}")))?;
-        self.program(NOTHING)
+        self.load_program(NOTHING)
     }
 
     /// Pins the programs, so that observers can run them; replaces older pins atomically enough:
     /// the links hold the programs, the pins are only for looking.
     pub fn pin(&mut self, pins: &Pins) -> Result<(), DatapathError> {
-        for name in [INGRESS, EGRESS] {
+        for name in ATTACHED {
             let path = pins.program(name);
             let _ = fs::remove_file(&path);
-            self.program(name)?
-                .pin(&path)
-                .map_err(bpf_error(format!("pin program {}", path.display())))?;
+            if self.program(name)?.fd().is_ok() {
+                self.pin_program(pins, name)?;
+            }
         }
         Ok(())
+    }
+
+    /// Pins a program that was loaded later.
+    pub fn pin_program(&mut self, pins: &Pins, name: &str) -> Result<(), DatapathError> {
+        let path = pins.program(name);
+        if path.exists() {
+            return Ok(());
+        }
+        self.program(name)?.pin(&path).map_err(bpf_error(format!("pin program {}", path.display())))
     }
 
     /// The whole object, for logs and maps that are not pinned.

@@ -8,6 +8,7 @@ use netpol_common::flow;
 use netpol_common::layout::{self, names};
 
 use super::error::{DatapathError, bpf_error};
+use super::limits::Limits;
 use super::mapped::Mapped;
 use super::pins::Pins;
 
@@ -46,55 +47,68 @@ pub struct Maps {
     pub backends: Mapped,
     /// Services.
     pub services: HashMap<MapData, ServiceKeyBytes, u64>,
+    /// Interfaces of local endpoints by their addresses.
+    pub sources: HashMap<MapData, AddressBytes, u32>,
     /// Addresses of local endpoints.
     pub own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
     /// Counters.
     pub counters: PerCpuArray<MapData, CounterWords>,
 }
 
-/// What a map must look like. `max_entries` is a minimum where sizes are the agent's choice.
+/// What a map must look like.
 struct Expected {
     map_type: MapType,
     key_size: u32,
     value_size: u32,
-    max_entries: Option<u32>,
+    size: Size,
+}
+
+/// How many entries a map must have.
+#[derive(Clone, Copy)]
+enum Size {
+    Exactly(u32),
+    PowerOfTwo,
+    /// The agent's choice: [`Limits`].
+    Any,
 }
 
 fn expected(name: &str) -> Expected {
+    use Size::{Any, Exactly, PowerOfTwo};
     use layout as l;
-    let of = |map_type, key_size: usize, value_size: usize, max_entries| Expected {
+    let of = |map_type, key_size: usize, value_size: usize, size| Expected {
         map_type,
         key_size: key_size as u32,
         value_size: value_size as u32,
-        max_entries,
+        size,
     };
-    let array = |value_size, max_entries| of(MapType::Array, 4, value_size, max_entries);
+    let array = |value_size, size| of(MapType::Array, 4, value_size, size);
     match name {
         names::ENDPOINTS => {
-            array(size_of::<l::Endpoint>(), Some(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
+            array(size_of::<l::Endpoint>(), Exactly(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
         }
-        names::FLOWS4 => array(flow::WORDS4 * flow::SLOTS * 8, None),
-        names::FLOWS6 => array(flow::WORDS6 * flow::SLOTS * 8, None),
-        names::INTERVALS => array(8, Some(l::MAX_INTERVALS)),
-        names::CONTROL => array(size_of::<l::Control>(), Some(1)),
-        names::ADDRESSES => of(MapType::Hash, size_of::<l::Address>(), 8, Some(l::MAX_ADDRESSES)),
-        names::BLOCKS => of(MapType::LpmTrie, size_of::<l::Address>() + 4, 4, Some(l::MAX_BLOCKS)),
-        names::ROWS => {
-            of(MapType::Hash, size_of::<l::RowKey>(), size_of::<l::Row>(), Some(l::MAX_ROWS))
-        }
+        names::FLOWS4 => array(flow::WORDS4 * flow::SLOTS * 8, PowerOfTwo),
+        names::FLOWS6 => array(flow::WORDS6 * flow::SLOTS * 8, PowerOfTwo),
+        names::INTERVALS => array(8, Any),
+        names::CONTROL => array(size_of::<l::Control>(), Exactly(1)),
+        names::ADDRESSES => of(MapType::Hash, size_of::<l::Address>(), 8, Any),
+        names::BLOCKS => of(MapType::LpmTrie, size_of::<l::Address>() + 4, 4, Any),
+        names::ROWS => of(MapType::Hash, size_of::<l::RowKey>(), size_of::<l::Row>(), Any),
         names::OWN_ADDRESSES => {
-            of(MapType::Hash, size_of::<l::OwnAddress>(), 4, Some(l::MAX_OWN_ADDRESSES))
+            of(MapType::Hash, size_of::<l::OwnAddress>(), 4, Exactly(l::MAX_OWN_ADDRESSES))
         }
-        names::SERVICES => of(MapType::Hash, size_of::<l::ServiceKey>(), 8, Some(l::MAX_SERVICES)),
-        names::BACKENDS => array(8, Some(l::MAX_BACKENDS)),
-        names::FRAGMENTS => {
-            of(MapType::LruHash, size_of::<l::FragmentKey>(), 8, Some(l::MAX_FRAGMENTS))
+        names::SOURCES => {
+            of(MapType::Hash, size_of::<l::Address>(), 4, Exactly(l::MAX_OWN_ADDRESSES))
         }
+        names::SERVICES => {
+            of(MapType::Hash, size_of::<l::ServiceKey>(), 8, Exactly(l::MAX_SERVICES))
+        }
+        names::BACKENDS => array(8, Exactly(l::MAX_BACKENDS)),
+        names::FRAGMENTS => of(MapType::LruHash, size_of::<l::FragmentKey>(), 8, Any),
         names::COUNTERS => {
-            of(MapType::PerCpuArray, 4, size_of::<l::Counters>(), Some(l::MAX_ENDPOINTS * 2))
+            of(MapType::PerCpuArray, 4, size_of::<l::Counters>(), Exactly(l::MAX_ENDPOINTS * 2))
         }
-        names::EVENTS => of(MapType::RingBuf, 0, 0, Some(l::EVENT_RING_BYTES)),
-        names::EVENT_BUDGET => of(MapType::PerCpuArray, 4, size_of::<l::EventBudget>(), Some(1)),
+        names::EVENTS => of(MapType::RingBuf, 0, 0, Exactly(l::EVENT_RING_BYTES)),
+        names::EVENT_BUDGET => of(MapType::PerCpuArray, 4, size_of::<l::EventBudget>(), Exactly(1)),
         _ => unreachable!("invariant: layout::names::ALL and this table name the same maps"),
     }
 }
@@ -122,7 +136,7 @@ pub fn check_pinned(pins: &Pins) -> Result<(), DatapathError> {
 }
 
 fn differences(name: &str, info: &MapInfo) -> Vec<String> {
-    let Expected { map_type, key_size, value_size, max_entries } = expected(name);
+    let Expected { map_type, key_size, value_size, size } = expected(name);
     let mut list = Vec::new();
     let mut compare = |what: &str, is: String, should: String| {
         if is != should {
@@ -133,14 +147,28 @@ fn differences(name: &str, info: &MapInfo) -> Vec<String> {
     compare("type", is_type, format!("{map_type:?}"));
     compare("key size", info.key_size().to_string(), key_size.to_string());
     compare("value size", info.value_size().to_string(), value_size.to_string());
-    match max_entries {
-        Some(entries) => compare("size", info.max_entries().to_string(), entries.to_string()),
-        None if !info.max_entries().is_power_of_two() => {
+    match size {
+        Size::Exactly(entries) => {
+            compare("size", info.max_entries().to_string(), entries.to_string());
+        }
+        Size::PowerOfTwo if !info.max_entries().is_power_of_two() => {
             list.push(format!("size is {}, should be a power of two", info.max_entries()));
         }
-        None => {}
+        Size::PowerOfTwo | Size::Any => {}
     }
     list
+}
+
+/// What is left of `limits` in the maps that are pinned.
+pub fn limits_within(pins: &Pins, limits: Limits) -> Result<Limits, DatapathError> {
+    let mut within = limits;
+    for (name, _) in limits.sizes() {
+        let path = pins.map(name);
+        let info = MapInfo::from_pin(&path)
+            .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
+        within = within.within(name, info.max_entries());
+    }
+    Ok(within)
 }
 
 impl Maps {
@@ -162,6 +190,7 @@ impl Maps {
             rows: open(pins, names::ROWS)?,
             backends: mapped(pins, names::BACKENDS, is_writer)?,
             services: open(pins, names::SERVICES)?,
+            sources: open(pins, names::SOURCES)?,
             own_addresses: open(pins, names::OWN_ADDRESSES)?,
             counters: open(pins, names::COUNTERS)?,
         })

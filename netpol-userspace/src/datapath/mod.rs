@@ -8,26 +8,34 @@
 
 mod arena;
 mod attach;
+mod class_maps;
+mod classes;
 pub mod cleanup;
 mod error;
 pub mod evaluate;
 mod filters;
+mod limits;
 mod load;
 mod mapped;
 mod maps;
 pub mod monitor;
 pub mod observe;
+mod own_addresses;
 mod pins;
 pub mod probe;
 mod reconcile;
+mod rows;
 pub mod run;
 pub mod scratch;
 mod seed;
 mod services;
+mod transit;
+mod usage;
 mod writer;
 
 pub use attach::AttachMode;
 pub use error::DatapathError;
+pub use limits::{Limits, Overflow, TableUse};
 pub use load::{LoadOptions, Programs};
 pub use maps::Maps;
 pub use pins::Pins;

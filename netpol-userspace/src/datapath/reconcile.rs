@@ -11,11 +11,9 @@ use zerocopy::FromBytes as _;
 use super::arena::{Content as _, Region};
 use super::error::{DatapathError, bpf_error};
 use super::observe;
-use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing, row_key};
+use super::rows::{Pair, row_key};
+use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing};
 use crate::compile::{ClassId, EndpointId, PortSet, Row, SetId, Step, Tables};
-
-/// What a row is for.
-type Pair = (SetId, ClassId);
 
 /// Numbers of sets and classes that the maps hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,7 +28,7 @@ impl Datapath {
     /// The numbers that an earlier agent left in the maps.
     pub fn numbers(&self) -> NumbersInMaps {
         let mut numbers = NumbersInMaps::default();
-        for (set, class) in self.rows.keys() {
+        for (set, class) in self.rows.stored.keys() {
             numbers.sets.insert(set.0);
             numbers.classes.insert(class.0);
         }
@@ -41,7 +39,9 @@ impl Datapath {
         let classes = observe::classes(&self.maps).unwrap_or_default();
         numbers.classes.extend(classes.values().map(|class| class.0));
         numbers.sets.remove(&0);
-        numbers.classes.remove(&0);
+        for class in [ClassId::NONE, ClassId::CLOSED] {
+            numbers.classes.remove(&class.0);
+        }
         numbers
     }
 
@@ -57,7 +57,7 @@ impl Datapath {
                     continue;
                 }
             }
-            self.rows.insert(pair, ports);
+            self.rows.stored.insert(pair, ports);
         }
         Ok(())
     }
@@ -96,20 +96,25 @@ impl Datapath {
         let classes = observe::classes(&self.maps)?;
         let mut plan = Vec::new();
         for (&(set, class), row) in &tables.rows {
-            let is_there = self.rows.get(&(set, class)).is_some_and(|known| match (known, row) {
-                (None, Row::All) => true,
-                (Some(known), Row::Ports(ports)) => known == ports,
-                _ => false,
-            });
+            let is_there =
+                self.rows.stored.get(&(set, class)).is_some_and(|known| match (known, row) {
+                    (None, Row::All) => true,
+                    (Some(known), Row::Ports(ports)) => known == ports,
+                    _ => false,
+                });
             if !is_there {
                 plan.push(Step::AddRow(set, class, row.clone()));
             }
         }
-        for (block, class) in &tables.classes {
-            if classes.get(block) != Some(class) {
-                plan.push(Step::SetClass(*block, *class));
-            }
-        }
+        // Blocks after what is inside them: should that not fit, they are closed before they are
+        // given a class that may allow more.
+        let mut changed: Vec<_> = tables
+            .classes
+            .iter()
+            .filter(|(block, class)| classes.get(block) != Some(class))
+            .collect();
+        changed.sort_by_key(|(block, _)| std::cmp::Reverse(block.prefix_len()));
+        plan.extend(changed.into_iter().map(|(&block, &class)| Step::SetClass(block, class)));
         for (key, backends) in &tables.services {
             if self.services.get(key) != Some(backends) {
                 plan.push(Step::SetService(*key, Arc::clone(backends)));
@@ -119,14 +124,21 @@ impl Datapath {
             plan.push(Step::SetEndpoint(id, sets));
         }
         plan.push(Step::Rejudge(tables.endpoints.keys().copied().collect()));
-        for block in classes.keys().filter(|block| !tables.classes.contains_key(block)) {
+        let known = classes.keys().chain(self.classes.missing());
+        for block in known.filter(|block| !tables.classes.contains_key(block)) {
             plan.push(Step::ClearClass(*block));
         }
         let services = self.read_services()?;
         let stale = services.keys().filter(|key| !tables.services.contains_key(key));
         plan.extend(stale.map(|key| Step::ClearService(*key)));
-        let stale_rows: Vec<_> =
-            self.rows.keys().filter(|pair| !tables.rows.contains_key(pair)).copied().collect();
+        let stale_rows: Vec<_> = self
+            .rows
+            .stored
+            .keys()
+            .filter(|pair| !tables.rows.contains_key(pair))
+            .copied()
+            .collect();
+        self.rows.missing.retain(|pair, _| tables.rows.contains_key(pair));
         plan.extend(stale_rows.into_iter().map(|(set, class)| Step::RemoveRow(set, class)));
 
         let failures = self.apply(&plan);
@@ -157,6 +169,16 @@ impl Datapath {
                 clear_slot(&self.maps.endpoints, slot);
             }
         }
+        // One without an entry had none before either: it drops everything.
+        let isolated: BTreeSet<u32> = self
+            .endpoints
+            .values()
+            .filter(|endpoint| endpoint.slot.is_some() || endpoint.is_closed)
+            .map(|endpoint| endpoint.ifindex)
+            .collect();
+        for ifindex in self.attacher.linked().difference(&isolated) {
+            self.attacher.detach_links(*ifindex);
+        }
         let is_own = |own: &layout::OwnAddress| {
             let endpoint = self.endpoints.get(&EndpointId(own.endpoint as u16));
             endpoint.is_some_and(|known| known.addresses.contains(&observe::ip_of(&own.address)))
@@ -171,14 +193,14 @@ impl Datapath {
         for key in stale {
             ignore_missing(self.maps.own_addresses.remove(&key))?;
         }
-        Ok(())
+        self.forget_stale_sources()
     }
 
     /// Rows that could not be adopted and are not wanted either.
     fn remove_unaccounted_rows(&mut self, tables: &Tables) -> Result<(), DatapathError> {
         for (pair, _) in self.read_rows()? {
-            if !self.rows.contains_key(&pair) && !tables.rows.contains_key(&pair) {
-                ignore_missing(self.maps.rows.remove(&row_key(pair.0, pair.1)))?;
+            if !self.rows.stored.contains_key(&pair) && !tables.rows.contains_key(&pair) {
+                ignore_missing(self.maps.rows.remove(&row_key(pair)))?;
             }
         }
         Ok(())

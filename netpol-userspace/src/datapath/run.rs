@@ -24,9 +24,12 @@ pub struct RunResult {
     pub is_allowed: bool,
     /// Mean duration of one run.
     pub duration: Duration,
+    /// The packet's mark after the run.
+    pub mark: u32,
 }
 
 /// Byte offsets in `struct __sk_buff` (include/uapi/linux/bpf.h).
+const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const CONTEXT_LENGTH: usize = 192;
@@ -42,12 +45,26 @@ pub fn run(
     place: Place,
     repeat: u32,
 ) -> Result<RunResult, DatapathError> {
+    run_marked(program, frame, place, 0, repeat)
+}
+
+/// [`run`] on a packet with this mark.
+pub fn run_marked(
+    program: &SchedClassifier,
+    frame: &[u8],
+    place: Place,
+    mark: u32,
+    repeat: u32,
+) -> Result<RunResult, DatapathError> {
     let mut context = [0u8; CONTEXT_LENGTH];
+    context[MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
+    let mut context_after = context;
     context[INGRESS_IFINDEX..][..4].copy_from_slice(&place.ingress_ifindex.to_ne_bytes());
     context[IFINDEX..][..4].copy_from_slice(&place.ifindex.to_ne_bytes());
     let options = TestRunOptions {
         data_in: Some(frame),
         ctx_in: Some(&context),
+        ctx_out: Some(&mut context_after),
         repeat,
         ..TestRunOptions::default()
     };
@@ -61,5 +78,6 @@ pub fn run(
         }
         _ => bpf_error(format!("run the program on a frame of {} bytes", frame.len()))(error),
     })?;
-    Ok(RunResult { is_allowed: result.return_value != SHOT, duration: result.duration })
+    let mark = u32::from_ne_bytes(std::array::from_fn(|i| context_after[MARK + i]));
+    Ok(RunResult { is_allowed: result.return_value != SHOT, duration: result.duration, mark })
 }

@@ -12,16 +12,18 @@ use super::maps::Maps;
 use super::observe::clock;
 use super::pins::Pins;
 use super::run::{Place, run};
+use super::transit::CONTROL_FLAGS;
 use crate::model::Direction;
 
 /// Maps that hold policy and are read only by the programs; the others are the scratch copy's own.
-const SHARED: [&str; 8] = [
+const SHARED: [&str; 9] = [
     names::ENDPOINTS,
     names::ADDRESSES,
     names::BLOCKS,
     names::ROWS,
     names::INTERVALS,
     names::OWN_ADDRESSES,
+    names::SOURCES,
     names::SERVICES,
     names::BACKENDS,
 ];
@@ -36,7 +38,7 @@ impl Scratch {
     /// Loads it, if this is the build whose programs are in force on the node.
     pub fn load(pins: &Pins) -> Result<Self, DatapathError> {
         // Checks that there is something to ask, and that it has the layout of this build.
-        drop(Maps::open(pins, false)?);
+        let flags = Maps::open(pins, false)?.control.load(0, CONTROL_FLAGS);
         let options = LoadOptions { flow_buckets: Some([64, 64]), ..LoadOptions::default() };
         let mut programs = Programs::load_scratch(pins, &options, &SHARED)?;
         for name in [INGRESS, EGRESS] {
@@ -62,7 +64,7 @@ impl Scratch {
         // Report everything, as long as it takes.
         let until = clock().now + (1 << 32);
         control
-            .set(0, [until, until, 0, 0, 0, 0, 0, 0], 0)
+            .set(0, [until, until, 0, 0, 0, flags, 0, 0], 0)
             .map_err(bpf_error("write the scratch control map"))?;
         let events = take(&mut programs, names::EVENTS)?;
         let events = events.try_into().map_err(bpf_error("open the scratch event ring"))?;

@@ -10,21 +10,36 @@ use super::error::{DatapathError, bpf_error};
 use super::maps::ServiceKeyBytes;
 use super::observe::ip_of;
 use super::writer::{Datapath, address_of, full_or, ignore_missing};
-use crate::compile::{Backend, ClassId, ServiceKey};
+use crate::compile::{Backend, ClassId, EndpointId, ServiceKey};
 use crate::model::Protocol;
 
 impl Datapath {
-    /// Packets to this Service are judged by these backends from now on.
+    /// Packets to this Service are judged by these backends from now on. If they do not fit, the
+    /// programs are told that there are Services which they do not know.
     pub(super) fn set_service(
         &mut self,
         key: &ServiceKey,
         backends: &Arc<[Backend]>,
     ) -> Result<(), DatapathError> {
-        let full = |table, limit| DatapathError::Full {
-            table,
-            limit,
-            consequence: "packets of isolated pods to this Service are judged by its address",
-        };
+        let placed = self.place_service(key, backends);
+        let mut result = placed;
+        if result.is_err() {
+            self.unplaced.insert(*key);
+            // What stands there is not true any more.
+            result = self.remove_service(key).and(result);
+        } else {
+            self.unplaced.remove(key);
+        }
+        self.tell_incomplete();
+        result
+    }
+
+    fn place_service(
+        &mut self,
+        key: &ServiceKey,
+        backends: &Arc<[Backend]>,
+    ) -> Result<(), DatapathError> {
+        let full = |table, limit| DatapathError::Full { table, limit, consequence: DOES_NOT_FIT };
         let placed = match self.backend_arena.place(backends) {
             Some(placed) => placed,
             // Reclaiming waits for packets in flight: worth it only when room runs out.
@@ -39,22 +54,25 @@ impl Datapath {
             Placed::Known(region) => region,
             Placed::New(region) => {
                 for (index, backend) in (region.offset as usize..).zip(backends.iter()) {
-                    let word = layout::backend(backend.class.0, backend.port);
-                    self.maps.backends.store(index, 0, word);
+                    self.maps.backends.store(index, 0, word_of(backend));
                 }
                 region
             }
         };
         let map_key = layout_key(key);
         // More kinds than 16 bits count would need as many classes among one Service's backends.
-        let count = u16::try_from(region.length).map_err(|_too_many| {
-            full("list of kinds of backends of one Service", u32::from(u16::MAX))
-        })?;
+        let Ok(count) = u16::try_from(region.length) else {
+            self.backend_arena.release(backends);
+            return Err(full("list of kinds of backends of one Service", u32::from(u16::MAX)));
+        };
         let value = layout::service_value(&map_key, region.offset, count);
         let bytes: ServiceKeyBytes = zerocopy::transmute!(map_key);
         if let Err(error) = self.maps.services.insert(bytes, value, 0) {
             self.backend_arena.release(backends);
-            return Err(full_or(error, "service table", layout::MAX_SERVICES));
+            return Err(match full_or(error, "service table", layout::MAX_SERVICES) {
+                DatapathError::Full { table, limit, .. } => full(table, limit),
+                other => other,
+            });
         }
         if let Some(before) = self.services.insert(*key, Arc::clone(backends)) {
             self.old_backends.push(before);
@@ -64,6 +82,13 @@ impl Datapath {
 
     /// There is no Service there any more.
     pub(super) fn clear_service(&mut self, key: &ServiceKey) -> Result<(), DatapathError> {
+        self.remove_service(key)?;
+        self.unplaced.remove(key);
+        self.tell_incomplete();
+        Ok(())
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) -> Result<(), DatapathError> {
         let bytes: ServiceKeyBytes = zerocopy::transmute!(layout_key(key));
         ignore_missing(self.maps.services.remove(&bytes))?;
         if let Some(before) = self.services.remove(key) {
@@ -81,10 +106,7 @@ impl Datapath {
             let backends: Arc<[Backend]> = (region.offset..region.offset + region.length)
                 .filter(|&index| (index as usize) < self.maps.backends.len())
                 .map(|index| self.maps.backends.load(index as usize, 0))
-                .map(|word| Backend {
-                    class: ClassId((word >> 32) as u32),
-                    port: (word >> 16) as u16,
-                })
+                .map(backend_of)
                 .collect();
             if self.backend_arena.adopt(&backends, region) {
                 self.services.insert(key, backends);
@@ -106,6 +128,29 @@ impl Datapath {
             }
         }
         Ok(all)
+    }
+}
+
+/// What becomes of a Service without room.
+const DOES_NOT_FIT: &str = "egress of isolated pods to Services that do not fit passes only if \
+     policies allow both the Service's address and, after translation, the backend";
+
+fn word_of(backend: &Backend) -> layout::Backend {
+    match *backend {
+        Backend::Kind { class, port, is_on_node } => layout::backend(class.0, port, is_on_node),
+        Backend::Endpoint(id) => layout::backend_endpoint(id.0),
+    }
+}
+
+pub(super) fn backend_of(word: layout::Backend) -> Backend {
+    let class = layout::backend_class(word);
+    if word & layout::BACKEND_ENDPOINT != 0 {
+        return Backend::Endpoint(EndpointId(class as u16));
+    }
+    Backend::Kind {
+        class: ClassId(class),
+        port: layout::backend_port(word),
+        is_on_node: word & layout::BACKEND_ON_NODE != 0,
     }
 }
 

@@ -5,26 +5,25 @@
 //! before its programs are attached, and goes only after they are detached; nothing a packet in
 //! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{MapError, PerCpuValues};
-use ipnet::IpNet;
 use netpol_common::layout::{self, Address, EPOCH_MASK, names};
-use zerocopy::IntoBytes as _;
 
-use super::arena::{Arena, Placed, Region};
+use super::arena::Arena;
 use super::attach::{AttachMode, Attacher};
+use super::classes::Classes;
 use super::error::{DatapathError, bpf_error, io_error};
+use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
-use super::maps::{CounterWords, Maps, RowBytes, RowKeyBytes};
+use super::maps::{CounterWords, Maps, limits_within};
 use super::pins::Pins;
-use crate::compile::{
-    Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step,
-};
+use super::rows::Rows;
+use super::transit::{CONTROL_FLAGS, Transit};
+use crate::compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use crate::endpoint::{PodNetns, sockets};
 
 /// Word indices of [`layout::Endpoint`].
@@ -56,7 +55,12 @@ pub(super) struct Endpoint {
     pub(super) is_attached: bool,
     /// Where the pod's sockets can be read, if anywhere.
     pub(super) netns: Option<PodNetns>,
+    /// Its addresses in the map.
     pub(super) addresses: HashSet<IpAddr>,
+    /// Addresses for which there is no room.
+    pub(super) other_addresses: Vec<IpAddr>,
+    /// It has no entry although it is isolated, so the programs drop everything.
+    pub(super) is_closed: bool,
 }
 
 /// The agent's side of the maps. One per pin directory.
@@ -68,13 +72,16 @@ pub struct Datapath {
     pub(super) backend_arena: Arena<[Backend]>,
     /// Services in the map, with the backends whose region they use.
     pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
+    /// Services that did not fit into the map.
+    pub(super) unplaced: BTreeSet<ServiceKey>,
     /// Backends of Services that were changed or cleared since the last grace period.
     pub(super) old_backends: Vec<Arc<[Backend]>>,
-    /// Rows in the map, with the port set whose region they use.
-    pub(super) rows: HashMap<(SetId, ClassId), Option<Arc<PortSet>>>,
+    pub(super) limits: Limits,
+    pub(super) classes: Classes,
+    pub(super) rows: Rows,
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
-    pub(super) garbage: HashSet<(SetId, ClassId)>,
     pub(super) program_ids: [u32; 2],
+    pub(super) transit: Transit,
     _lock: File,
 }
 
@@ -93,24 +100,30 @@ impl Datapath {
         let lock = pins.lock()?;
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
+        let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
+        let limits = limits_within(pins, options.limits)?;
         let mut datapath = Self {
-            arena: Arena::new(layout::MAX_INTERVALS),
+            limits,
+            classes: Classes::new(limits.addresses, limits.blocks),
+            arena: Arena::new(limits.intervals),
             backend_arena: Arena::new(layout::MAX_BACKENDS),
             services: HashMap::new(),
+            unplaced: BTreeSet::new(),
             old_backends: Vec::new(),
             maps,
             programs,
             attacher,
-            rows: HashMap::new(),
+            rows: Rows::default(),
             endpoints: BTreeMap::new(),
-            garbage: HashSet::new(),
             program_ids,
+            transit,
             _lock: lock,
         };
+        datapath.adopt_classes()?;
         datapath.adopt_rows()?;
         datapath.adopt_services()?;
         Ok(datapath)
@@ -143,26 +156,30 @@ impl Datapath {
 
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
     /// endpoint that an earlier agent left in force under the same id and interface is taken over
-    /// as it is.
+    /// as it is. One whose id is beyond the endpoint table's limit will have no entry there: as
+    /// soon as it is isolated, nothing passes from or to it.
     pub fn add_endpoint(
         &mut self,
         id: EndpointId,
         ifindex: u32,
         addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Result<(), DatapathError> {
-        if !(1..layout::MAX_ENDPOINTS).contains(&u32::from(id.0)) {
-            return Err(DatapathError::Full {
-                table: "endpoint table",
-                limit: layout::MAX_ENDPOINTS - 1,
-                consequence: "this pod's policies are not enforced",
-            });
-        }
         if !self.endpoints.contains_key(&id) {
             let slot = self.find_slot(ifindex, id);
             let endpoint = self.new_endpoint(id, ifindex, slot)?;
             self.endpoints.insert(id, endpoint);
         }
-        self.set_addresses(id, addresses.into_iter().collect())
+        self.set_addresses(id, addresses)
+    }
+
+    /// The endpoint gets an id within the endpoint table's limit; whatever is attached stays.
+    /// Its policy sets are to be given next.
+    pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
+        let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
+        let is_attached = endpoint.is_attached;
+        self.endpoints.insert(new, Endpoint { is_attached, netns: endpoint.netns, ..fresh });
+        self.set_addresses(new, endpoint.other_addresses)
     }
 
     /// Says where an endpoint's sockets can be read: connections that are older than the programs
@@ -188,6 +205,8 @@ impl Datapath {
             is_attached: false,
             netns: None,
             addresses: HashSet::new(),
+            other_addresses: Vec::new(),
+            is_closed: false,
         };
         if let Some(slot) = slot {
             let policy = self.maps.endpoints.load(slot, POLICY);
@@ -202,7 +221,9 @@ impl Datapath {
             endpoint.born = self.next_epoch();
             // Seeded flows carry the first epoch and are judged again in this one.
             endpoint.epoch = self.next_epoch();
-            self.clear_counters(id)?;
+            if self.has_entry(id) {
+                self.clear_counters(id)?;
+            }
         }
         Ok(endpoint)
     }
@@ -213,30 +234,12 @@ impl Datapath {
         slots(ifindex).find(|&slot| self.maps.endpoints.load(slot, IDENTITY) == wanted)
     }
 
-    fn set_addresses(
-        &mut self,
-        id: EndpointId,
-        addresses: HashSet<IpAddr>,
-    ) -> Result<(), DatapathError> {
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
-        let before = std::mem::replace(&mut endpoint.addresses, addresses.clone());
-        for address in addresses.difference(&before) {
-            self.maps
-                .own_addresses
-                .insert(own_address(id, *address), 1, 0)
-                .map_err(|error| full_or(error, "own-address table", layout::MAX_OWN_ADDRESSES))?;
-        }
-        for address in before.difference(&addresses) {
-            ignore_missing(self.maps.own_addresses.remove(&own_address(id, *address)))?;
-        }
-        Ok(())
-    }
-
     /// Takes an endpoint out: programs off first, then its entry.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         self.release_endpoint(id);
-        self.set_addresses(id, HashSet::new())?;
+        self.set_addresses(id, [])?;
         self.endpoints.remove(&id);
+        self.settle_transit();
         Ok(())
     }
 
@@ -245,6 +248,7 @@ impl Datapath {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
         self.attacher.detach(endpoint.ifindex);
         endpoint.is_attached = false;
+        endpoint.is_closed = false;
         endpoint.sets = NO_SETS;
         if let Some(slot) = endpoint.slot.take() {
             clear_slot(&self.maps.endpoints, slot);
@@ -258,14 +262,18 @@ impl Datapath {
     }
 
     /// Carries out the steps in order. A failure concerns what it names; the other steps are
-    /// done all the same.
+    /// done all the same. What does not fit into its table is no failure: see [`Self::tables`].
     pub fn apply(&mut self, plan: &[Step]) -> Vec<EndpointFailure> {
-        let mut failures = Vec::new();
+        let mut failures = self.prepare_transit(plan);
         for step in plan {
             if let Err(failure) = self.apply_step(step) {
                 failures.push(failure);
             }
         }
+        if let Err(error) = self.retry() {
+            failures.push(EndpointFailure { endpoint: None, error });
+        }
+        self.settle_transit();
         failures
     }
 
@@ -285,79 +293,24 @@ impl Datapath {
                 Ok(())
             }
             Step::RemoveRow(set, class) => {
-                self.garbage.insert((*set, *class));
+                self.drop_row((*set, *class));
                 Ok(())
             }
         }
     }
 
-    pub(super) fn add_row(
-        &mut self,
-        set: SetId,
-        class: ClassId,
-        row: &Row,
-    ) -> Result<(), DatapathError> {
-        // The numbers may be in use again before the old row was collected.
-        self.garbage.remove(&(set, class));
-        let (value, ports) = match row {
-            Row::All => (layout::Row { kind: layout::ROW_ALL, ..layout::Row::default() }, None),
-            Row::Ports(ports) => (self.place(ports)?, Some(Arc::clone(ports))),
-        };
-        let inserted = self.maps.rows.insert(row_key(set, class), row_bytes(&value), 0);
-        if let Err(error) = inserted {
-            if let Some(ports) = &ports {
-                self.arena.release(ports);
+    /// Tries again what did not fit, as far as there is room now.
+    pub fn retry(&mut self) -> Result<(), DatapathError> {
+        self.retry_rows()?;
+        self.retry_classes()?;
+        let closed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_closed);
+        let closed: Vec<_> = closed.map(|(&id, endpoint)| (id, endpoint.sets)).collect();
+        for (id, sets) in closed {
+            if self.has_entry(id) {
+                self.set_endpoint(id, sets)?;
             }
-            return Err(full_or(error, "verdict table", layout::MAX_ROWS));
         }
-        if let Some(Some(before)) = self.rows.insert((set, class), ports) {
-            self.arena.release(&before);
-        }
-        Ok(())
-    }
-
-    fn place(&mut self, ports: &Arc<PortSet>) -> Result<layout::Row, DatapathError> {
-        let placed = self.arena.place(ports).ok_or(DatapathError::Full {
-            table: "port interval table",
-            limit: self.arena.capacity(),
-            consequence: "ports of this rule are denied",
-        })?;
-        let region = match placed {
-            Placed::Known(region) => region,
-            Placed::New(region) => {
-                let all = ports.intervals.iter().flatten();
-                for (index, &(first, last)) in (region.offset as usize..).zip(all) {
-                    let word = layout::interval(first, last, layout::INTERVAL_ALLOW);
-                    self.maps.intervals.store(index, 0, word);
-                }
-                region
-            }
-        };
-        Ok(ports_row(ports, region))
-    }
-
-    pub(super) fn set_class(&mut self, block: &IpNet, class: ClassId) -> Result<(), DatapathError> {
-        let address = address_of(block.addr());
-        if is_host(block) {
-            let value = layout::exact_class(&address, class.0);
-            return self
-                .maps
-                .addresses
-                .insert(address_bytes(&address), value, 0)
-                .map_err(|error| full_or(error, "address table", layout::MAX_ADDRESSES));
-        }
-        self.maps
-            .blocks
-            .insert(&lpm_key(block), class.0, 0)
-            .map_err(|error| full_or(error, "block table", layout::MAX_BLOCKS))
-    }
-
-    pub(super) fn clear_class(&mut self, block: &IpNet) -> Result<(), DatapathError> {
-        if is_host(block) {
-            let key = address_bytes(&address_of(block.addr()));
-            return ignore_missing(self.maps.addresses.remove(&key));
-        }
-        ignore_missing(self.maps.blocks.remove(&lpm_key(block)))
+        self.retry_addresses()
     }
 
     fn set_endpoint(&mut self, id: EndpointId, sets: EndpointSets) -> Result<(), DatapathError> {
@@ -368,8 +321,12 @@ impl Datapath {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
         endpoint.sets = sets;
         let is_new = endpoint.slot.is_none();
-        self.write_endpoint(id)?;
-        if !is_new {
+        let is_closed = !self.write_endpoint(id);
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.is_closed = is_closed;
+        }
+        // Without an entry the programs drop everything: what a policy selects must not be open.
+        if !is_new || is_closed {
             return self.attach(id);
         }
         // Before the programs, so that none of these flows is new to them; and after them, for
@@ -395,30 +352,26 @@ impl Datapath {
         }
     }
 
-    /// Writes the endpoint's entry; the policy word in one store.
-    fn write_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
-        let Some(endpoint) = self.endpoints.get(&id).cloned() else { return Ok(()) };
-        let word =
-            layout::policy_word(endpoint.epoch, endpoint.sets.ingress.0, endpoint.sets.egress.0);
+    /// Writes the endpoint's entry; the policy word in one store. Returns whether there is room
+    /// for it.
+    fn write_endpoint(&mut self, id: EndpointId) -> bool {
+        let may_have_entry = self.has_entry(id);
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return true };
+        let EndpointSets { ingress, egress } = endpoint.sets;
+        let word = layout::policy_word(endpoint.epoch, ingress.0, egress.0);
+        let table = &self.maps.endpoints;
         if let Some(slot) = endpoint.slot {
-            self.maps.endpoints.store(slot, POLICY, word);
-            return Ok(());
+            table.store(slot, POLICY, word);
+            return true;
         }
-        let slot = slots(endpoint.ifindex)
-            .find(|&slot| self.maps.endpoints.load(slot, IDENTITY) == 0)
-            .ok_or(DatapathError::Full {
-                table: "endpoint table near this interface's number",
-                limit: layout::ENDPOINT_PROBES,
-                consequence: "this pod's policies are not enforced",
-            })?;
+        let mut free = slots(endpoint.ifindex).filter(|&slot| table.load(slot, IDENTITY) == 0);
+        let Some(slot) = free.next().filter(|_| may_have_entry) else { return false };
         // Whatever the flow table holds under this id is an earlier endpoint's.
-        self.maps.endpoints.store(slot, BORN, u64::from(endpoint.born));
-        self.maps.endpoints.store(slot, POLICY, word);
-        self.maps.endpoints.store(slot, IDENTITY, identity_word(endpoint.ifindex, id));
-        if let Some(endpoint) = self.endpoints.get_mut(&id) {
-            endpoint.slot = Some(slot);
-        }
-        Ok(())
+        table.store(slot, BORN, u64::from(endpoint.born));
+        table.store(slot, POLICY, word);
+        table.store(slot, IDENTITY, identity_word(endpoint.ifindex, id));
+        endpoint.slot = Some(slot);
+        true
     }
 
     fn attach(&mut self, id: EndpointId) -> Result<(), DatapathError> {
@@ -432,7 +385,7 @@ impl Datapath {
     }
 
     /// Makes every flow of these endpoints be judged again at its next packet.
-    fn rejudge(&mut self, ids: &[EndpointId]) {
+    pub(super) fn rejudge(&mut self, ids: &[EndpointId]) {
         let epoch = self.next_epoch();
         for id in ids {
             let Some(endpoint) = self.endpoints.get_mut(id) else { continue };
@@ -452,7 +405,7 @@ impl Datapath {
         let isolated: Vec<EndpointId> = self
             .endpoints
             .iter()
-            .filter(|(_, endpoint)| endpoint.slot.is_some())
+            .filter(|(_, endpoint)| endpoint.slot.is_some() || endpoint.is_closed)
             .map(|(&id, _)| id)
             .collect();
         for id in isolated {
@@ -475,7 +428,10 @@ impl Datapath {
 
     /// Whether [`Self::collect_garbage`] has anything to do.
     pub fn has_garbage(&self) -> bool {
-        !self.garbage.is_empty() || !self.old_backends.is_empty()
+        !self.rows.garbage.is_empty()
+            || !self.old_backends.is_empty()
+            || self.arena.has_released()
+            || self.backend_arena.has_released()
     }
 
     /// Removes rows that nothing refers to any more, after a grace period for packets in flight.
@@ -483,14 +439,11 @@ impl Datapath {
         if !self.has_garbage() {
             return Ok(());
         }
-        let garbage = std::mem::take(&mut self.garbage);
+        let garbage = std::mem::take(&mut self.rows.garbage);
         let old_backends = std::mem::take(&mut self.old_backends);
         super::probe::grace_period()?;
         for pair in garbage {
-            ignore_missing(self.maps.rows.remove(&row_key(pair.0, pair.1)))?;
-            if let Some(Some(ports)) = self.rows.remove(&pair) {
-                self.arena.release(&ports);
-            }
+            self.take_row_out(pair)?;
         }
         // The rows that led to these regions are gone, but a packet may have read one just
         // before it went.
@@ -500,6 +453,7 @@ impl Datapath {
         super::probe::grace_period()?;
         self.arena.reclaim();
         self.backend_arena.reclaim();
+        self.rows.has_new_room = true;
         Ok(())
     }
 
@@ -524,13 +478,6 @@ impl Datapath {
         }
         Ok(())
     }
-
-    fn own_addresses(&self, id: EndpointId) -> HashSet<IpAddr> {
-        super::observe::own_addresses(&self.maps)
-            .filter(|&(endpoint, _)| endpoint == id.0)
-            .map(|(_, address)| address)
-            .collect()
-    }
 }
 
 pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
@@ -549,25 +496,6 @@ const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
     (ifindex as u64) << 32 | id.0 as u64
 }
 
-/// The map value of a port-set row.
-pub(super) fn ports_row(ports: &PortSet, region: Region) -> layout::Row {
-    layout::Row {
-        kind: layout::ROW_PORTS,
-        // A port set has at most 32,768 intervals per protocol: disjoint and not adjacent.
-        counts: std::array::from_fn(|i| ports.intervals[i].len() as u16),
-        offset: region.offset,
-        reserved: 0,
-    }
-}
-
-pub(super) fn row_key(set: SetId, class: ClassId) -> RowKeyBytes {
-    zerocopy::transmute!(layout::RowKey { set: u32::from(set.0), class: class.0 })
-}
-
-fn row_bytes(row: &layout::Row) -> RowBytes {
-    zerocopy::transmute!(*row)
-}
-
 /// The map form of an address.
 pub fn address_of(address: IpAddr) -> Address {
     match address {
@@ -581,50 +509,47 @@ pub fn address_of(address: IpAddr) -> Address {
     }
 }
 
-fn address_bytes(address: &Address) -> [u8; 20] {
+pub(super) fn address_bytes(address: &Address) -> [u8; 20] {
     zerocopy::transmute!(*address)
 }
 
-fn own_address(id: EndpointId, address: IpAddr) -> [u8; 24] {
-    let own = layout::OwnAddress { endpoint: u32::from(id.0), address: address_of(address) };
-    zerocopy::transmute!(own)
+pub(super) const ENOENT: i32 = 2;
+const E2BIG: i32 = 7;
+const ENOMEM: i32 = 12;
+pub(super) const EEXIST: i32 = 17;
+const ENOSPC: i32 = 28;
+
+pub(super) fn os_error(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
 }
 
-fn lpm_key(block: &IpNet) -> LpmKey<[u8; 20]> {
-    let prefix = layout::FAMILY_BITS + u32::from(block.prefix_len());
-    let mut bytes = [0; 20];
-    bytes.copy_from_slice(address_of(block.network()).as_bytes());
-    LpmKey::new(prefix, bytes)
-}
-
-fn is_host(block: &IpNet) -> bool {
-    block.prefix_len() == block.max_prefix_len()
+/// A table is full.
+pub(super) fn no_room(table: &'static str, limit: u32) -> DatapathError {
+    let consequence = "what did not fit is denied for isolated pods";
+    DatapathError::Full { table, limit, consequence }
 }
 
 /// A map error, named as "full" where that is what it is.
 pub(super) fn full_or(error: MapError, table: &'static str, limit: u32) -> DatapathError {
-    const E2BIG: i32 = 7;
-    const ENOSPC: i32 = 28;
-    const ENOMEM: i32 = 12;
-    if let MapError::SyscallError(syscall) = &error
-        && matches!(syscall.io_error.raw_os_error(), Some(E2BIG | ENOSPC | ENOMEM))
-    {
-        return DatapathError::Full {
-            table,
-            limit,
-            consequence: "what did not fit is denied for isolated pods",
-        };
+    match os_error(&error) {
+        Some(E2BIG | ENOSPC | ENOMEM) => no_room(table, limit),
+        _ => bpf_error(format!("write to the {table}"))(error),
     }
-    bpf_error(format!("write to the {table}"))(error)
 }
 
 pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), DatapathError> {
-    const ENOENT: i32 = 2;
+    was_there(result).map(drop)
+}
+
+/// Whether what was to be removed was there.
+pub(super) fn was_there(result: Result<(), MapError>) -> Result<bool, DatapathError> {
     match result {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(ENOENT) => {
-            Ok(())
-        }
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(error) if os_error(&error) == Some(ENOENT) => Ok(false),
         Err(error) => Err(bpf_error("remove a map entry")(error)),
     }
 }

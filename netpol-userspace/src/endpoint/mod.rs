@@ -14,6 +14,7 @@ mod scan;
 pub mod sockets;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -72,11 +73,27 @@ impl PodNetns {
     }
 }
 
+/// An interface by which packets can leave this network namespace: any but loopback, and but the
+/// pairs whose other end is here too, behind which the packet is still to come by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// Its index.
+    pub ifindex: u32,
+    /// As [`Interface::incarnation`], among exits.
+    pub incarnation: u64,
+    /// Whether its packets have a link-layer header.
+    pub has_link_header: bool,
+}
+
 /// What a [`Watcher`] knows at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// All interfaces that lead to other namespaces, by ifindex.
     pub interfaces: Vec<Interface>,
+    /// All interfaces by which packets can leave, by ifindex.
+    pub exits: Vec<Exit>,
+    /// The addresses of this node itself.
+    pub own_addresses: BTreeSet<IpAddr>,
     /// What keeps discovery from being complete or quick, each a sentence for a person.
     pub problems: Vec<String>,
 }

@@ -5,6 +5,7 @@
 //! by itself, so that an attribute of a newer kernel cannot hide a link. Must never change
 //! anything in the kernel.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -30,6 +31,21 @@ const RTGEN_LEN: usize = 4;
 /// Of linux/if_link.h, linux/if_addr.h and linux/net_namespace.h.
 const IFLA_INFO_KIND: u16 = 1;
 const NETNSA_NSID: u16 = 1;
+
+/// Device types whose packets have no link-layer header where tc sees them (linux/if_arp.h): PPP,
+/// raw IP, IPIP, IPv6 tunnels, SIT, GRE, GRE over IPv6, and none (tun, WireGuard).
+const HEADERLESS: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 0xfffe];
+/// Its packets stay.
+const ARPHRD_LOOPBACK: u16 = 772;
+
+/// All links of a dump.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    /// Those whose peer is in another namespace.
+    pub pods: Vec<Link>,
+    /// Those by which packets can leave: the index, and whether there is a link-layer header.
+    pub exits: Vec<(u32, bool)>,
+}
 
 /// A host-side link whose peer is in another namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,19 +95,23 @@ impl Rtnl {
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER_LEN) })
     }
 
-    /// All veth and netkit links whose peer is in another namespace.
-    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+    /// All veth and netkit links whose peer is in another namespace, and all by which packets can
+    /// leave.
+    pub fn links(&mut self) -> io::Result<Links> {
         // A dump that changes interrupted may lack a link; it is rarely interrupted twice.
         let mut n_attempts = 0;
         loop {
             n_attempts += 1;
             let mut request = LinkMessage::default();
             request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-            let mut links = Vec::new();
+            let mut links = Links::default();
             let complete =
                 self.ask(RouteNetlinkMessage::GetLink(request), NLM_F_DUMP, |kind, body| {
-                    if kind == libc::RTM_NEWLINK {
-                        links.extend(RawLink::parse(body).and_then(RawLink::into_pod_link));
+                    if kind == libc::RTM_NEWLINK
+                        && let Some(raw) = RawLink::parse(body)
+                    {
+                        links.exits.extend(raw.as_exit());
+                        links.pods.extend(raw.into_pod_link());
                     }
                 })?;
             if complete || n_attempts == 10 {
@@ -141,6 +161,18 @@ impl Rtnl {
         addresses.sort_unstable();
         addresses.dedup();
         Ok(none_if_gone(asked)?.map(|_| addresses))
+    }
+
+    /// The addresses of this namespace.
+    pub fn own_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut addresses = BTreeSet::new();
+        self.ask(request, NLM_F_DUMP, |kind, body| {
+            if kind == libc::RTM_NEWADDR {
+                addresses.extend(parse_address(body).map(|(_, address)| address));
+            }
+        })?;
+        Ok(addresses)
     }
 
     /// Which id `netns` has in our namespace, if it has one.
@@ -253,6 +285,7 @@ impl<'a> Iterator for Messages<'a> {
 pub(super) struct RawLink {
     pub family: u8,
     pub ifindex: u32,
+    device_type: u16,
     name: String,
     mac: Vec<u8>,
     kind: String,
@@ -263,7 +296,9 @@ pub(super) struct RawLink {
 impl RawLink {
     /// Of the body of RTM_NEWLINK or RTM_DELLINK.
     pub fn parse(body: &[u8]) -> Option<Self> {
-        let mut raw = Self { family: *body.first()?, ifindex: u32_at(body, 4)?, ..Self::default() };
+        let (family, ifindex) = (*body.first()?, u32_at(body, 4)?);
+        let device_type = u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?);
+        let mut raw = Self { family, ifindex, device_type, ..Self::default() };
         for (kind, value) in Attributes(body.get(IFINFO_LEN..)?) {
             match kind {
                 libc::IFLA_IFNAME => raw.name = text(value),
@@ -277,6 +312,13 @@ impl RawLink {
             }
         }
         Some(raw)
+    }
+
+    /// As a link by which packets can leave.
+    fn as_exit(&self) -> Option<(u32, bool)> {
+        let is_pair = matches!(self.kind.as_str(), "veth" | "netkit");
+        let stays = self.device_type == ARPHRD_LOOPBACK || is_pair && self.link_nsid.is_none();
+        (!stays).then(|| (self.ifindex, !HEADERLESS.contains(&self.device_type)))
     }
 
     /// As a link that may lead into a pod.

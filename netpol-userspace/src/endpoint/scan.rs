@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::events::Changes;
 use super::netlink::{Link, Peer, Rtnl};
-use super::{Interface, PodNetns, find};
+use super::{Exit, Interface, PodNetns, find};
 use crate::netns::NetnsId;
 
 /// For so long after it appeared, an interface's addresses are read again when an address changed
@@ -62,6 +62,8 @@ pub(super) struct Scanner {
     netns_dir: PathBuf,
     known: BTreeMap<u32, Known>,
     namespaces: BTreeMap<i32, PodNetns>,
+    exits: BTreeMap<u32, Exit>,
+    own_addresses: BTreeSet<IpAddr>,
     n_incarnations: u64,
     /// The first failure of the last look.
     problem: Option<String>,
@@ -75,6 +77,8 @@ impl Scanner {
             netns_dir,
             known: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            exits: BTreeMap::new(),
+            own_addresses: BTreeSet::new(),
             n_incarnations: 0,
             problem: None,
         })
@@ -87,6 +91,9 @@ impl Scanner {
         self.forget(changes);
         if scope.links || changes.links || changes.directory || everything {
             self.scan_links();
+        }
+        if everything || !changes.added.is_empty() || !changes.removed.is_empty() {
+            self.scan_own_addresses();
         }
         self.scan_peers(changes, scope, everything);
         if everything {
@@ -101,6 +108,16 @@ impl Scanner {
     /// All interfaces, by ifindex.
     pub fn interfaces(&self) -> Vec<Interface> {
         self.known.values().map(|known| self.interface(known)).collect()
+    }
+
+    /// All interfaces by which packets can leave, by ifindex.
+    pub fn exits(&self) -> Vec<Exit> {
+        self.exits.values().cloned().collect()
+    }
+
+    /// The addresses of this node itself.
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        self.own_addresses.clone()
     }
 
     /// What went wrong in the last look.
@@ -122,6 +139,7 @@ impl Scanner {
     fn forget(&mut self, changes: &Changes) {
         for ifindex in &changes.deleted_links {
             self.known.remove(ifindex);
+            self.exits.remove(ifindex);
         }
         for nsid in &changes.deleted_nsids {
             self.namespaces.remove(nsid);
@@ -134,8 +152,9 @@ impl Scanner {
             Ok(links) => links,
             Err(error) => return self.note("Cannot list the interfaces of this node", &error),
         };
+        self.note_exits(&links.exits);
         let mut before = std::mem::take(&mut self.known);
-        for link in links {
+        for link in links.pods {
             let known = match before.remove(&link.ifindex) {
                 Some(mut known) if link.nsid < 0 => {
                     known.end();
@@ -147,6 +166,26 @@ impl Scanner {
                 _ => self.begin(link),
             };
             self.known.insert(known.link.ifindex, known);
+        }
+    }
+
+    fn note_exits(&mut self, exits: &[(u32, bool)]) {
+        let mut before = std::mem::take(&mut self.exits);
+        for &(ifindex, has_link_header) in exits {
+            let known = before.remove(&ifindex);
+            let known = known.filter(|exit| exit.has_link_header == has_link_header);
+            let exit = known.unwrap_or_else(|| {
+                self.n_incarnations += 1;
+                Exit { ifindex, incarnation: self.n_incarnations, has_link_header }
+            });
+            self.exits.insert(ifindex, exit);
+        }
+    }
+
+    fn scan_own_addresses(&mut self) {
+        match self.rtnl.own_addresses() {
+            Ok(addresses) => self.own_addresses = addresses,
+            Err(error) => self.note("Cannot list the addresses of this node", &error),
         }
     }
 

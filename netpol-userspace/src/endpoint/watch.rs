@@ -273,6 +273,8 @@ impl State {
         let problem = self.scanner.problem().map(str::to_owned);
         let snapshot = Snapshot {
             interfaces: self.scanner.interfaces(),
+            exits: self.scanner.exits(),
+            own_addresses: self.scanner.own_addresses(),
             problems: self.problems.iter().cloned().chain(problem).collect(),
         };
         self.sender.send_if_modified(|current| {

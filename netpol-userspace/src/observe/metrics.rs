@@ -4,7 +4,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use netpol_common::layout::{self, Reason};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text;
@@ -14,7 +13,6 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::agent::state::{EndpointView, State};
-use crate::compile::Tables;
 use crate::datapath::{Maps, observe};
 use crate::model::Direction;
 
@@ -36,19 +34,6 @@ pub struct AgentCounters {
     pub failures: u64,
     /// Attachments found missing and put back since the agent started.
     pub repaired_attachments: u64,
-    /// Sizes of the tables, once known.
-    pub tables: Option<TableSizes>,
-}
-
-/// Entries that the compiler wants in the maps.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TableSizes {
-    /// Verdict rows.
-    pub rows: u64,
-    /// Addresses with a class of their own.
-    pub addresses: u64,
-    /// Address blocks.
-    pub blocks: u64,
 }
 
 impl AgentCounters {
@@ -57,17 +42,6 @@ impl AgentCounters {
         self.applies += 1;
         self.apply_time += time;
         self.last_apply = time;
-    }
-
-    /// Notes the sizes of the tables.
-    pub fn record_tables(&mut self, tables: &Tables) {
-        let is_host = |block: &&IpNet| block.prefix_len() == block.max_prefix_len();
-        let addresses = tables.classes.keys().filter(is_host).count();
-        self.tables = Some(TableSizes {
-            rows: tables.rows.len() as u64,
-            addresses: addresses as u64,
-            blocks: (tables.classes.len() - addresses) as u64,
-        });
     }
 }
 
@@ -93,7 +67,7 @@ struct DirectionLabel {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TableLabel {
-    table: &'static str,
+    table: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -123,6 +97,8 @@ pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters) -> String {
     let known = state
         .endpoints
         .iter()
+        // Endpoints for which there is no room in the tables are counted under number 0.
+        .filter(|endpoint| u32::from(endpoint.id) < layout::MAX_ENDPOINTS)
         .map(|endpoint| (endpoint.id, endpoint.namespace.as_str(), endpoint.pod.as_str()))
         // Number 0 counts packets on interfaces that belong to no known endpoint.
         .chain([(0, "", "")]);
@@ -158,7 +134,7 @@ fn text_of(
     add_node(&mut registry, state);
     add_agent(&mut registry, extra);
     add_packets(&mut registry, counted);
-    add_tables(&mut registry, state, extra, flow_table);
+    add_tables(&mut registry, state, flow_table);
     let mut text = String::new();
     let result: fmt::Result = text::encode(&mut text, &registry);
     result.expect("invariant: writing to a string does not fail");
@@ -173,7 +149,11 @@ fn add_node(registry: &mut Registry, state: &State) {
     gauge("ready", "1 if everything read so far is in force", usize::from(status.ready));
     gauge("endpoints", "Local endpoints", state.endpoints.len());
     gauge("source_synced", "1 if the source has been read once", status.source.synced.into());
-    gauge("source_revision", "Changes read since the start", status.source.revision as usize);
+    gauge(
+        "source_revision",
+        "Changes read, also by earlier agents",
+        status.source.revision as usize,
+    );
     gauge(
         "applied_revision",
         "The source revision that is in force",
@@ -273,27 +253,30 @@ where
     family.get_or_create(labels).inc_by(packets);
 }
 
-fn add_tables(registry: &mut Registry, state: &State, extra: &AgentCounters, flows: FlowTable) {
-    let entries = Family::<TableLabel, Gauge>::default();
-    let limits = Family::<TableLabel, Gauge>::default();
-    let sizes = extra.tables;
-    for (table, used, limit) in [
-        ("endpoints", Some(state.endpoints.len() as u64), u64::from(layout::MAX_ENDPOINTS) - 1),
-        ("policy_sets", Some(state.ids.sets.len() as u64), u64::from(u16::MAX)),
-        ("rows", sizes.map(|sizes| sizes.rows), layout::MAX_ROWS.into()),
-        ("addresses", sizes.map(|sizes| sizes.addresses), layout::MAX_ADDRESSES.into()),
-        ("blocks", sizes.map(|sizes| sizes.blocks), layout::MAX_BLOCKS.into()),
-        ("flows4", Some(flows.used[0]), flows.room[0]),
-        ("flows6", Some(flows.used[1]), flows.room[1]),
-    ] {
-        let label = TableLabel { table };
-        if let Some(used) = used {
-            entries.get_or_create(&label).set(used as i64);
-        }
+fn add_tables(registry: &mut Registry, state: &State, flows: FlowTable) {
+    let [entries, limits, overflow] = [(); 3].map(|()| Family::<TableLabel, Gauge>::default());
+    let tables = state.status.datapath.tables.iter();
+    let tables = tables.map(|t| (t.table.as_str(), t.used, t.limit, Some(t.left_out)));
+    // Flows that do not fit are not left out: others make room.
+    let flows = [
+        ("flows4", flows.used[0], flows.room[0], None),
+        ("flows6", flows.used[1], flows.room[1], None),
+    ];
+    for (table, used, limit, left_out) in tables.chain(flows) {
+        let label = TableLabel { table: table.to_owned() };
+        entries.get_or_create(&label).set(used as i64);
         limits.get_or_create(&label).set(limit as i64);
+        if let Some(left_out) = left_out {
+            overflow.get_or_create(&label).set(left_out as i64);
+        }
     }
     registry.register("table_entries", "Entries in use", entries);
     registry.register("table_limit", "Entries there is room for", limits);
+    registry.register(
+        "table_overflow",
+        "Entries that did not fit, so that less is allowed than policies say",
+        overflow,
+    );
     registry.register(
         "classes",
         "Classes of addresses",
@@ -318,7 +301,6 @@ mod tests {
         for milliseconds in [50, 200] {
             extra.record_apply(Duration::from_millis(milliseconds));
         }
-        extra.tables = Some(TableSizes { rows: 9, ..TableSizes::default() });
         text_of(&state, &extra, &counted, FlowTable { used: [1, 0], room: [64, 32] })
     }
 
@@ -338,6 +320,9 @@ mod tests {
             "netpol_new_flows_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\"} 5",
             "netpol_dropped_packets_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\",reason=\"policy\"} 12",
             "netpol_table_entries{table=\"rows\"} 9",
+            "netpol_table_limit{table=\"rows\"} 100",
+            "netpol_table_overflow{table=\"rows\"} 2",
+            "netpol_table_entries{table=\"flows4\"} 1",
             "netpol_table_limit{table=\"flows4\"} 64",
             "netpol_build_info{version=\"0.1.0\",attach=\"tcx\",source=\"manifests\"} 1",
         ] {

@@ -94,7 +94,9 @@ pub(crate) mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use crate::agent::state::{DatapathStatus, DirectionView, Rule, SourceStatus, Status, VERSION};
+    use crate::agent::state::{
+        DatapathStatus, DirectionView, Rule, SourceStatus, Status, TableView, VERSION,
+    };
 
     /// An endpoint that one policy isolates for ingress.
     pub(crate) fn endpoint(namespace: &str, pod: &str, id: u16, ip: &str) -> EndpointView {
@@ -139,6 +141,12 @@ pub(crate) mod tests {
                     applied_revision: 7,
                     attach: "tcx".into(),
                     errors: vec![],
+                    tables: vec![TableView {
+                        table: "rows".into(),
+                        used: 9,
+                        limit: 100,
+                        left_out: 2,
+                    }],
                     notes: vec![],
                 },
             },

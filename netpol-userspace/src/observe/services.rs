@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
-use netpol_common::verdict::ToService;
+use netpol_common::service::ToService;
 use serde::Serialize;
 
 use super::client;
@@ -50,6 +50,9 @@ pub struct Kind {
     pub matches: Vec<String>,
     /// The port that packets arrive on.
     pub port: u16,
+    /// They are this node itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_on_node: bool,
 }
 
 /// What an endpoint's policies say.
@@ -57,7 +60,8 @@ pub struct Kind {
 pub struct Verdict {
     /// `namespace/pod`, or its number if it has no name.
     pub endpoint: String,
-    /// `allow`, `deny`, `mixed` if only some backends are allowed, or `empty` without any.
+    /// `allow`; `deny`, also if a backend that is not allowed is this node itself; `mixed` if only
+    /// some backends are allowed, or the pod is one itself; `empty` if there is none.
     pub verdict: &'static str,
 }
 
@@ -81,24 +85,22 @@ pub fn list(
     for key in stored.keys() {
         services.entry(*key).or_insert_with(|| nameless(key));
     }
-    let isolated: Vec<(String, u16)> = observe::endpoints(maps)
+    let isolated: Vec<(String, u16, u16)> = observe::endpoints(maps)
         .into_iter()
         .filter(|entry| entry.egress != 0 && endpoint.is_none_or(|id| id == entry.id))
         .map(|entry| {
-            (names.name(entry.id).unwrap_or_else(|| format!("#{}", entry.id)), entry.egress)
+            let name = names.name(entry.id).unwrap_or_else(|| format!("#{}", entry.id));
+            (name, entry.id, entry.egress)
         })
         .collect();
     for (key, service) in &mut services {
         let Some(kinds) = stored.get(key) else { continue };
-        service.kinds = Some(kinds.iter().map(|kind| view(kind, names)).collect());
+        service.kinds = Some(kinds.iter().filter_map(|kind| view(kind, names)).collect());
         service.endpoints = isolated
             .iter()
-            .map(|(name, set)| Verdict {
+            .map(|(name, id, set)| Verdict {
                 endpoint: name.clone(),
-                verdict: match kinds.is_empty() {
-                    true => "empty",
-                    false => word(evaluate::to_service(maps, *set, key)),
-                },
+                verdict: word(evaluate::to_service(maps, *set, *id, key)),
             })
             .collect();
         service.endpoints.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
@@ -154,16 +156,23 @@ fn nameless(key: &ServiceKey) -> Service {
     }
 }
 
-fn view(kind: &Backend, names: &Names) -> Kind {
-    let class = kind.class.0;
-    Kind { class, matches: names.class(class).to_vec(), port: kind.port }
+fn view(backend: &Backend, names: &Names) -> Option<Kind> {
+    match *backend {
+        Backend::Kind { class, port, is_on_node } => {
+            let matches = names.class(class.0).to_vec();
+            Some(Kind { class: class.0, matches, port, is_on_node })
+        }
+        // It is of a kind that is listed beside it.
+        Backend::Endpoint(_) => None,
+    }
 }
 
 fn word(verdict: ToService) -> &'static str {
     match verdict {
-        ToService::Allowed => "allow",
+        ToService::Allowed | ToService::Own => "allow",
         ToService::Mixed => "mixed",
-        // The entry went while this was looked at.
-        ToService::Denied | ToService::None => "deny",
+        ToService::Empty => "empty",
+        // Of the last: the entry went while this was looked at.
+        ToService::Denied | ToService::Undecidable | ToService::None => "deny",
     }
 }

@@ -29,6 +29,8 @@ pub struct ServiceWorld {
     pub slices: BTreeMap<String, EndpointSlice>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Node>,
+    /// The addresses of this node.
+    pub here: BTreeSet<IpAddr>,
 }
 
 /// One event, as a watch reports it.
@@ -104,12 +106,24 @@ impl ServiceWorld {
         }
     }
 
+    /// This node gets other addresses: some of nodes and Services, some that backends have.
+    pub fn change_here(&mut self, rng: &mut Rng) {
+        let v6 = rng.chance(30);
+        self.here = (0..rng.below(6))
+            .map(|_| match rng.chance(50) {
+                true => outer_address(rng, v6),
+                false => generate::address(rng, v6),
+            })
+            .collect();
+    }
+
     /// The evaluator for it.
     pub fn reference(&self) -> Services {
         Services {
             services: self.services.values().cloned().collect(),
             slices: self.slices.values().cloned().collect(),
             nodes: self.nodes.values().cloned().collect(),
+            here: self.here.clone(),
         }
     }
 

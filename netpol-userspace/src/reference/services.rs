@@ -2,7 +2,10 @@
 //! what a client's egress policies say of all these places. Like the rest of the evaluator it must
 //! never share code with what it is compared with, nor be made faster or cleverer.
 //!
-//! Decisions of netpol's own: the backends are the ready endpoints, or those that serve if none is
+//! Decisions of netpol's own: what goes to a Service passes if its true destination is allowed,
+//! which is seen once the proxy has chosen it; unless a place that is not allowed is the node
+//! itself, since what goes there is not seen again: then nothing passes that could go there. To a
+//! Service of which no backend is known everything passes that far. The backends are the ready endpoints, or those that serve if none is
 //! ready; a Service that two claim an address and port for is that of the older one, of equally
 //! old ones that with the smaller namespace/name; without cluster IP a Service is of both
 //! families.
@@ -25,6 +28,8 @@ pub struct Services {
     pub slices: Vec<EndpointSlice>,
     /// Nodes, on whose addresses node ports are reached.
     pub nodes: Vec<Node>,
+    /// The addresses of the client's own node.
+    pub here: BTreeSet<IpAddr>,
 }
 
 /// What a client's policies say of a packet whose destination a proxy may choose.
@@ -32,7 +37,8 @@ pub struct Services {
 pub enum Answer {
     /// It must not go out.
     No,
-    /// It depends on the backend that the proxy chooses.
+    /// It depends on the backend that the proxy chooses, whether it gets there; or the client may
+    /// be that backend.
     Depends,
     /// It may go out.
     Yes,
@@ -76,23 +82,32 @@ impl Services {
         protocol: u8,
         port: u16,
     ) -> Answer {
+        // A pod may always go to itself.
         let allows =
             |address, port| reference.allows(Direction::Egress, pod, address, protocol, port);
-        if !reference.isolated(Direction::Egress, pod) {
+        let is_isolated = reference.isolated(Direction::Egress, pod);
+        let yes = |is_allowed: bool| if is_allowed { Answer::Yes } else { Answer::No };
+        let Some(places) = self.backends(remote, protocol, port) else {
+            return yes(allows(remote, port));
+        };
+        if !is_isolated && !reference.isolated(Direction::Ingress, pod) {
             return Answer::Yes;
         }
-        match self.backends(remote, protocol, port) {
-            None if allows(remote, port) => Answer::Yes,
-            None => Answer::No,
-            Some(places) => {
-                let n_allowed = places.iter().filter(|(a, p)| allows(*a, *p)).count();
-                match n_allowed {
-                    0 => Answer::No,
-                    n if n == places.len() => Answer::Yes,
-                    _ => Answer::Depends,
-                }
-            }
+        let own = super::addresses(pod);
+        let may_be_itself = places.iter().any(|(address, _)| own.contains(address));
+        if !is_isolated {
+            return if may_be_itself { Answer::Depends } else { Answer::Yes };
         }
+        if places.is_empty() {
+            // Nobody will translate it: the node itself receives what is for its address.
+            let is_here = self.here.contains(&remote);
+            return if is_here { yes(allows(remote, port)) } else { Answer::Depends };
+        }
+        let denied: Vec<_> = places.iter().filter(|(a, p)| !allows(*a, *p)).collect();
+        if denied.len() == places.len() || denied.iter().any(|(a, _)| self.here.contains(a)) {
+            return Answer::No;
+        }
+        if denied.is_empty() && !may_be_itself { Answer::Yes } else { Answer::Depends }
     }
 
     /// Whether packets to this address and port number are for this port of the Service.

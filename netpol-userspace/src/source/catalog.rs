@@ -238,7 +238,7 @@ impl<'a> Next<'a> {
 }
 
 fn kept(reason: &str) -> String {
-    format!("{reason}; what it defined before stays in force")
+    format!("{reason}; what was defined there before stays in force")
 }
 
 fn entry_message(problems: &[Problem], accepted: bool, kept: bool) -> String {
@@ -423,6 +423,19 @@ mod tests {
         let events = world.scan();
         assert!(events.contains(&Event::Resolved { object: "a.yaml".into() }));
         assert_eq!(world.ports("x"), None);
+    }
+
+    #[test]
+    fn a_malformed_document_holds_back_nothing_but_itself() {
+        let mut world = World::default();
+        world.write("a.yaml", &(policy("x", "80") + &policy("z", "80")));
+        let text = policy("x", "81") + "---\nkind: [\n---\n" + &policy("new", "82");
+        let events = world.write("a.yaml", &text);
+        assert!(problems(&events)[0].1.contains("malformed YAML"), "{events:?}");
+        assert!(world.ports("x").unwrap().contains("81"));
+        assert!(world.ports("new").unwrap().contains("82"));
+        // It may be what cannot be read.
+        assert!(world.ports("z").unwrap().contains("80"));
     }
 
     #[test]

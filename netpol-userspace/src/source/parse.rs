@@ -15,7 +15,7 @@ use crate::model::{self, ObjectName, Str};
 pub struct Contents {
     /// The objects, in order; those of kinds that policy does not depend on are left out.
     pub entries: Vec<Entry>,
-    /// Why the file as a whole cannot be read; then there are no entries.
+    /// Why some of its documents cannot be read; the entries are those of the others.
     pub malformed: Option<String>,
     /// The pods that workloads of the file make, one for each workload, without addresses. They
     /// are no pods yet: only advice on policies looks at them.
@@ -87,58 +87,58 @@ pub fn file(name: &str, text: &str) -> Contents {
         true => json_documents(text),
         false => yaml_documents(text),
     };
-    match documents {
-        Ok(documents) => {
-            let mut contents = Contents::default();
-            for (line, document) in documents {
-                add_document(document, line, &mut contents);
-            }
-            contents
+    let mut contents = Contents::default();
+    for (line, document) in documents {
+        match document {
+            Ok(document) => add_document(document, line, &mut contents),
+            Err(message) => match &mut contents.malformed {
+                Some(all) => *all = format!("{all}; {message}"),
+                none => *none = Some(message),
+            },
         }
-        Err(message) => Contents { malformed: Some(message), ..Contents::default() },
     }
+    contents
 }
 
-type Documents = Result<Vec<(usize, Value)>, String>;
+/// The number of its first line, and the document or why it cannot be read.
+type Document = (usize, Result<Value, String>);
 
-fn json_documents(text: &str) -> Documents {
+fn json_documents(text: &str) -> Vec<Document> {
     let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    // After an error it ends: nobody knows where the next document would begin.
     stream
-        .map(|document| match document {
-            Ok(document) => Ok((1, document)),
-            Err(error) => {
+        .map(|document| {
+            let document = document.map_err(|error| {
                 let message = error.to_string();
                 let what = message.split(" at line ").next().unwrap_or_default();
-                Err(format!("line {}: malformed JSON: {what}", error.line()))
-            }
+                format!("line {}: malformed JSON: {what}", error.line())
+            });
+            (1, document)
         })
         .collect()
 }
 
-fn yaml_documents(text: &str) -> Documents {
-    let mut documents = Vec::new();
-    for (line, chunk) in split_documents(text) {
-        let document = serde_saphyr::from_str_with_options(
-            chunk,
-            serde_saphyr::options! {
-                duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
-                // kubectl reads YAML 1.1: `port: 010` is 8.
-                legacy_octal_numbers: true,
-                with_snippet: false,
-            },
-        );
-        match document {
-            Ok(document) => documents.push((line, document)),
-            Err(error) => {
-                let inside = error.location().map_or(1, |l| usize::try_from(l.line()).unwrap_or(1));
-                let message = error.to_string();
-                // The error repeats its place, which counts from the document's own first line.
-                let what = message.split(" at line ").next().unwrap_or_default();
-                return Err(format!("line {}: malformed YAML: {what}", line + inside.max(1) - 1));
-            }
-        }
-    }
-    Ok(documents)
+fn yaml_documents(text: &str) -> Vec<Document> {
+    split_documents(text).into_iter().map(|(line, chunk)| (line, yaml(line, chunk))).collect()
+}
+
+fn yaml(line: usize, chunk: &str) -> Result<Value, String> {
+    let document = serde_saphyr::from_str_with_options(
+        chunk,
+        serde_saphyr::options! {
+            duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
+            // kubectl reads YAML 1.1: `port: 010` is 8.
+            legacy_octal_numbers: true,
+            with_snippet: false,
+        },
+    );
+    document.map_err(|error| {
+        let inside = error.location().map_or(1, |l| usize::try_from(l.line()).unwrap_or(1));
+        let message = error.to_string();
+        // The error repeats its place, which counts from the document's own first line.
+        let what = message.split(" at line ").next().unwrap_or_default();
+        format!("line {}: malformed YAML: {what}", line + inside.max(1) - 1)
+    })
 }
 
 /// The documents of a YAML stream that hold anything, each with the number of its first line. A
@@ -304,50 +304,69 @@ fn unused_kind(kind: &str, version: &str, id: &ObjectName, line: usize) -> Optio
 
 type Accepted = Result<(Object, Vec<Problem>), Vec<Problem>>;
 
-fn object(kind: &str, mut value: Value) -> Accepted {
+fn object(kind: &str, value: Value) -> Accepted {
     match kind {
         "NetworkPolicy" => {
-            refuse(schema::check(schema::NETWORK_POLICY, Unknown::Refused, &mut value))?;
-            let policy: NetworkPolicy = typed(value)?;
-            let model = convert::policy(&policy)?;
-            Ok((Object::Policy(Box::new(policy), model), Vec::new()))
+            read(schema::NETWORK_POLICY, Unknown::Refused, value, |policy: NetworkPolicy| {
+                let model = convert::policy(&policy)?;
+                Ok((Object::Policy(Box::new(policy), model), Vec::new()))
+            })
         }
-        "Pod" => {
-            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
-            let pod: Pod = typed(value)?;
+        "Pod" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |pod: Pod| {
             refuse(convert::namespaced_problems(&pod.metadata))?;
             let (model, problems) = convert::pod(&pod);
             Ok((Object::Pod(Box::new(pod), model), problems))
-        }
-        "Namespace" => {
-            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
-            let namespace: Namespace = typed(value)?;
+        }),
+        "Namespace" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |namespace: Namespace| {
             refuse(convert::namespace_problems(&namespace))?;
             let model = convert::namespace(&namespace);
             Ok((Object::Namespace(Box::new(namespace), model), Vec::new()))
-        }
-        "Service" => {
-            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
-            let service: Service = typed(value)?;
+        }),
+        "Service" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |service: Service| {
             refuse(convert::namespaced_problems(&service.metadata))?;
             let (model, problems) = convert::service(&service);
             Ok((Object::Service(Box::new(service), model), problems))
-        }
-        "Node" => {
-            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
-            let node: Node = typed(value)?;
+        }),
+        "Node" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |node: Node| {
             refuse(convert::node_problems(&node))?;
             let (model, problems) = convert::node(&node);
             Ok((Object::Node(Box::new(node), model), problems))
-        }
-        _ => {
-            refuse(schema::check(schema::ANY_OBJECT, Unknown::Ignored, &mut value))?;
-            let slice: EndpointSlice = typed(value)?;
+        }),
+        _ => read(schema::ANY_OBJECT, Unknown::Ignored, value, |slice: EndpointSlice| {
             refuse(convert::namespaced_problems(&slice.metadata))?;
             let (model, problems) = convert::endpoint_slice(&slice);
             Ok((Object::Slice(Box::new(slice), model), problems))
-        }
+        }),
     }
+}
+
+/// An object from its fields. What is wrong with their names and their values is told at once.
+fn read<T: serde::de::DeserializeOwned>(
+    schema: &schema::Schema,
+    unknown: Unknown,
+    mut value: Value,
+    make: impl FnOnce(T) -> Accepted,
+) -> Accepted {
+    let mut problems = schema::check(schema, unknown, &mut value);
+    let made = match typed(value) {
+        Ok(object) => make(object),
+        // The schema has said it better.
+        Err(_) if !problems.is_empty() => return Err(problems),
+        Err(mistyped) => return Err(mistyped),
+    };
+    if problems.is_empty() {
+        return made;
+    }
+    let follows = |other: &Problem| {
+        problems.iter().any(|first| {
+            let around = first.field.rsplit_once('.').map_or("", |(around, _)| around);
+            other.field == around || other.field == first.field
+        })
+    };
+    let others = made.err().into_iter().flatten();
+    let others: Vec<Problem> = others.filter(|other| !follows(other)).collect();
+    problems.extend(others);
+    Err(problems)
 }
 
 fn refuse(problems: Vec<Problem>) -> Result<(), Vec<Problem>> {
@@ -355,7 +374,11 @@ fn refuse(problems: Vec<Problem>) -> Result<(), Vec<Problem>> {
 }
 
 fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Vec<Problem>> {
-    serde_json::from_value(value).map_err(|error| vec![Problem::new("", error.to_string())])
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { String::new() } else { path };
+        vec![Problem::new(field, error.into_inner().to_string())]
+    })
 }
 
 #[cfg(test)]

@@ -126,7 +126,15 @@ impl Checker {
             (Object(fields), Value::Object(map)) => self.object(fields, path, map),
             (schema, other) => {
                 let (got, expected) = (type_name(other), schema.type_name());
-                let message = format!("invalid type: got \"{got}\", expected \"{expected}\"");
+                let hint = match (schema, &*other) {
+                    (Text | IntOrText, Value::Bool(_)) => {
+                        " (unquoted y, n, yes, no, on, off, true and false are booleans in YAML: \
+                         put it in quotes)"
+                    }
+                    (Text, Value::Number(_)) => " (put it in quotes)",
+                    _ => "",
+                };
+                let message = format!("invalid type: got \"{got}\", expected \"{expected}\"{hint}");
                 self.problems.push(Problem::new(path, message));
             }
         }
@@ -259,7 +267,12 @@ mod tests {
             (
                 json!({"spec": {"podSelector": {"matchLabels": {"v": true}}}}),
                 "spec.podSelector.matchLabels[v]",
-                "got \"boolean\", expected \"string\"",
+                "got \"boolean\", expected \"string\" (unquoted y, n, yes,",
+            ),
+            (
+                json!({"spec": {"podSelector": {"matchLabels": {"v": 1}}}}),
+                "spec.podSelector.matchLabels[v]",
+                "got \"integer\", expected \"string\" (put it in quotes)",
             ),
             (
                 json!({"spec": {"egress": [{"ports": [{"port": 4_294_967_376_u64}]}]}}),

@@ -176,7 +176,7 @@ impl Asker {
         self.counter = (self.counter + 1) % PORTS_PER_DIRECTION;
         let source = first_port + PORTS_PER_DIRECTION * direction as u16 + self.counter;
         let destination = probe.port;
-        if destination >= QUESTION_PORTS && destination < u16::MAX - 1_000 {
+        if (QUESTION_PORTS..u16::MAX - 1_000).contains(&destination) {
             return None;
         }
         let transport = match (probe.protocol, is_v6) {

@@ -21,6 +21,8 @@ use netpol_userspace::frames::{Transport, frame, packet};
 use netpol_userspace::model::{Direction, Protocol};
 use netpol_userspace::netns::Netns;
 
+pub mod cluster;
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A directory name below bpffs that no other test has.
@@ -135,7 +137,7 @@ impl Rig {
     /// Packets to this address and TCP port are judged by these (class, port) kinds of backends.
     pub fn service(&mut self, address: &str, port: u16, kinds: &[(u32, u16)]) {
         let key = ServiceKey { address: address.parse().unwrap(), protocol: Protocol::Tcp, port };
-        let backend = |&(class, port)| Backend { class: ClassId(class), port };
+        let backend = |&(class, port)| Backend::at(ClassId(class), port);
         self.apply(&[Step::SetService(key, kinds.iter().map(backend).collect())]);
     }
 

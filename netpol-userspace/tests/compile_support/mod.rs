@@ -1,5 +1,7 @@
 //! Builders for compiler tests: manifests in one line each.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use netpol_userspace::compile::{Compiler, EndpointId};
 use netpol_userspace::model::{Change, Direction, ObjectName};
 use netpol_userspace::source::convert;

@@ -9,8 +9,8 @@ pub mod agent;
 pub mod traffic;
 
 use std::fs;
-use std::io::Write as _;
-use std::net::Ipv4Addr;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -241,6 +241,20 @@ impl World {
     /// What the agents have logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
+    }
+
+    /// `GET PATH` where the agent serves metrics and health: the code and the text.
+    pub fn http(&self, path: &str) -> (u16, String) {
+        let get = || {
+            let mut socket = TcpStream::connect("127.0.0.1:9642").unwrap();
+            write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        let answer = self.node.run(get).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split_whitespace().nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     // === Looking ===

@@ -220,7 +220,7 @@ fn a_peer_refers_back_to_its_link() {
     }
     let mut rtnl = node.run(Rtnl::open).unwrap().unwrap();
     let links = rtnl.links().unwrap();
-    let [one, two] = links.as_slice() else { panic!("{links:?}") };
+    let [one, two] = links.pods.as_slice() else { panic!("{links:?}") };
     assert_eq!(one.peer_ifindex, two.peer_ifindex, "the test is about pods that look the same");
     assert!(rtnl.peer(one).unwrap().is_some());
     assert!(rtnl.peer(two).unwrap().is_some());

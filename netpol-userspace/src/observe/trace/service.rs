@@ -43,9 +43,13 @@ impl Tracer<'_> {
         for hop in &mut way.hops {
             summarise(hop, &backends);
         }
-        let none = format!("{} has no ready backend: nobody answers there", name_of(to));
-        let notes = if backends.is_empty() { vec![none] } else { Vec::new() };
-        Ok(assemble(from, to, &packet, way, backends, notes))
+        let mut answer = assemble(from, to, &packet, way, backends, Vec::new());
+        if answer.backends.is_empty() {
+            answer.verdict = DENY;
+            let note = format!("{} has no ready backend: nobody answers there", name_of(to));
+            answer.notes.push(note);
+        }
+        Ok(answer)
     }
 
     fn backend_party(&self, backend: &BackendInfo) -> Party {

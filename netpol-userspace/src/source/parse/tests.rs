@@ -76,8 +76,47 @@ fn malformed_text_is_named_with_its_line() {
         let contents = file(name, text);
         let malformed = contents.malformed.clone().unwrap_or_default();
         assert!(malformed.contains(message), "{text:?}: {malformed:?}");
-        assert!(contents.entries.is_empty() && contents.is_incomplete());
+        assert!(contents.entries.len() < 2 && contents.is_incomplete());
     }
+}
+
+#[test]
+fn everything_that_is_wrong_with_a_file_is_told_at_once() {
+    let text = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: x}
+spec:
+  ingres: []
+  ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/99}}, {podselector: {}}]}]
+---
+metadata: [
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec: {containers: [{name: c, ports: [{containerPort: \"80\"}]}]}
+---
+a: {
+";
+    let contents = file("a.yaml", text);
+    let malformed = contents.malformed.unwrap_or_default();
+    assert!(malformed.contains("line 8: malformed YAML"), "{malformed}");
+    assert!(malformed.contains("line 15: malformed YAML"), "{malformed}");
+    let [policy, pod] = contents.entries.as_slice() else { panic!("{:?}", contents.entries) };
+    let fields: Vec<&str> = policy.problems.iter().map(|problem| problem.field.as_str()).collect();
+    // Not that the second peer is empty: that follows from its misspelt field.
+    assert_eq!(
+        fields,
+        [
+            "spec.ingres",
+            "spec.ingress[0].from[1].podselector",
+            "spec.ingress[0].from[0].ipBlock.cidr"
+        ]
+    );
+    assert_eq!(pod.problems[0].field, "spec.containers[0].ports[0].containerPort");
+    assert!(pod.problems[0].message.contains("invalid type: string \"80\""), "{pod:?}");
+    assert!(policy.object.is_none() && pod.object.is_none());
 }
 
 #[test]

@@ -1,0 +1,147 @@
+//! What a policy set says of packets to a Service. A policy speaks of pods and their ports; at the
+//! client's interface the packet still has the Service's address, so its backends are asked. Where
+//! they do not agree the packet passes *stamped*: its true destination is judged once it can be
+//! seen. This module must never touch a map itself; it asks [`Policies`].
+
+use crate::layout::{
+    BACKEND_ENDPOINT, BACKEND_ON_NODE, Backend, ServiceKey, backend_class, backend_port,
+};
+use crate::verdict::{Policies, row_allows};
+
+/// The answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ToService {
+    /// There is no Service there: the address is judged like any other.
+    None = 0,
+    /// No backend is allowed.
+    Denied = 1,
+    /// Every backend is allowed.
+    Allowed = 2,
+    /// Some are and some are not, or the pod itself is one: the one that is chosen decides.
+    Mixed = 3,
+    /// Every backend is allowed, and one is the pod itself, which has to recognise its own packets.
+    Own = 4,
+    /// There is none that is known of.
+    Empty = 5,
+    /// As [`Self::Mixed`], but to one that is not allowed packets would go without leaving the
+    /// node by an interface: nobody could judge them again.
+    Undecidable = 6,
+}
+
+impl ToService {
+    /// The inverse of `as u32`; an unknown number denies.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::None,
+            2 => Self::Allowed,
+            3 => Self::Mixed,
+            4 => Self::Own,
+            5 => Self::Empty,
+            6 => Self::Undecidable,
+            _ => Self::Denied,
+        }
+    }
+}
+
+/// A Service's backends, asked one by one. Plain numbers, so that the kernel's loop can carry it,
+/// and few of them, since the loop runs at the depth where the programs' stack ends.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Asked {
+    /// The set that is asked; 0: everything is allowed.
+    pub set: u16,
+    endpoint: u16,
+    /// The protocol.
+    pub protocol: u8,
+    found: u8,
+    reserved: u16,
+    /// Where the backends stand in the arena.
+    pub offset: u32,
+}
+
+/// What was found among the backends: one that is allowed, one that is not, the endpoint itself,
+/// one that is not allowed and that no interface leads to.
+const ALLOWED: u8 = 1;
+const DENIED: u8 = 2;
+const SELF: u8 = 4;
+const HIDDEN: u8 = 8;
+
+impl Asked {
+    /// Nobody has been asked yet.
+    #[inline(always)]
+    pub const fn new(set: u16, endpoint: u16, protocol: u8, offset: u32) -> Self {
+        Self { set, endpoint, protocol, found: 0, reserved: 0, offset }
+    }
+
+    /// Takes one backend's word into account; `allows` is asked about its class and port.
+    #[inline(always)]
+    pub fn add(&mut self, backend: Backend, allows: impl FnOnce(u32, u16) -> bool) {
+        self.found |= if backend & BACKEND_ENDPOINT != 0 {
+            if backend_class(backend) == self.endpoint as u32 { SELF } else { 0 }
+        } else if self.set == 0 || allows(backend_class(backend), backend_port(backend)) {
+            ALLOWED
+        } else if backend & BACKEND_ON_NODE != 0 {
+            DENIED | HIDDEN
+        } else {
+            DENIED
+        };
+    }
+
+    /// The answer of all of them together.
+    #[inline(always)]
+    pub const fn answer(&self) -> ToService {
+        if self.found & DENIED == 0 {
+            return match (self.found & SELF != 0, self.found & ALLOWED != 0) {
+                (true, _) => ToService::Own,
+                (false, true) => ToService::Allowed,
+                (false, false) => ToService::Empty,
+            };
+        }
+        if self.found & (ALLOWED | SELF) == 0 {
+            ToService::Denied
+        } else if self.found & HIDDEN != 0 {
+            ToService::Undecidable
+        } else {
+            ToService::Mixed
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Asked>() == 12);
+
+/// Where the backends of a Service stand in the arena: `(offset, count)`.
+#[inline(always)]
+pub fn find_service<P: Policies>(maps: &P, key: &ServiceKey) -> Option<(u32, u32)> {
+    // Twice, because an element that is being reused says so by a wrong echo.
+    let mut attempt = 0;
+    while attempt < 2 {
+        let value = maps.service(key)?;
+        if value as u16 == key.echo() {
+            return Some(((value >> 32) as u32, u32::from((value >> 16) as u16)));
+        }
+        attempt += 1;
+    }
+    None
+}
+
+/// Asks for each backend whether `set` allows it to `endpoint`.
+#[inline(always)]
+pub fn judge_service<P: Policies>(
+    maps: &P,
+    set: u16,
+    endpoint: u16,
+    key: &ServiceKey,
+) -> ToService {
+    let Some((offset, count)) = find_service(maps, key) else { return ToService::None };
+    let mut asked = Asked::new(set, endpoint, key.protocol, offset);
+    for index in offset..offset + count {
+        // A word that is not there is a backend that nothing allows.
+        let backend = maps.backend(index);
+        asked.add(backend.unwrap_or_default(), |class, port| {
+            backend.is_some() && row_allows(maps, set, class, key.protocol, port)
+        });
+    }
+    asked.answer()
+}

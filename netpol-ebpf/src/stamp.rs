@@ -1,0 +1,70 @@
+//! The stamp: what a packet carries from the hook where its pod sent it to the hooks where it,
+//! translated, leaves the node or enters another pod. A bit of its mark says that it is stamped,
+//! which no pod can: the kernel clears the mark where a packet changes its network namespace. Its
+//! `tc_index` says who sent it; that stays, but other programs may clear it. Must never decide
+//! what a stamp means.
+
+use aya_ebpf::bindings::__sk_buff;
+use netpol_common::layout;
+use netpol_common::verdict::Endpoint;
+
+use crate::maps;
+
+/// Whether the packet is stamped. Only what entered by an interface can be: on what the node made
+/// itself the bit is somebody else's.
+#[inline(always)]
+pub fn is_on(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context pointer is valid for the run of the program.
+    unsafe { (*skb).mark & maps::stamp_mark() != 0 && (*skb).ingress_ifindex != 0 }
+}
+
+/// Stamps the packet as sent by the endpoint of the interface it is on. False if there is none.
+#[inline(never)]
+pub fn put(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let Some(slot) = maps::slot_of(unsafe { (*skb).ifindex }) else { return false };
+    // SAFETY: as above; a tc program may write both.
+    unsafe {
+        (*skb).tc_index = layout::stamp_index(slot);
+        (*skb).mark |= maps::stamp_mark();
+    }
+    true
+}
+
+/// Takes the stamp off: an encapsulating device hands the same packet to another one.
+#[inline(always)]
+pub fn clear(skb: *mut __sk_buff) {
+    // SAFETY: the context pointer is valid for the run of the program; it may write both.
+    unsafe {
+        (*skb).tc_index = 0;
+        (*skb).mark &= !maps::stamp_mark();
+    }
+}
+
+/// The endpoint that stamped the packet, and its interface, if the stamp still says so.
+#[inline(always)]
+pub fn sender(skb: *mut __sk_buff) -> Option<(u32, Endpoint)> {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let slot = layout::stamped_slot(unsafe { (*skb).tc_index })?;
+    let words = maps::endpoint_words(slot)?;
+    if words.ifindex() == 0 {
+        return None;
+    }
+    Some((words.ifindex(), words.endpoint()?))
+}
+
+/// Whether the packet is stamped by the very endpoint whose interface it is about to leave by.
+/// Apart for its stack.
+#[inline(never)]
+pub fn is_own(skb: *mut __sk_buff) -> bool {
+    if !is_on(skb) {
+        return false;
+    }
+    // SAFETY: the context pointer is valid for the run of the program.
+    let (index, ifindex) = unsafe { ((*skb).tc_index, (*skb).ifindex) };
+    let Some(slot) = layout::stamped_slot(index) else { return false };
+    match maps::endpoint_words(slot) {
+        Some(words) => words.ifindex() == ifindex,
+        None => false,
+    }
+}

@@ -1,0 +1,109 @@
+//! Which addresses are an endpoint's own: packets from others are forged. Each endpoint has a share
+//! of the table, so that none can use up another one's by giving itself addresses.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use netpol_common::layout;
+
+use super::error::DatapathError;
+use super::writer::{Datapath, address_of, full_or, ignore_missing};
+use crate::compile::EndpointId;
+
+impl Datapath {
+    /// Whether an endpoint with this id may have an entry.
+    pub(super) fn has_entry(&self, id: EndpointId) -> bool {
+        (1..=self.limits.endpoints).contains(&u32::from(id.0))
+    }
+
+    /// The first of `addresses` become the endpoint's own, as many as it may have.
+    pub(super) fn set_addresses(
+        &mut self,
+        id: EndpointId,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<(), DatapathError> {
+        let limit = if self.has_entry(id) { self.limits.endpoint_addresses as usize } else { 0 };
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        let ifindex = endpoint.ifindex;
+        let mut wanted = HashSet::new();
+        endpoint.other_addresses.clear();
+        for address in addresses {
+            if wanted.len() < limit || wanted.contains(&address) {
+                wanted.insert(address);
+            } else {
+                endpoint.other_addresses.push(address);
+            }
+        }
+        // Out before in: the table has room for what every endpoint may have and no more.
+        let mut gone = Vec::new();
+        for address in endpoint.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
+            endpoint.addresses.remove(&address);
+            gone.push(address);
+        }
+        let new: Vec<IpAddr> = wanted.difference(&endpoint.addresses).copied().collect();
+        for address in gone {
+            self.forget_source(address, ifindex)?;
+            ignore_missing(self.maps.own_addresses.remove(&own_address(id, address)))?;
+        }
+        let mut result = Ok(());
+        for address in new {
+            let written = self.write_own(id, address, ifindex);
+            let Some(endpoint) = self.endpoints.get_mut(&id) else { break };
+            match written {
+                Ok(()) => {
+                    endpoint.addresses.insert(address);
+                }
+                Err(error) => {
+                    endpoint.other_addresses.push(address);
+                    result = Err(error);
+                }
+            }
+        }
+        result
+    }
+
+    fn write_own(
+        &mut self,
+        id: EndpointId,
+        address: IpAddr,
+        ifindex: u32,
+    ) -> Result<(), DatapathError> {
+        self.note_source(address, ifindex)?;
+        self.maps
+            .own_addresses
+            .insert(own_address(id, address), 1, 0)
+            .map_err(|error| full_or(error, "own-address table", layout::MAX_OWN_ADDRESSES))
+    }
+
+    /// Tries the addresses again that could not be written.
+    pub(super) fn retry_addresses(&mut self) -> Result<(), DatapathError> {
+        let limit = self.limits.endpoint_addresses as usize;
+        let short = self.endpoints.iter().filter(|(id, endpoint)| {
+            self.has_entry(**id)
+                && !endpoint.other_addresses.is_empty()
+                && endpoint.addresses.len() < limit
+        });
+        let short: Vec<_> = short
+            .map(|(&id, endpoint)| {
+                let known = endpoint.addresses.iter().chain(&endpoint.other_addresses);
+                (id, known.copied().collect::<Vec<_>>())
+            })
+            .collect();
+        for (id, addresses) in short {
+            self.set_addresses(id, addresses)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn own_addresses(&self, id: EndpointId) -> HashSet<IpAddr> {
+        super::observe::own_addresses(&self.maps)
+            .filter(|&(endpoint, _)| endpoint == id.0)
+            .map(|(_, address)| address)
+            .collect()
+    }
+}
+
+fn own_address(id: EndpointId, address: IpAddr) -> [u8; 24] {
+    let own = layout::OwnAddress { endpoint: u32::from(id.0), address: address_of(address) };
+    zerocopy::transmute!(own)
+}
