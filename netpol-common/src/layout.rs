@@ -343,14 +343,21 @@ pub struct FragmentKey {
     pub id: u32,
     /// Endpoint id.
     pub endpoint: u16,
-    /// IP protocol.
+    /// IPv4: its protocol. Zero for IPv6, which tells datagrams apart without it: only the first
+    /// fragment says what stands behind the fragment header (RFC 8200, section 4.5).
     pub protocol: u8,
     /// [`Direction`].
     pub direction: u8,
 }
 
-/// What a first fragment told: `local port << 32 | remote port << 16 | 1`.
+/// What a first fragment told: `local port << 32 | remote port << 16 | protocol << 8 | 1`.
 pub type FragmentPorts = u64;
+
+/// Packs [`FragmentPorts`].
+#[inline(always)]
+pub const fn fragment_ports(protocol: u8, local: u16, remote: u16) -> FragmentPorts {
+    (local as u64) << 32 | (remote as u64) << 16 | (protocol as u64) << 8 | 1
+}
 
 /// Number of counters per endpoint and direction.
 pub const N_COUNTERS: usize = 16;

@@ -12,6 +12,56 @@ pub trait Frame {
     fn length(&self) -> u32;
     /// Whether a VLAN tag stands in the packet's metadata rather than in the frame.
     fn has_vlan_tag(&self) -> bool;
+
+    /// [`follow`] in this frame. (The kernel's is a function that is verified on its own, so that
+    /// the paths through it are not multiplied and its stack is its own. So is the next one.)
+    fn follow(&self, next: u8, offset: u32, end: u32) -> Chain
+    where
+        Self: Sized,
+    {
+        follow(self, next, offset, end)
+    }
+
+    /// [`addresses_v6`] in this frame.
+    fn addresses_v6(&self, direction: Direction, offset: u32, packet: &mut Packet) -> bool
+    where
+        Self: Sized,
+    {
+        addresses_v6(self, direction, offset, packet)
+    }
+}
+
+/// A frame up to the end of its IP packet: what follows is padding.
+struct Until<'a, F> {
+    frame: &'a F,
+    end: u32,
+}
+
+impl<F: Frame> Frame for Until<'_, F> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if offset + N as u32 > self.end { None } else { self.frame.load(offset) }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.end
+    }
+
+    #[inline(always)]
+    fn has_vlan_tag(&self) -> bool {
+        self.frame.has_vlan_tag()
+    }
+
+    #[inline(always)]
+    fn follow(&self, next: u8, offset: u32, end: u32) -> Chain {
+        self.frame.follow(next, offset, if end < self.end { end } else { self.end })
+    }
+
+    #[inline(always)]
+    fn addresses_v6(&self, direction: Direction, offset: u32, packet: &mut Packet) -> bool {
+        offset + 40 <= self.end && self.frame.addresses_v6(direction, offset, packet)
+    }
 }
 
 /// Ethernet header length.
@@ -164,60 +214,145 @@ fn parse_v6<F: Frame>(
     packet: &mut Packet,
     inner: &mut Packet,
 ) -> Outcome {
-    let Some(header) = frame.load::<40>(LINK_HEADER) else { return TRUNCATED };
+    let Some(header) = frame.load::<8>(LINK_HEADER) else { return TRUNCATED };
     if header[0] >> 4 != 6 {
         return TRUNCATED;
     }
     // A payload length of 0 is a jumbogram (RFC 2675) or a GSO packet above 64 KiB.
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let end = if payload == 0 { frame.length() } else { LINK_HEADER + 40 + payload };
-    if end > frame.length() {
+    if end > frame.length() || !frame.addresses_v6(direction, LINK_HEADER, packet) {
         return TRUNCATED;
     }
-    set_addresses(packet, direction, v6_address(&header, 8), v6_address(&header, 24));
-    let mut next = header[6];
-    let mut offset = LINK_HEADER + 40;
+    let chain = frame.follow(header[6], LINK_HEADER + 40, end);
+    packet.protocol = chain.next();
+    if chain.is_first_fragment() || chain.end() == Chain::LATER_FRAGMENT {
+        packet.fragment_id = chain.fragment_id();
+        packet.is_first_fragment = chain.is_first_fragment();
+    }
+    match chain.end() {
+        Chain::TRANSPORT => transport(frame, direction, chain.offset(), end, packet, inner),
+        Chain::LATER_FRAGMENT => {
+            packet.kind = Kind::Fragment;
+            Outcome::Packet
+        }
+        Chain::TRUNCATED => TRUNCATED,
+        _ => Outcome::Refuse(Reason::ExtensionHeaders),
+    }
+}
+
+/// Notes the addresses of the IPv6 header at `offset`; whether they are there.
+#[inline(always)]
+pub fn addresses_v6<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    offset: u32,
+    packet: &mut Packet,
+) -> bool {
+    let Some(both) = frame.load::<32>(offset + 8) else { return false };
+    set_addresses(packet, direction, v6_address(&both, 0), v6_address(&both, 16));
+    true
+}
+
+/// Where a chain of IPv6 extension headers leads, in one word: the fragment identification as in
+/// memory, the offset behind the chain, the next header there, and how the chain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chain(pub u64);
+
+impl Chain {
+    const TRUNCATED: u8 = 0;
+    /// It leads to the transport header.
+    const TRANSPORT: u8 = 1;
+    /// It ends in the header of a fragment other than the first.
+    const LATER_FRAGMENT: u8 = 2;
+    /// It goes on for too long.
+    const ENDLESS: u8 = 3;
+    /// Beside the end: it holds the header of a first fragment.
+    const FIRST_FRAGMENT: u64 = 0x80;
+
+    /// The same in a frame with so many more bytes in front.
+    #[inline(always)]
+    pub const fn shifted(self, by: u32) -> Self {
+        Self(self.0 & !(0xffff << 16) | (self.offset() as u64 + by as u64 & 0xffff) << 16)
+    }
+
+    #[inline(always)]
+    const fn new(end: u8, next: u8, offset: u32, fragment: u64) -> Self {
+        Self(fragment | (offset as u64 & 0xffff) << 16 | (next as u64) << 8 | end as u64)
+    }
+
+    #[inline(always)]
+    const fn end(self) -> u8 {
+        self.0 as u8 & 0x7f
+    }
+
+    #[inline(always)]
+    const fn is_first_fragment(self) -> bool {
+        self.0 & Self::FIRST_FRAGMENT != 0
+    }
+
+    #[inline(always)]
+    const fn next(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Fewer than 2 * 8 headers of at most 2 KiB stand before it: 16 bits are enough.
+    #[inline(always)]
+    const fn offset(self) -> u32 {
+        (self.0 >> 16) as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    const fn fragment_id(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Follows the extension headers from the one of type `next` at `offset`, in a packet that ends at
+/// `end`.
+#[inline(always)]
+pub fn follow<F: Frame>(frame: &F, mut next: u8, mut offset: u32, end: u32) -> Chain {
+    let mut fragment = 0;
     for _ in 0..MAX_EXTENSION_HEADERS {
-        match next {
-            // Hop-by-hop options, routing, destination options, mobility, HIP, shim6.
-            0 | 43 | 60 | 135 | 139 | 140 => {
-                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
-                next = following;
-                offset += (u32::from(length) + 1) * 8;
+        if next == 44 {
+            let Some(header) = frame.load::<8>(offset) else {
+                return Chain::new(Chain::TRUNCATED, 0, 0, 0);
+            };
+            next = header[0];
+            offset += 8;
+            let position = u16::from_be_bytes([header[2], header[3]]);
+            // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
+            if position & 0xfff9 != 0 {
+                let id = word(header[4], header[5], header[6], header[7]);
+                let is_first = position & 0xfff8 == 0;
+                fragment = (id as u64) << 32 | if is_first { Chain::FIRST_FRAGMENT } else { 0 };
             }
-            // Authentication header: its length counts 32-bit words, minus 2 (RFC 4302).
-            51 => {
-                let Some([following, length]) = frame.load::<2>(offset) else { return TRUNCATED };
-                next = following;
-                offset += (u32::from(length) + 2) * 4;
+            if position & 0xfff8 != 0 && offset <= end {
+                return Chain::new(Chain::LATER_FRAGMENT, next, offset, fragment);
             }
-            // Fragment header.
-            44 => {
-                let Some(fragment) = frame.load::<8>(offset) else { return TRUNCATED };
-                next = fragment[0];
-                offset += 8;
-                let position = u16::from_be_bytes([fragment[2], fragment[3]]);
-                // Offset 0 without "more" is an atomic fragment (RFC 6946): a whole packet.
-                if position & 0xfff9 != 0 {
-                    packet.fragment_id = word(fragment[4], fragment[5], fragment[6], fragment[7]);
-                    packet.is_first_fragment = position & 0xfff8 == 0;
-                }
-                if position & 0xfff8 != 0 && offset <= end {
-                    packet.protocol = next;
-                    packet.kind = Kind::Fragment;
-                    return Outcome::Packet;
-                }
-            }
-            _ => {
-                packet.protocol = next;
-                return transport(frame, direction, offset, end, packet, inner);
-            }
+        } else if is_extension(next) {
+            let Some([following, length]) = frame.load::<2>(offset) else {
+                return Chain::new(Chain::TRUNCATED, 0, 0, 0);
+            };
+            let length = u32::from(length);
+            // The authentication header counts 32-bit words, minus 2 (RFC 4302).
+            offset += if next == 51 { (length + 2) * 4 } else { (length + 1) * 8 };
+            next = following;
+        } else {
+            return Chain::new(Chain::TRANSPORT, next, offset, fragment);
         }
         if offset > end {
-            return TRUNCATED;
+            return Chain::new(Chain::TRUNCATED, 0, 0, 0);
         }
     }
-    Outcome::Refuse(Reason::ExtensionHeaders)
+    Chain::new(Chain::ENDLESS, 0, 0, 0)
+}
+
+/// Whether an IPv6 next header value names an extension header that tells its own length:
+/// hop-by-hop options, routing, authentication, destination options, mobility, HIP, shim6.
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 51 | 60 | 135 | 139 | 140)
 }
 
 #[inline(always)]
@@ -289,7 +424,7 @@ fn icmp_v4<F: Frame>(
         // Destination unreachable, source quench, time exceeded, parameter problem.
         3 | 4 | 11 | 12 => {
             packet.kind = Kind::Error;
-            if inner_v4(frame, direction, offset + 8, inner) {
+            if inner_v4(&Until { frame, end }, direction, offset + 8, inner) {
                 Outcome::Related
             } else {
                 Outcome::Packet
@@ -339,7 +474,7 @@ fn icmp_v6<F: Frame>(
         }
         1..=4 => {
             packet.kind = Kind::Error;
-            if inner_v6(frame, direction, offset + 8, inner) {
+            if inner_v6(&Until { frame, end }, direction, offset + 8, inner) {
                 Outcome::Related
             } else {
                 Outcome::Packet
@@ -364,7 +499,11 @@ fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
     let Some(header) = frame.load::<20>(offset) else { return false };
     let header_length = u32::from(header[0] & 0x0f) * 4;
     let fragment = u16::from_be_bytes([header[6], header[7]]);
-    if header[0] >> 4 != 4 || header_length < 20 || fragment & 0x1fff != 0 {
+    if header[0] >> 4 != 4
+        || header_length < 20
+        || offset + header_length > frame.length()
+        || fragment & 0x1fff != 0
+    {
         return false;
     }
     let source = Address::v4(word(header[12], header[13], header[14], header[15]));
@@ -376,33 +515,25 @@ fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut 
 
 #[inline(always)]
 fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
-    let Some(header) = frame.load::<40>(offset) else { return false };
-    if header[0] >> 4 != 6 {
+    let Some(header) = frame.load::<8>(offset) else { return false };
+    if header[0] >> 4 != 6 || !frame.addresses_v6(opposite(direction), offset, inner) {
         return false;
     }
-    set_addresses(inner, opposite(direction), v6_address(&header, 8), v6_address(&header, 24));
-    inner.protocol = header[6];
-    let mut start = offset + 40;
     // A large datagram that met a small link is quoted as its first fragment.
-    if inner.protocol == 44 {
-        let Some(fragment) = frame.load::<4>(start) else { return false };
-        if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 != 0 {
-            return false;
-        }
-        inner.protocol = fragment[0];
-        start += 8;
-    }
-    inner_ports(frame, direction, start, inner)
+    let chain = frame.follow(header[6], offset + 40, frame.length());
+    inner.protocol = chain.next();
+    chain.end() == Chain::TRANSPORT && inner_ports(frame, direction, chain.offset(), inner)
 }
 
 #[inline(always)]
 fn inner_ports<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+    let icmp = if inner.local.family == 6 { ICMPV6 } else { ICMP };
     match inner.protocol {
         TCP | UDP | SCTP => {
             let Some(ports) = frame.load::<4>(offset) else { return false };
             set_ports(inner, opposite(direction), ports);
         }
-        ICMP | ICMPV6 => {
+        protocol if protocol == icmp => {
             let Some(header) = frame.load::<6>(offset) else { return false };
             // Never an error about an error.
             if !matches!(header[0], 0 | 8 | 13 | 14 | 17 | 18 | 128 | 129) {
@@ -467,7 +598,7 @@ fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
 }
 
 #[inline(always)]
-fn v6_address(header: &[u8; 40], at: usize) -> Address {
+fn v6_address(header: &[u8; 32], at: usize) -> Address {
     Address::v6([
         word(header[at], header[at + 1], header[at + 2], header[at + 3]),
         word(header[at + 4], header[at + 5], header[at + 6], header[at + 7]),

@@ -9,7 +9,7 @@
 
 use crate::flow::{self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, STAMPED};
 use crate::layout::{
-    Address, Backend, Direction, EPOCH_MASK, ExactClass, POLICY_VALID, Reason, Row,
+    Address, Backend, Direction, EPOCH_MASK, ExactClass, FragmentPorts, POLICY_VALID, Reason, Row,
     SERVICES_INCOMPLETE, ServiceKey, ServiceValue, TRANSIT_READY,
 };
 use crate::packet::{FIN, Kind, Packet, SCTP, TCP};
@@ -60,13 +60,9 @@ pub trait Maps {
     fn owns(&self, endpoint: u16, address: &Address) -> bool;
     /// Remembers a first fragment's ports.
     fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet);
-    /// The `(local, remote)` ports of the first fragment of this packet's datagram.
-    fn fragment_ports(
-        &self,
-        endpoint: u16,
-        direction: Direction,
-        packet: &Packet,
-    ) -> Option<(u16, u16)>;
+    /// The protocol and the ports of the first fragment of this packet's datagram; 0: unknown.
+    fn fragment_ports(&self, endpoint: u16, direction: Direction, packet: &Packet)
+    -> FragmentPorts;
 }
 
 /// An endpoint as one packet sees it: read once, so that the whole verdict is by one state.
@@ -344,11 +340,13 @@ pub fn judge<J: Judge>(
     if packet.is_first_fragment {
         maps.remember_fragment(endpoint.id, arrival.direction, packet);
     }
-    if packet.kind as u8 == Kind::Fragment as u8
-        && let Some((local, remote)) = maps.fragment_ports(endpoint.id, arrival.direction, packet)
-    {
-        (packet.local_port, packet.remote_port) = (local, remote);
-        packet.kind = Kind::Flow;
+    if packet.kind as u8 == Kind::Fragment as u8 {
+        let ports = maps.fragment_ports(endpoint.id, arrival.direction, packet);
+        if ports != 0 {
+            (packet.local_port, packet.remote_port) = ((ports >> 32) as u16, (ports >> 16) as u16);
+            packet.protocol = (ports >> 8) as u8;
+            packet.kind = Kind::Flow;
+        }
     }
     if packet.kind as u8 == Kind::Flow as u8 {
         return if packet.local.family == 6 {
@@ -378,6 +376,29 @@ pub fn judge<J: Judge>(
         }
     }
     judge_alone(maps, endpoint, arrival, packet)
+}
+
+/// Judges a packet that could not be parsed to its end, for this reason. Where no policy isolates
+/// it passes like any other, and like any other only from the pod's own address if it has one.
+#[inline(always)]
+pub fn judge_refused<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    reason: Reason,
+) -> Verdict {
+    if endpoint.is_isolated(arrival.direction) {
+        return Verdict::drop(reason, 0);
+    }
+    // Neighbours talk from link-local addresses; of other packets none or both were read.
+    if packet.local.family == 0 || reason as u8 == Reason::RouterMessage as u8 {
+        return Verdict::PASS;
+    }
+    match refuses_source(maps, endpoint, arrival, packet) {
+        Some(reason) => Verdict::drop(reason, 0),
+        None => Verdict::PASS,
+    }
 }
 
 /// Judges a packet of a flow with this key in `table`.

@@ -397,6 +397,16 @@ fn errors_name_the_packet_they_are_about() {
         (error6(&big(&[], &udp()[..8])), UDP, (53, 1000)),
         (error6(&big(&[fragment6(0, true)], &udp()[..8])), UDP, (53, 1000)),
         (error6(&packet6(&[], ICMPV6, &icmp(129, &[0, 9, 0, 1]))), ICMPV6, (9, 9)),
+        (error6(&packet6(&[extension(0, 0), extension(60, 1)], TCP, &tcp(ACK))), TCP, (80, 1000)),
+        (error6(&packet6(&[authentication(4)], UDP, &udp())), UDP, (53, 1000)),
+        (
+            error6(&big(&[extension(60, 0), fragment6(0, true), extension(60, 2)], &udp())),
+            UDP,
+            (53, 1000),
+        ),
+        // ICMP of the other family is a protocol like any other, whatever it begins with.
+        (error4(&packet4(ICMPV6, &[], &icmp(135, &[0; 8]))), ICMPV6, (0, 0)),
+        (error6(&packet6(&[], ICMP, &icmp(8, &[0, 9, 0, 1]))), ICMP, (0, 0)),
     ] {
         // The quoted packet came to who sends the error.
         let (outcome, packet, inner) = parsed(&frame, OUT);
@@ -422,14 +432,37 @@ fn errors_about_what_names_no_flow_are_related_to_nothing() {
         error4(&later),
         error4(&short_header),
         error4(&packet4(UDP, &[], &udp())[..23]),
+        error4(&packet4(47, &[1; 8], &[])[..24]),
         error4(&packet4(ICMP, &[], &icmp(3, &[0; 8]))),
         error4(&packet6(&[], UDP, &udp())),
         error6(&packet6(&[], UDP, &udp())[..43]),
         error6(&packet6(&[fragment6(3, false)], UDP, &udp())),
+        error6(&packet6(&[extension(60, 0), fragment6(3, false)], UDP, &udp())),
+        error6(&packet6(&[extension(60, 3)], UDP, &udp())[..60]),
+        error6(&packet6(&[extension(60, 3)], 47, &[])[..60]),
+        error6(&packet6(&[fragment6(0, true)], 47, &[])[..46]),
+        error6(&packet6(&vec![extension(60, 0); 8], UDP, &udp())),
         error6(&packet6(&[], ICMPV6, &icmp(2, &[0; 8]))),
     ] {
         let (outcome, packet, _) = parsed(&frame, OUT);
         assert_eq!((outcome, packet.kind), (Outcome::Packet, Kind::Error), "{frame:02x?}");
+    }
+}
+
+#[test]
+fn an_error_quotes_nothing_behind_its_own_end() {
+    for (mut frame, quoted) in [
+        (error4(&packet4(UDP, &[], &udp()[..8])), 28),
+        (error6(&packet6(&[extension(60, 0)], UDP, &udp()[..8])), 56),
+    ] {
+        assert_eq!(outcome(&frame), Outcome::Related);
+        let (at, header) = if frame[LINK] == 0x60 { (LINK + 4, 0) } else { (LINK + 2, 20) };
+        // The ports stand there, but as padding.
+        for length in [quoted - 8, quoted - 5, 20, 0] {
+            let length = header + 8 + length as u16;
+            frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+            assert_eq!(outcome(&frame), Outcome::Packet, "{frame:02x?}");
+        }
     }
 }
 

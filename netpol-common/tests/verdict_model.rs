@@ -102,7 +102,7 @@ fn flow_key(packet: &Packet) -> FlowKey {
     (protocol, local, local_port, remote, remote_port)
 }
 
-type FragmentKey = (usize, Address, Address, u32, u8);
+type FragmentKey = (usize, Address, Address, u32, Option<u8>);
 
 /// The specification.
 #[derive(Default)]
@@ -115,7 +115,7 @@ struct Model {
     /// Policy set of each direction, 0: not isolated.
     isolated_by: [u16; 2],
     flows: HashMap<FlowKey, Known>,
-    first_fragments: HashMap<FragmentKey, (u16, u16)>,
+    first_fragments: HashMap<FragmentKey, (u8, u16, u16)>,
     now: u64,
 }
 
@@ -160,16 +160,18 @@ impl Model {
         inner: Option<&Packet>,
     ) -> Option<Reason> {
         let mut packet = *packet;
-        let datagram =
-            (direction, packet.local, packet.remote, packet.fragment_id, packet.protocol);
+        // Only the first fragment of an IPv6 datagram says what it carries.
+        let protocol = (packet.local.family == 4).then_some(packet.protocol);
+        let datagram = (direction, packet.local, packet.remote, packet.fragment_id, protocol);
         if packet.is_first_fragment {
-            let ports = (packet.local_port, packet.remote_port);
-            self.first_fragments.insert(datagram, ports);
+            let flow = (packet.protocol, packet.local_port, packet.remote_port);
+            self.first_fragments.insert(datagram, flow);
         }
         if packet.kind == Kind::Fragment
-            && let Some(&(local, remote)) = self.first_fragments.get(&datagram)
+            && let Some(&flow) = self.first_fragments.get(&datagram)
         {
-            (packet.local_port, packet.remote_port, packet.kind) = (local, remote, Kind::Flow);
+            (packet.protocol, packet.local_port, packet.remote_port) = flow;
+            packet.kind = Kind::Flow;
         }
         if packet.kind == Kind::Flow {
             return self.judge_flow(direction, is_from_node, &packet);
@@ -453,6 +455,10 @@ impl<'a> Run<'a> {
                 packet.fragment_id = self.random.below(4) as u32;
                 packet.kind = Kind::Fragment;
                 (packet.local_port, packet.remote_port) = (0, 0);
+                if packet.local.family == 6 && self.random.one_in(3) {
+                    // The first fragment has extension headers behind the fragment header.
+                    packet.protocol = 60;
+                }
                 (packet.is_opening, packet.is_answer, packet.detail) = (false, false, 0);
             }
             _ => {}

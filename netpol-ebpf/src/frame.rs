@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use netpol_common::layout::{Address, Direction};
 use netpol_common::packet::{
-    Frame, LINK_HEADER, Packet, TCP, UDP, set_addresses, set_ports, set_tcp_flags,
+    self, Chain, Frame, LINK_HEADER, Packet, TCP, UDP, set_addresses, set_ports, set_tcp_flags,
 };
 
 /// A packet, read by `bpf_skb_load_bytes`: works for any offset and any fragment layout.
@@ -31,6 +31,16 @@ impl Frame for Skb {
     fn has_vlan_tag(&self) -> bool {
         // SAFETY: the context pointer is valid for the run of the program.
         unsafe { (*self.0).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn follow(&self, next: u8, offset: u32, end: u32) -> Chain {
+        Chain(netpol_follow(self.0, next.into(), offset, end))
+    }
+
+    #[inline(always)]
+    fn addresses_v6(&self, direction: Direction, offset: u32, packet: &mut Packet) -> bool {
+        netpol_addresses_v6(self.0, direction as u32, offset, packet) == 1
     }
 }
 
@@ -63,6 +73,39 @@ impl Frame for RawSkb {
     fn has_vlan_tag(&self) -> bool {
         Skb(self.0).has_vlan_tag()
     }
+
+    #[inline(always)]
+    fn follow(&self, next: u8, offset: u32, end: u32) -> Chain {
+        let chain = Skb(self.0).follow(next, offset - LINK_HEADER, end - LINK_HEADER);
+        chain.shifted(LINK_HEADER)
+    }
+
+    #[inline(always)]
+    fn addresses_v6(&self, direction: Direction, offset: u32, packet: &mut Packet) -> bool {
+        Skb(self.0).addresses_v6(direction, offset - LINK_HEADER, packet)
+    }
+}
+
+/// [`packet::follow`], as the word that the answer is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_follow(skb: *mut __sk_buff, next: u32, offset: u32, end: u32) -> u64 {
+    packet::follow(&Skb(skb), next as u8, offset, end).0
+}
+
+/// [`packet::addresses_v6`], as 1 or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_addresses_v6(
+    skb: *mut __sk_buff,
+    direction: u32,
+    offset: u32,
+    packet: *mut Packet,
+) -> u32 {
+    // SAFETY: the verifier lets only null or a writable Packet through.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return 0 };
+    let direction = if direction == 0 { Direction::Ingress } else { Direction::Egress };
+    packet::addresses_v6(&Skb(skb), direction, offset, packet).into()
 }
 
 /// The linear part of the packet.

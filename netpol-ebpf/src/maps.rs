@@ -11,8 +11,8 @@ use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use netpol_common::flow::{self, Clock, Timeouts, WORDS4, WORDS6};
 use netpol_common::layout::{
-    self, Address, Backend, Direction, ExactClass, FragmentKey, OwnAddress, RowKey, ServiceKey,
-    ServiceValue,
+    self, Address, Backend, Direction, ExactClass, FragmentKey, FragmentPorts, OwnAddress, RowKey,
+    ServiceKey, ServiceValue,
 };
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
@@ -411,26 +411,22 @@ impl Maps for Kernel {
         endpoint: u16,
         direction: Direction,
         packet: &Packet,
-    ) -> Option<(u16, u16)> {
-        let ports = fragment_ports(endpoint, direction, packet);
-        if ports == 0 {
-            return None;
-        }
-        Some(((ports >> 32) as u16, (ports >> 16) as u16))
+    ) -> FragmentPorts {
+        fragment_ports(endpoint, direction, packet)
     }
 }
 
 /// [`Maps::remember_fragment`], apart for its stack.
 #[inline(never)]
 fn remember_fragment(endpoint: u16, direction: Direction, packet: &Packet) {
-    let ports = u64::from(packet.local_port) << 32 | u64::from(packet.remote_port) << 16 | 1;
+    let ports = layout::fragment_ports(packet.protocol, packet.local_port, packet.remote_port);
     // A failure costs the later fragments' ports; they are then judged without.
     let _ = FRAGMENTS.insert(fragment_key(endpoint, direction, packet), ports, 0);
 }
 
 /// [`Maps::fragment_ports`], apart for its stack; 0: unknown.
 #[inline(never)]
-fn fragment_ports(endpoint: u16, direction: Direction, packet: &Packet) -> u64 {
+fn fragment_ports(endpoint: u16, direction: Direction, packet: &Packet) -> FragmentPorts {
     // SAFETY: one 64-bit load of a value written whole.
     match unsafe { FRAGMENTS.get(fragment_key(endpoint, direction, packet)) } {
         Some(ports) => *ports,
@@ -445,7 +441,7 @@ fn fragment_key(endpoint: u16, direction: Direction, packet: &Packet) -> Fragmen
         remote: packet.remote,
         id: packet.fragment_id,
         endpoint,
-        protocol: packet.protocol,
+        protocol: if packet.local.family == 6 { 0 } else { packet.protocol },
         direction: direction as u8,
     }
 }

@@ -63,10 +63,7 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
         return ALLOW;
     }
     let verdict = if parsed < PACKET {
-        if endpoint.sets[direction as usize] == 0 {
-            return ALLOW;
-        }
-        Verdict::drop(refusal_reason(parsed), 0)
+        Verdict::unpack(netpol_refused(&endpoint, direction as u32, &packet, parsed))
     } else {
         let arrival = match direction {
             // Only what this host generated itself has no interface it came in by: forwarding,
@@ -156,6 +153,26 @@ fn outcome_word(outcome: Outcome) -> u32 {
         Outcome::Pass => PASS,
         Outcome::Refuse(reason) => reason as u32,
     }
+}
+
+/// [`verdict::judge_refused`], packed; `reason` as from [`netpol_parse`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_refused(
+    endpoint: *const Endpoint,
+    direction: u32,
+    packet: *const Packet,
+    reason: u32,
+) -> u64 {
+    // SAFETY: the verifier lets only null or readable structs through.
+    let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
+        return Verdict::drop(Reason::Inconsistent, 0).pack();
+    };
+    let arrival = match direction_of(direction) {
+        Direction::Ingress => Arrival::ingress(false),
+        Direction::Egress => Arrival::egress(),
+    };
+    verdict::judge_refused(&Kernel, endpoint, arrival, packet, refusal_reason(reason)).pack()
 }
 
 /// The inverse of `reason as u32` for the reasons that parsing gives.

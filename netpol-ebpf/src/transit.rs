@@ -112,10 +112,7 @@ fn judge<const RAW: bool>(skb: *mut __sk_buff, sender: u32) -> i32 {
 /// The interface of the endpoint that the packet's source belongs to, or 0.
 #[inline(never)]
 fn interface_of(packet: &Packet) -> u32 {
-    match maps::interface_of(&packet.local) {
-        Some(ifindex) => ifindex,
-        None => 0,
-    }
+    maps::interface_of(&packet.local).unwrap_or_default()
 }
 
 /// Whether the packet goes to the endpoint itself. A function of its own for its stack.

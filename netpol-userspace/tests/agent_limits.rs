@@ -161,5 +161,7 @@ fn nothing_is_left_of_a_closed_pod_that_ended_unseen() {
     world.start();
     assert_eq!(world.links(), [""; 0]);
     assert_eq!(world.tcx("v-b").concat(), [0; 0]);
+    // The closed pod did not answer for its address either, and the node has given it up.
+    eventually("the node finds the pod", || connects(&world.of("a"), "10.244.0.2:80"));
     assert_allowed(&world.of("a"), "10.244.0.2:80");
 }

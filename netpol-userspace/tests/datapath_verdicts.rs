@@ -394,6 +394,63 @@ fn later_fragments_share_the_fate_of_the_first() {
     });
 }
 
+/// A pod that is isolated for ingress only has the source check too: what it sends must not get
+/// around it by being more than can be parsed.
+#[test]
+fn an_unparsable_packet_is_sent_from_the_pods_own_address_too() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        rig.isolate(1, 0);
+        let endless = |source: &str| {
+            let (source, peer) = (source.parse().unwrap(), "fd00:2::1".parse().unwrap());
+            let mut bytes = packet(source, peer, &udp(1000, 53));
+            let tail = bytes.split_off(40);
+            let last = std::mem::replace(&mut bytes[6], 60);
+            for left in (0..9).rev() {
+                bytes.extend([if left == 0 { last } else { 60 }, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            bytes.extend(tail);
+            let length = bytes.len() as u16 - 40;
+            bytes[4..6].copy_from_slice(&length.to_be_bytes());
+            frame(&bytes)
+        };
+        assert!(rig.passes_frame(Egress, &endless(POD6)));
+        assert!(!rig.passes_frame(Egress, &endless("fd00:1::99")));
+        assert_eq!(rig.counted(Egress, Reason::SourceAddress), 1);
+        assert!(rig.passes_frame(Egress, &frame_of_type(0x88cc, &[0; 46])), "no address at all");
+    });
+}
+
+/// With destination options behind the fragment header, as sockets with IPV6_DSTOPTS send them,
+/// only the first fragment of a datagram tells that it is UDP.
+#[test]
+fn later_ipv6_fragments_need_not_name_the_protocol() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        let peer = "fd00:2::1";
+        rig.class(peer, 3);
+        rig.allow_ports(2, 3, [vec![], vec![(53, 53)], vec![]]);
+        rig.isolate(1, 2);
+        let fragment = |port: u16, id: u8, offset: u16| {
+            let plain = packet(POD6.parse().unwrap(), peer.parse().unwrap(), &udp(1000, port));
+            let [high, low] = (offset << 3 | u16::from(offset == 0)).to_be_bytes();
+            let mut bytes = [&plain[..40], &[60, 0, high, low, 0, 0, 0, id]].concat();
+            bytes[6] = 44;
+            if offset == 0 {
+                bytes.extend([17, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            bytes.extend(&plain[40..]);
+            let length = bytes.len() as u16 - 40;
+            bytes[4..6].copy_from_slice(&length.to_be_bytes());
+            frame(&bytes)
+        };
+        assert!(rig.passes_frame(Egress, &fragment(53, 1, 0)));
+        assert!(rig.passes_frame(Egress, &fragment(53, 1, 185)));
+        assert!(!rig.passes_frame(Egress, &fragment(54, 2, 0)));
+        assert!(!rig.passes_frame(Egress, &fragment(53, 2, 185)), "not what its own bytes say");
+    });
+}
+
 #[test]
 fn flows_are_listed_as_they_are() {
     in_node(|| {

@@ -48,10 +48,16 @@ enum Scope {
     Root,
     /// Examples in the documentation
     Doc,
-    /// The loaded programs against the reference evaluator and against their own code, on random
-    /// clusters and frames; see --cases and --seed
+    /// The loaded programs against the reference evaluator, against another parser, and against
+    /// their own code, on random clusters and frames; see --cases and --seed. A case is a cluster
+    /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
+    /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
     Fuzz,
 }
+
+/// The test programs of [`Scope::Fuzz`].
+const FUZZERS: [&str; 4] =
+    ["datapath_fuzz", "datapath_raw", "datapath_differential", "change_flood"];
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let privilege = Privilege::find()?;
@@ -86,14 +92,9 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
         Scope::Unit => command.args(["--lib", "--bins"]),
         Scope::Root => command.args(["--test", "*"]),
         Scope::Doc => command.arg("--doc"),
-        Scope::Fuzz => command.args([
-            "--test",
-            "datapath_fuzz",
-            "--test",
-            "datapath_differential",
-            "--test",
-            "change_flood",
-        ]),
+        Scope::Fuzz => {
+            FUZZERS.iter().fold(&mut command, |command, name| command.args(["--test", name]))
+        }
     };
     for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", args.seed)] {
         if let Some(value) = value {

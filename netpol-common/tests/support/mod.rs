@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_common::flow::{self, Clock, Timeouts};
 use netpol_common::layout::{
-    Address, Backend, Direction, ExactClass, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS, Reason, Row,
-    ServiceKey, ServiceValue, TRANSIT_READY, backend, exact_class, interval, service_value,
+    Address, Backend, Direction, ExactClass, FragmentPorts, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS,
+    Reason, Row, ServiceKey, ServiceValue, TRANSIT_READY, backend, exact_class, fragment_ports,
+    interval, service_value,
 };
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
@@ -105,7 +106,7 @@ pub struct World<'a> {
     pub backends: Vec<Backend>,
     /// `Control::flags`.
     pub flags: u64,
-    pub fragments: RefCell<HashMap<FragmentKey, (u16, u16)>>,
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
 }
 
 impl<'a> World<'a> {
@@ -216,16 +217,17 @@ impl<'a> World<'a> {
         is_from_node: bool,
         frame: &[u8],
     ) -> Verdict {
+        let arrival = Arrival { direction, is_from_node, is_translated: false };
         let (mut packet, mut inner) = (Packet::default(), Packet::default());
         let outcome = packet::parse(&Bytes(frame), direction, &mut packet, &mut inner);
         let inner = match outcome {
             Outcome::Pass => return PASSES_UNNOTED,
-            Outcome::Refuse(_) if endpoint.sets[direction as usize] == 0 => return PASSES_UNNOTED,
-            Outcome::Refuse(reason) => return Verdict::drop(reason, 0),
+            Outcome::Refuse(reason) => {
+                return verdict::judge_refused(self, endpoint, arrival, &packet, reason);
+            }
             Outcome::Packet => None,
             Outcome::Related => Some(&inner),
         };
-        let arrival = Arrival { direction, is_from_node, is_translated: false };
         verdict::judge(self, endpoint, arrival, &mut packet, inner)
     }
 }
@@ -320,7 +322,7 @@ impl<'a> Maps for World<'a> {
     }
 
     fn remember_fragment(&self, endpoint: u16, direction: Direction, packet: &Packet) {
-        let ports = (packet.local_port, packet.remote_port);
+        let ports = fragment_ports(packet.protocol, packet.local_port, packet.remote_port);
         self.fragments.borrow_mut().insert(fragment_key(endpoint, direction, packet), ports);
     }
 
@@ -329,8 +331,9 @@ impl<'a> Maps for World<'a> {
         endpoint: u16,
         direction: Direction,
         packet: &Packet,
-    ) -> Option<(u16, u16)> {
-        self.fragments.borrow().get(&fragment_key(endpoint, direction, packet)).copied()
+    ) -> FragmentPorts {
+        let key = fragment_key(endpoint, direction, packet);
+        self.fragments.borrow().get(&key).copied().unwrap_or(0)
     }
 }
 
@@ -338,6 +341,7 @@ impl Judge for World<'_> {}
 
 fn fragment_key(endpoint: u16, direction: Direction, packet: &Packet) -> FragmentKey {
     let Packet { local, remote, fragment_id, protocol, .. } = *packet;
+    let protocol = if local.family == 6 { 0 } else { protocol };
     (endpoint, direction as u8, local, remote, fragment_id, protocol)
 }
 

@@ -125,8 +125,12 @@ pub fn relabel_pod(rng: &mut Rng, pod: &mut Pod) {
 pub fn refresh_pod_spec(rng: &mut Rng, pod: &mut Pod) {
     let mut containers = rng.up_to(2, container);
     containers.push(container(rng));
+    for (index, container) in containers.iter_mut().enumerate() {
+        container.name = format!("c{index}");
+    }
     let init_containers = rng.chance(20).then(|| {
         let mut init = container(rng);
+        init.name = "init".to_owned();
         init.restart_policy = rng.chance(50).then(|| "Always".to_owned());
         vec![init]
     });
@@ -162,7 +166,7 @@ fn container(rng: &mut Rng) -> Container {
         container_port: i32::from(*rng.pick(&PORTS)),
         ..ContainerPort::default()
     });
-    Container { name: "c".to_owned(), ports: Some(ports), ..Container::default() }
+    Container { ports: Some(ports), ..Container::default() }
 }
 
 fn labels(rng: &mut Rng, keys: &[&str]) -> Option<BTreeMap<String, String>> {

@@ -21,6 +21,7 @@ mod labels;
 mod range;
 pub mod service_world;
 pub mod services;
+mod smaller;
 pub mod world;
 
 use std::net::IpAddr;

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::generate::{self, Rng};
-use super::{Reference, addresses};
+use super::{Reference, addresses, smaller};
 
 /// A cluster's objects by name.
 #[derive(Debug, Clone, Default)]
@@ -222,7 +222,7 @@ impl World {
     pub fn smaller(&self) -> Vec<Self> {
         let mut found = Vec::new();
         let longest = self.policies.len().max(self.pods.len()).max(self.namespaces.len());
-        let mut n_left_out = longest.next_power_of_two() / 2;
+        let mut n_left_out = longest.next_power_of_two();
         while n_left_out > 0 {
             for some in chunks(&self.policies, n_left_out) {
                 found.push(Self { policies: some, ..self.clone() });
@@ -236,9 +236,23 @@ impl World {
             n_left_out /= 2;
         }
         for (name, policy) in &self.policies {
-            for smaller in smaller_policies(policy) {
+            for smaller in smaller::policies(policy) {
                 let mut world = self.clone();
                 world.policies.insert(name.clone(), smaller);
+                found.push(world);
+            }
+        }
+        for (name, pod) in &self.pods {
+            for smaller in smaller::pods(pod) {
+                let mut world = self.clone();
+                world.pods.insert(name.clone(), smaller);
+                found.push(world);
+            }
+        }
+        for (name, namespace) in &self.namespaces {
+            for smaller in smaller::namespaces(namespace) {
+                let mut world = self.clone();
+                world.namespaces.insert(name.clone(), smaller);
                 found.push(world);
             }
         }
@@ -257,58 +271,6 @@ fn chunks<T: Clone>(map: &BTreeMap<String, T>, n: usize) -> Vec<BTreeMap<String,
 
 fn name_of(metadata: &ObjectMeta) -> String {
     metadata.name.clone().unwrap_or_default()
-}
-
-/// The same policy without one rule, or one rule without one peer or port.
-fn smaller_policies(policy: &NetworkPolicy) -> Vec<NetworkPolicy> {
-    let mut found = Vec::new();
-    let Some(spec) = &policy.spec else { return found };
-    let mut variant = |edit: &mut dyn FnMut(&mut NetworkPolicySpec)| {
-        let mut smaller = policy.clone();
-        if let Some(spec) = &mut smaller.spec {
-            edit(spec);
-        }
-        found.push(smaller);
-    };
-    for (index, rule) in spec.ingress.iter().flatten().enumerate() {
-        variant(&mut |spec| without(&mut spec.ingress, index));
-        for part in several(&rule.from) {
-            variant(&mut |spec| at(&mut spec.ingress, index, |rule| without(&mut rule.from, part)));
-        }
-        for part in several(&rule.ports) {
-            variant(&mut |spec| {
-                at(&mut spec.ingress, index, |rule| without(&mut rule.ports, part))
-            });
-        }
-    }
-    for (index, rule) in spec.egress.iter().flatten().enumerate() {
-        variant(&mut |spec| without(&mut spec.egress, index));
-        for part in several(&rule.to) {
-            variant(&mut |spec| at(&mut spec.egress, index, |rule| without(&mut rule.to, part)));
-        }
-        for part in several(&rule.ports) {
-            variant(&mut |spec| at(&mut spec.egress, index, |rule| without(&mut rule.ports, part)));
-        }
-    }
-    found
-}
-
-/// The positions in a list that does not become empty, and so unrestricted, without one.
-fn several<T>(list: &Option<Vec<T>>) -> std::ops::Range<usize> {
-    let n = list.as_ref().map_or(0, Vec::len);
-    if n > 1 { 0..n } else { 0..0 }
-}
-
-fn without<T>(list: &mut Option<Vec<T>>, index: usize) {
-    if let Some(list) = list {
-        list.remove(index);
-    }
-}
-
-fn at<T>(list: &mut Option<Vec<T>>, index: usize, edit: impl FnOnce(&mut T)) {
-    if let Some(item) = list.as_mut().and_then(|list| list.get_mut(index)) {
-        edit(item);
-    }
 }
 
 /// The first and the last address of a block.
