@@ -367,11 +367,45 @@ fn established_flows_follow_the_policies_at_both_looks() {
     assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(ACK)).is_stamped);
     let verdict = look(&world, &endpoint, Arrival::transit(), &to_pod(1, ACK));
     assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::PolicyCut));
-    // All are: nothing needs a stamp any more.
+    // All are that are known of.
     world.allow_all(SET, 1);
     endpoint.epoch += 1;
+    assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(ACK)).is_stamped);
+    assert!(look(&world, &endpoint, Arrival::transit(), &to_pod(1, ACK)).is_allowed);
+}
+
+/// The proxy hears of backends at another time than we do, and translates a flow as it did its
+/// first packet.
+#[test]
+fn flows_go_to_backends_that_the_service_does_not_have() {
+    let tables = tables();
+    let (mut world, mut endpoint) = mixed(&tables);
+    // All backends are allowed, and one that is not among them is not.
+    world.service(vip(1, false), TCP, 80, &[(1, TARGET)]);
+    for flags in [SYN, ACK] {
+        assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(flags)).is_stamped);
+        assert!(!look(&world, &endpoint, Arrival::transit(), &to_pod(2, flags)).is_allowed);
+        assert!(look(&world, &endpoint, Arrival::transit(), &to_pod(1, flags)).is_allowed);
+    }
+    // None is allowed, and the flow still goes to one that was.
+    world.service(vip(1, false), TCP, 80, &[(2, TARGET)]);
+    endpoint.epoch += 1;
+    assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(ACK)).is_stamped);
+    assert!(look(&world, &endpoint, Arrival::transit(), &to_pod(1, ACK)).is_allowed);
+    // A new one would not.
+    let new = packet(TCP, SYN, (own(false), 1001), (vip(1, false), 80));
+    let verdict = look(&world, &endpoint, Arrival::egress(), &new);
+    assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::Policy));
+    // Nor does an old one pass where nobody would look again.
+    world.service_of(vip(1, false), TCP, 80, &[backend(2, TARGET, true)]);
+    endpoint.epoch += 1;
     let verdict = look(&world, &endpoint, Arrival::egress(), &to_vip(ACK));
-    assert!(verdict.is_allowed && !verdict.is_stamped);
+    assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::PolicyCut));
+    world.service(vip(1, false), TCP, 80, &[(2, TARGET)]);
+    world.flags = 0;
+    endpoint.epoch += 1;
+    let verdict = look(&world, &endpoint, Arrival::egress(), &to_vip(ACK));
+    assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::PolicyCut));
 }
 
 #[test]
@@ -381,12 +415,15 @@ fn kept_flows_go_on_as_they_were() {
     world.keeps_established = true;
     assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(SYN)).is_stamped);
     assert!(look(&world, &endpoint, Arrival::transit(), &to_pod(1, SYN)).is_allowed);
-    // A flow from when all backends were allowed, to the one that will not be.
+    // A flow from when nobody looked twice and all backends were allowed, to the one that will not
+    // be.
+    world.flags = 0;
     world.allow_all(SET, 2);
     endpoint.epoch += 1;
     let other = |flags| packet(TCP, flags, (own(false), 1001), (vip(1, false), 80));
     let verdict = look(&world, &endpoint, Arrival::egress(), &other(SYN));
     assert!(verdict.is_allowed && !verdict.is_stamped);
+    world.flags = TRANSIT_READY;
     world.rows.retain(|(_, class), _| *class != 2);
     endpoint.epoch += 1;
     let verdict = look(&world, &endpoint, Arrival::egress(), &other(ACK));

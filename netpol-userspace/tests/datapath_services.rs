@@ -150,7 +150,8 @@ fn both_looks_follow_the_policies() {
         assert_eq!(rig.counted(Egress, Reason::PolicyCut), 1);
         set_service(&mut rig, VIP, Protocol::Tcp, 80, &[Backend::at(ClassId(3), 8080)]);
         rig.rejudge();
-        assert_eq!(first(&mut rig, VIP, &ack(1000, 80)), PLAIN, "settled by now");
+        assert_eq!(first(&mut rig, VIP, &ack(1000, 80)), STAMPED, "all are that are known of");
+        assert_eq!(second(&mut rig, POD, BAD, &ack(1000, 8080)), PLAIN);
         set_service(&mut rig, VIP, Protocol::Tcp, 80, &[]);
         rig.rejudge();
         assert_eq!(first(&mut rig, VIP, &ack(1000, 80)), STAMPED, "who knows whom it is");

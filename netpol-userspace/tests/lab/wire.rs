@@ -186,7 +186,7 @@ fn record(socket: &OwnedFd, frames: &Mutex<Vec<Vec<u8>>>, stop: &AtomicBool) {
     }
 }
 
-fn packet_socket(ethertype: u16) -> OwnedFd {
+pub fn packet_socket(ethertype: u16) -> OwnedFd {
     // The protocol number is in network byte order here, in the low half.
     let protocol = NonZeroU32::new(u32::from(ethertype.to_be())).map(Protocol::from_raw);
     let family = AddressFamily::PACKET;
