@@ -172,7 +172,8 @@ fn word(verdict: ToService) -> &'static str {
         ToService::Allowed | ToService::Own => "allow",
         ToService::Mixed => "mixed",
         ToService::Empty => "empty",
-        // Of the last: the entry went while this was looked at.
-        ToService::Denied | ToService::Undecidable | ToService::None => "deny",
+        ToService::Denied | ToService::Hidden | ToService::Undecidable => "deny",
+        // The entry went while this was looked at.
+        ToService::None => "deny",
     }
 }
