@@ -4,7 +4,7 @@
 mod support;
 
 use netpol_common::flow;
-use netpol_common::layout::{Direction, Reason};
+use netpol_common::layout::Reason;
 use netpol_common::packet::{ACK, ICMP, ICMPV6, Kind, Packet, SCTP, SYN, TCP, UDP, set_tcp_flags};
 use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, Known, Verdict};
 use support::{AtomicTable, World, v4, v6};

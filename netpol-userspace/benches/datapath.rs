@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::{POD, POD6, Rig, ack, in_node, syn, syn_ack, udp};
 use netpol_userspace::datapath::run::{Place, run};
+use netpol_userspace::endpoint::Exit;
 use netpol_userspace::frames::{Transport, frame, packet};
 
 const ROUNDS: usize = 9;
@@ -17,6 +18,7 @@ const REPEAT: u32 = 400_000;
 const NEW_FLOWS: u16 = 4_000;
 const PEER: &str = "10.2.0.2";
 const PEER6: &str = "fd00:2::2";
+const VIP: &str = "10.96.0.1";
 
 /// One thing that is measured.
 struct Case {
@@ -43,12 +45,15 @@ fn main() {
         }
         rig.allow_ports(1, 3, [vec![(80, 80)], vec![(53, 53)], vec![]]);
         rig.allow_ports(2, 3, [vec![(0, 65_535)], vec![(0, 65_535)], vec![]]);
+        let exits = [rig.ifindex, rig.other_ifindex].map(|ifindex| Exit {
+            ifindex,
+            incarnation: 1,
+            has_link_header: true,
+        });
+        assert!(rig.datapath.set_exits(&exits).is_empty());
+        rig.service(VIP, 80, &[(3, 80), (4, 80)]);
         rig.isolate(1, 2);
-        for remote in [PEER, PEER6] {
-            assert!(rig.comes_in(remote, &syn(1000, 80)));
-            assert!(rig.goes_out(remote, &syn_ack(80, 1000)));
-            assert!(rig.comes_in(remote, &udp(1000, 53)));
-        }
+        open_flows(&mut rig);
         let mut cases = cases();
         for _ in 0..ROUNDS {
             for case in &mut cases {
@@ -60,14 +65,19 @@ fn main() {
             let addresses = [POD, POD6].map(|text| text.parse().expect("an address"));
             rig.datapath.add_endpoint(common::ID, rig.ifindex, addresses).expect("add it again");
             rig.isolate(1, 2);
-            for remote in [PEER, PEER6] {
-                assert!(rig.comes_in(remote, &syn(1000, 80)));
-                assert!(rig.goes_out(remote, &syn_ack(80, 1000)));
-                assert!(rig.comes_in(remote, &udp(1000, 53)));
-            }
+            open_flows(&mut rig);
         }
         report(&mut rig, &mut cases);
     });
+}
+
+fn open_flows(rig: &mut Rig) {
+    for remote in [PEER, PEER6] {
+        assert!(rig.comes_in(remote, &syn(1000, 80)));
+        assert!(rig.goes_out(remote, &syn_ack(80, 1000)));
+        assert!(rig.comes_in(remote, &udp(1000, 53)));
+    }
+    assert!(rig.goes_out(VIP, &syn(1000, 80)), "to be judged again");
 }
 
 fn cases() -> Vec<Case> {
@@ -76,7 +86,7 @@ fn cases() -> Vec<Case> {
         frame(&packet(address(remote), address(pod), transport))
     };
     let from = |remote: &str, transport: &Transport| {
-        let pod = if remote == PEER { POD } else { POD6 };
+        let pod = if remote == PEER6 { POD6 } else { POD };
         frame(&packet(address(pod), address(remote), transport))
     };
     let one = |bytes: Vec<u8>| vec![bytes];
@@ -84,6 +94,7 @@ fn cases() -> Vec<Case> {
         (0..NEW_FLOWS).map(|port| towards(remote, &syn(10_000 + port, 80))).collect()
     };
     let (ingress, egress) = ("netpol_ingress", "netpol_egress");
+    let transit = "netpol_transit";
     vec![
         Case::new("nothing", "netpol_nothing", one(towards(PEER, &ack(1000, 80))), REPEAT),
         Case::new("established TCP IPv4, in", ingress, one(towards(PEER, &ack(1000, 80))), REPEAT),
@@ -91,6 +102,8 @@ fn cases() -> Vec<Case> {
         Case::new("established UDP IPv4, in", ingress, one(towards(PEER, &udp(1000, 53))), REPEAT),
         Case::new("established TCP IPv6, in", ingress, one(towards(PEER6, &ack(1000, 80))), REPEAT),
         Case::new("established TCP IPv6, out", egress, one(from(PEER6, &ack(80, 1000))), REPEAT),
+        Case::new("mixed Service TCP IPv4, out", egress, one(from(VIP, &ack(1000, 80))), REPEAT),
+        Case::new("on its way, not stamped", transit, one(from(PEER, &ack(80, 1000))), REPEAT),
         Case::new("denied TCP IPv4, in", ingress, one(towards(PEER, &syn(1000, 81))), REPEAT),
         Case::new("denied TCP IPv6, in", ingress, one(towards(PEER6, &syn(1000, 81))), REPEAT),
         // One run per frame: the timer itself costs as much as the program, so these compare
@@ -121,7 +134,7 @@ fn measure(rig: &mut Rig, case: &Case) -> f64 {
 }
 
 fn report(rig: &mut Rig, cases: &mut [Case]) {
-    for name in ["netpol_ingress", "netpol_egress"] {
+    for name in ["netpol_ingress", "netpol_egress", "netpol_transit"] {
         let info = rig.datapath.programs().info(name).expect("info");
         println!(
             "{name}: {} instructions verified, {} bytes jitted",

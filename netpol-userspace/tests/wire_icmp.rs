@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::packets::{self, Tag};
-use lab::probe::{At, transfer};
+use lab::probe::At;
 use lab::wire::{ARP, BROADCAST, IPV6, Wire};
 use lab::wiring::route_to_pod;
 use lab::{Cni, Pod, Scene};
@@ -25,6 +25,7 @@ rows! {
         other_protocols,
         port_unreachable,
         unrelated_errors,
+        errors_about_odd_packets,
         path_mtu_under_default_deny,
         path_mtu_of_udp,
         path_mtu_beyond_the_cluster,
@@ -142,36 +143,78 @@ fn unrelated_errors(scene: &Scene<'_>) {
     let router = scene.pod("router", 2, "{}");
     for &address in &asked.addresses {
         let (own, outsider) = (asks.address(address), router.address(address));
-        let kind = packets::port_unreachable(address);
         // What `asks` sends, and what it has not sent.
-        let (known, unknown) = (packets::tag(), packets::tag());
-        let sent = packets::udp(own, address, (5000, 81), known);
-        let invented = packets::udp(own, address, (5001, 81), unknown);
-        let about = |from: IpAddr, quoted: &[u8]| packets::error(from, own, kind, quoted);
-        let at = At::ingress(&asks);
-        scene.is_lost(&router.netns, &about(outsider, &sent), known, &asks, at);
-        let at = At::egress(&asked);
-        scene.is_lost(&asked.netns, &about(address, &invented), unknown, &asks, at);
-        let probe = packets::tag();
-        let first = packets::udp(own, address, (5000, 81), probe);
-        scene.arrives(&asks.netns, &first, probe, &asked);
-        for (from, source) in [(&router, outsider), (&asked, address)] {
-            let again = packets::tag();
-            let quoted = packets::udp(own, address, (5000, 81), again);
-            scene.arrives(&from.netns, &about(source, &quoted), again, &asks);
+        let quoted = |port| {
+            let tag = packets::tag();
+            (packets::udp(own, address, (port, 81), tag), tag)
+        };
+        let (first, tag) = quoted(5000);
+        scene.arrives(&asks.netns, &first, tag, &asked);
+        for kind in error_kinds(address) {
+            for (from, source, at) in
+                [(&router, outsider, At::ingress(&asks)), (&asked, address, At::egress(&asked))]
+            {
+                let (sent, tag) = quoted(5000);
+                let error = packets::error(source, own, kind, &sent);
+                scene.arrives(&from.netns, &error, tag, &asks);
+                let (invented, tag) = quoted(5001);
+                let error = packets::error(source, own, kind, &invented);
+                scene.is_lost(&from.netns, &error, tag, &asks, at);
+            }
         }
-        scene.is_lost(
-            &router.netns,
-            &about(outsider, &invented),
-            unknown,
-            &asks,
-            At::ingress(&asks),
-        );
         // An error is for the sender of what it quotes: elsewhere it would carry anything anywhere.
-        let astray = packets::tag();
-        let quoted = packets::udp(own, address, (5000, 81), astray);
-        let error = packets::error(address, outsider, kind, &quoted);
-        scene.is_lost(&asked.netns, &error, astray, &router, At::egress(&asked));
+        let (sent, tag) = quoted(5000);
+        let error = packets::error(address, outsider, packets::port_unreachable(address), &sent);
+        scene.is_lost(&asked.netns, &error, tag, &router, At::egress(&asked));
+    }
+}
+
+/// Type and code of unreachable, too big, time exceeded, parameter problem (and source quench).
+fn error_kinds(family_of: IpAddr) -> Vec<(u8, u8)> {
+    match family_of {
+        IpAddr::V4(_) => vec![(3, 3), (3, 4), (4, 0), (11, 0), (12, 0)],
+        IpAddr::V6(_) => vec![(1, 4), (2, 0), (3, 0), (4, 0)],
+    }
+}
+
+/// The same for packets with options or extension headers, whose ports are behind them.
+fn errors_about_odd_packets(scene: &Scene<'_>) {
+    let [asks, asked] = closed_pair(scene);
+    let router = scene.pod("router", 2, "{}");
+    for &address in &asked.addresses {
+        let (own, outsider) = (asks.address(address), router.address(address));
+        let kind = packets::port_unreachable(address);
+        let forms: Vec<Vec<(u8, Vec<u8>)>> = if address.is_ipv4() {
+            vec![Vec::new()]
+        } else {
+            let kinds: [&[u8]; 5] = [
+                &[packets::HOP_BY_HOP],
+                &[packets::DESTINATION_OPTIONS],
+                &[packets::ROUTING],
+                &[packets::FRAGMENT],
+                &[packets::HOP_BY_HOP, packets::ROUTING, packets::FRAGMENT],
+            ];
+            kinds.map(|chain| chain.iter().map(|&kind| packets::padding(kind)).collect()).into()
+        };
+        for (form, port) in forms.iter().zip(6000..) {
+            let odd = |port| {
+                let tag = packets::tag();
+                let packet = packets::udp(own, address, (port, 81), tag);
+                let packet = match address {
+                    IpAddr::V4(_) => packets::with_options(packet, &[1; 8]),
+                    IpAddr::V6(_) => packets::with_extensions(packet, form),
+                };
+                (packet, tag)
+            };
+            let (sent, tag) = odd(port);
+            scene.arrives(&asks.netns, &sent, tag, &asked);
+            let (sent, tag) = odd(port);
+            let error = packets::error(outsider, own, kind, &sent);
+            scene.arrives(&router.netns, &error, tag, &asks);
+            let (invented, tag) = odd(port + 100);
+            let error = packets::error(outsider, own, kind, &invented);
+            scene.is_lost(&router.netns, &error, tag, &asks, At::ingress(&asks));
+        }
     }
 }
 
@@ -206,7 +249,7 @@ fn path_mtu_under_default_deny(scene: &Scene<'_>) {
     for &address in &asked.addresses {
         let own = asks.address(address);
         assert!(!learnt_mtu(&asks, address) && !learnt_mtu(&asked, own));
-        transfer(&asks.netns, &asked.netns, SocketAddr::new(address, 80), TRANSFERRED);
+        scene.transfer(&asks.netns, &asked.netns, SocketAddr::new(address, 80), TRANSFERRED);
         assert!(learnt_mtu(&asks, address), "no packet was too big on the way there");
         assert!(learnt_mtu(&asked, own), "no packet was too big on the way back");
         scene.denied(&asked, &asks, 80, At::egress(&asked));
@@ -259,7 +302,7 @@ fn path_mtu_beyond_the_cluster(scene: &Scene<'_>) {
     for address in scene.lab.outside_addresses() {
         let route = format!("route replace {address} dev out0 mtu lock {SMALL_MTU}");
         ip(&scene.lab.underlay, &route);
-        transfer(&pod.netns, outside, SocketAddr::new(address, 4080), TRANSFERRED);
+        scene.transfer(&pod.netns, outside, SocketAddr::new(address, 4080), TRANSFERRED);
         assert!(learnt_mtu(&pod, address), "no packet was too big");
     }
     scene.denied_from(outside, &pod.addresses, 80, At::ingress(&pod));

@@ -51,6 +51,21 @@ const PROBES: &[Probe] = &[
         isolates: false,
     },
     Probe {
+        name: "bridged packets that meet netfilter (br_netfilter)",
+        try_it: bridge_netfilter,
+        advice: "needs the kernel module br_netfilter (modprobe br_netfilter)",
+        isolates: false,
+    },
+    Probe {
+        name: "VXLAN interfaces",
+        try_it: || {
+            let what = "link add xvx type vxlan id 7 dstport 4789 local 127.0.0.1 remote 127.0.0.2";
+            tool("ip", &what.split(' ').collect::<Vec<_>>())
+        },
+        advice: "needs CAP_NET_ADMIN and the kernel module vxlan (modprobe vxlan)",
+        isolates: false,
+    },
+    Probe {
         name: "BPF maps",
         try_it: || Ok(probe::bpf_map()?),
         advice: "needs CAP_BPF (or CAP_SYS_ADMIN) and CONFIG_BPF_SYSCALL",
@@ -158,6 +173,12 @@ fn translation() -> Result<()> {
     tool("conntrack", &["--version"])
 }
 
+/// Its switch exists once per network namespace, if the module is there at all.
+fn bridge_netfilter() -> Result<()> {
+    let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    std::fs::write(path, "1").map_err(|error| anyhow!("{path}: {error}"))
+}
+
 fn bpf_filesystem() -> Result<()> {
     let mount = |arguments: &[&str]| {
         let mut command = Command::new("mount");
@@ -189,7 +210,10 @@ mod tests {
                 .lines()
                 .filter_map(|l| Some(l.split_once(':')?.0.trim().to_owned()))
                 .collect();
-            assert!(!names.iter().any(|n| ["xa", "xb", "xbr"].contains(&n.as_str())), "{names:?}");
+            assert!(
+                !names.iter().any(|n| ["xa", "xb", "xbr", "xvx"].contains(&n.as_str())),
+                "{names:?}"
+            );
             let mounts = std::fs::read_to_string("/proc/self/mounts").expect("procfs");
             let mine = format!("netpol-xtask-bpffs-{}", std::process::id());
             assert!(!mounts.contains(&mine), "{mounts}");

@@ -62,8 +62,8 @@ async fn run_async(options: Options) -> Result<()> {
         keep_established: options.keep_established,
         check_source: options.check_source,
         flow_buckets: None,
-        limits: options.limits,
         stamp_mark: options.mark_bit,
+        limits: options.limits,
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;

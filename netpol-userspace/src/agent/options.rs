@@ -28,10 +28,10 @@ pub struct Options {
     pub attach: AttachMode,
     /// Pods may send from their own addresses only.
     pub check_source: bool,
-    /// How much the tables may hold.
-    pub limits: Limits,
     /// The bit of packets' marks that the programs may use.
     pub mark_bit: u32,
+    /// How much the tables may hold.
+    pub limits: Limits,
     /// Show the programs' debug lines.
     pub datapath_log: bool,
 }

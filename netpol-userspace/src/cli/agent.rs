@@ -150,8 +150,8 @@ impl AgentArgs {
                 Attach::Tcx => AttachMode::Tcx,
                 Attach::Clsact => AttachMode::Clsact,
             },
-            limits: limits(&self.limits)?,
             mark_bit: self.mark_bit,
+            limits: limits(&self.limits)?,
             datapath_log: self.datapath_log,
         })
     }
@@ -188,6 +188,18 @@ fn host_name() -> Result<String> {
     Ok(name.to_lowercase())
 }
 
+fn mark_bit(text: &str) -> Result<u32> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let number = number.context("expected a number such as 0x1000")?;
+    if !number.is_power_of_two() {
+        bail!("{text} is not one bit: give a number with exactly one bit set, such as 0x1000");
+    }
+    Ok(number)
+}
+
 fn limit(text: &str) -> Result<(String, u32)> {
     let (table, number) = text.split_once('=').context("expected TABLE=N")?;
     Ok((table.to_owned(), number.parse().context("expected a number after `=`")?))
@@ -203,18 +215,6 @@ fn limits(changed: &[(String, u32)]) -> Result<Limits> {
         *limit = *number;
     }
     Ok(limits)
-}
-
-fn mark_bit(text: &str) -> Result<u32> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    let number = number.context("expected a number such as 0x1000")?;
-    if !number.is_power_of_two() {
-        bail!("{text} is not one bit: give a number with exactly one bit set, such as 0x1000");
-    }
-    Ok(number)
 }
 
 fn metrics(text: &str) -> Result<MetricsAddress> {
@@ -267,8 +267,7 @@ mod tests {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --established keep --attach clsact --source-check off \
-             --mark-bit 0x80000000 --datapath-log --log-format json --limit blocks=3 \
-              --limit rows=4",
+             --mark-bit 0x80000000 --datapath-log --log-format json --limit blocks=3 --limit rows=4",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
         assert_eq!(options.bpffs.to_str(), Some("b"));
@@ -291,11 +290,11 @@ mod tests {
             &["agent", "--kubeconfig", "k", "--manifests", "m"][..],
             &["agent", "--metrics-address", "9642"],
             &["agent", "--established", "maybe"],
-            &["agent", "--limit", "blocks"],
-            &["agent", "--limit", "blocks=-1"],
             &["agent", "--mark-bit", "0x3000"],
             &["agent", "--mark-bit", "0"],
             &["agent", "--mark-bit", "many"],
+            &["agent", "--limit", "blocks"],
+            &["agent", "--limit", "blocks=-1"],
         ] {
             assert!(Line::try_parse_from(arguments).is_err(), "{arguments:?}");
         }

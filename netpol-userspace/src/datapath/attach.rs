@@ -144,11 +144,15 @@ impl Attacher {
 
     /// Takes transit programs off all interfaces that have links of them, and off these.
     pub fn detach_all_transit(&self, ifindexes: impl IntoIterator<Item = u32>) {
-        let linked = self.pinned_links().filter(|(_, _, name)| is_transit_link(name));
-        let linked: Vec<u32> = linked.map(|(_, ifindex, _)| ifindex).collect();
-        for ifindex in ifindexes.into_iter().chain(linked) {
+        for ifindex in ifindexes.into_iter().chain(self.transits()) {
             self.detach_transit(ifindex);
         }
+    }
+
+    /// Interfaces with a pinned link of a transit program.
+    pub fn transits(&self) -> BTreeSet<u32> {
+        let transits = self.pinned_links().filter(|(_, _, name)| is_transit_link(name));
+        transits.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     fn detach_transit_links(&self, ifindex: u32) {
@@ -251,8 +255,9 @@ impl Attacher {
 
     /// Interfaces with a pinned link of an endpoint.
     pub fn linked(&self) -> BTreeSet<u32> {
-        let pods = self.pinned_links().filter(|(_, _, name)| HOOKS.iter().any(|h| h.2 == name));
-        pods.map(|(_, ifindex, _)| ifindex).collect()
+        let is_endpoints = |name: &str| HOOKS.iter().any(|hook| hook.2 == name);
+        let linked = self.pinned_links().filter(|(_, _, name)| is_endpoints(name));
+        linked.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {

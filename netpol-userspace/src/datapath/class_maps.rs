@@ -77,7 +77,7 @@ impl Store for ClassMaps<'_> {
     }
 }
 
-fn address_bytes(address: &Address) -> [u8; 20] {
+pub(super) fn address_bytes(address: &Address) -> [u8; 20] {
     zerocopy::transmute!(*address)
 }
 

@@ -41,8 +41,9 @@ pub fn cleanup(
     let attacher = Attacher::new(AttachMode::Tcx, pins);
     let mut interfaces = attacher.linked();
     let isolated = known(pins);
-    let candidates = ifindexes.into_iter().chain(isolated.iter().copied()).chain(all_here());
-    let filtered = with_filters(pins, candidates.collect())?;
+    let candidates =
+        ifindexes.into_iter().chain(isolated.iter().copied()).chain(all_here()).collect();
+    let filtered = with_filters(pins, candidates)?;
     // Once the pins are gone, nothing would tell any more which filters are netpol's.
     if interfaces.is_empty() && filtered.is_empty() && !isolated.is_empty() && !is_forced {
         return Err(DatapathError::Elsewhere { interfaces: isolated.into_iter().collect() });
@@ -50,11 +51,13 @@ pub fn cleanup(
     for &ifindex in &interfaces {
         attacher.detach_links(ifindex);
     }
+    let exits = attacher.transits();
     attacher.detach_all_transit([]);
-    let filters = Attacher::new(AttachMode::Clsact, pins);
+    interfaces.extend(exits);
     for &ifindex in &filtered {
-        filters.detach(ifindex);
-        filters.detach_transit(ifindex);
+        let attacher = Attacher::new(AttachMode::Clsact, pins);
+        attacher.detach(ifindex);
+        attacher.detach_transit(ifindex);
     }
     interfaces.extend(filtered);
     let without = isolated.difference(&interfaces).copied().collect();

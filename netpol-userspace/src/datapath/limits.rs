@@ -23,6 +23,8 @@ pub struct Limits {
     pub rows: u32,
     /// Intervals of all port sets together.
     pub intervals: u32,
+    /// Addresses and ports of Services.
+    pub services: u32,
     /// First fragments that are remembered.
     pub fragments: u32,
 }
@@ -36,6 +38,7 @@ impl Default for Limits {
             blocks: layout::MAX_BLOCKS,
             rows: layout::MAX_ROWS,
             intervals: layout::MAX_INTERVALS,
+            services: layout::MAX_SERVICES,
             fragments: layout::MAX_FRAGMENTS,
         }
     }
@@ -46,12 +49,13 @@ pub(super) const SPARE: u32 = 1;
 
 impl Limits {
     /// The sizes of new maps.
-    pub(super) fn sizes(&self) -> [(&'static str, u32); 5] {
+    pub(super) fn sizes(&self) -> [(&'static str, u32); 6] {
         [
             (names::ADDRESSES, self.addresses + SPARE),
             (names::BLOCKS, self.blocks + SPARE),
             (names::ROWS, self.rows + SPARE),
             (names::INTERVALS, self.intervals),
+            (names::SERVICES, self.services + SPARE),
             (names::FRAGMENTS, self.fragments),
         ]
     }
@@ -63,6 +67,7 @@ impl Limits {
             names::BLOCKS => (&mut self.blocks, size.saturating_sub(SPARE)),
             names::ROWS => (&mut self.rows, size.saturating_sub(SPARE)),
             names::INTERVALS => (&mut self.intervals, size),
+            names::SERVICES => (&mut self.services, size.saturating_sub(SPARE)),
             names::FRAGMENTS => (&mut self.fragments, size),
             _ => return self,
         };
@@ -79,6 +84,7 @@ impl Limits {
             "blocks" => &mut self.blocks,
             "rows" => &mut self.rows,
             "intervals" => &mut self.intervals,
+            "services" => &mut self.services,
             "fragments" => &mut self.fragments,
             _ => return None,
         })

@@ -41,10 +41,10 @@ pub struct LoadOptions {
     /// Buckets of the IPv4 and IPv6 flow tables (powers of two); `None`: the defaults, or those
     /// of the tables that are pinned.
     pub flow_buckets: Option<[u32; 2]>,
-    /// How much the other tables may hold.
-    pub limits: Limits,
     /// The bit of a packet's mark that netpol uses ([`layout::STAMP_MARK`]).
     pub stamp_mark: u32,
+    /// How much the other tables may hold.
+    pub limits: Limits,
     /// Write debug lines to the AYA_LOGS ring.
     pub log: bool,
 }
@@ -55,8 +55,8 @@ impl Default for LoadOptions {
             keep_established: false,
             check_source: true,
             flow_buckets: None,
-            limits: Limits::default(),
             stamp_mark: layout::STAMP_MARK,
+            limits: Limits::default(),
             log: false,
         }
     }

@@ -24,7 +24,6 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         let limit = if self.has_entry(id) { self.limits.endpoint_addresses as usize } else { 0 };
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
-        let ifindex = endpoint.ifindex;
         let mut wanted = HashSet::new();
         endpoint.other_addresses.clear();
         for address in addresses {
@@ -35,44 +34,31 @@ impl Datapath {
             }
         }
         // Out before in: the table has room for what every endpoint may have and no more.
-        let mut gone = Vec::new();
+        let ifindex = endpoint.ifindex;
         for address in endpoint.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
-            endpoint.addresses.remove(&address);
-            gone.push(address);
-        }
-        let new: Vec<IpAddr> = wanted.difference(&endpoint.addresses).copied().collect();
-        for address in gone {
-            self.forget_source(address, ifindex)?;
+            super::transit::forget_source(&mut self.maps, address, ifindex)?;
             ignore_missing(self.maps.own_addresses.remove(&own_address(id, address)))?;
+            endpoint.addresses.remove(&address);
         }
         let mut result = Ok(());
-        for address in new {
-            let written = self.write_own(id, address, ifindex);
-            let Some(endpoint) = self.endpoints.get_mut(&id) else { break };
-            match written {
+        for address in wanted {
+            if endpoint.addresses.contains(&address) {
+                continue;
+            }
+            let noted = super::transit::note_source(&mut self.maps, address, ifindex);
+            let key = own_address(id, address);
+            match noted.and_then(|()| self.maps.own_addresses.insert(key, 1, 0)) {
                 Ok(()) => {
                     endpoint.addresses.insert(address);
                 }
                 Err(error) => {
                     endpoint.other_addresses.push(address);
-                    result = Err(error);
+                    let limit = layout::MAX_OWN_ADDRESSES;
+                    result = Err(full_or(error, "own-address table", limit));
                 }
             }
         }
         result
-    }
-
-    fn write_own(
-        &mut self,
-        id: EndpointId,
-        address: IpAddr,
-        ifindex: u32,
-    ) -> Result<(), DatapathError> {
-        self.note_source(address, ifindex)?;
-        self.maps
-            .own_addresses
-            .insert(own_address(id, address), 1, 0)
-            .map_err(|error| full_or(error, "own-address table", layout::MAX_OWN_ADDRESSES))
     }
 
     /// Tries the addresses again that could not be written.

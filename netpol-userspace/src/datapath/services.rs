@@ -15,44 +15,55 @@ use crate::model::Protocol;
 
 impl Datapath {
     /// Packets to this Service are judged by these backends from now on. If they do not fit, the
-    /// programs are told that there are Services which they do not know.
+    /// programs are told that there are Services which they do not know; that is no failure, see
+    /// [`Self::tables`].
     pub(super) fn set_service(
         &mut self,
         key: &ServiceKey,
         backends: &Arc<[Backend]>,
     ) -> Result<(), DatapathError> {
-        let placed = self.place_service(key, backends);
-        let mut result = placed;
-        if result.is_err() {
-            self.unplaced.insert(*key);
-            // What stands there is not true any more.
-            result = self.remove_service(key).and(result);
-        } else {
-            self.unplaced.remove(key);
+        if !self.place_service(key, backends)? {
+            // Reclaiming waits for packets in flight: worth it only when room runs out.
+            self.collect_garbage()?;
+            if !self.place_service(key, backends)? {
+                self.unplaced.insert(*key, Arc::clone(backends));
+                self.tell_incomplete();
+                // What stands there is not true any more.
+                return self.remove_service(key);
+            }
         }
+        self.unplaced.remove(key);
         self.tell_incomplete();
-        result
+        Ok(())
     }
 
+    /// Tries again what did not fit.
+    pub(super) fn retry_services(&mut self) -> Result<(), DatapathError> {
+        for (key, backends) in self.unplaced.clone() {
+            if self.place_service(&key, &backends)? {
+                self.unplaced.remove(&key);
+            }
+        }
+        self.tell_incomplete();
+        Ok(())
+    }
+
+    /// False: there is no room.
     fn place_service(
         &mut self,
         key: &ServiceKey,
         backends: &Arc<[Backend]>,
-    ) -> Result<(), DatapathError> {
-        let full = |table, limit| DatapathError::Full { table, limit, consequence: DOES_NOT_FIT };
-        let placed = match self.backend_arena.place(backends) {
-            Some(placed) => placed,
-            // Reclaiming waits for packets in flight: worth it only when room runs out.
-            None => {
-                self.collect_garbage()?;
-                self.backend_arena
-                    .place(backends)
-                    .ok_or_else(|| full("backend table", layout::MAX_BACKENDS))?
-            }
-        };
-        let region = match placed {
-            Placed::Known(region) => region,
-            Placed::New(region) => {
+    ) -> Result<bool, DatapathError> {
+        let has_room = self.services.len() < self.limits.services as usize;
+        // More kinds than 16 bits count would need as many classes among one Service's backends.
+        let Ok(count) = u16::try_from(backends.len()) else { return Ok(false) };
+        if !has_room && !self.services.contains_key(key) {
+            return Ok(false);
+        }
+        let region = match self.backend_arena.place(backends) {
+            None => return Ok(false),
+            Some(Placed::Known(region)) => region,
+            Some(Placed::New(region)) => {
                 for (index, backend) in (region.offset as usize..).zip(backends.iter()) {
                     self.maps.backends.store(index, 0, word_of(backend));
                 }
@@ -60,24 +71,19 @@ impl Datapath {
             }
         };
         let map_key = layout_key(key);
-        // More kinds than 16 bits count would need as many classes among one Service's backends.
-        let Ok(count) = u16::try_from(region.length) else {
-            self.backend_arena.release(backends);
-            return Err(full("list of kinds of backends of one Service", u32::from(u16::MAX)));
-        };
         let value = layout::service_value(&map_key, region.offset, count);
         let bytes: ServiceKeyBytes = zerocopy::transmute!(map_key);
         if let Err(error) = self.maps.services.insert(bytes, value, 0) {
             self.backend_arena.release(backends);
-            return Err(match full_or(error, "service table", layout::MAX_SERVICES) {
-                DatapathError::Full { table, limit, .. } => full(table, limit),
-                other => other,
-            });
+            return match full_or(error, "service table", self.limits.services) {
+                DatapathError::Full { .. } => Ok(false),
+                error => Err(error),
+            };
         }
         if let Some(before) = self.services.insert(*key, Arc::clone(backends)) {
             self.old_backends.push(before);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// There is no Service there any more.
@@ -130,10 +136,6 @@ impl Datapath {
         Ok(all)
     }
 }
-
-/// What becomes of a Service without room.
-const DOES_NOT_FIT: &str = "egress of isolated pods to Services that do not fit passes only if \
-     policies allow both the Service's address and, after translation, the backend";
 
 fn word_of(backend: &Backend) -> layout::Backend {
     match *backend {

@@ -1,24 +1,25 @@
 //! The second look at packets to Services: the transit programs on every interface by which
 //! packets leave this network namespace, while some endpoint needs them.
 //!
-//! Invariants: [`layout::TRANSIT_READY`] is set only while every known exit has its program, since
+//! Invariants: [`TRANSIT_READY`] is set only while every known exit has its program, since
 //! what the first look lets pass because of it nobody else judges; and the programs go only after
 //! it is cleared. Must never decide which packets are looked at twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use netpol_common::layout::{self, SERVICES_INCOMPLETE, TRANSIT_READY};
+use aya::maps::MapError;
+use netpol_common::layout::{SERVICES_INCOMPLETE, TRANSIT_READY};
 
+use super::class_maps::address_bytes;
 use super::error::DatapathError;
 use super::load::{TRANSIT, TRANSIT_RAW};
-use super::writer::{
-    Datapath, EndpointFailure, address_bytes, address_of, full_or, ignore_missing,
-};
+use super::maps::Maps;
+use super::writer::{Datapath, EndpointFailure, address_of, ignore_missing};
 use crate::compile::{EndpointId, SetId, Step};
 use crate::endpoint::Exit;
 
-/// Word index of [`layout::Control::flags`].
+/// Word index of [`netpol_common::layout::Control::flags`].
 pub(super) const CONTROL_FLAGS: usize = 5;
 
 /// What is known of the exits.
@@ -172,34 +173,6 @@ impl Datapath {
         !self.services.is_empty() || !self.unplaced.is_empty()
     }
 
-    // === Who has an address ===
-
-    /// The endpoint on this interface has the address: a stamped packet from there is its.
-    pub(super) fn note_source(
-        &mut self,
-        address: IpAddr,
-        ifindex: u32,
-    ) -> Result<(), DatapathError> {
-        let key = address_bytes(&address_of(address));
-        self.maps
-            .sources
-            .insert(key, ifindex, 0)
-            .map_err(|error| full_or(error, "source table", layout::MAX_OWN_ADDRESSES))
-    }
-
-    /// It no longer has; another one may have by now.
-    pub(super) fn forget_source(
-        &mut self,
-        address: IpAddr,
-        ifindex: u32,
-    ) -> Result<(), DatapathError> {
-        let key = address_bytes(&address_of(address));
-        if self.maps.sources.get(&key, 0).is_ok_and(|known| known == ifindex) {
-            ignore_missing(self.maps.sources.remove(&key))?;
-        }
-        Ok(())
-    }
-
     /// Forgets addresses of endpoints that were gone before this agent began.
     pub(super) fn forget_stale_sources(&mut self) -> Result<(), DatapathError> {
         let own = self.endpoints.values().flat_map(|endpoint| &endpoint.addresses);
@@ -211,4 +184,22 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+/// The endpoint on this interface has the address: a stamped packet from there is its.
+pub(super) fn note_source(maps: &mut Maps, address: IpAddr, ifindex: u32) -> Result<(), MapError> {
+    maps.sources.insert(address_bytes(&address_of(address)), ifindex, 0)
+}
+
+/// It no longer has; another one may have by now.
+pub(super) fn forget_source(
+    maps: &mut Maps,
+    address: IpAddr,
+    ifindex: u32,
+) -> Result<(), DatapathError> {
+    let key = address_bytes(&address_of(address));
+    if maps.sources.get(&key, 0).is_ok_and(|known| known == ifindex) {
+        ignore_missing(maps.sources.remove(&key))?;
+    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use super::classes::is_address;
 use super::limits::{N_EXAMPLES, Overflow, TableUse};
 use super::observe;
 use super::writer::{Datapath, Endpoint};
-use crate::compile::{EndpointId, SetId};
+use crate::compile::{EndpointId, ServiceKey, SetId};
 use crate::model::Direction;
 
 impl Datapath {
@@ -17,6 +17,7 @@ impl Datapath {
         let [addresses, blocks] = self.classes.sizes();
         let n_own: usize = self.endpoints.values().map(|e| e.addresses.len()).sum();
         let n_endpoints = self.endpoints.keys().filter(|id| self.has_entry(**id)).count();
+        let is_service_short = self.services.len() >= self.limits.services as usize;
         let is_row_short = self.rows.stored.len() >= self.limits.rows as usize;
         let table = |table, used: usize, limit: usize, overflow| TableUse {
             table,
@@ -51,12 +52,17 @@ impl Datapath {
                 self.limits.intervals as usize,
                 self.missing_rows().filter(|_| !is_row_short),
             ),
-            table("services", self.services.len(), layout::MAX_SERVICES as usize, None),
+            table(
+                "services",
+                self.services.len(),
+                self.limits.services as usize,
+                self.missing_services().filter(|_| is_service_short),
+            ),
             table(
                 "backends",
                 self.backend_arena.used() as usize,
                 layout::MAX_BACKENDS as usize,
-                None,
+                self.missing_services().filter(|_| !is_service_short),
             ),
         ]
     }
@@ -127,6 +133,19 @@ impl Datapath {
             consequence: "some of what their policies allow is denied to these pods",
             remedy: "let the policies of this node's pods tell fewer peers and ports apart, or \
                      move pods to other nodes",
+        })
+    }
+
+    fn missing_services(&self) -> Option<Overflow> {
+        let name = |key: &ServiceKey| format!("{} {} port {}", key.protocol, key.address, key.port);
+        (!self.unplaced.is_empty()).then(|| Overflow {
+            is_error: true,
+            n_left_out: self.unplaced.len() as u64,
+            examples: self.unplaced.keys().take(N_EXAMPLES).map(name).collect(),
+            endpoints: Vec::new(),
+            consequence: "what isolated pods send there passes only if their policies allow both \
+                          the Service's address and, after translation, the backend",
+            remedy: "let pods be isolated for egress on fewer nodes, or have fewer Services",
         })
     }
 

@@ -5,7 +5,7 @@
 //! before its programs are attached, and goes only after they are detached; nothing a packet in
 //! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ pub struct Datapath {
     /// Services in the map, with the backends whose region they use.
     pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
     /// Services that did not fit into the map.
-    pub(super) unplaced: BTreeSet<ServiceKey>,
+    pub(super) unplaced: BTreeMap<ServiceKey, Arc<[Backend]>>,
     /// Backends of Services that were changed or cleared since the last grace period.
     pub(super) old_backends: Vec<Arc<[Backend]>>,
     pub(super) limits: Limits,
@@ -112,7 +112,7 @@ impl Datapath {
             arena: Arena::new(limits.intervals),
             backend_arena: Arena::new(layout::MAX_BACKENDS),
             services: HashMap::new(),
-            unplaced: BTreeSet::new(),
+            unplaced: BTreeMap::new(),
             old_backends: Vec::new(),
             maps,
             programs,
@@ -303,6 +303,7 @@ impl Datapath {
     pub fn retry(&mut self) -> Result<(), DatapathError> {
         self.retry_rows()?;
         self.retry_classes()?;
+        self.retry_services()?;
         let closed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_closed);
         let closed: Vec<_> = closed.map(|(&id, endpoint)| (id, endpoint.sets)).collect();
         for (id, sets) in closed {
@@ -507,10 +508,6 @@ pub fn address_of(address: IpAddr) -> Address {
             }))
         }
     }
-}
-
-pub(super) fn address_bytes(address: &Address) -> [u8; 20] {
-    zerocopy::transmute!(*address)
 }
 
 pub(super) const ENOENT: i32 = 2;

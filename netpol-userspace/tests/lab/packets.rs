@@ -17,6 +17,7 @@ const V6: usize = 40;
 pub const HOP_BY_HOP: u8 = 0;
 pub const ROUTING: u8 = 43;
 pub const FRAGMENT: u8 = 44;
+pub const AUTHENTICATION: u8 = 51;
 pub const DESTINATION_OPTIONS: u8 = 60;
 
 /// Eight bytes that no other packet of this process holds.
@@ -139,11 +140,11 @@ pub fn with_extensions(mut packet: Vec<u8>, extensions: &[(u8, Vec<u8>)]) -> Vec
     packet
 }
 
-/// Hop-by-hop or destination options that say nothing, a routing header without addresses, or the
-/// fragment header of what is no fragment (RFC 6946).
+/// Hop-by-hop or destination options that say nothing, a routing header without addresses, an
+/// authentication header without a value, or the fragment header of what is no fragment (RFC 6946).
 pub fn padding(kind: u8) -> (u8, Vec<u8>) {
     match kind {
-        ROUTING | FRAGMENT => (kind, vec![0; 8]),
+        ROUTING | FRAGMENT | AUTHENTICATION => (kind, vec![0; 8]),
         // PadN over the six bytes.
         _ => (kind, vec![0, 0, 1, 4, 0, 0, 0, 0]),
     }

@@ -5,7 +5,6 @@
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,9 +18,6 @@ use super::packets::{self, Tag};
 use super::wire::send_packet;
 use super::{Pod, Scene};
 use crate::world::{PATIENCE, eventually};
-
-/// How many probes were made, for the record.
-pub static PROBES: AtomicU64 = AtomicU64::new(0);
 
 /// TCP or UDP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +96,7 @@ impl Scene<'_> {
 
     /// With this local address and port.
     pub fn allows_as(&self, from: &Netns, local: SocketAddr, to: SocketAddr, protocol: Protocol) {
-        PROBES.fetch_add(1, Ordering::Relaxed);
+        self.probed();
         let done = match protocol {
             Protocol::Udp => from.run(|| ask(local, to)),
             Protocol::Tcp => from.run(|| exchange(local, to)),
@@ -132,7 +128,7 @@ impl Scene<'_> {
         receiver: Option<&Pod>,
         at: At<'_>,
     ) {
-        PROBES.fetch_add(1, Ordering::Relaxed);
+        self.probed();
         // Its recording starts before the probe.
         let wire = receiver.map(Pod::wire);
         let before = self.count(at);
@@ -194,7 +190,7 @@ impl Scene<'_> {
 
     /// These packets are sent, and everything tagged comes out at the pod.
     pub fn all_arrive(&self, from: &Netns, packets: &[Vec<u8>], tags: &[Tag], to: &Pod) {
-        PROBES.fetch_add(1, Ordering::Relaxed);
+        self.probed();
         let wire = to.wire();
         packets.iter().for_each(|packet| send_packet(from, packet));
         let what = format!("{} receives what was sent", to.name);
@@ -203,7 +199,7 @@ impl Scene<'_> {
 
     /// This packet is dropped there and does not come out at the pod.
     pub fn is_lost(&self, from: &Netns, packet: &[u8], tag: Tag, to: &Pod, at: At<'_>) {
-        PROBES.fetch_add(1, Ordering::Relaxed);
+        self.probed();
         let wire = to.wire();
         let before = self.count(at);
         send_packet(from, packet);
@@ -212,17 +208,44 @@ impl Scene<'_> {
 
     /// What `send` sends is dropped there, by this many packets.
     pub fn drops_of(&self, packets: u64, at: At<'_>, send: impl FnOnce()) {
-        PROBES.fetch_add(1, Ordering::Relaxed);
+        self.loses(packets, at, at.pod, &[], send);
+    }
+
+    /// The same, and nothing of what is tagged comes out at this pod until then.
+    pub fn loses(&self, packets: u64, at: At<'_>, to: &Pod, tags: &[Tag], send: impl FnOnce()) {
+        self.probed();
         let before = self.count(at);
         send();
-        self.is_dropped("what was sent", before + packets - 1, at, || false);
+        let has_passed = || tags.iter().any(|tag| to.wire().count(tag) > 0);
+        self.is_dropped("what was sent", before + packets - 1, at, has_passed);
+    }
+
+    /// Sends this many bytes each way over a connection from one namespace to an address of another.
+    pub fn transfer(&self, from: &Netns, to: &Netns, address: SocketAddr, length: usize) {
+        self.probed();
+        let listener = to.run(|| TcpListener::bind(address).unwrap()).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            let mut bytes = vec![0; length];
+            stream.read_exact(&mut bytes).expect("the whole arrives");
+            stream.write_all(&bytes).expect("the answer leaves");
+        });
+        let mut stream = from.run(|| connect(any(address), address)).unwrap().unwrap();
+        let sent: Vec<u8> = (0..length).map(|number| number as u8).collect();
+        stream.write_all(&sent).expect("the whole leaves");
+        let mut received = vec![0; length];
+        stream.read_exact(&mut received).expect("the answer arrives");
+        assert!(sent == received, "the bytes of a TCP connection are changed");
+        server.join().unwrap();
     }
 
     /// An echo request is answered, in each family.
     pub fn pings(&self, from: &Pod, to: &Pod) {
         for &destination in &to.addresses {
             let (source, tag) = (from.address(destination), packets::tag());
-            PROBES.fetch_add(1, Ordering::Relaxed);
+            self.probed();
             send_packet(&from.netns, &packets::ping(source, destination, 77, tag));
             eventually("the echo request is answered", || from.wire().count(&tag) > 0);
         }
@@ -293,25 +316,4 @@ fn tcp_socket(local: SocketAddr, flags: SocketFlags) -> OwnedFd {
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
     rustix::net::bind(&socket, &local).unwrap();
     socket
-}
-
-/// Sends this many bytes each way over a connection from one namespace to an address of another.
-pub fn transfer(from: &Netns, to: &Netns, address: SocketAddr, length: usize) {
-    PROBES.fetch_add(1, Ordering::Relaxed);
-    let listener = to.run(|| TcpListener::bind(address).unwrap()).unwrap();
-    let server = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let mut bytes = vec![0; length];
-        stream.read_exact(&mut bytes).expect("the whole arrives");
-        stream.write_all(&bytes).expect("the answer leaves");
-    });
-    let mut stream = from.run(|| connect(any(address), address)).unwrap().unwrap();
-    let sent: Vec<u8> = (0..length).map(|number| number as u8).collect();
-    stream.write_all(&sent).expect("the whole leaves");
-    let mut received = vec![0; length];
-    stream.read_exact(&mut received).expect("the answer arrives");
-    assert!(sent == received, "the bytes of a TCP connection are changed");
-    server.join().unwrap();
 }

@@ -1,13 +1,13 @@
 //! A Kubernetes namespace in a lab with pods, policies and servers, all gone when it is dropped.
 //! Must never change what belongs to another scene.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netpol_userspace::netns::{self, Netns};
 
@@ -78,6 +78,9 @@ pub struct Scene<'a> {
     written: RefCell<Vec<String>>,
     wired: RefCell<Vec<(usize, String, String)>>,
     servers: RefCell<Vec<Server>>,
+    /// How many probes were made, and since when; for the record.
+    probes: Cell<u64>,
+    since: Instant,
 }
 
 impl<'a> Scene<'a> {
@@ -88,6 +91,8 @@ impl<'a> Scene<'a> {
             written: RefCell::default(),
             wired: RefCell::default(),
             servers: RefCell::default(),
+            probes: Cell::new(0),
+            since: Instant::now(),
         };
         scene.label(&format!("{{name: {}}}", scene.namespace));
         scene
@@ -250,6 +255,10 @@ impl<'a> Scene<'a> {
         self.remove(&format!("policy-{name}"));
     }
 
+    pub(super) fn probed(&self) {
+        self.probes.set(self.probes.get() + 1);
+    }
+
     /// Waits until everything written is in force on both nodes.
     pub fn settle(&self) {
         self.lab.settle();
@@ -258,6 +267,14 @@ impl<'a> Scene<'a> {
 
 impl Drop for Scene<'_> {
     fn drop(&mut self) {
+        let (cni, between) = (self.lab.topology.cni, self.lab.topology.between);
+        println!(
+            "{} on {cni:?} {between:?} {:?}: {} probes in {:.1} s",
+            self.namespace,
+            self.lab.families,
+            self.probes.get(),
+            self.since.elapsed().as_secs_f64()
+        );
         self.servers.borrow_mut().clear();
         for file in self.written.borrow().iter() {
             let _ = fs::remove_file(self.lab.manifests().join(format!("{file}.yaml")));

@@ -75,7 +75,7 @@ fn serve_tcp(listener: &TcpListener, stop: &Arc<AtomicBool>) {
 }
 
 fn serve_udp(socket: &UdpSocket, stop: &AtomicBool) {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let _ = socket.send_to(&buffer[..length], from);
