@@ -273,7 +273,8 @@ impl Chain {
     /// The same in a frame with so many more bytes in front.
     #[inline(always)]
     pub const fn shifted(self, by: u32) -> Self {
-        Self(self.0 & !(0xffff << 16) | (self.offset() as u64 + by as u64 & 0xffff) << 16)
+        let offset = (self.offset() as u64 + by as u64) & 0xffff;
+        Self(self.0 & !(0xffff << 16) | offset << 16)
     }
 
     #[inline(always)]
