@@ -278,7 +278,7 @@ impl Chain {
     /// The same in a frame with so many more bytes in front.
     #[inline(always)]
     pub const fn shifted(self, by: u32) -> Self {
-        Self(self.0 & !(0xffff << 16) | (self.offset() as u64 + by as u64 & 0xffff) << 16)
+        Self(self.0 & !(0xffff << 16) | ((self.offset() as u64 + by as u64) & 0xffff) << 16)
     }
 
     #[inline(always)]
