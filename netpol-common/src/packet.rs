@@ -278,7 +278,8 @@ impl Chain {
     /// The same in a frame with so many more bytes in front.
     #[inline(always)]
     pub const fn shifted(self, by: u32) -> Self {
-        Self(self.0 & !(0xffff << 16) | ((self.offset() as u64 + by as u64) & 0xffff) << 16)
+        let offset = (self.offset() + by) as u64 & 0xffff;
+        Self(self.0 & !(0xffff << 16) | offset << 16)
     }
 
     #[inline(always)]
@@ -306,7 +307,7 @@ impl Chain {
         (self.0 >> 8) as u8
     }
 
-    /// Fewer than 2 * 8 headers of at most 2 KiB stand before it: 16 bits are enough.
+    /// At most two chains of eight headers of 2 KiB each stand before it: 16 bits are enough.
     #[inline(always)]
     const fn offset(self) -> u32 {
         (self.0 >> 16) as u32 & 0xffff

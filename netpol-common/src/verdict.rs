@@ -79,6 +79,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// In place of an endpoint that is not known; its number is nobody's.
+    pub const NOBODY: Self = Self { id: 0, epoch: 0, born: 0, sets: [0, 0] };
+
     /// From the map's words; `None` if the endpoint was not completely written.
     #[inline(always)]
     pub const fn from_words(identity: u64, policy: u64, born: u64) -> Option<Self> {

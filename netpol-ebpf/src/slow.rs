@@ -89,6 +89,19 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
     if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
 }
 
+/// Fails closed on an interface of no known endpoint, and says what was dropped. Not called by
+/// [`judge_once`], so that their stacks do not add up.
+#[inline(never)]
+pub fn refuse(skb: *mut __sk_buff, direction: u32) -> i32 {
+    let mut packet = Packet::default();
+    let mut inner = Packet::default();
+    // Who sent what to whom is all that is wanted of it.
+    let _ = netpol_parse(skb, direction, &mut packet, &mut inner);
+    let verdict = Verdict::drop(Reason::UnknownEndpoint, 0);
+    events::note(skb, &Endpoint::NOBODY, direction_of(direction), &packet, &verdict);
+    DENY
+}
+
 /// Whether this host generated the packet itself. Only then it has no interface that it came in
 /// by: forwarding, bridging and decapsulation all set it (net/core/dev.c:
 /// __netif_receive_skb_core). The one exception: when the kernel cuts a forwarded IPv6 packet

@@ -12,6 +12,7 @@ mod class_maps;
 mod classes;
 pub mod cleanup;
 mod error;
+pub mod evaluate;
 mod filters;
 mod limits;
 mod load;
