@@ -132,6 +132,8 @@ pub struct Packet {
     pub is_opening: bool,
     /// Cannot open a flow: TCP SYN+ACK or RST, SCTP INIT ACK, ICMP reply.
     pub is_answer: bool,
+    /// IPv6 with a fragment header, even if it is a whole packet (RFC 6946).
+    pub has_fragment_header: bool,
 }
 
 /// Result of [`parse`].
@@ -226,6 +228,7 @@ fn parse_v6<F: Frame>(
     }
     let chain = frame.follow(header[6], LINK_HEADER + 40, end);
     packet.protocol = chain.next();
+    packet.has_fragment_header = chain.has_fragment_header();
     if chain.is_first_fragment() || chain.end() == Chain::LATER_FRAGMENT {
         packet.fragment_id = chain.fragment_id();
         packet.is_first_fragment = chain.is_first_fragment();
@@ -269,11 +272,14 @@ impl Chain {
     const ENDLESS: u8 = 3;
     /// Beside the end: it holds the header of a first fragment.
     const FIRST_FRAGMENT: u64 = 0x80;
+    /// Likewise: it holds a fragment header at all.
+    const FRAGMENT_HEADER: u64 = 0x40;
 
     /// The same in a frame with so many more bytes in front.
     #[inline(always)]
     pub const fn shifted(self, by: u32) -> Self {
-        Self(self.0 & !(0xffff << 16) | (self.offset() as u64 + by as u64 & 0xffff) << 16)
+        let offset = (self.offset() + by) as u64 & 0xffff;
+        Self(self.0 & !(0xffff << 16) | offset << 16)
     }
 
     #[inline(always)]
@@ -283,7 +289,7 @@ impl Chain {
 
     #[inline(always)]
     const fn end(self) -> u8 {
-        self.0 as u8 & 0x7f
+        self.0 as u8 & 0x3f
     }
 
     #[inline(always)]
@@ -292,11 +298,16 @@ impl Chain {
     }
 
     #[inline(always)]
+    const fn has_fragment_header(self) -> bool {
+        self.0 & Self::FRAGMENT_HEADER != 0
+    }
+
+    #[inline(always)]
     const fn next(self) -> u8 {
         (self.0 >> 8) as u8
     }
 
-    /// Fewer than 2 * 8 headers of at most 2 KiB stand before it: 16 bits are enough.
+    /// At most two chains of eight headers of 2 KiB each stand before it: 16 bits are enough.
     #[inline(always)]
     const fn offset(self) -> u32 {
         (self.0 >> 16) as u32 & 0xffff
@@ -327,6 +338,7 @@ pub fn follow<F: Frame>(frame: &F, mut next: u8, mut offset: u32, end: u32) -> C
                 let is_first = position & 0xfff8 == 0;
                 fragment = (id as u64) << 32 | if is_first { Chain::FIRST_FRAGMENT } else { 0 };
             }
+            fragment |= Chain::FRAGMENT_HEADER;
             if position & 0xfff8 != 0 && offset <= end {
                 return Chain::new(Chain::LATER_FRAGMENT, next, offset, fragment);
             }

@@ -91,6 +91,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// In place of an endpoint that is not known; its number is nobody's.
+    pub const NOBODY: Self = Self { id: 0, epoch: 0, born: 0, sets: [0, 0] };
+
     /// From the map's words; `None` if the endpoint was not completely written.
     #[inline(always)]
     pub const fn from_words(identity: u64, policy: u64, born: u64) -> Option<Self> {
@@ -187,8 +190,6 @@ pub enum Known {
     Yes = 1,
     /// It is allowed so far, and what the pod sends in it is to be judged again, translated.
     Stamped = 2,
-    /// Likewise, and nothing else of it passes: see [`Judged::allows_known`].
-    OnlyStamped = 3,
 }
 
 impl Known {
@@ -405,9 +406,8 @@ pub fn judge<J: Judge>(
         } else {
             maps.is_related4(endpoint, inner)
         };
-        let is_one_way = known as u32 == Known::OnlyStamped as u32;
-        if known as u32 != Known::No as u32 && !(is_one_way && arrival.is_towards_pod()) {
-            let is_stamped = (is_one_way || known as u32 == Known::Stamped as u32)
+        if known as u32 != Known::No as u32 {
+            let is_stamped = known as u32 == Known::Stamped as u32
                 && !arrival.is_towards_pod()
                 && !arrival.is_translated;
             return Verdict { is_stamped, ..Verdict::PASS };
@@ -592,7 +592,7 @@ fn new_bits(
     }
     let other = if arrival.is_towards_pod() { Direction::Egress } else { Direction::Ingress };
     let judged = answers.get(other)?;
-    if judged.is_allowed || judged.is_stamped {
+    if judged.is_allowed {
         return Ok(OPENED_UNSEEN | stamp_bit(judged.is_stamped));
     }
     Ok(seen)
@@ -619,12 +619,10 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
     let opener_bits = entry.state & OPENER;
     let mut is_stamped = entry.state & STAMPED != 0;
     let is_expired = entry.is_expired(clock);
-    // A flow that goes on only to be judged again lets no new one begin.
-    let begins_stamped = is_stamped && starts_over(packet);
-    if entry.epoch() != endpoint.epoch || is_expired || begins_stamped {
+    if entry.epoch() != endpoint.epoch || is_expired {
         let judged = judge_opened(entry.state, |direction| answers.get(direction))?;
         let is_kept = maps.keeps_established() && !starts_over(packet) && !is_expired;
-        if judged.allows_known(packet, arrival.is_towards_pod()) {
+        if judged.is_allowed {
             // A flow that is kept goes on as it is: what is stamped from its middle on would be
             // judged as new where it leaves. A new one with its ports is judged as such.
             if !is_kept || is_stamped == judged.is_stamped {
@@ -742,20 +740,14 @@ pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     }
     let ask = |direction| Ok(maps.judge_flow(endpoint, direction, false, inner));
     let Ok(judged) = judge_opened(entry.state, ask) else { return Known::No };
-    match (judged.allows_known(inner, true), judged.allows_known(inner, false)) {
-        (true, _) => Known::of(stamp_bit(judged.is_stamped)),
-        (false, true) => Known::OnlyStamped,
-        (false, false) => Known::No,
-    }
+    if judged.is_allowed { Known::of(stamp_bit(judged.is_stamped)) } else { Known::No }
 }
 
 /// What the policies say of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judged {
     is_allowed: bool,
-    /// Its packets are to be judged again, translated. If it is not allowed, that is so for older
-    /// flows: the kernel translates them as it did their first packet, also to a backend that the
-    /// Service no longer has.
+    /// Its packets are to be judged again, translated.
     is_stamped: bool,
     /// Denied because nobody can see where it will go.
     is_undecidable: bool,
@@ -795,14 +787,6 @@ impl Judged {
     #[inline(always)]
     const fn stamped_if(is_ready: bool) -> Self {
         if is_ready { Self::STAMPED } else { Self::UNDECIDABLE }
-    }
-
-    /// Whether this packet of a flow that is known already passes here. Where it is allowed only
-    /// to be judged again, that is so of the pod's own packets: what comes towards the pod nobody
-    /// would judge, and who only pushes could do so for ever.
-    #[inline(always)]
-    const fn allows_known(&self, packet: &Packet, is_towards_pod: bool) -> bool {
-        self.is_allowed || self.is_stamped && !is_towards_pod && !starts_over(packet)
     }
 
     #[inline(always)]
@@ -894,17 +878,13 @@ fn judge_service<M: Maps + ?Sized>(
         ToService::Mixed if is_translated => Some(Judged::UNDECIDABLE),
         ToService::Mixed | ToService::Empty => Some(Judged::stamped_if(is_transit_ready(maps))),
         ToService::Undecidable => Some(Judged::UNDECIDABLE),
-        ToService::Hidden => Some(Judged::DENIED),
-        // Whoever translates may know of backends that are not known here yet, or still know some
-        // that are not known here any more.
-        answer => {
+        // Whoever translates may know of backends that are not known here yet, and goes on with
+        // those that are not known here any more.
+        ToService::Allowed => {
             let is_stamped = !is_translated && is_transit_ready(maps);
-            Some(Judged {
-                is_stamped,
-                is_allowed: matches!(answer, ToService::Allowed),
-                ..Judged::DENIED
-            })
+            Some(Judged { is_stamped, ..Judged::ALLOWED })
         }
+        ToService::Denied => Some(Judged::DENIED),
     }
 }
 

@@ -520,7 +520,7 @@ fn fragments_are_first_later_or_none_at_all() {
         (outcome, atomic.kind, atomic.is_first_fragment),
         (Outcome::Packet, Kind::Flow, false)
     );
-    assert_eq!(atomic.remote_port, 53);
+    assert_eq!((atomic.remote_port, atomic.has_fragment_header), (53, true));
     // "Don't fragment" is no fragment.
     let (_, whole, _) = parsed(&fragment4(0x4000, false, &udp()), OUT);
     assert_eq!((whole.kind, whole.is_first_fragment, whole.remote_port), (Kind::Flow, false, 53));

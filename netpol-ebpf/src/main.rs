@@ -77,38 +77,46 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
     if known == Known::Stamped as u32 {
         return if stamp::put(skb) { ALLOW } else { DENY };
     }
+    if known == NOBODY {
+        return slow::refuse(skb, direction as u32);
+    }
     slow::judge(skb, direction as u32)
 }
+
+/// Beside the values of [`Known`]: the interface belongs to no known endpoint.
+const NOBODY: u32 = u32::MAX;
 
 /// A function of its own, so that its stack is not added to that of [`slow::judge`].
 #[inline(never)]
 fn is_established_ingress(skb: *mut __sk_buff) -> u32 {
-    is_established(skb, Arrival::ingress(false)) as u32
+    is_established(skb, Arrival::ingress(false))
 }
 
 /// As above, for the other direction.
 #[inline(never)]
 fn is_established_egress(skb: *mut __sk_buff) -> u32 {
-    is_established(skb, Arrival::egress()) as u32
+    is_established(skb, Arrival::egress())
 }
 
 #[inline(always)]
-fn is_established(skb: *mut __sk_buff, arrival: Arrival) -> Known {
-    let Some(endpoint) = maps::endpoint(skb) else { return Known::No };
+fn is_established(skb: *mut __sk_buff, arrival: Arrival) -> u32 {
+    let Some(endpoint) = maps::endpoint(skb) else { return NOBODY };
     let kernel = Kernel;
     if let Some(packet) = frame::common_v4::<false>(skb, arrival.direction) {
         let key = flow::key4(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows4(), kernel.clock());
-        return verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        return known as u32;
     }
     if let Some(packet) = frame::common_v6::<false>(skb, arrival.direction) {
         let key = flow::key6(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows6(), kernel.clock());
-        return verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        return known as u32;
     }
-    Known::No
+    Known::No as u32
 }
 
 #[cfg(not(test))]

@@ -68,14 +68,11 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
         Verdict::unpack(netpol_refused(&endpoint, direction as u32, &packet, parsed))
     } else {
         let arrival = match direction {
-            // Only what this host generated itself has no interface it came in by: forwarding,
-            // bridging and decapsulation all set it (net/core/dev.c: __netif_receive_skb_core).
             // What the pod sent to itself through a Service may come from a node's address, but
             // bears its stamp.
-            // SAFETY: the context pointer is valid for the run of the program.
-            Direction::Ingress => {
-                Arrival::ingress(unsafe { (*skb).ingress_ifindex } == 0 || stamp::is_own(skb))
-            }
+            Direction::Ingress => Arrival::ingress(
+                is_generated_here(skb, packet.has_fragment_header) || stamp::is_own(skb),
+            ),
             Direction::Egress => Arrival::egress(),
         };
         let inner = if parsed == RELATED { Some(&inner) } else { None };
@@ -92,6 +89,32 @@ fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
     }
     // A packet that cannot be stamped must not pass for one that need not be.
     if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
+}
+
+/// Fails closed on an interface of no known endpoint, and says what was dropped. Not called by
+/// [`judge_once`], so that their stacks do not add up.
+#[inline(never)]
+pub fn refuse(skb: *mut __sk_buff, direction: u32) -> i32 {
+    let mut packet = Packet::default();
+    let mut inner = Packet::default();
+    // Who sent what to whom is all that is wanted of it.
+    let _ = netpol_parse(skb, direction, &mut packet, &mut inner);
+    let verdict = Verdict::drop(Reason::UnknownEndpoint, 0);
+    events::note(skb, &Endpoint::NOBODY, direction_of(direction), &packet, &verdict);
+    DENY
+}
+
+/// Whether this host generated the packet itself. Only then it has no interface that it came in
+/// by: forwarding, bridging and decapsulation all set it (net/core/dev.c:
+/// __netif_receive_skb_core). The one exception: when the kernel cuts a forwarded IPv6 packet
+/// anew, even into one piece, what it makes forgets where it came from (net/ipv6/ip6_output.c:
+/// ip6_copy_metadata); but what it cuts for a socket of this host still belongs to the socket.
+/// Apart for the caller's stack.
+#[inline(never)]
+fn is_generated_here(skb: *mut __sk_buff, has_fragment_header: bool) -> bool {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let has_come_in = unsafe { (*skb).ingress_ifindex } != 0;
+    !has_come_in && (!has_fragment_header || stamp::has_socket(skb))
 }
 
 /// [`Outcome`] as a number: below these, the reason of a refusal.
@@ -279,7 +302,6 @@ fn known_of(number: u32) -> Known {
     match number {
         1 => Known::Yes,
         2 => Known::Stamped,
-        3 => Known::OnlyStamped,
         _ => Known::No,
     }
 }

@@ -10,12 +10,22 @@ use netpol_common::verdict::Endpoint;
 
 use crate::maps;
 
-/// Whether the packet is stamped. Only what entered by an interface can be: on what the node made
-/// itself the bit is somebody else's.
+/// Whether the packet is stamped. Only what entered by an interface can be: on what a socket of
+/// the node sends the bit is somebody else's. (Of neither kind are IPv6 fragments that the kernel
+/// made anew of what entered: see `slow::is_generated_here`.)
 #[inline(always)]
 pub fn is_on(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context pointer is valid for the run of the program.
-    unsafe { (*skb).mark & maps::stamp_mark() != 0 && (*skb).ingress_ifindex != 0 }
+    let (mark, has_come_in) = unsafe { ((*skb).mark, (*skb).ingress_ifindex != 0) };
+    mark & maps::stamp_mark() != 0 && (has_come_in || !has_socket(skb))
+}
+
+/// Whether the packet is being sent by a socket of this host.
+#[inline(always)]
+pub fn has_socket(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context pointer is valid for the run of the program; the union is one pointer,
+    // which is only compared.
+    !unsafe { (*skb).__bindgen_anon_2.sk }.is_null()
 }
 
 /// Stamps the packet as sent by the endpoint of the interface it is on. False if there is none.

@@ -7,13 +7,13 @@ mod world;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
-use std::process::Command;
 
 use netpol_common::layout::Reason;
 use netpol_userspace::model::Direction;
-use netpol_userspace::netns::Netns;
 
-use world::traffic::{Attempts, Server, Stream, asks, assert_allowed, assert_denied, connects};
+use world::traffic::{
+    Attempts, Server, Stream, asks, assert_allowed, assert_denied, connects, send_frames,
+};
 use world::{NODE, World, eventually};
 
 const SERVER: &str = "10.244.0.1:80";
@@ -163,18 +163,6 @@ fn isolation_comes_and_goes_without_a_trace() {
     }
 }
 
-/// Sends a frame as it is from inside a pod (AF_PACKET, so tc of the pod's own side aside).
-fn send_raw(pod: &Netns, frame: &[u8]) {
-    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-    let script = format!(
-        "import socket\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
-         s.bind(('eth0', 0))\ns.send(bytes.fromhex('{hex}'))\n"
-    );
-    let output = pod.run(|| Command::new("python3").args(["-c", &script]).output().unwrap());
-    let output = output.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 fn frame(ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend([2, 0, 0, 0, 0, 9]);
@@ -216,10 +204,10 @@ fn frames_that_are_no_packets_pass_only_from_pods_that_no_policy_isolates() {
     for (frame, reason) in frames {
         let dropped = || world.counted("server", Direction::Egress, reason);
         let before = dropped();
-        send_raw(&world.of("server"), &frame);
+        send_frames(&world.of("server"), &frame, 1);
         eventually("the frame is counted as dropped", || dropped() == before + 1);
         let seen = packets_seen(&world, "v-friend");
-        send_raw(&world.of("friend"), &frame);
+        send_frames(&world.of("friend"), &frame, 1);
         eventually("the frame passes", || packets_seen(&world, "v-friend") > seen);
     }
 }

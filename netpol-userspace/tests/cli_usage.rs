@@ -25,6 +25,8 @@ fn help_names_every_command_and_version_works() {
         "policies",
         "rules",
         "flows",
+        "services",
+        "trace",
         "monitor",
         "check",
         "cleanup",
@@ -73,7 +75,7 @@ fn with_nothing_running_each_command_says_what_to_do() {
         assert!(said.starts_with("netpol: ") && said.contains("start `netpol agent`"), "{said}");
         assert!(said.contains(run_dir) && said.contains("--run-dir"), "{said}");
     }
-    for command in ["flows", "monitor"] {
+    for command in ["flows", "services", "monitor"] {
         let output = netpol(&[command, "--run-dir", run_dir, "--bpffs", run_dir]);
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{command}: {said}");

@@ -7,11 +7,12 @@ mod lab;
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::process::Command;
 
 use lab::packets::{self, AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING, Tag};
 use lab::probe::At;
 use lab::wire::{BROADCAST, EXPERIMENTAL, IPV4, IPV6, Wire, send_packet};
-use lab::{Cni, Pod, Scene};
+use lab::{Cni, Families, Lab, Pod, Scene, topology};
 use netpol_common::layout::Reason;
 use netpol_userspace::frames::{self, Transport};
 use world::eventually;
@@ -249,6 +250,79 @@ fn fragments_made_anew(scene: &Scene<'_>) {
         eventually("the allowed ones arrive", || later.iter().all(|tag| wire.count(tag) > 0));
         assert!(tags.iter().all(|tag| wire.count(tag) == 0));
     }
+}
+
+/// Nor do they lose what tells that they have to be judged again, where they leave the node to a
+/// backend: a Service of which only one backend is allowed, sent to the other one. For the tunnel
+/// the kernel has to make the fragments anew.
+#[test]
+fn fragments_to_a_service() {
+    // One of its own: translation makes the node put fragments together.
+    let lab = Lab::new(topology::ROUTED_OVERLAY, Families::Dual);
+    let scene = &lab.scene("fragments-to-a-service");
+    let client = scene.pod("client", 1, "{app: client}");
+    let [good, bad] = ["good", "bad"].map(|name| {
+        let pod = scene.pod(name, 2, &format!("{{app: {name}}}"));
+        scene.serve(&pod, 80);
+        pod
+    });
+    scene.policy(
+        "client",
+        "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], \
+         egress: [{to: [{podSelector: {matchLabels: {app: good}}}]}]",
+    );
+    for &address in &good.addresses {
+        let [service, family] = match address {
+            IpAddr::V4(_) => ["10.96.7.7", "IPv4"],
+            IpAddr::V6(_) => ["fd00:10:96::77", "IPv6"],
+        };
+        let backends =
+            [&good, &bad].map(|pod| format!("{{addresses: [\"{}\"]}}", pod.address(address)));
+        write_service(scene, &family.to_lowercase(), service, family, &backends.join(", "));
+        let service: IpAddr = service.parse().unwrap();
+        for (backend, is_allowed) in [(&good, true), (&bad, false)] {
+            translate(scene, service, backend.address(address));
+            scene.settle();
+            if is_allowed {
+                let answer = client.netns.run(|| ask_at_length(service, 80)).unwrap();
+                assert_eq!(answer.unwrap(), LARGE, "{service} by way of {}", backend.name);
+                continue;
+            }
+            let (fragments, tags) = three_fragments(client.address(address), service, 80);
+            let send = || fragments.iter().for_each(|f| send_packet(&client.netns, f));
+            scene.loses(1, At::egress(&client), &bad, &tags, send);
+        }
+    }
+}
+
+/// A Service of one family and its slice.
+fn write_service(scene: &Scene<'_>, name: &str, address: &str, family: &str, backends: &str) {
+    let namespace = &scene.namespace;
+    scene.write(
+        name,
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{clusterIP: \"{address}\", clusterIPs: [\"{address}\"], ipFamilies: [{family}], \
+             ports: [{{port: 80, protocol: UDP}}]}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}, namespace: {namespace}, \
+             labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: {family}\n\
+             endpoints: [{backends}]\nports: [{{port: 80, protocol: UDP}}]\n"
+        ),
+    );
+}
+
+/// The client's node sends what goes to this address and UDP port 80 to a backend.
+fn translate(scene: &Scene<'_>, service: IpAddr, backend: IpAddr) {
+    let family = if service.is_ipv4() { "ip" } else { "ip6" };
+    let rules = format!(
+        "add table {family} fragments; delete table {family} fragments; \
+         table {family} fragments {{ chain c {{ type nat hook prerouting priority dstnat; \
+         {family} daddr {service} udp dport 80 dnat to {backend}; }}; }}"
+    );
+    let nft = || Command::new("nft").arg(rules).output().expect("nft: install nftables");
+    let output = scene.lab.node(1).netns.run(nft).unwrap();
+    assert!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A fragment that overtakes the first waits for no one: where ports matter it is dropped, with a

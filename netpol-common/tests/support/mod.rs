@@ -184,7 +184,7 @@ impl<'a> World<'a> {
             && !packet.is_first_fragment;
         if is_common {
             match self.is_established(endpoint, arrival, packet) {
-                Known::No | Known::OnlyStamped => {}
+                Known::No => {}
                 Known::Yes => return PASSES_UNNOTED,
                 // Of the transit program's this is merely "yes".
                 Known::Stamped => {

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use super::numbers::{Key, Numbers};
 use super::options::Options;
-use super::serve::{Published, Wait};
+use super::serve::{Asked, Published, Wait};
 use super::state::{
     DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path,
 };
-use super::{capacity, files, journal, view};
+use super::{answers, capacity, files, journal, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
 use crate::datapath::{Datapath, DatapathError, EndpointFailure, NumbersInMaps};
@@ -263,6 +263,13 @@ impl Core {
     pub fn handle_wait(&mut self, wait: Wait) {
         let barrier = self.source.barrier();
         self.pending.push(Pending { barrier, wait });
+    }
+
+    /// Someone wants to know what only the agent knows.
+    pub fn handle_question(&self, asked: Asked) {
+        let answer = answers::answer(&self.compiler, &self.node_name, &asked.question);
+        // Who asked may have given up.
+        let _ = asked.done.send(answer);
     }
 
     fn handle_barrier(&mut self, number: u64) {

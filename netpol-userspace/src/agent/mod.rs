@@ -3,12 +3,14 @@
 //! One task owns all of the state and handles one event at a time; everything else only sends to
 //! it. Nothing is removed from the kernel before every source has synced.
 
+mod answers;
 mod capacity;
 mod core;
 mod files;
 pub mod journal;
 mod numbers;
 pub mod options;
+pub mod questions;
 mod serve;
 pub mod state;
 mod view;
@@ -87,7 +89,8 @@ async fn run_async(options: Options) -> Result<()> {
 
     let (state_tx, state_rx) = watch::channel(Arc::new(core.published()));
     let (waits_tx, mut waits) = mpsc::channel(16);
-    let (mut failed, note) = serve::start(&options, &pins, state_rx, waits_tx)?;
+    let (asked_tx, mut asked) = mpsc::channel(16);
+    let (mut failed, note) = serve::start(&options, &pins, state_rx, waits_tx, asked_tx)?;
     core.add_note(note);
     core.write_state(&state_tx);
 
@@ -109,6 +112,7 @@ async fn run_async(options: Options) -> Result<()> {
                 core.handle_snapshot(snapshot);
             }
             Some(wait) = waits.recv() => core.handle_wait(wait),
+            Some(asked) = asked.recv() => core.handle_question(asked),
             Some(error) = failed.recv() => return Err(error),
             _ = housekeeping.tick() => core.housekeeping(),
             () = sleep_until(core.next_deadline()), if core.has_deadline() => core.deadline(),

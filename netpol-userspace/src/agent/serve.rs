@@ -1,4 +1,4 @@
-//! HTTP on the agent's socket (status, state, waiting) and on the metrics address (metrics and
+//! HTTP on the agent's socket (status, state, waiting, questions) and on the metrics address (metrics and
 //! health). Reads published states; must never touch the agent's own data.
 
 use std::net::SocketAddr;
@@ -12,10 +12,12 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::options::Options;
+use super::questions::Question;
 use super::state::{State, socket_path};
 use crate::datapath::{Maps, Pins};
 use crate::observe::metrics::{self, AgentCounters};
@@ -26,11 +28,20 @@ pub struct Wait {
     pub done: oneshot::Sender<()>,
 }
 
+/// A question to the agent itself.
+pub struct Asked {
+    /// What is asked.
+    pub question: Question,
+    /// Where the answer goes.
+    pub done: oneshot::Sender<Value>,
+}
+
 /// What handlers see.
 #[derive(Clone)]
 struct Context {
     state: watch::Receiver<Arc<Published>>,
     waits: mpsc::Sender<Wait>,
+    asked: mpsc::Sender<Asked>,
     maps: Arc<Maps>,
 }
 
@@ -49,9 +60,10 @@ pub fn start(
     pins: &Pins,
     state: watch::Receiver<Arc<Published>>,
     waits: mpsc::Sender<Wait>,
+    asked: mpsc::Sender<Asked>,
 ) -> Result<(mpsc::Receiver<anyhow::Error>, Option<String>)> {
     let (failed_tx, failed) = mpsc::channel(2);
-    let context = Context { state, waits, maps: Arc::new(Maps::open(pins, false)?) };
+    let context = Context { state, waits, asked, maps: Arc::new(Maps::open(pins, false)?) };
 
     let path = socket_path(&options.run_dir);
     let socket =
@@ -60,6 +72,7 @@ pub fn start(
         .route("/status", get(status))
         .route("/state", get(whole_state))
         .route("/wait", post(wait))
+        .route("/ask", post(ask))
         .with_state(context.clone());
     let failed_control = failed_tx.clone();
     tokio::spawn(async move {
@@ -142,6 +155,17 @@ async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) 
     };
     let published = context.state.borrow().clone();
     (code, Json(&published.state.status)).into_response()
+}
+
+async fn ask(Shared(context): Shared<Context>, Json(question): Json<Question>) -> Response {
+    let (done, answered) = oneshot::channel();
+    if context.asked.send(Asked { question, done }).await.is_err() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    match answered.await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(_ending) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
 }
 
 async fn readyz(Shared(context): Shared<Context>) -> Response {

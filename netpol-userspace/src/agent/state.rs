@@ -4,7 +4,8 @@
 //!
 //! The socket speaks HTTP/1.1: `GET /status` and `GET /state` answer at once with [`Status`] and
 //! [`State`]; `POST /wait?timeout_ms=N` answers with [`Status`] when everything written before
-//! the request is in force, or with status 504 and [`Status`] when time is up.
+//! the request is in force, or with status 504 and [`Status`] when time is up; `POST /ask` answers
+//! a [`super::questions::Question`].
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

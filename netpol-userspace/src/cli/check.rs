@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::model::Cluster;
+use crate::model::{Change, Cluster};
 use crate::source::catalog::{Catalog, FileState, Files};
 use crate::source::directory::{self, Reader};
 use crate::source::parse::{Entry, Object};
@@ -86,13 +86,20 @@ fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What all files together define.
+/// What all files together define, with the pods that workloads will make.
 fn cluster(files: &Files) -> Cluster {
     let mut cluster = Cluster::default();
     for event in Catalog::default().update(files) {
         if let Event::Changes(changes) = event {
             for change in changes {
                 cluster.apply(change);
+            }
+        }
+    }
+    for state in files.values() {
+        if let FileState::Read(contents) = state {
+            for pod in &contents.templates {
+                cluster.apply(Change::Pod(pod.clone()));
             }
         }
     }
@@ -290,6 +297,28 @@ mod tests {
         assert_eq!(list[2]["errors"][0]["field"], "kind");
         assert_eq!(list[3]["file"], "DIR/e.yaml");
         assert!(list[3]["errors"][0]["message"].as_str().unwrap().contains("malformed YAML"));
+    }
+
+    #[test]
+    fn pods_of_workloads_are_selected_like_others() {
+        let workload = |kind: &str, template: &str| {
+            format!(
+                "---\napiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: w, namespace: shop}}\n\
+                 spec: {template}\n"
+            )
+        };
+        let template = "{template: {metadata: {labels: {app: web}}, spec: {containers: []}}}";
+        let other = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: shop}\n";
+        for workload in [
+            workload("Deployment", template),
+            workload("CronJob", &format!("{{jobTemplate: {{spec: {template}}}}}")),
+        ] {
+            let (_, text) = check(&[("a.yaml", &format!("{GOOD}{workload}{other}"))], false);
+            assert!(text.ends_with("1 policy: 0 errors, 0 warnings\n"), "{text}");
+            let unmatched = workload.replace("app: web", "app: api");
+            let (_, text) = check(&[("a.yaml", &format!("{GOOD}{unmatched}"))], false);
+            assert!(text.contains("spec.podSelector selects no pod in these files"), "{text}");
+        }
     }
 
     #[test]

@@ -12,9 +12,10 @@ use crate::observe::flows::{Flow, list};
 /// List the tracked connections of this node's isolated pods
 ///
 /// Replies pass because the connection they belong to is known; these are the known ones. OPENED
-/// says from the pod's view who opened it; `unseen` that it was under way when it was met, so that
-/// the policies of both directions must allow it. `recheck` in STATE means that policies have changed
-/// since: the next packet is judged by the new ones.
+/// says from the pod's view who opened it, `egress` being the pod itself; `unseen` that it was under
+/// way when it was met, so that the policies of both directions must allow it. `recheck` in STATE
+/// means that policies have changed since: the next packet is judged by the new ones. Pods of other
+/// nodes and Services have their names while the agent runs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,7 +36,7 @@ pub struct Args {
 
 /// Lists them.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
-    let (maps, node, names) = args.places.maps()?;
+    let (maps, node, mut names) = args.places.maps()?;
     let id = match &args.endpoint {
         Some(wanted) => {
             let node = node.context("cannot find a pod without the names in the state file")?;
@@ -43,14 +44,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
         }
         None => None,
     };
-    let flows = list(&maps, &names, id);
+    let (flows, missing) = list(&maps, &mut names, &args.places.run_dir, id);
+    output::note_missing_names(missing);
     output::list(out, args.output, &flows, "no flows", table)?;
     Ok(true)
 }
 
 fn table(flows: &[Flow]) -> String {
     let header =
-        ["ENDPOINT", "PROTOCOL", "LOCAL", "REMOTE", "REMOTE POD", "OPENED", "STATE", "IDLE"];
+        ["ENDPOINT", "PROTOCOL", "LOCAL", "REMOTE", "REMOTE NAME", "OPENED", "STATE", "IDLE"];
     output::table(header, flows.iter().map(row))
 }
 
@@ -62,7 +64,8 @@ fn row(flow: &Flow) -> [String; 8] {
         flow.protocol.clone(),
         end(flow.local, flow.local_port),
         end(flow.remote, flow.remote_port),
-        flow.remote_endpoint.clone().unwrap_or_else(|| "-".into()),
+        output::owner(&flow.remote_endpoint, &flow.remote_service, &flow.remote_node)
+            .unwrap_or_else(|| "-".into()),
         opened.into(),
         format!("{}{recheck}", flow.state),
         idle(flow.idle_seconds),
@@ -95,6 +98,7 @@ mod tests {
         let nameless = Flow {
             endpoint: None,
             remote_endpoint: None,
+            remote_service: None,
             by_node: true,
             rejudge: true,
             idle_seconds: 600,
@@ -103,7 +107,7 @@ mod tests {
         assert_eq!(
             table(&[example(6), nameless]),
             "\
-ENDPOINT  PROTOCOL  LOCAL        REMOTE          REMOTE POD   OPENED        STATE                 IDLE
+ENDPOINT  PROTOCOL  LOCAL        REMOTE          REMOTE NAME  OPENED        STATE                 IDLE
 shop/web  TCP       10.0.0.1:80  10.0.0.2:40000  shop/client  ingress       established           3s
 #1        ICMP      10.0.0.1     10.0.0.2        -            by this node  established, recheck  10m
 "

@@ -14,7 +14,6 @@ use clap::{Parser, Subcommand};
 mod agent;
 pub mod check;
 mod cleanup;
-mod client;
 mod completions;
 mod endpoints;
 mod error;
@@ -24,6 +23,7 @@ mod output;
 mod places;
 mod policies;
 mod rules;
+mod services;
 mod status;
 mod trace;
 
@@ -37,6 +37,7 @@ Start here:
   netpol playground DIR             try policies on real packets, without a cluster
   netpol status                     is everything in force on this node?
   netpol rules NAMESPACE/POD        what may this pod do, and by which policy?
+  netpol trace --from A --to B      would this connection be allowed, and by which policy?
   netpol monitor                    which packets are dropped, and why?";
 
 /// Kubernetes NetworkPolicy, enforced by eBPF at each pod's interface
@@ -56,6 +57,7 @@ enum Command {
     Policies(policies::Args),
     Rules(rules::Args),
     Flows(flows::Args),
+    Services(services::Args),
     Trace(trace::Args),
     Monitor(monitor::Args),
     /// Explain policies, and name what an API server would refuse
@@ -123,6 +125,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Policies(args) => policies::run(&args, &mut out),
         Command::Rules(args) => rules::run(&args, &mut out),
         Command::Flows(args) => flows::run(&args, &mut out),
+        Command::Services(args) => services::run(&args, &mut out),
         Command::Trace(args) => trace::run(&args, &mut out),
         Command::Monitor(args) => monitor::run(&args, &mut out),
         Command::Check { files, output } => {

@@ -72,6 +72,13 @@ pub fn note(text: &str) {
     anstream::eprintln!("netpol: {text}");
 }
 
+/// Says why names that only an agent knows are not shown, if they are not.
+pub fn note_missing_names(why: Option<String>) {
+    if let Some(why) = why {
+        note(&format!("pods of other nodes and Services are shown without their names: {why}"));
+    }
+}
+
 /// Aligned columns below a header.
 pub fn table<const N: usize>(
     header: [&str; N],
@@ -85,6 +92,21 @@ pub fn table<const N: usize>(
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n") + "\n"
+}
+
+/// Who has an address: `shop/web`, `shop/web on node-2`, `service shop/web`, `node node-2`.
+pub fn owner(
+    pod: &Option<String>,
+    service: &Option<String>,
+    node: &Option<String>,
+) -> Option<String> {
+    Some(match (pod, service, node) {
+        (Some(pod), _, Some(node)) => format!("{pod} on {node}"),
+        (Some(pod), _, None) => pod.clone(),
+        (None, Some(service), _) => format!("service {service}"),
+        (None, None, Some(node)) => format!("node {node}"),
+        (None, None, None) => return None,
+    })
 }
 
 /// Up to three names, and how many more there are.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result, bail};
 
-use super::client::{self, Waited};
 use super::output::{self, Format, note};
 use super::places::{self, RUN_DIR};
 use crate::agent::state::{ObjectError, Status, socket_path, state_path};
+use crate::observe::client::{self, Waited};
 use crate::observe::node::Node;
 
 /// Say whether everything is in force on this node, and what is not

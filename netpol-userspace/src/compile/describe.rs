@@ -181,7 +181,7 @@ impl Compiler {
         self.endpoints.get(&id).map(|endpoint| &endpoint.name)
     }
 
-    fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
+    pub(super) fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
         self.endpoints.get(&id)?.pod.as_ref()
     }
 }

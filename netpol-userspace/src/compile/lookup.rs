@@ -70,7 +70,7 @@ impl Tables {
 
     /// The backends of the Service that is reached there, if one is.
     fn backends(&self, address: IpAddr, protocol: u8, port: u16) -> Option<&[Backend]> {
-        let protocol = Protocol::ALL.into_iter().find(|known| known.number() == protocol)?;
+        let protocol = Protocol::from_number(protocol)?;
         self.services.get(&ServiceKey { address, protocol, port }).map(|backends| &**backends)
     }
 

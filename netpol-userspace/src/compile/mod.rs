@@ -12,6 +12,7 @@ mod changes;
 mod classes;
 mod describe;
 mod engine;
+mod explain;
 pub mod ids;
 mod lookup;
 pub mod plan;
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub use describe::{Problem, RuleView, Size};
+pub use explain::{Opening, ServiceFront};
 pub use ids::Ids;
 pub use plan::{
     Backend, ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, ServiceKey, SetId, Step,

@@ -14,7 +14,7 @@ use super::{Backend, EndpointId, EndpointSets, ServiceKey, SetId, Step};
 use crate::model::{AddressFamily, Cluster, EndpointSlice, ObjectName, Service, ServicePort, Str};
 
 /// Where packets of a Service port may end up: addresses and ports, sorted and distinct.
-type Targets = Arc<[(IpAddr, u16)]>;
+pub(super) type Targets = Arc<[(IpAddr, u16)]>;
 
 /// Which Services somebody asks about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,10 +90,11 @@ struct Derived {
 
 /// One port of a Service in one address family.
 #[derive(Debug)]
-struct Front {
+pub(super) struct Front {
     /// Sorted.
-    keys: Vec<ServiceKey>,
-    targets: Targets,
+    pub keys: Vec<ServiceKey>,
+    /// Where its packets may end up.
+    pub targets: Targets,
     backends: Arc<[Backend]>,
 }
 
@@ -385,7 +386,11 @@ fn owner_of(slice: &EndpointSlice) -> ObjectName {
 /// The ports of a Service in the families that it has. Its cluster IPs tell these: on an external
 /// address or a node's address of another family nobody listens. (A Service from a file may have
 /// no cluster IP; then nothing speaks against either family.)
-fn fronts(service: &Service, slices: &[&EndpointSlice], cluster: &Cluster) -> Vec<Front> {
+pub(super) fn fronts(
+    service: &Service,
+    slices: &[&EndpointSlice],
+    cluster: &Cluster,
+) -> Vec<Front> {
     let mut seen = BTreeSet::new();
     let mut fronts = Vec::new();
     let mut families: BTreeSet<AddressFamily> =

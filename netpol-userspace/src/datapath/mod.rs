@@ -12,6 +12,7 @@ mod class_maps;
 mod classes;
 pub mod cleanup;
 mod error;
+pub mod evaluate;
 mod filters;
 mod limits;
 mod load;
@@ -30,6 +31,7 @@ mod seed;
 mod services;
 mod transit;
 mod usage;
+mod versions;
 mod writer;
 
 pub use attach::AttachMode;

@@ -144,7 +144,7 @@ fn word_of(backend: &Backend) -> layout::Backend {
     }
 }
 
-fn backend_of(word: layout::Backend) -> Backend {
+pub(super) fn backend_of(word: layout::Backend) -> Backend {
     let class = layout::backend_class(word);
     if word & layout::BACKEND_ENDPOINT != 0 {
         return Backend::Endpoint(EndpointId(class as u16));
@@ -156,7 +156,8 @@ fn backend_of(word: layout::Backend) -> Backend {
     }
 }
 
-fn layout_key(key: &ServiceKey) -> layout::ServiceKey {
+/// A key as it stands in the map.
+pub(super) fn layout_key(key: &ServiceKey) -> layout::ServiceKey {
     layout::ServiceKey {
         address: address_of(key.address),
         port: key.port,

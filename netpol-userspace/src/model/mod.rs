@@ -97,6 +97,11 @@ impl Protocol {
         }
     }
 
+    /// The protocol with this IP protocol number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.number() == number)
+    }
+
     /// `TCP`, `UDP` or `SCTP`, as the Kubernetes API spells it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::names::Names;
 use super::protocol;
+use crate::agent::questions::{self as question, Owner};
 use crate::datapath::observe::ip_of;
 use crate::model::Direction;
 
@@ -55,8 +56,14 @@ pub struct End {
     pub ip: IpAddr,
     /// Its port; `null` for protocols without ports.
     pub port: Option<u16>,
-    /// `namespace/pod` if it is an endpoint of this node.
+    /// `namespace/pod` if it is a pod's.
     pub endpoint: Option<String>,
+    /// `namespace/name` if it is a Service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The node, if it is a node's or a pod's of another node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// Time since boot against the time of day.
@@ -82,14 +89,13 @@ pub fn explain(raw: &Raw, names: &Names, boot: BootTime) -> Event {
     let is_ingress = raw.direction == layout::Direction::Ingress as u8;
     let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
     let reason = Reason::from_number(raw.reason).unwrap_or(Reason::Inconsistent);
-    let policies = match reason {
-        Reason::NewFlow | Reason::Policy | Reason::PolicyCut | Reason::Fragment => {
-            names.policies(raw.endpoint, direction).to_vec()
-        }
-        _ => Vec::new(),
+    let policies = match is_by_policy(reason) {
+        true => names.policies(raw.endpoint, direction).to_vec(),
+        false => Vec::new(),
     };
-    let local = end(&raw.local, raw.local_port, raw.protocol, names);
-    let remote = end(&raw.remote, raw.remote_port, raw.protocol, names);
+    let [local_end, remote_end] = ends(raw);
+    let local = end(local_end, raw.local_port, names);
+    let remote = end(remote_end, raw.remote_port, names);
     let is_ip = local.is_some();
     let (source, destination) = if is_ingress { (remote, local) } else { (local, remote) };
     Event {
@@ -111,13 +117,26 @@ pub fn explain(raw: &Raw, names: &Names, boot: BootTime) -> Event {
     }
 }
 
-fn end(address: &layout::Address, port: u16, protocol: u8, names: &Names) -> Option<End> {
-    // Programs leave the address zero where they found none.
-    matches!(address.family, 4 | 6).then(|| {
-        let ip = ip_of(address);
-        let port = protocol::has_ports(protocol).then_some(port);
-        End { ip, port, endpoint: names.at(ip) }
-    })
+/// The endpoint's side and the other one as [`Names`] know them; `None` for what is no IP packet.
+pub fn ends(raw: &Raw) -> [Option<question::End>; 2] {
+    let is_egress = raw.direction == layout::Direction::Egress as u8;
+    let of = |address: &layout::Address, port| {
+        // Programs leave the address zero where they found none.
+        matches!(address.family, 4 | 6).then(|| question::End {
+            ip: ip_of(address),
+            protocol: raw.protocol,
+            port,
+        })
+    };
+    // Only a destination's port tells which Service is meant.
+    [of(&raw.local, 0), of(&raw.remote, if is_egress { raw.remote_port } else { 0 })]
+}
+
+fn end(end: Option<question::End>, port: u16, names: &Names) -> Option<End> {
+    let end = end?;
+    let Owner { pod, service, node } = names.owner(end);
+    let port = protocol::has_ports(end.protocol).then_some(port);
+    Some(End { ip: end.ip, port, endpoint: pod, service, node })
 }
 
 fn detail(raw: &Raw) -> String {
@@ -131,7 +150,20 @@ fn detail(raw: &Raw) -> String {
     }
 }
 
-fn message(reason: Reason, policies: &[String]) -> String {
+/// Whether the endpoint's policies decided.
+pub fn is_by_policy(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NewFlow
+            | Reason::Policy
+            | Reason::PolicyCut
+            | Reason::Fragment
+            | Reason::ServiceMixed
+    )
+}
+
+/// A reason as a sentence part for people.
+pub fn message(reason: Reason, policies: &[String]) -> String {
     let by = match policies {
         [] => "the policies in force".to_owned(),
         policies => policies.join(", "),

@@ -1,12 +1,14 @@
 //! The connections that endpoints have, with names.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use netpol_common::layout::EPOCH_MASK;
 use serde::Serialize;
 
 use super::names::Names;
-use super::protocol;
+use super::{client, protocol};
+use crate::agent::questions::End;
 use crate::datapath::observe::{self, EndpointEntry};
 use crate::datapath::{Maps, observe::Flow as Tracked};
 use crate::model::Direction;
@@ -28,8 +30,14 @@ pub struct Flow {
     pub remote: IpAddr,
     /// Its port.
     pub remote_port: Option<u16>,
-    /// `namespace/pod` if the other side is an endpoint of this node.
+    /// `namespace/pod` if the other side is a pod.
     pub remote_endpoint: Option<String>,
+    /// `namespace/name` if it is a Service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote_service: Option<String>,
+    /// The node, if it is a node or a pod of another node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote_node: Option<String>,
     /// `ingress` if the other side opened it, `egress` if the pod did, `unseen` if the connection
     /// was under way when it was met: then both directions' policies must allow it.
     pub opened: &'static str,
@@ -43,24 +51,41 @@ pub struct Flow {
     pub idle_seconds: u64,
 }
 
-/// All connections of endpoints in force, sorted; only those of `endpoint` if one is given.
-pub fn list(maps: &Maps, names: &Names, endpoint: Option<u16>) -> Vec<Flow> {
+/// All connections of endpoints in force, sorted; only those of `endpoint` if one is given. The
+/// names of those that are not on this node are asked of the agent that `run_dir` leads to; with
+/// why they are missing, if they are.
+pub fn list(
+    maps: &Maps,
+    names: &mut Names,
+    run_dir: &Path,
+    endpoint: Option<u16>,
+) -> (Vec<Flow>, Option<String>) {
     let entries = observe::endpoints(maps);
-    let mut flows: Vec<Flow> = observe::flows(maps)
-        .iter()
+    let tracked: Vec<(Tracked, &EndpointEntry)> = observe::flows(maps)
+        .into_iter()
         .filter(|flow| endpoint.is_none_or(|id| id == flow.endpoint))
         .filter_map(|flow| {
             let entry = entries.iter().find(|entry| entry.id == flow.endpoint)?;
-            is_of(flow.epoch, entry).then(|| view(flow, entry, names))
+            is_of(flow.epoch, entry).then_some((flow, entry))
         })
         .collect();
+    let missing = client::learn(run_dir, names, tracked.iter().map(|(flow, _)| remote(flow)));
+    let mut flows: Vec<Flow> =
+        tracked.iter().map(|(flow, entry)| view(flow, entry, names)).collect();
     flows.sort();
     // Two CPUs that admit the same flow at once may leave two entries.
     flows.dedup_by(|a, b| {
         a.idle_seconds = b.idle_seconds;
         a == b
     });
-    flows
+    (flows, missing)
+}
+
+/// The other side as [`Names`] know it: its port tells which Service is meant if it is where the
+/// connection went, or may have gone.
+fn remote(flow: &Tracked) -> End {
+    let port = if flow.opened != Some(Direction::Ingress) { flow.remote_port } else { 0 };
+    End { ip: flow.remote, protocol: flow.protocol, port }
 }
 
 /// Whether a flow judged in `epoch` is this endpoint's and not that of an earlier owner of its
@@ -71,6 +96,7 @@ fn is_of(epoch: u32, entry: &EndpointEntry) -> bool {
 
 fn view(flow: &Tracked, entry: &EndpointEntry, names: &Names) -> Flow {
     let port = |port| protocol::has_ports(flow.protocol).then_some(port);
+    let owner = names.owner(remote(flow));
     Flow {
         endpoint: names.name(flow.endpoint),
         endpoint_id: flow.endpoint,
@@ -79,7 +105,9 @@ fn view(flow: &Tracked, entry: &EndpointEntry, names: &Names) -> Flow {
         local_port: port(flow.local_port),
         remote: flow.remote,
         remote_port: port(flow.remote_port),
-        remote_endpoint: names.at(flow.remote),
+        remote_endpoint: owner.pod,
+        remote_service: owner.service,
+        remote_node: owner.node,
         opened: flow.opened.map_or("unseen", Direction::as_str),
         by_node: flow.is_from_node,
         state: match (flow.is_closing, flow.is_replied) {
@@ -98,6 +126,7 @@ pub(crate) mod tests {
 
     use super::super::names::tests::{endpoint, state};
     use super::*;
+
     fn entry() -> EndpointEntry {
         EndpointEntry { ifindex: 11, id: 1, ingress: 2, egress: 0, epoch: 9, born: 5 }
     }

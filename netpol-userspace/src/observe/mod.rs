@@ -3,6 +3,7 @@
 //!
 //! Everything here is data; `cli` turns it into text. Must never change what is enforced.
 
+pub mod client;
 pub mod drops;
 pub mod endpoints;
 pub mod events;
@@ -13,4 +14,5 @@ pub mod node;
 pub mod policies;
 pub mod protocol;
 pub mod rules;
+pub mod services;
 pub mod trace;

@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::node::name;
+use crate::agent::questions::{End, Owner};
 use crate::agent::state::{EndpointView, State};
 use crate::model::Direction;
 
-/// Finds endpoints by number and by address.
+/// Finds endpoints by number and by address, and who else has an address as far as an agent told.
 #[derive(Debug, Default)]
 pub struct Names {
     by_id: HashMap<u16, EndpointView>,
     ids: HashMap<IpAddr, u16>,
     classes: HashMap<u32, Vec<String>>,
+    owners: HashMap<End, Owner>,
 }
 
 impl Names {
@@ -26,6 +28,35 @@ impl Names {
                 .flat_map(|endpoint| endpoint.ips.iter().map(|&ip| (ip, endpoint.id)))
                 .collect(),
             classes: state.classes.iter().map(|(&class, names)| (class, names.clone())).collect(),
+            owners: HashMap::new(),
+        }
+    }
+
+    /// Those of `ends` that only an agent may know, each once.
+    pub fn unknown(&self, ends: impl IntoIterator<Item = End>) -> Vec<End> {
+        let is_unknown =
+            |end: &End| !self.ids.contains_key(&end.ip) && !self.owners.contains_key(end);
+        let mut unknown: Vec<End> = ends.into_iter().filter(is_unknown).collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown
+    }
+
+    /// Takes an agent's answer into account.
+    pub fn learn(&mut self, ends: impl IntoIterator<Item = (End, Owner)>) {
+        self.owners.extend(ends);
+    }
+
+    /// Forgets what an agent told: it may be another's by now.
+    pub fn forget(&mut self) {
+        self.owners.clear();
+    }
+
+    /// Who is there, as far as is known.
+    pub fn owner(&self, end: End) -> Owner {
+        match self.at(end.ip) {
+            Some(pod) => Owner { pod: Some(pod), ..Owner::default() },
+            None => self.owners.get(&end).cloned().unwrap_or_default(),
         }
     }
 
@@ -134,5 +165,22 @@ pub(crate) mod tests {
         assert_eq!(names.policies(1, Direction::Ingress), ["shop/deny"]);
         assert!(names.policies(1, Direction::Egress).is_empty());
         assert!(names.name(2).is_none() && names.class(4).is_empty());
+    }
+
+    #[test]
+    fn an_agent_is_asked_for_what_is_not_on_this_node_and_only_once() {
+        let mut names = Names::of(&state(vec![endpoint("shop", "web", 1, "10.0.0.1")]));
+        let end = |ip: &str, port| End { ip: ip.parse().unwrap(), protocol: 6, port };
+        let ends = [end("10.0.0.1", 80), end("10.1.0.1", 80), end("10.1.0.1", 80)];
+        assert_eq!(names.unknown(ends), [end("10.1.0.1", 80)]);
+        assert_eq!(names.owner(end("10.1.0.1", 80)), Owner::default());
+        let owner = Owner { pod: Some("a/far".into()), service: None, node: Some("n2".into()) };
+        names.learn([(end("10.1.0.1", 80), owner.clone())]);
+        assert!(names.unknown(ends).is_empty());
+        assert_eq!(names.owner(end("10.1.0.1", 80)), owner);
+        assert_eq!(names.owner(end("10.1.0.1", 81)), Owner::default(), "of another port");
+        assert_eq!(names.owner(end("10.0.0.1", 0)).pod.unwrap(), "shop/web");
+        names.forget();
+        assert_eq!(names.unknown(ends), [end("10.1.0.1", 80)]);
     }
 }

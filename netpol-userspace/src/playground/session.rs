@@ -86,7 +86,13 @@ impl<'a> Session<'a> {
         session.wire(state).await?;
         progress(&format!("{}, wired in {}", described(options, state), seconds(begun)));
         for (kind, count) in &state.layout.ignored {
-            progress(&format!("not used here: {count} × {kind}"));
+            progress(&match kind.as_str() {
+                "Service" | "EndpointSlice" => format!(
+                    "{count} × {kind} without effect: nothing here translates addresses of \
+                     Services, pods are probed at their own"
+                ),
+                kind => format!("not used here: {count} × {kind}"),
+            });
         }
         if !options.no_agents {
             let agents = Agents::start(dir, &session.network, options.nodes).await?;

@@ -110,28 +110,6 @@ impl Services {
         if denied.is_empty() && !may_be_itself { Answer::Yes } else { Answer::Depends }
     }
 
-    /// Of what must not go out: whether it is to a Service whose every backend is denied, and all
-    /// of them elsewhere. Flows of before go on being translated to a backend that the Service may
-    /// no longer have, so that they can be judged only where that is seen.
-    pub fn hides_older_flows(
-        &self,
-        reference: &Reference,
-        pod: &Pod,
-        remote: IpAddr,
-        protocol: u8,
-        port: u16,
-    ) -> bool {
-        self.egress(reference, pod, remote, protocol, port) == Answer::No
-            && self.backends(remote, protocol, port).is_some_and(|places| {
-                let allows = |address, port| {
-                    reference.allows(Direction::Egress, pod, address, protocol, port)
-                };
-                places
-                    .iter()
-                    .all(|&(address, port)| !allows(address, port) && !self.here.contains(&address))
-            })
-    }
-
     /// Whether packets to this address and port number are for this port of the Service.
     fn is_reached(
         &self,

@@ -17,6 +17,9 @@ pub struct Contents {
     pub entries: Vec<Entry>,
     /// Why some of its documents cannot be read; the entries are those of the others.
     pub malformed: Option<String>,
+    /// The pods that workloads of the file make, one for each workload, without addresses. They
+    /// are no pods yet: only advice on policies looks at them.
+    pub templates: Vec<model::Pod>,
 }
 
 impl Contents {
@@ -87,7 +90,7 @@ pub fn file(name: &str, text: &str) -> Contents {
     let mut contents = Contents::default();
     for (line, document) in documents {
         match document {
-            Ok(document) => add_document(document, line, &mut contents.entries),
+            Ok(document) => add_document(document, line, &mut contents),
             Err(message) => match &mut contents.malformed {
                 Some(all) => *all = format!("{all}; {message}"),
                 none => *none = Some(message),
@@ -164,13 +167,13 @@ fn holds_content(line: &str) -> bool {
 }
 
 /// Adds the object of one document, or the objects of a list.
-fn add_document(mut document: Value, line: usize, entries: &mut Vec<Entry>) {
+fn add_document(mut document: Value, line: usize, contents: &mut Contents) {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(String::from);
     let (kind, version) = (text(&document, "kind"), text(&document, "apiVersion"));
     let Some(fields) = document.as_object_mut() else {
         let title = format!("document at line {line}");
         let problem = Problem::new("", "is not a Kubernetes object (no map of fields)");
-        return entries.push(Entry::unknown(title, line, problem));
+        return contents.entries.push(Entry::unknown(title, line, problem));
     };
     let element = kind.as_deref().and_then(|kind| kind.strip_suffix("List"));
     if let (Some(element), Some(Value::Array(items))) = (element, fields.get_mut("items")) {
@@ -182,14 +185,35 @@ fn add_document(mut document: Value, line: usize, entries: &mut Vec<Entry>) {
                     fields.entry("apiVersion").or_insert_with(|| version.as_str().into());
                 }
             }
-            add_document(item, line, entries);
+            add_document(item, line, contents);
         }
         return;
     }
     if element.is_some() && matches!(fields.get("items"), None | Some(Value::Null)) {
         return;
     }
-    entries.extend(entry(kind.as_deref(), version.as_deref(), document, line));
+    contents.templates.extend(kind.as_deref().and_then(|kind| template(kind, &document)));
+    contents.entries.extend(entry(kind.as_deref(), version.as_deref(), document, line));
+}
+
+/// The pod that a workload makes, under a name that no pod has.
+fn template(kind: &str, workload: &Value) -> Option<model::Pod> {
+    let place = match kind {
+        "Deployment"
+        | "ReplicaSet"
+        | "StatefulSet"
+        | "DaemonSet"
+        | "ReplicationController"
+        | "Job" => "/spec/template",
+        "CronJob" => "/spec/jobTemplate/spec/template",
+        _ => return None,
+    };
+    let metadata = workload.get("metadata")?;
+    let template = workload.pointer(place)?;
+    let mut pod: Pod = serde_json::from_value(template.clone()).ok()?;
+    pod.metadata.name = Some(format!("{kind}/{}", metadata.get("name")?.as_str()?));
+    pod.metadata.namespace = metadata.get("namespace").and_then(Value::as_str).map(str::to_owned);
+    Some(convert::pod(&pod).0)
 }
 
 fn entry(kind: Option<&str>, version: Option<&str>, value: Value, line: usize) -> Option<Entry> {

@@ -34,8 +34,6 @@ type DatagramKey = (Direction, IpAddr, IpAddr, u16, Option<u8>);
 #[derive(Debug, Default)]
 struct Past {
     flows: HashMap<FlowKey, Opener>,
-    /// Flows to Services in which the pod went on when no backend was allowed any more.
-    resumed: HashSet<FlowKey>,
     first_fragments: HashMap<DatagramKey, Packet>,
 }
 
@@ -78,11 +76,10 @@ impl Model {
     pub fn forget_flows(&mut self, pod: &str) {
         if let Some(past) = self.pasts.get_mut(pod) {
             past.flows.clear();
-            past.resumed.clear();
         }
     }
 
-    /// Whether a frame passes towards the pod or from it; `None`: either is right.
+    /// Whether a frame passes towards the pod or from it.
     pub fn passes(
         &mut self,
         view: &View<'_>,
@@ -90,18 +87,18 @@ impl Model {
         direction: Direction,
         is_from_node: bool,
         frame: &Frame,
-    ) -> Option<bool> {
+    ) -> bool {
         let is_open = !view.isolates(direction);
         match frame {
-            Frame::Arp => Some(true),
-            Frame::Tagged(_) | Frame::Other(_) => Some(is_open),
+            Frame::Arp => true,
+            Frame::Tagged(_) | Frame::Other(_) => is_open,
             Frame::Ip(packet) => {
                 let seen = Seen { packet, direction, is_from_node };
                 if seen.has_too_many_headers() {
-                    return Some(is_open && !is_spoofed(view, &seen));
+                    return is_open && !is_spoofed(view, &seen);
                 }
                 if let Some(passes) = seen.without_policy(is_open) {
-                    return Some(passes);
+                    return passes;
                 }
                 let past = self.pasts.entry(name.to_owned()).or_default();
                 past.passes(self.keeps, view, &seen)
@@ -197,7 +194,7 @@ impl View<'_> {
                 let places = self.services.backends(remote, protocol, port);
                 self.isolates(Direction::Egress) && places.is_some_and(|places| !places.is_empty())
             }
-            Answer::No => self.is_seen_elsewhere(Opener::Pod, key),
+            Answer::No => false,
         }
     }
 
@@ -210,20 +207,6 @@ impl View<'_> {
             }
             Opener::Node => true,
         }
-    }
-
-    /// Whether a flow of the pod's goes on where its true destination is seen, although the
-    /// policies do not permit it.
-    fn is_seen_elsewhere(&self, opener: Opener, key: &FlowKey) -> bool {
-        let &(protocol, _, _, remote, port) = key;
-        let hides =
-            self.services.hides_older_flows(self.reference, self.pod, remote, protocol, port);
-        hides
-            && match opener {
-                Opener::Pod => true,
-                Opener::Unseen => self.permits(Direction::Ingress, key),
-                _ => false,
-            }
     }
 
     fn permits_without_ports(&self, direction: Direction, remote: IpAddr) -> bool {
@@ -264,7 +247,7 @@ impl Seen<'_> {
         match (kind, packet.hop_limit) {
             (130..=132 | 143, 1) | (133 | 135 | 136, 255) => Some(true),
             (134 | 137, 255) if self.direction == Direction::Ingress => Some(true),
-            (134 | 137, _) => Some(is_open),
+            (134 | 137, _) => is_open,
             _ => None,
         }
     }
@@ -308,7 +291,7 @@ fn is_answer(body: &Body) -> bool {
 }
 
 impl Past {
-    fn passes(&mut self, keeps: bool, view: &View<'_>, seen: &Seen<'_>) -> Option<bool> {
+    fn passes(&mut self, keeps: bool, view: &View<'_>, seen: &Seen<'_>) -> bool {
         let packet = seen.packet;
         match packet.part {
             Part::First(id) => {
@@ -319,21 +302,18 @@ impl Past {
                 return match first.filter(|first| has_flow(&first.body)) {
                     // Like the datagram's first fragment, but it starts nothing.
                     Some(first) => self.passes_in_flow(keeps, view, seen, &first, false),
-                    None => Some(self.passes_alone(view, seen)),
+                    None => self.passes_alone(view, seen),
                 };
             }
             Part::Whole | Part::Atomic => {}
         }
         match &packet.body {
-            Body::Icmp { .. } => Some(self.passes_alone(view, seen)),
+            Body::Icmp { .. } => self.passes_alone(view, seen),
             Body::Error { about, quoted, .. } => {
                 if is_spoofed(view, seen) {
-                    return Some(false);
+                    return false;
                 }
-                if self.passes_alone(view, seen) {
-                    return Some(true);
-                }
-                self.is_related(keeps, view, seen, about, *quoted)
+                self.is_related(keeps, view, seen, about, *quoted) || self.passes_alone(view, seen)
             }
             _ => self.passes_in_flow(keeps, view, seen, packet, true),
         }
@@ -353,13 +333,13 @@ impl Past {
         seen: &Seen<'_>,
         about: &Packet,
         quoted: Quoted,
-    ) -> Option<bool> {
+    ) -> bool {
         if quoted == Quoted::TooLittle
             || matches!(about.part, Part::Later(..))
             || !has_flow(&about.body)
             || about.n_extensions() >= MAX_EXTENSION_HEADERS
         {
-            return Some(false);
+            return false;
         }
         let went = match seen.direction {
             Direction::Ingress => Direction::Egress,
@@ -368,34 +348,9 @@ impl Past {
         let key = flow_key(about, went);
         let goes_to_sender =
             seen.direction == Direction::Ingress || seen.packet.destination == about.source;
-        let Some(&opener) = self.flows.get(&key).filter(|_| goes_to_sender) else {
-            return Some(false);
-        };
-        if keeps || view.permits_flow(opener, &key) {
-            return Some(true);
-        }
-        self.passes_elsewhere(view, seen, opener, &key)
-    }
-
-    /// What becomes of a packet of a known flow that the policies do not permit, if it starts
-    /// nothing.
-    fn passes_elsewhere(
-        &self,
-        view: &View<'_>,
-        seen: &Seen<'_>,
-        opener: Opener,
-        key: &FlowKey,
-    ) -> Option<bool> {
-        if !view.is_seen_elsewhere(opener, key) {
-            return Some(false);
-        }
-        match seen.direction {
-            Direction::Egress => Some(true),
-            // Nothing comes back until the pod has gone on; then, what it says may be in order,
-            // until the next change that takes something away.
-            Direction::Ingress if self.resumed.contains(key) => None,
-            Direction::Ingress => Some(false),
-        }
+        self.flows
+            .get(&key)
+            .is_some_and(|&opener| goes_to_sender && (keeps || view.permits_flow(opener, &key)))
     }
 
     /// A packet of the flow that `named` names.
@@ -406,7 +361,7 @@ impl Past {
         seen: &Seen<'_>,
         named: &Packet,
         is_first: bool,
-    ) -> Option<bool> {
+    ) -> bool {
         let key = flow_key(named, seen.direction);
         let opens = is_first && is_opening(&named.body);
         let sender = match (seen.direction, seen.is_from_node) {
@@ -422,38 +377,23 @@ impl Past {
         let has_opening = matches!(named.body, Body::Tcp { .. } | Body::Sctp { .. });
         if let Some(opener) = known {
             let is_new = opens && has_opening;
-            if view.permits_flow(opener, &key) {
-                self.resumed.remove(&key);
-                return Some(true);
-            }
-            if (keeps && !is_new) || sender == Opener::Node {
-                return Some(true);
-            }
-            if is_new {
-                return Some(false);
-            }
-            let passes = self.passes_elsewhere(view, seen, opener, &key);
-            if passes == Some(true) {
-                self.resumed.insert(key);
-            }
-            return passes;
+            return view.permits_flow(opener, &key) || (keeps && !is_new) || sender == Opener::Node;
         }
         if is_spoofed(view, seen) {
-            return Some(false);
+            return false;
         }
         let answers = is_first && is_answer(&named.body);
         let is_permitted =
             view.permits(seen.direction, &key) && !(answers && view.isolates(seen.direction));
         if sender != Opener::Node && !is_permitted {
-            return Some(false);
+            return false;
         }
         if !answers {
             let is_midway = has_opening && !opens;
             let opener = if is_midway { opener_midway(view, sender, &key) } else { sender };
             self.flows.insert(key, opener);
-            self.resumed.remove(&key);
         }
-        Some(true)
+        true
     }
 }
 
@@ -463,9 +403,7 @@ fn opener_midway(view: &View<'_>, sender: Opener, key: &FlowKey) -> Opener {
     let may_be_others = match sender {
         // Nobody opens a connection from a Service's address.
         Opener::Pod => !view.is_stamped(key) && view.permits(Direction::Ingress, key),
-        Opener::Remote => {
-            view.permits(Direction::Egress, key) || view.is_seen_elsewhere(Opener::Pod, key)
-        }
+        Opener::Remote => view.permits(Direction::Egress, key),
         _ => false,
     };
     if may_be_others { Opener::Unseen } else { sender }

@@ -251,7 +251,7 @@ impl Node {
         let (passed, mark) = self.look(name, *direction, *is_from_node, &frame.bytes());
         let differs =
             |passed, look| Some(Difference { at: 0, sending: sending.clone(), passed, look });
-        if expected.is_some_and(|expected| passed != expected) {
+        if passed != expected {
             return differs(passed, Look::First);
         }
         let (true, Direction::Egress, Frame::Ip(packet)) = (passed, direction, frame) else {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -122,6 +123,20 @@ pub fn assert_allowed(from: &Netns, to: &str) {
 pub fn assert_denied(from: &Netns, to: &str) {
     assert!(!asks(from, to), "UDP to {to} is answered");
     assert!(!connects(from, to), "TCP to {to} connects");
+}
+
+/// Sends a frame as it is from inside a pod, so many times (AF_PACKET: tc of the pod's own side
+/// aside).
+pub fn send_frames(pod: &Netns, frame: &[u8], count: usize) {
+    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    let script = format!(
+        "import socket\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
+         s.bind(('eth0', 0))\nframe = bytes.fromhex('{hex}')\n\
+         for _ in range({count}): s.send(frame)\n"
+    );
+    let output = pod.run(|| Command::new("python3").args(["-c", &script]).output().unwrap());
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A long-lived flow: a numbered message every 20 ms, each to be answered.

@@ -4,13 +4,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
+use super::names::Names;
+use crate::agent::questions::{End, Owner, Question};
 use crate::agent::state::{Status, socket_path};
 
 /// How long an agent may take to answer what needs no waiting.
@@ -29,19 +32,80 @@ pub enum Waited {
     TimeIsUp(Option<Status>),
 }
 
+/// How many ends one request asks about.
+const ENDS_AT_ONCE: usize = 8_192;
+
 /// The running agent's status, `None` if no agent listens.
 pub fn status(run_dir: &Path) -> Result<Option<Status>> {
-    let socket = socket_path(run_dir);
-    block_on(async {
-        let Ok(stream) = UnixStream::connect(&socket).await else { return Ok(None) };
-        let answer = timeout(ANSWER_LIMIT, ask(stream, Method::GET, "/status")).await;
-        let answer = answer.context("no answer in time").flatten();
-        let (code, status) = answer.with_context(|| agent_at(&socket))?;
-        if code != StatusCode::OK {
-            bail!("{}: it answered {code}", agent_at(&socket));
+    block_on(request(run_dir, Method::GET, "/status", Vec::new()))
+}
+
+/// The running agent's answer to a question, `None` if no agent listens.
+pub fn ask<T: DeserializeOwned>(run_dir: &Path, question: &Question) -> Result<Option<T>> {
+    block_on(ask_async(run_dir, question))
+}
+
+/// Likewise.
+pub async fn ask_async<T: DeserializeOwned>(
+    run_dir: &Path,
+    question: &Question,
+) -> Result<Option<T>> {
+    request(run_dir, Method::POST, "/ask", serde_json::to_vec(question)?).await
+}
+
+/// Gives `names` who is at some ends. Returns why they stay unknown, if they do: a listing goes on
+/// without names.
+pub fn learn(
+    run_dir: &Path,
+    names: &mut Names,
+    ends: impl IntoIterator<Item = End>,
+) -> Option<String> {
+    let ends = names.unknown(ends);
+    if ends.is_empty() {
+        return None;
+    }
+    let owners = answer_or_why(block_on(owners(run_dir, &ends)));
+    owners.map(|owners| names.learn(ends.into_iter().zip(owners))).err()
+}
+
+/// An answer, or why there is none.
+pub fn answer_or_why<T>(asked: Result<Option<T>>) -> Result<T, String> {
+    match asked {
+        Ok(Some(answer)) => Ok(answer),
+        Ok(None) => Err("the agent does not run".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+/// Who is at some ends, `None` if no agent listens.
+pub async fn owners(run_dir: &Path, ends: &[End]) -> Result<Option<Vec<Owner>>> {
+    let mut owners = Vec::with_capacity(ends.len());
+    for some in ends.chunks(ENDS_AT_ONCE) {
+        let question = Question::Ends { ends: some.to_vec() };
+        match ask_async::<Vec<Owner>>(run_dir, &question).await? {
+            Some(answer) if answer.len() == some.len() => owners.extend(answer),
+            Some(_) => bail!("{}: it answered something else", agent_at(&socket_path(run_dir))),
+            None => return Ok(None),
         }
-        Ok(Some(status))
-    })
+    }
+    Ok(Some(owners))
+}
+
+async fn request<T: DeserializeOwned>(
+    run_dir: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<Option<T>> {
+    let socket = socket_path(run_dir);
+    let Ok(stream) = UnixStream::connect(&socket).await else { return Ok(None) };
+    let answer = timeout(ANSWER_LIMIT, exchange(stream, method, path, body)).await;
+    let answer = answer.context("no answer in time").flatten();
+    let (code, bytes) = answer.with_context(|| agent_at(&socket))?;
+    if code != StatusCode::OK {
+        bail!("{}: it answered {code}", agent_at(&socket));
+    }
+    Ok(Some(parse(code, &bytes).with_context(|| agent_at(&socket))?))
 }
 
 /// Waits until everything written before the call is in force. An agent that starts, or starts
@@ -67,10 +131,14 @@ pub fn wait(run_dir: &Path, limit: Duration) -> Result<Waited> {
 async fn wait_once(socket: &Path, left: Duration) -> Result<Option<Waited>> {
     let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
     let path = format!("/wait?timeout_ms={}", left.as_millis());
-    let answer = timeout(left + ANSWER_LIMIT, ask(stream, Method::POST, &path)).await;
+    let answer = exchange(stream, Method::POST, &path, Vec::new());
+    let answer = timeout(left + ANSWER_LIMIT, answer).await;
+    let status = |code, bytes: &[u8]| parse(code, bytes).with_context(|| agent_at(socket));
     match answer.with_context(|| format!("{}: no answer in time", agent_at(socket)))? {
-        Ok((StatusCode::OK, status)) => Ok(Some(Waited::InForce(status))),
-        Ok((StatusCode::GATEWAY_TIMEOUT, status)) => Ok(Some(Waited::TimeIsUp(Some(status)))),
+        Ok((code @ StatusCode::OK, bytes)) => Ok(Some(Waited::InForce(status(code, &bytes)?))),
+        Ok((code @ StatusCode::GATEWAY_TIMEOUT, bytes)) => {
+            Ok(Some(Waited::TimeIsUp(Some(status(code, &bytes)?))))
+        }
         Ok((code, _)) => bail!("{}: it answered {code}", agent_at(socket)),
         Err(error) if error.downcast_ref::<hyper::Error>().is_some() => Ok(None),
         Err(error) => Err(error.context(agent_at(socket))),
@@ -82,13 +150,19 @@ fn agent_at(socket: &Path) -> String {
 }
 
 /// One request on a connection of its own.
-async fn ask(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Status)> {
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<(StatusCode, Bytes)> {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "netpol")
-        .body(Empty::<Bytes>::new())?;
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))?;
     // Dropping the sender at the end of it lets the connection end.
     let exchange = async move {
         let mut sender = sender;
@@ -103,12 +177,14 @@ async fn ask(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCo
     };
     // The connection makes progress only while it is polled; if it fails, the exchange says why.
     let (_, exchanged) = tokio::join!(connection, exchange);
-    let (code, body) = exchanged?;
-    let status = serde_json::from_slice(&body).with_context(|| {
-        let text = String::from_utf8_lossy(&body);
+    exchanged
+}
+
+fn parse<T: DeserializeOwned>(code: StatusCode, body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).with_context(|| {
+        let text = String::from_utf8_lossy(body);
         format!("it answered {code}: {}", text.trim().chars().take(200).collect::<String>())
-    })?;
-    Ok((code, status))
+    })
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
