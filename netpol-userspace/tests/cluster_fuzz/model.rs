@@ -247,7 +247,7 @@ impl Seen<'_> {
         match (kind, packet.hop_limit) {
             (130..=132 | 143, 1) | (133 | 135 | 136, 255) => Some(true),
             (134 | 137, 255) if self.direction == Direction::Ingress => Some(true),
-            (134 | 137, _) => is_open,
+            (134 | 137, _) => Some(is_open),
             _ => None,
         }
     }
