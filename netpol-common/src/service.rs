@@ -27,8 +27,6 @@ pub enum ToService {
     /// As [`Self::Mixed`], but to one that is not allowed packets would go without leaving the
     /// node by an interface: nobody could judge them again.
     Undecidable = 6,
-    /// No backend is allowed, and to one of them packets would go like that.
-    Hidden = 7,
 }
 
 impl ToService {
@@ -42,7 +40,6 @@ impl ToService {
             4 => Self::Own,
             5 => Self::Empty,
             6 => Self::Undecidable,
-            7 => Self::Hidden,
             _ => Self::Denied,
         }
     }
@@ -102,11 +99,12 @@ impl Asked {
                 (false, false) => ToService::Empty,
             };
         }
-        match (self.found & (ALLOWED | SELF) != 0, self.found & HIDDEN != 0) {
-            (false, false) => ToService::Denied,
-            (false, true) => ToService::Hidden,
-            (true, false) => ToService::Mixed,
-            (true, true) => ToService::Undecidable,
+        if self.found & (ALLOWED | SELF) == 0 {
+            ToService::Denied
+        } else if self.found & HIDDEN != 0 {
+            ToService::Undecidable
+        } else {
+            ToService::Mixed
         }
     }
 }

@@ -463,7 +463,7 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
             judge_flow(maps, endpoint, opener(entry.state), arrival.is_translated, packet)
         };
         let is_kept = maps.keeps_established() && !starts_over(packet);
-        if judged.allows_known(packet) {
+        if judged.is_allowed {
             // A flow that is kept goes on as it is: what is stamped from its middle on would be
             // judged as new where it leaves. A new one with its ports is judged as such.
             if !is_kept || is_stamped == judged.is_stamped {
@@ -582,7 +582,7 @@ pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
         return Known::of(entry.state);
     }
     let judged = judge_flow(maps, endpoint, opener(entry.state), false, inner);
-    if !judged.allows_known(inner) {
+    if !judged.is_allowed {
         return Known::No;
     }
     Known::of(stamp_bit(judged.is_stamped))
@@ -592,9 +592,7 @@ pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
 #[derive(Clone, Copy)]
 struct Judged {
     is_allowed: bool,
-    /// Its packets are to be judged again, translated. If it is not allowed, that is so for older
-    /// flows: the kernel translates them as it did their first packet, also to a backend that the
-    /// Service no longer has.
+    /// Its packets are to be judged again, translated.
     is_stamped: bool,
     /// Denied because nobody can see where it will go.
     is_undecidable: bool,
@@ -613,12 +611,6 @@ impl Judged {
     #[inline(always)]
     const fn stamped_if(is_ready: bool) -> Self {
         if is_ready { Self::STAMPED } else { Self::UNDECIDABLE }
-    }
-
-    /// Whether this packet of a flow that is known already passes here.
-    #[inline(always)]
-    const fn allows_known(&self, packet: &Packet) -> bool {
-        self.is_allowed || self.is_stamped && !starts_over(packet)
     }
 
     #[inline(always)]
@@ -691,17 +683,13 @@ fn judge_service<M: Maps + ?Sized>(
         ToService::Mixed if is_translated => Some(Judged::UNDECIDABLE),
         ToService::Mixed | ToService::Empty => Some(Judged::stamped_if(is_transit_ready(maps))),
         ToService::Undecidable => Some(Judged::UNDECIDABLE),
-        ToService::Hidden => Some(Judged::DENIED),
-        // Whoever translates may know of backends that are not known here yet, or still know some
-        // that are not known here any more.
-        answer => {
+        // Whoever translates may know of backends that are not known here yet, and goes on with
+        // those that are not known here any more.
+        ToService::Allowed => {
             let is_stamped = !is_translated && is_transit_ready(maps);
-            Some(Judged {
-                is_stamped,
-                is_allowed: matches!(answer, ToService::Allowed),
-                ..Judged::DENIED
-            })
+            Some(Judged { is_stamped, ..Judged::ALLOWED })
         }
+        ToService::Denied => Some(Judged::DENIED),
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use common::{ID, POD, Rig, in_node};
-use netpol_userspace::compile::{EndpointSets, SetId, Step};
+use netpol_userspace::compile::{EndpointSets, SetId, Step, Tables};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions};
 
 fn tc(arguments: &str) -> String {
@@ -89,4 +89,35 @@ fn a_change_of_the_attach_mode_leaves_nothing_of_the_other() {
             assert_eq!((filters(), links()), ([0, 0], [0, 0]), "{first:?} then {second:?}");
         });
     }
+}
+
+/// Programs of an agent of another map layout stay until this one enforces, and no longer.
+#[test]
+fn what_another_version_attached_goes_once_this_one_enforces() {
+    use aya::programs::{SchedClassifier, TcAttachType};
+    let attached = || {
+        let (_, programs) = SchedClassifier::query_tcx("pod0", TcAttachType::Egress).unwrap();
+        programs.len()
+    };
+    in_node(|| {
+        let mut rig = Rig::with(&LoadOptions::default(), AttachMode::Tcx);
+        rig.isolate(1, 2);
+        let Rig { datapath, ifindex, cleanup, .. } = rig;
+        drop(datapath);
+        let here = cleanup.0.links().parent().unwrap().to_owned();
+        let other = here.with_file_name("v0");
+        std::fs::rename(&here, &other).unwrap();
+        let mut next =
+            Datapath::open(&cleanup.0, &LoadOptions::default(), AttachMode::Tcx).unwrap();
+        next.add_endpoint(ID, ifindex, [POD.parse::<IpAddr>().unwrap()]).unwrap();
+        let sets = EndpointSets { ingress: SetId(1), egress: SetId(2) };
+        let failures = next.apply(&[Step::SetEndpoint(ID, sets)]);
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(attached(), 2, "both judge for as long as the other one may be needed");
+        let tables = Tables { endpoints: [(ID, sets)].into(), ..Tables::default() };
+        let failures = next.reconcile(&tables).unwrap();
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(attached(), 1);
+        assert!(!other.exists());
+    });
 }

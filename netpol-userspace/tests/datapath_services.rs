@@ -333,11 +333,11 @@ fn a_service_gets_in_when_another_one_goes() {
         assert_eq!(first(&mut rig, "10.96.0.2", &syn(1000, 80)), None);
         // A change of one that is there always fits.
         set_service(&mut rig, VIP, Protocol::Tcp, 80, &allowed);
-        assert_eq!(first(&mut rig, VIP, &syn(1000, 80)), PLAIN);
+        assert_eq!(first(&mut rig, VIP, &syn(1000, 80)), STAMPED);
         let key = ServiceKey { address: VIP.parse().unwrap(), protocol: Protocol::Udp, port: 80 };
         rig.apply(&[Step::ClearService(key)]);
         assert_eq!(left_out(&rig, "services"), 0);
-        assert_eq!(first(&mut rig, "10.96.0.2", &syn(1000, 80)), PLAIN);
+        assert_eq!(first(&mut rig, "10.96.0.2", &syn(1000, 80)), STAMPED);
     });
 }
 

@@ -70,6 +70,11 @@ impl Attacher {
         Self { is_tcx, pins: pins.clone() }
     }
 
+    /// Where the links are pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// `tcx` or `clsact`.
     pub fn name(&self) -> &'static str {
         if self.is_tcx { "tcx" } else { "clsact" }
@@ -348,7 +353,7 @@ fn detach_transit_filters(ifindex: u32) {
 /// Takes a link's program off at once. Removing the pin alone does it some time later, when the
 /// kernel gets to releasing the inode; until then packets would meet a program whose endpoint is
 /// gone. A link whose interface is gone has nothing to take off, which is fine.
-fn detach_now(link: FdLink) {
+pub(super) fn detach_now(link: FdLink) {
     const BPF_LINK_DETACH: i64 = 34;
     let Ok(link) = SchedClassifierLink::try_from(link) else { return };
     if let Ok(fd) = MultiProgLink::fd(&link) {

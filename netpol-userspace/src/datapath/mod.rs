@@ -31,6 +31,7 @@ mod seed;
 mod services;
 mod transit;
 mod usage;
+mod versions;
 mod writer;
 
 pub use attach::AttachMode;

@@ -77,20 +77,38 @@ impl Pins {
         }
     }
 
+    /// What agents of other layout versions have pinned.
+    pub fn of_other_versions(&self) -> Result<Vec<Self>, DatapathError> {
+        let others = versions(&reachable(&self.bpffs))?.into_iter();
+        let others = others.filter(|root| *root != self.root);
+        Ok(others.map(|root| Self { bpffs: self.bpffs.clone(), root }).collect())
+    }
+
+    /// Removes every pin of this layout version.
+    pub fn remove(&self) -> Result<usize, DatapathError> {
+        remove_version(&self.root)
+    }
+
     /// Removes every pin, of all layout versions. Links go first, so that no interface is left
     /// with a program whose maps nobody can reach.
     pub fn remove_all(&self) -> Result<usize, DatapathError> {
         let mut removed = 0;
         for version in versions(&reachable(&self.bpffs))? {
-            for directory in ["links", "programs", "maps"] {
-                removed += remove_files(&version.join(directory))?;
-            }
-            remove_dir(&version)?;
+            removed += remove_version(&version)?;
         }
         // The directory itself may be a mount point or be used by others.
         let _ = fs::remove_dir(reachable(&self.bpffs));
         Ok(removed)
     }
+}
+
+fn remove_version(version: &Path) -> Result<usize, DatapathError> {
+    let mut removed = 0;
+    for directory in ["links", "programs", "maps"] {
+        removed += remove_files(&version.join(directory))?;
+    }
+    remove_dir(version)?;
+    Ok(removed)
 }
 
 fn versions(bpffs: &Path) -> Result<Vec<PathBuf>, DatapathError> {

@@ -193,7 +193,8 @@ impl Datapath {
         for key in stale {
             ignore_missing(self.maps.own_addresses.remove(&key))?;
         }
-        self.forget_stale_sources()
+        self.forget_stale_sources()?;
+        self.retire_other_versions()
     }
 
     /// Rows that could not be adopted and are not wanted either.

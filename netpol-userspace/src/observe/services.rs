@@ -172,7 +172,7 @@ fn word(verdict: ToService) -> &'static str {
         ToService::Allowed | ToService::Own => "allow",
         ToService::Mixed => "mixed",
         ToService::Empty => "empty",
-        ToService::Denied | ToService::Hidden | ToService::Undecidable => "deny",
+        ToService::Denied | ToService::Undecidable => "deny",
         // The entry went while this was looked at.
         ToService::None => "deny",
     }

@@ -123,7 +123,13 @@ impl Model {
             return None;
         }
         let (protocol, _, _, remote, port) = key;
-        Some(view.egress(remote, protocol, port) == Answer::Depends)
+        // Also where all backends are allowed: a proxy may know of others.
+        let has_backends = view.services.backends(remote, protocol, port).is_some();
+        Some(match view.egress(remote, protocol, port) {
+            Answer::No => false,
+            Answer::Depends => true,
+            Answer::Yes => has_backends && view.isolates(Direction::Egress),
+        })
     }
 
     /// The second look at a stamped packet, if the proxy chooses this one of the backends.

@@ -29,7 +29,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use netpol_common::layout::Reason;
@@ -43,8 +42,6 @@ pub use service::Service;
 pub use volley::Protocol;
 use volley::{Ports, Shot};
 
-/// Connections made by all tests of this binary, for the record.
-pub static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 /// How many are started at once.
 const VOLLEY: usize = 8;
 /// After so many, a backend that never answered never will: with three of them the chance to miss
@@ -303,7 +300,6 @@ impl<'a> Cluster<'a> {
         let pods = judges(from, may, must_not);
         let before = self.drops(&pods);
         let mut shots = volley::fire(&from.pod.netns, &self.ports, to, protocol, VOLLEY);
-        CONNECTIONS.fetch_add(VOLLEY as u64, Ordering::Relaxed);
         let end = Instant::now() + PATIENCE;
         let dropped = loop {
             shots.iter_mut().for_each(Shot::poll);
@@ -402,6 +398,13 @@ fn judges(from: &Client, may: &[&Backend], must_not: &[&Backend]) -> Vec<Arc<Pod
         }
     }
     pods
+}
+
+impl Drop for Cluster<'_> {
+    fn drop(&mut self) {
+        // For the record, with --nocapture.
+        eprintln!("{}: {} connections", self.describe(), self.ports.used());
+    }
 }
 
 /// What became of some connections.

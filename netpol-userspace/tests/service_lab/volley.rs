@@ -55,6 +55,11 @@ impl Ports {
         Self(AtomicU16::new(1024))
     }
 
+    /// How many have been given out.
+    pub fn used(&self) -> u16 {
+        self.0.load(Ordering::Relaxed) - 1024
+    }
+
     fn next(&self) -> u16 {
         let port = self.0.fetch_add(1, Ordering::Relaxed);
         assert!(port >= 1024, "all ports have been used");
