@@ -36,7 +36,7 @@ const FRAMES: usize = 28;
 /// Services of a cluster that has any.
 const SERVICES: usize = 6;
 /// Idle flows are forgotten after half a minute at the soonest.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(25);
 
 fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -79,14 +79,17 @@ fn every_verdict_is_the_specifications() {
 
 /// Panics with a small script if anything differs.
 fn try_cluster(node: &mut Node, seed: u64) {
-    let begun = Instant::now();
-    let Some(script) = find_difference(node, seed, size(seed)) else { return };
-    if begun.elapsed() > SOON && node.run(&script).is_none() {
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let Some(script) = find_difference(node, seed, size(seed)) else { return };
+        let elapsed = begun.elapsed();
+        if elapsed < SOON || node.run(&script).is_some() {
+            panic!("{}", report(node, seed, &script));
+        }
         // The machine stood still for so long that idle flows were forgotten meanwhile.
-        println!("seed {seed}: differed only while the machine was slow");
-        return;
+        println!("seed {seed}: differed after {elapsed:.0?}, not when run again; once more");
     }
-    panic!("{}", report(node, seed, &script));
+    panic!("seed {seed}: this machine is too slow to finish a cluster before flows expire");
 }
 
 fn size(seed: u64) -> Size {

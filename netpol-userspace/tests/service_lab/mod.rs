@@ -338,13 +338,14 @@ impl<'a> Cluster<'a> {
             let seen = answered + dropped;
             assert_eq!(seen, VOLLEY, "{what}: {answered} answers, {dropped} drops\n{}", tracked());
         }
+        shots.iter().for_each(Shot::end);
         tally.fired += VOLLEY;
         tally.dropped += VOLLEY - answered;
     }
 
     /// How many packets that began something were dropped at these pods' interfaces. (Not those
     /// of earlier connections that a change of policy has cut.)
-    fn drops(&self, pods: &[Arc<Pod>]) -> u64 {
+    pub fn drops(&self, pods: &[Arc<Pod>]) -> u64 {
         let count = |pod: &Arc<Pod>, direction| {
             let counters = self.lab.counters(pod, direction);
             counters[Reason::Policy as usize] + counters[Reason::ServiceMixed as usize]

@@ -2,13 +2,14 @@
 //! happen: a lost packet is one that somebody counted.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use netpol_userspace::netns::Netns;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::backend::{NAME, name_in};
+use crate::world::PATIENCE;
 
 /// TCP or UDP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +106,18 @@ impl Shot {
                 let local = stream.local_addr().unwrap();
                 Self { state: State::Connecting(stream), local, outcome: None }
             }
+        }
+    }
+
+    /// Ends an answered connection in good order. Nothing of it is on its way any more: what was,
+    /// could be dropped, and counted, when the policies are others.
+    pub fn end(&self) {
+        if let (State::Asked(stream, _), Some(Ok(_))) = (&self.state, &self.outcome) {
+            stream.set_nonblocking(false).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let rest = (&mut &*stream).read(&mut [0; 8]).expect("the server ends it, too");
+            assert_eq!(rest, 0, "nothing was asked");
         }
     }
 
