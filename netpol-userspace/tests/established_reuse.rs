@@ -13,7 +13,7 @@ use established_support::{Manifest, PORT, pod, udp_socket, v4, v6, wire};
 use netpol_common::layout::Reason;
 use netpol_userspace::model::Direction;
 use netpol_userspace::netns::Netns;
-use world::traffic::{Server, assert_allowed};
+use world::traffic::{Server, assert_allowed, bound};
 use world::{World, eventually};
 
 const SERVER: u8 = 1;
@@ -47,7 +47,7 @@ fn both(number: u8) -> [SocketAddr; 2] {
 /// A server's end by UDP, in each family.
 fn listen(netns: &Netns, number: u8) -> [UdpSocket; 2] {
     both(number).map(|address| {
-        let socket = netns.run(|| UdpSocket::bind(address).unwrap()).unwrap();
+        let socket = netns.run(|| bound(|| UdpSocket::bind(address))).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket
     })

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use netpol_userspace::netns::Netns;
 
+use super::world::traffic::bound;
 use super::world::{NODE_NAME, PATIENCE, World, eventually};
 
 /// The port that servers listen on.
@@ -138,7 +139,7 @@ impl Flow {
     /// A connection from `client` to `server` at this address; insists that it comes about.
     pub fn tcp(client: &Netns, server: &Netns, address: IpAddr) -> Self {
         let to = SocketAddr::new(address, PORT);
-        let listener = server.run(|| TcpListener::bind(to).unwrap()).unwrap();
+        let listener = server.run(|| bound(|| TcpListener::bind(to))).unwrap();
         let connect = || TcpStream::connect_timeout(&to, PATIENCE).unwrap();
         let near = client.run(connect).unwrap();
         let far = listener.accept().unwrap().0;
@@ -157,7 +158,7 @@ impl Flow {
     /// The same from this port.
     pub fn udp_from(client: &Netns, server: &Netns, address: IpAddr, port: u16) -> Self {
         let to = SocketAddr::new(address, PORT);
-        let far = server.run(|| UdpSocket::bind(to).unwrap()).unwrap();
+        let far = server.run(|| bound(|| UdpSocket::bind(to))).unwrap();
         far.set_nonblocking(true).unwrap();
         let near = udp_socket(client, to, port);
         let mut from = None;
@@ -244,7 +245,7 @@ impl Flow {
 pub fn udp_socket(netns: &Netns, to: SocketAddr, port: u16) -> UdpSocket {
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
     let bind = || {
-        let socket = UdpSocket::bind((any, port)).unwrap();
+        let socket = bound(|| UdpSocket::bind((any, port)));
         socket.connect(to).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket

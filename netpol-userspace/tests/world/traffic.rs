@@ -33,7 +33,7 @@ impl Server {
     pub fn start_at(netns: &Netns, address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (tcp, udp) = netns
-            .run(|| (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap()))
+            .run(|| (bound(|| TcpListener::bind(address)), bound(|| UdpSocket::bind(address))))
             .unwrap();
         tcp.set_nonblocking(true).unwrap();
         udp.set_read_timeout(Some(PERIOD)).unwrap();
@@ -43,6 +43,20 @@ impl Server {
             thread::spawn(move || serve_udp(&udp, &udp_stop)),
         ];
         Self { stop, threads }
+    }
+}
+
+/// The socket, once its port is free: a process that another test has just forked holds the one
+/// before until it executes its program.
+pub fn bound<S>(bind: impl Fn() -> std::io::Result<S>) -> S {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(PERIOD);
+            }
+            result => return result.unwrap(),
+        }
     }
 }
 
