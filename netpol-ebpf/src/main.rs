@@ -23,7 +23,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use netpol_common::flow;
 use netpol_common::layout::Direction;
-use netpol_common::verdict::{self, Arrival, Known, Maps as _};
+use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _};
 
 use crate::maps::Kernel;
 
@@ -101,22 +101,27 @@ fn is_established_egress(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 fn is_established(skb: *mut __sk_buff, arrival: Arrival) -> u32 {
     let Some(endpoint) = maps::endpoint(skb) else { return NOBODY };
+    known::<false>(skb, &endpoint, arrival) as u32
+}
+
+/// What the flow table knows of a common packet, without a helper call; `RAW`: the device has no
+/// link-layer header.
+#[inline(always)]
+fn known<const RAW: bool>(skb: *mut __sk_buff, endpoint: &Endpoint, arrival: Arrival) -> Known {
     let kernel = Kernel;
-    if let Some(packet) = frame::common_v4::<false>(skb, arrival.direction) {
+    if let Some(packet) = frame::common_v4::<RAW>(skb, arrival.direction) {
         let key = flow::key4(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows4(), kernel.clock());
-        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
-        return known as u32;
+        return verdict::is_established(table, &key, hash, endpoint, arrival, &packet, &clock);
     }
-    if let Some(packet) = frame::common_v6::<false>(skb, arrival.direction) {
+    if let Some(packet) = frame::common_v6::<RAW>(skb, arrival.direction) {
         let key = flow::key6(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows6(), kernel.clock());
-        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
-        return known as u32;
+        return verdict::is_established(table, &key, hash, endpoint, arrival, &packet, &clock);
     }
-    Known::No as u32
+    Known::No
 }
 
 #[cfg(not(test))]

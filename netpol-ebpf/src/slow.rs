@@ -8,7 +8,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
-use netpol_common::packet::{self, Outcome, Packet};
+use netpol_common::packet::{self, Frame, Outcome, Packet};
 use netpol_common::verdict::{
     self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
 };
@@ -133,12 +133,7 @@ pub extern "C" fn netpol_parse(
     packet: *mut Packet,
     inner: *mut Packet,
 ) -> u32 {
-    // SAFETY: the verifier lets only null or a writable Packet through, and the caller's two are
-    // different.
-    let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
-        return Reason::Inconsistent as u32;
-    };
-    outcome_word(packet::parse(&Skb(skb), direction_of(direction), packet, inner))
+    parse(&Skb(skb), direction, packet, inner)
 }
 
 /// [`packet::parse`] on a device without link-layer header.
@@ -150,11 +145,17 @@ pub extern "C" fn netpol_parse_raw(
     packet: *mut Packet,
     inner: *mut Packet,
 ) -> u32 {
-    // SAFETY: as above.
+    parse(&RawSkb(skb), direction, packet, inner)
+}
+
+#[inline(always)]
+fn parse(frame: &impl Frame, direction: u32, packet: *mut Packet, inner: *mut Packet) -> u32 {
+    // SAFETY: the verifier lets only null or a writable Packet through, and the caller's two are
+    // different.
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
         return Reason::Inconsistent as u32;
     };
-    outcome_word(packet::parse(&RawSkb(skb), direction_of(direction), packet, inner))
+    outcome_word(packet::parse(frame, direction_of(direction), packet, inner))
 }
 
 #[inline(always)]

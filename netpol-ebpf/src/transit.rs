@@ -3,18 +3,16 @@
 //! and in the same flow table. Must never touch a packet that is not stamped.
 
 use aya_ebpf::bindings::__sk_buff;
-use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::Packet;
 use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict};
 
-use crate::frame;
 use crate::maps::{self, Kernel};
 use crate::slow::{
     AGAIN, PACKET, PASS, RELATED, has_changed, netpol_parse, netpol_parse_raw, refusal_reason,
     until_settled,
 };
-use crate::{ALLOW, DENY, events, stamp};
+use crate::{ALLOW, DENY, events, known, stamp};
 
 /// The verdict on `skb` as a tc return code; `RAW`: the device has no link-layer header.
 #[inline(always)]
@@ -41,21 +39,7 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
 /// A function of its own, so that its stack is not added to that of [`judge`].
 #[inline(never)]
 fn is_established<const RAW: bool>(skb: *mut __sk_buff, endpoint: &Endpoint) -> bool {
-    let (kernel, arrival) = (Kernel, Arrival::transit());
-    let known = if let Some(packet) = frame::common_v4::<RAW>(skb, Direction::Egress) {
-        let key = flow::key4(&packet, endpoint.id);
-        let hash = flow::hash(&key, kernel.secret());
-        let (table, clock) = (kernel.flows4(), kernel.clock());
-        verdict::is_established(table, &key, hash, endpoint, arrival, &packet, &clock)
-    } else if let Some(packet) = frame::common_v6::<RAW>(skb, Direction::Egress) {
-        let key = flow::key6(&packet, endpoint.id);
-        let hash = flow::hash(&key, kernel.secret());
-        let (table, clock) = (kernel.flows6(), kernel.clock());
-        verdict::is_established(table, &key, hash, endpoint, arrival, &packet, &clock)
-    } else {
-        Known::No
-    };
-    known as u32 != Known::No as u32
+    known::<RAW>(skb, endpoint, Arrival::transit()) as u32 != Known::No as u32
 }
 
 /// `sender`: the interface of whoever stamped the packet, 0 if the stamp does not say so any more.
