@@ -25,7 +25,7 @@ use netpol_userspace::reference::world::Size;
 
 use change_support::questions::{Asker, Flow, Question};
 use change_support::{Cluster, Edit, Local, Truth};
-use common::{Cleanup, ifindex, in_node, ip, unique_bpffs};
+use common::{Cleanup, from_environment, ifindex, in_node, ip, unique_bpffs};
 
 /// Edits that CI makes.
 const EDITS: u64 = 1_000;
@@ -70,9 +70,8 @@ struct Tally {
 
 #[test]
 fn random_edits_show_no_verdict_that_is_neither_the_old_states_nor_the_new_ones() {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seed = number("NETPOL_SEED").unwrap_or(1);
-    let edits = number("NETPOL_CASES").unwrap_or(EDITS);
+    let seed = from_environment("NETPOL_SEED").unwrap_or(1);
+    let edits = from_environment("NETPOL_CASES").unwrap_or(EDITS);
     in_node(|| {
         let ifindexes: Vec<u32> = (0..PLACES)
             .map(|place| {

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod change_support;
+mod common;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

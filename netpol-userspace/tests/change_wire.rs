@@ -6,12 +6,14 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod common;
 mod world;
 
 use std::time::Duration;
 
 use netpol_userspace::reference::generate::Rng;
 
+use common::from_environment;
 use world::traffic::{Attempts, Server, Stream, asks, assert_allowed};
 use world::{World, address};
 
@@ -198,9 +200,8 @@ fn friends(form: &str) -> String {
 
 #[test]
 fn a_thousand_edits_cost_allowed_flows_nothing_and_give_denied_ones_nothing() {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seed = number("NETPOL_SEED").unwrap_or(1);
-    let edits = number("NETPOL_CASES").unwrap_or(EDITS);
+    let seed = from_environment("NETPOL_SEED").unwrap_or(1);
+    let edits = from_environment("NETPOL_CASES").unwrap_or(EDITS);
     let mut shop = Shop::new(seed);
     let _servers = ["server", "open"].map(|pod| Server::start(&shop.world.of(pod), 80));
     shop.world.start();

@@ -3,10 +3,13 @@
 //!
 //! A failure prints a cluster or a sequence that was made as small as it gets.
 
+mod compile_support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use compile_support::{change, shrink_sequence};
 use netpol_userspace::compile::{Compiler, EndpointId, Plan, Row, SetId, Step, Tables};
 use netpol_userspace::model::{Change, Direction, ObjectName};
 use netpol_userspace::reference::generate::Rng;
@@ -17,25 +20,6 @@ use k8s_openapi::api::core::v1::Pod;
 
 fn name_of_pod(pod: &Pod) -> ObjectName {
     convert::object_name(&pod.metadata)
-}
-
-fn change(event: &Event) -> Change {
-    match event {
-        Event::Namespace(object) => Change::Namespace(convert::namespace(object)),
-        Event::NamespaceGone(object) => {
-            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
-        }
-        Event::Pod(object) => {
-            let (pod, problems) = convert::pod(object);
-            assert_eq!(problems, [], "the generator made an invalid pod");
-            Change::Pod(pod)
-        }
-        Event::PodGone(object) => Change::PodGone(name_of_pod(object), None),
-        Event::Policy(object) => {
-            Change::Policy(convert::policy(object).expect("the generator makes valid policies"))
-        }
-        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
-    }
 }
 
 fn changes(world: &World) -> Vec<Change> {
@@ -418,29 +402,11 @@ fn failure(seed: u64, actions: &[Action]) -> Option<String> {
     run.finish().err()
 }
 
-/// Leaves out actions while the sequence still fails.
-fn shrink_actions(seed: u64, mut actions: Vec<Action>, mut why: String) -> (Vec<Action>, String) {
-    let mut chunk = actions.len() / 2;
-    while chunk > 0 {
-        let mut start = 0;
-        while start < actions.len() {
-            let mut fewer = actions.clone();
-            fewer.drain(start..(start + chunk).min(actions.len()));
-            match failure(seed, &fewer) {
-                Some(message) => (actions, why) = (fewer, message),
-                None => start += chunk,
-            }
-        }
-        chunk /= 2;
-    }
-    (actions, why)
-}
-
 fn check_sequences(seeds: std::ops::Range<u64>, size: Size, n_actions: usize) {
     for seed in seeds {
         let actions = actions(seed, size, n_actions);
         if let Some(why) = failure(seed, &actions) {
-            let (actions, why) = shrink_actions(seed, actions, why);
+            let (actions, why) = shrink_sequence(actions, why, |fewer| failure(seed, fewer));
             panic!("seed {seed}: {why}\nafter {actions:#?}");
         }
     }

@@ -6,8 +6,8 @@ mod compile_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use compile_support::{judge, name, namespace, pod, policy, protocol_port};
-use compile_support::{put_namespace, put_pod, put_policy};
+use compile_support::{change, judge, name, namespace, pod, policy, protocol_port};
+use compile_support::{put_namespace, put_pod, put_policy, shrink_sequence};
 use k8s_openapi::api::core::v1::Pod;
 use netpol_userspace::compile::{
     Backend, ClassId, Compiler, EndpointId, Plan, Problem, ServiceKey, SetId, Step, Tables, Verdict,
@@ -19,19 +19,6 @@ use netpol_userspace::reference::services::Answer;
 use netpol_userspace::reference::world::{Event, Probe, Size, World};
 use netpol_userspace::source::convert;
 use serde_json::json;
-
-fn change(event: &Event) -> Change {
-    match event {
-        Event::Namespace(object) => put_namespace(object),
-        Event::NamespaceGone(object) => {
-            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
-        }
-        Event::Pod(object) => put_pod(object),
-        Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
-        Event::Policy(object) => put_policy(object),
-        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
-    }
-}
 
 fn service_change(event: &ServiceEvent) -> Change {
     match event {
@@ -451,24 +438,6 @@ fn failure(seed: u64, actions: &[Action], tally: &mut Tally) -> Option<String> {
     run.finish().err()
 }
 
-/// Leaves out actions while the sequence still fails.
-fn shrink(seed: u64, mut actions: Vec<Action>, mut why: String) -> (Vec<Action>, String) {
-    let mut chunk = actions.len() / 2;
-    while chunk > 0 {
-        let mut start = 0;
-        while start < actions.len() {
-            let mut fewer = actions.clone();
-            fewer.drain(start..(start + chunk).min(actions.len()));
-            match failure(seed, &fewer, &mut Tally::default()) {
-                Some(message) => (actions, why) = (fewer, message),
-                None => start += chunk,
-            }
-        }
-        chunk /= 2;
-    }
-    (actions, why)
-}
-
 #[test]
 fn services_are_exact_at_every_step_of_random_sequences() {
     let mut tally = Tally::default();
@@ -476,7 +445,8 @@ fn services_are_exact_at_every_step_of_random_sequences() {
         let size = Size { namespaces: 2, pods: 12, policies: 6 };
         let actions = actions(seed, size, 5, 60);
         if let Some(why) = failure(seed, &actions, &mut tally) {
-            let (actions, why) = shrink(seed, actions, why);
+            let again = |actions: &[Action]| failure(seed, actions, &mut Tally::default());
+            let (actions, why) = shrink_sequence(actions, why, again);
             panic!("seed {seed}: {why}\nafter {actions:#?}");
         }
     }

@@ -14,7 +14,7 @@ mod support;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use common::{ID, POD, POD6, Rig, in_node};
+use common::{ID, POD, POD6, Rig, from_environment, in_node};
 use frame_generator::{Ends, Generator, PORTS};
 use ipnet::IpNet;
 use netpol_common::flow::{WORDS4, WORDS6};
@@ -32,11 +32,6 @@ const CASES: u64 = 3_000;
 const FRAMES: u64 = 60;
 /// Sequences between two loads of the programs: keeps their tables far from full.
 const CASES_PER_RIG: u64 = 300;
-
-fn from_environment(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
-}
 
 fn address_of(address: IpAddr) -> Address {
     match address {

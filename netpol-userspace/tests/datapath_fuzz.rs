@@ -14,11 +14,12 @@ mod common;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use cluster_fuzz::node::{ENDPOINTS, Lie, NO_LIE, Node, is_networked, make_interfaces};
+use cluster_fuzz::node::{ENDPOINTS, Lie, NO_LIE, Node, make_interfaces};
 use cluster_fuzz::script::{Action, Difference, Script, Sending};
 use cluster_fuzz::shrink::shrink;
 use cluster_fuzz::traffic::{Surroundings, Traffic};
-use common::in_node;
+use common::changes::is_networked;
+use common::{from_environment, in_node};
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
 use netpol_userspace::reference::service_world::ServiceWorld;
@@ -37,11 +38,6 @@ const FRAMES: usize = 28;
 const SERVICES: usize = 6;
 /// Idle flows are forgotten after half a minute at the soonest.
 const SOON: Duration = Duration::from_secs(25);
-
-fn from_environment(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
-}
 
 /// Every other cluster has Services.
 fn has_services(seed: u64) -> bool {

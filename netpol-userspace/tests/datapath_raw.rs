@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use cluster_fuzz::node::{NO_LIE, Node, make_interfaces};
 use cluster_fuzz::script::Script;
 use cluster_fuzz::traffic::{Surroundings, Traffic};
-use common::in_node;
+use common::{from_environment, in_node};
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
 use raw_frames::mutate::Buffer;
@@ -31,11 +31,6 @@ const ROUNDS: u64 = 3;
 const FRAMES: usize = 100_000;
 /// Whole frames that those of a round are made from, for each pod and direction.
 const CORPUS: usize = 300;
-
-fn from_environment(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
-}
 
 /// A pod under attack.
 struct Target {

@@ -11,13 +11,15 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
 use netpol_userspace::compile::{Compiler, EndpointId, Plan};
-use netpol_userspace::model::{Change, Direction, ObjectName};
+use netpol_userspace::model::{Direction, ObjectName};
 use netpol_userspace::reference::Reference;
 use netpol_userspace::reference::generate::Rng;
 use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
 use netpol_userspace::reference::services::Services;
 use netpol_userspace::reference::world::{Event, Probe, Size, World};
 use netpol_userspace::source::convert;
+
+use crate::common::changes::{all, all_services, change, is_networked, service_change};
 
 /// Services that there are at most.
 const SERVICES: usize = 6;
@@ -102,7 +104,7 @@ impl Cluster {
         for _ in 0..4 * SERVICES {
             services.step(rng, SERVICES, &pods);
         }
-        let names = world.pods.iter().filter(|(_, pod)| takes_part(pod)).map(|(name, _)| name);
+        let names = world.pods.iter().filter(|(_, pod)| is_networked(pod)).map(|(name, _)| name);
         let locals: Vec<Local> = (1..)
             .zip(names.take(n_locals))
             .map(|(number, pod)| Local {
@@ -112,7 +114,8 @@ impl Cluster {
             })
             .collect();
         let mut compiler = Compiler::new();
-        compiler.apply_all(all(&world, &services));
+        compiler.apply_all(all(&world));
+        compiler.apply_all(all_services(&services));
         let next_id = 1 + locals.len() as u16;
         let mut cluster = Self { world, services, compiler, locals, next_id };
         let endpoints: Vec<_> =
@@ -181,7 +184,7 @@ impl Cluster {
             .world
             .pods
             .iter()
-            .filter(|(name, pod)| takes_part(pod) && !is_local(name))
+            .filter(|(name, pod)| is_networked(pod) && !is_local(name))
             .map(|(name, _)| name)
             .collect();
         let pod = (!others.is_empty()).then(|| (*rng.pick(&others)).clone())?;
@@ -203,50 +206,6 @@ impl Cluster {
     }
 }
 
-/// A pod that has an interface of its own.
-fn takes_part(pod: &Pod) -> bool {
-    let pod = convert::pod(pod).0;
-    pod.is_networked() && !pod.addresses.is_empty()
-}
-
 fn pod_addresses(world: &World) -> Vec<IpAddr> {
     world.pods.values().flat_map(|pod| convert::pod(pod).0.addresses).collect()
-}
-
-fn all(world: &World, services: &ServiceWorld) -> Vec<Change> {
-    let objects = (world.namespaces.values().cloned().map(Event::Namespace))
-        .chain(world.pods.values().cloned().map(Event::Pod))
-        .chain(world.policies.values().cloned().map(Event::Policy));
-    let of_services = (services.services.values().cloned().map(ServiceEvent::Service))
-        .chain(services.slices.values().cloned().map(ServiceEvent::Slice))
-        .chain(services.nodes.values().cloned().map(ServiceEvent::Node));
-    let objects = objects.map(|event| change(&event));
-    objects.chain(of_services.map(|event| service_change(&event))).collect()
-}
-
-fn change(event: &Event) -> Change {
-    match event {
-        Event::Namespace(object) => Change::Namespace(convert::namespace(object)),
-        Event::NamespaceGone(object) => {
-            Change::NamespaceGone(object.metadata.name.clone().unwrap().into())
-        }
-        Event::Pod(object) => Change::Pod(convert::pod(object).0),
-        Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
-        Event::Policy(object) => Change::Policy(convert::policy(object).unwrap()),
-        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
-    }
-}
-
-fn service_change(event: &ServiceEvent) -> Change {
-    let name = convert::object_name;
-    match event {
-        ServiceEvent::Service(object) => Change::Service(convert::service(object).0),
-        ServiceEvent::ServiceGone(object) => Change::ServiceGone(name(&object.metadata)),
-        ServiceEvent::Slice(object) => Change::EndpointSlice(convert::endpoint_slice(object).0),
-        ServiceEvent::SliceGone(object) => Change::EndpointSliceGone(name(&object.metadata)),
-        ServiceEvent::Node(object) => Change::Node(convert::node(object).0),
-        ServiceEvent::NodeGone(object) => {
-            Change::NodeGone(object.metadata.name.clone().unwrap().into())
-        }
-    }
 }

@@ -11,16 +11,17 @@ use netpol_userspace::compile::{Compiler, EndpointId, Plan, Tables};
 use netpol_userspace::datapath::run::{Place, run, run_marked};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
 use netpol_userspace::endpoint::Exit;
-use netpol_userspace::model::{Change, Direction};
+use netpol_userspace::model::Direction;
 use netpol_userspace::reference::Reference;
-use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
+use netpol_userspace::reference::service_world::ServiceWorld;
 use netpol_userspace::reference::services::Services;
-use netpol_userspace::reference::world::{Event, World};
+use netpol_userspace::reference::world::World;
 use netpol_userspace::source::convert;
 
 use super::model::{Model, SecondLook, View};
 use super::packets::Frame;
 use super::script::{Action, Difference, Look, Script, Sending};
+use crate::common::changes::{all, all_services, change, is_networked, service_change};
 use crate::common::{Cleanup, ifindex, ip, unique_bpffs};
 
 /// Local endpoints at most, as many as there are interfaces.
@@ -322,51 +323,5 @@ impl Node {
 
     pub fn reference(&self) -> &Reference {
         &self.reference
-    }
-}
-
-pub fn is_networked(pod: &Pod) -> bool {
-    let pod = convert::pod(pod).0;
-    pod.is_networked() && !pod.addresses.is_empty()
-}
-
-fn all(world: &World) -> Vec<Change> {
-    let namespaces = world.namespaces.values().cloned().map(Event::Namespace);
-    let pods = world.pods.values().cloned().map(Event::Pod);
-    let policies = world.policies.values().cloned().map(Event::Policy);
-    namespaces.chain(pods).chain(policies).map(|event| change(&event)).collect()
-}
-
-fn change(event: &Event) -> Change {
-    match event {
-        Event::Namespace(object) => Change::Namespace(convert::namespace(object)),
-        Event::NamespaceGone(object) => {
-            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
-        }
-        Event::Pod(object) => Change::Pod(convert::pod(object).0),
-        Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
-        Event::Policy(object) => Change::Policy(convert::policy(object).unwrap()),
-        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
-    }
-}
-
-fn all_services(world: &ServiceWorld) -> Vec<Change> {
-    let nodes = world.nodes.values().cloned().map(ServiceEvent::Node);
-    let services = world.services.values().cloned().map(ServiceEvent::Service);
-    let slices = world.slices.values().cloned().map(ServiceEvent::Slice);
-    nodes.chain(services).chain(slices).map(|event| service_change(&event)).collect()
-}
-
-fn service_change(event: &ServiceEvent) -> Change {
-    let name = convert::object_name;
-    match event {
-        ServiceEvent::Service(object) => Change::Service(convert::service(object).0),
-        ServiceEvent::ServiceGone(object) => Change::ServiceGone(name(&object.metadata)),
-        ServiceEvent::Slice(object) => Change::EndpointSlice(convert::endpoint_slice(object).0),
-        ServiceEvent::SliceGone(object) => Change::EndpointSliceGone(name(&object.metadata)),
-        ServiceEvent::Node(object) => Change::Node(convert::node(object).0),
-        ServiceEvent::NodeGone(object) => {
-            Change::NodeGone(object.metadata.name.clone().unwrap_or_default().into())
-        }
     }
 }

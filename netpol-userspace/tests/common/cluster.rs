@@ -8,11 +8,12 @@ use netpol_userspace::compile::{Compiler, Tables};
 use netpol_userspace::datapath::run::Place;
 use netpol_userspace::datapath::{AttachMode, LoadOptions};
 use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::{Change, Direction};
+use netpol_userspace::model::Direction;
 use netpol_userspace::reference::Reference;
 use netpol_userspace::reference::world::{Event, Probe, World};
 use netpol_userspace::source::convert;
 
+use super::changes::{all, change};
 use super::{ID, Rig};
 
 /// The first client port: above those that policies name.
@@ -165,24 +166,4 @@ impl Subject {
 /// A question about TCP.
 pub fn tcp(remote: &str, port: u16) -> Probe {
     Probe { remote: remote.parse::<IpAddr>().unwrap(), protocol: 6, port }
-}
-
-pub fn all(world: &World) -> Vec<Change> {
-    let namespaces = world.namespaces.values().cloned().map(Event::Namespace);
-    let pods = world.pods.values().cloned().map(Event::Pod);
-    let policies = world.policies.values().cloned().map(Event::Policy);
-    namespaces.chain(pods).chain(policies).map(|event| change(&event)).collect()
-}
-
-pub fn change(event: &Event) -> Change {
-    match event {
-        Event::Namespace(object) => Change::Namespace(convert::namespace(object)),
-        Event::NamespaceGone(object) => {
-            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
-        }
-        Event::Pod(object) => Change::Pod(convert::pod(object).0),
-        Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
-        Event::Policy(object) => Change::Policy(convert::policy(object).unwrap()),
-        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
-    }
 }

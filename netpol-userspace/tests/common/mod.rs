@@ -21,9 +21,16 @@ use netpol_userspace::frames::{Transport, frame, packet};
 use netpol_userspace::model::{Direction, Protocol};
 use netpol_userspace::netns::Netns;
 
+pub mod changes;
 pub mod cluster;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A number that `cargo xtask test` gives its tests, as `--seed` and `--cases`.
+pub fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
 
 /// A directory name below bpffs that no other test has.
 pub fn unique_bpffs() -> PathBuf {

@@ -4,6 +4,7 @@
 
 use netpol_userspace::compile::{Compiler, EndpointId};
 use netpol_userspace::model::{Change, Direction, ObjectName};
+use netpol_userspace::reference::world::Event;
 use netpol_userspace::source::convert;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -80,6 +81,20 @@ pub fn put_policy(object: &NetworkPolicy) -> Change {
     Change::Policy(convert::policy(object).expect("a valid policy"))
 }
 
+/// The change that an event of a random cluster is.
+pub fn change(event: &Event) -> Change {
+    match event {
+        Event::Namespace(object) => put_namespace(object),
+        Event::NamespaceGone(object) => {
+            Change::NamespaceGone(object.metadata.name.clone().unwrap_or_default().into())
+        }
+        Event::Pod(object) => put_pod(object),
+        Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
+        Event::Policy(object) => put_policy(object),
+        Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
+    }
+}
+
 /// The name `namespace/name`.
 pub fn name(text: &str) -> ObjectName {
     let (namespace, name) = text.split_once('/').expect("namespace/name");
@@ -110,4 +125,26 @@ pub fn protocol_port(text: &str) -> (u8, u16) {
         other => panic!("unknown protocol {other}"),
     };
     (protocol, port.parse().expect("a port"))
+}
+
+/// Leaves out actions while what is left of the sequence still fails; the last failure.
+pub fn shrink_sequence<A: Clone>(
+    mut actions: Vec<A>,
+    mut why: String,
+    failure: impl Fn(&[A]) -> Option<String>,
+) -> (Vec<A>, String) {
+    let mut chunk = actions.len() / 2;
+    while chunk > 0 {
+        let mut start = 0;
+        while start < actions.len() {
+            let mut fewer = actions.clone();
+            fewer.drain(start..(start + chunk).min(actions.len()));
+            match failure(&fewer) {
+                Some(message) => (actions, why) = (fewer, message),
+                None => start += chunk,
+            }
+        }
+        chunk /= 2;
+    }
+    (actions, why)
 }

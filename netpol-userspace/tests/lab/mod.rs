@@ -40,6 +40,7 @@ use netpol_userspace::model::Direction;
 use netpol_userspace::netns::{self, Netns};
 
 use crate::world::agent::Agent;
+use crate::world::write_manifest;
 pub use scene::{Pod, Scene};
 
 /// How pods are connected to their node.
@@ -255,9 +256,7 @@ impl Lab {
 
     /// Writes NAME.yaml in one step.
     pub fn write(&self, name: &str, text: &str) {
-        let draft = self.manifests().join(format!(".{name}.new"));
-        fs::write(&draft, text).unwrap();
-        fs::rename(draft, self.manifests().join(format!("{name}.yaml"))).unwrap();
+        write_manifest(&self.manifests(), name, text);
     }
 
     pub fn remove(&self, name: &str) {

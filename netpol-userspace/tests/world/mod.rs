@@ -11,7 +11,7 @@ pub mod traffic;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -157,9 +157,7 @@ impl World {
 
     /// Writes NAME.yaml in one step.
     pub fn write(&self, name: &str, text: &str) {
-        let draft = self.manifests().join(format!(".{name}.new"));
-        fs::write(&draft, text).unwrap();
-        fs::rename(draft, self.manifests().join(format!("{name}.yaml"))).unwrap();
+        write_manifest(&self.manifests(), name, text);
     }
 
     pub fn remove(&self, name: &str) {
@@ -364,6 +362,13 @@ pub fn ip(netns: &Netns, script: &str) {
         ip.wait().unwrap()
     };
     assert!(netns.run(run).unwrap().success(), "ip failed on:\n{script}");
+}
+
+/// Writes NAME.yaml in the directory in one step.
+pub fn write_manifest(dir: &Path, name: &str, text: &str) {
+    let draft = dir.join(format!(".{name}.new"));
+    fs::write(&draft, text).unwrap();
+    fs::rename(draft, dir.join(format!("{name}.yaml"))).unwrap();
 }
 
 /// Waits for `condition`.
