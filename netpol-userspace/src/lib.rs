@@ -4,6 +4,8 @@
 
 pub mod model;
 
+pub mod lock;
+
 pub mod netns;
 
 pub mod frames;

@@ -6,18 +6,19 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{FlockOperation, flock};
 
 use super::journal;
 use super::state::{State, VERSION, socket_path, state_path};
+use crate::lock::Lock;
 
 /// Makes the directory and takes it for this process.
-pub fn prepare_run_dir(run_dir: &Path) -> Result<File> {
+pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
     fs::create_dir_all(run_dir)
         .with_context(|| format!("create directory {}", run_dir.display()))?;
     let path = run_dir.join("lock");
     let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let lock = Lock::take(lock).with_context(|| format!("lock {}", path.display()))?;
+    let Some(lock) = lock else {
         let owner =
             read_state(run_dir).map_or_else(String::new, |s| format!(" (process {})", s.pid));
         bail!(
@@ -25,7 +26,7 @@ pub fn prepare_run_dir(run_dir: &Path) -> Result<File> {
              --bpffs and --run-dir",
             run_dir.display()
         );
-    }
+    };
     // A socket that an agent left behind when it was killed.
     let _ = fs::remove_file(socket_path(run_dir));
     Ok(lock)

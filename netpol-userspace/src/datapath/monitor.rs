@@ -6,7 +6,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
 use netpol_common::layout::{Event, names};
-use rustix::fs::{FlockOperation, flock};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes as _;
@@ -15,6 +14,7 @@ use super::error::{DatapathError, io_error};
 use super::maps::{Maps, open};
 use super::observe::clock;
 use super::pins::Pins;
+use crate::lock::Lock;
 
 /// Word indices of [`netpol_common::layout::Control`].
 const DROPS_UNTIL: usize = 0;
@@ -27,7 +27,7 @@ pub struct Monitor {
     maps: Maps,
     ring: RingBuf<MapData>,
     has_flows: bool,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Monitor {
@@ -37,11 +37,14 @@ impl Monitor {
         // A pinned map cannot be locked; its directory can.
         let path = pins.map(names::EVENTS).with_file_name("");
         let lock = File::open(&path).map_err(io_error(format!("open {}", path.display())))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_busy| {
-            DatapathError::Missing(
-                "another `netpol monitor` is reading the events of this node: stop it first".into(),
-            )
-        })?;
+        let lock = Lock::take(lock)
+            .map_err(io_error(format!("lock {}", path.display())))?
+            .ok_or_else(|| {
+                DatapathError::Missing(
+                    "another `netpol monitor` is reading the events of this node: stop it first"
+                        .into(),
+                )
+            })?;
         let mut monitor = Self { maps, ring: open(pins, names::EVENTS)?, has_flows, _lock: lock };
         // What an earlier reader left unread is not news.
         while monitor.next_event().is_some() {}

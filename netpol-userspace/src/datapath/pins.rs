@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use netpol_common::layout;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstatfs, open, statfs};
+use rustix::fs::{Mode, OFlags, fstatfs, open, statfs};
 use rustix::mount::{MountFlags, mount};
 
 use super::error::{DatapathError, io_error};
+use crate::lock::Lock;
 
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
@@ -62,19 +63,13 @@ impl Pins {
         Ok(())
     }
 
-    /// Takes the directory for one writer; released when the file is closed.
-    pub fn lock(&self) -> Result<File, DatapathError> {
+    /// Takes the directory for one writer; released when the value is dropped.
+    pub fn lock(&self) -> Result<Lock, DatapathError> {
         let file = File::open(&self.root)
             .map_err(io_error(format!("open directory {}", self.root.display())))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(DatapathError::Busy { bpffs: self.bpffs.clone() })
-            }
-            Err(error) => {
-                Err(io_error(format!("lock directory {}", self.root.display()))(error.into()))
-            }
-        }
+        Lock::take(file)
+            .map_err(io_error(format!("lock directory {}", self.root.display())))?
+            .ok_or_else(|| DatapathError::Busy { bpffs: self.bpffs.clone() })
     }
 
     /// What agents of other layout versions have pinned.

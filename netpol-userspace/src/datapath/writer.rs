@@ -6,7 +6,6 @@
 //! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -25,6 +24,7 @@ use super::rows::Rows;
 use super::transit::{CONTROL_FLAGS, Transit};
 use crate::compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use crate::endpoint::{PodNetns, sockets};
+use crate::lock::Lock;
 
 /// Word indices of [`layout::Endpoint`].
 const IDENTITY: usize = 0;
@@ -82,7 +82,7 @@ pub struct Datapath {
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) program_ids: [u32; 2],
     pub(super) transit: Transit,
-    _lock: File,
+    _lock: Lock,
 }
 
 const NO_SETS: EndpointSets = EndpointSets { ingress: SetId::NONE, egress: SetId::NONE };
