@@ -6,11 +6,13 @@ pub mod binaries;
 mod cgroup;
 pub mod cluster;
 pub mod control_plane;
+pub mod forward;
 pub mod images;
 pub mod machine;
 pub mod network;
 pub mod node;
 pub mod pki;
 pub mod process;
+mod turns;
 
 pub use cluster::{Cluster, Options};
