@@ -7,6 +7,7 @@ mod cgroup;
 pub mod cluster;
 pub mod control_plane;
 pub mod forward;
+mod go;
 pub mod images;
 pub mod machine;
 pub mod network;
