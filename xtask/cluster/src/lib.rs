@@ -10,6 +10,7 @@ pub mod forward;
 mod go;
 pub mod images;
 pub mod machine;
+pub mod manifests;
 pub mod network;
 pub mod node;
 pub mod pki;
