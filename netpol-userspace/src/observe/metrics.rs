@@ -295,6 +295,7 @@ mod tests {
         counters[Reason::Policy as usize] = 12;
         counters[Reason::NewFlow as usize] = 5;
         counters[Reason::EventLost as usize] = 2;
+        counters[Reason::FlowEvicted as usize] = 1;
         let counted =
             [Counted { namespace: "shop", pod: "web", direction: Direction::Ingress, counters }];
         let mut extra = AgentCounters::default();
