@@ -19,6 +19,7 @@ fn sandbox(container: &str, pod: &str, ifindex: u32, list: &str) -> Sandbox {
     Sandbox {
         container: container.to_owned(),
         interface: "eth0".to_owned(),
+        network: "lab".to_owned(),
         namespace: "default".to_owned(),
         pod: pod.to_owned(),
         uid: format!("uid-{pod}"),
@@ -258,7 +259,8 @@ fn a_namespace_stays_its_pods_until_its_interface_is_gone() {
 fn collection_ends_what_the_runtime_does_not_name() {
     let sandboxes = [("a", "10.0.0.1"), ("b", "10.0.0.2")].map(|(c, a)| sandbox(c, c, 7, a));
     let mut world = World { sandboxes: Sandboxes::new(sandboxes), ..World::default() };
-    assert_eq!(world.sandboxes.not_among(&[attachment("a")]), [attachment("b")]);
+    assert_eq!(world.sandboxes.not_among("lab", &[attachment("a")]), [attachment("b")]);
     world.end("b");
-    assert_eq!(world.sandboxes.not_among(&[]), [attachment("a")]);
+    assert_eq!(world.sandboxes.not_among("lab", &[]), [attachment("a")]);
+    assert!(world.sandboxes.not_among("another", &[]).is_empty());
 }

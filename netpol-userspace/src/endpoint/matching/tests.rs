@@ -285,7 +285,7 @@ fn what_the_runtime_says_goes_before_addresses_and_memory() {
     let interfaces = [interface(1, 10, "10.0.0.2"), interface(2, 20, "")];
     let pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")];
     let by_address = matched(&interfaces, &pods, &[]);
-    assert_eq!(summary(&by_address), "v1=b !no-pod:v2 !no-interface:a");
+    assert_eq!(summary(&by_address), "v1=b !no-interface:a !no-pod:v2");
     // Pod a has taken the address of pod b, which has not got it yet.
     let claims = [claim(10, "a"), claim(20, "b")];
     let matching = claimed(&interfaces, &pods, &by_address.endpoints, &claims);
