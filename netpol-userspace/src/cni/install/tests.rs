@@ -72,7 +72,7 @@ fn the_first_list_gets_netpol_once_and_loses_it_again() {
     assert!(!conflist::has_netpol(&node.read("10-net.conflist")));
     assert_eq!(node.names(), ["00-x", "10-net.conflist", "20-other.conflist"]);
     assert!(!program.exists());
-    assert_eq!(uninstall(&node.places()).unwrap(), [PathBuf::new(); 0]);
+    assert!(uninstall(&node.places()).unwrap().is_empty());
 }
 
 #[test]
