@@ -308,7 +308,7 @@ fn check_and_status_tell_the_truth() {
 #[test]
 fn what_makes_no_sense_is_refused_with_a_code_and_a_reason() {
     let (world, _runtime) = lab();
-    let program = env!("CARGO_BIN_EXE_netpol").into();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_netpol"));
     let netns = netns::Netns::create(world.netns_dir(), "sandbox-empty").unwrap();
     let path = world.netns_dir().join("sandbox-empty");
     let (path, gone) = (path.to_str().unwrap(), "/does/not/exist");
@@ -334,7 +334,7 @@ fn what_makes_no_sense_is_refused_with_a_code_and_a_reason() {
             environment.retain(|(name, _)| *name != key);
             environment.push((key, value));
         }
-        answer(&program, &call(&world.node, &program, &environment, text.as_bytes()))
+        answer(program, &call(&world.node, program, &environment, text.as_bytes()))
     };
     for (text, changes, code, word) in [
         ("{", &[][..], 6, "JSON"),
