@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
@@ -202,12 +202,7 @@ fn program(kind: &str) -> PathBuf {
 }
 
 /// Runs a plugin on the node with nothing but this environment and input.
-pub fn call(
-    node: &Netns,
-    program: &PathBuf,
-    environment: &[(&str, &str)],
-    input: &[u8],
-) -> Output {
+pub fn call(node: &Netns, program: &Path, environment: &[(&str, &str)], input: &[u8]) -> Output {
     let run = || {
         let mut child = Command::new(program)
             .env_clear()
@@ -226,7 +221,7 @@ pub fn call(
 }
 
 /// Its answer, or its error.
-pub fn answer(program: &PathBuf, output: &Output) -> Result<Value, Value> {
+pub fn answer(program: &Path, output: &Output) -> Result<Value, Value> {
     let text = String::from_utf8_lossy(&output.stdout);
     let value = match text.trim() {
         "" => Value::Null,
