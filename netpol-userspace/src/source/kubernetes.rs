@@ -3,6 +3,7 @@
 //! gone": only a complete list or a delete event removes anything.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,11 +20,14 @@ use super::slim::{
 use super::{Event, Handle};
 
 mod barrier;
+mod connect;
 mod observed;
+mod resume;
 mod seen;
 mod tracker;
 
 use barrier::Barrier;
+pub use connect::connect;
 use seen::{Kind, N_KINDS, Seen};
 use tracker::Tracker;
 
@@ -193,15 +197,21 @@ where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
     K: serde::de::DeserializeOwned + Into<Seen>,
 {
-    // Outside the watcher: a watch that the server refuses to begin where it ended (410 as the
-    // answer itself, not as an event in it) must begin anew, which the watcher does not do.
-    let rounds = futures::stream::repeat_with(move || {
-        let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
-        stream.default_backoff().scan(false, |over, event| {
-            let next = (!*over).then_some(event);
-            *over = matches!(&next, Some(Err(error)) if observed::is_refused_resume(error));
-            std::future::ready(next)
-        })
+    // Outside the watcher: what only a new list can mend, and it would not make.
+    let rounds = futures::stream::unfold(false, move |is_again| {
+        let client = client.clone();
+        async move {
+            if is_again {
+                tokio::time::sleep(jitter()).await;
+            }
+            let stream = watcher(Api::<K>::all(client), watcher::Config::default());
+            let round = stream.default_backoff().scan(false, |over, event| {
+                let next = (!*over).then_some(event);
+                *over = matches!(&next, Some(Err(error)) if observed::needs_new_list(error));
+                std::future::ready(next)
+            });
+            Some((round, true))
+        }
     });
     rounds
         .flatten()
@@ -217,4 +227,10 @@ where
             (kind, input)
         })
         .boxed()
+}
+
+/// Between half a second and two and a half, so that not every agent lists at the same moment.
+fn jitter() -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    Duration::from_millis(500 + random % 2000)
 }

@@ -2,3 +2,4 @@
 //! namespaces of their own. For tests and demonstrations; nothing of netpol depends on it.
 
 pub mod binaries;
+pub mod envtest;
