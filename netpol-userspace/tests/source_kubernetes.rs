@@ -270,6 +270,18 @@ async fn a_malformed_object_is_named_and_stops_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_cannot_be_read_is_made_up_for_by_a_new_list() {
+    let mut world = World::synced(Server::start().await).await;
+    world.server.until("pods", |seen| seen.iter().any(|s| s.watch)).await;
+    world.server.garble("pods");
+    world.server.put("pods", pod("a", "n1"));
+    let message = world.until_problem("watch pods").await;
+    assert!(message.starts_with("an event cannot be read: "), "{message}");
+    world.until(|_, cluster| cluster.all_pods().count() == 1).await;
+    world.until_resolved("watch pods").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forbidden_list_is_named_and_tried_again() {
     let server = Server::start().await;
     server.put("namespaces", namespace("shop"));
@@ -479,7 +491,7 @@ async fn forbidden_services_keep_nobody_from_enforcing_policies() {
             _ => None,
         });
         let message = told.expect("told before Synced");
-        let role = format!("must allow it to list and watch {resource}");
+        let role = format!("resources: [{resource}], verbs: [list, watch]}}");
         assert!(message.contains(&role), "{message}");
         assert!(message.contains("policies are enforced without them"), "{message}");
     }
@@ -498,7 +510,7 @@ async fn forbidden_pods_are_waited_for() {
     server.refuse("pods", "list", 403);
     let mut world = World::start(server);
     let message = world.until_problem("watch pods").await;
-    assert!(message.ends_with("what is in force stays, retrying"), "{message}");
+    assert!(message.ends_with("nothing new is put in force; retrying"), "{message}");
     // Everything else has been listed, and the refusal was answered more than once.
     let refused = |seen: &[api_server::Seen]| seen.iter().filter(|seen| !seen.watch).count() > 1;
     world.server.until("pods", refused).await;

@@ -25,6 +25,7 @@ mod observed;
 mod resume;
 mod seen;
 mod tracker;
+mod trouble;
 
 use barrier::Barrier;
 pub use connect::connect;
@@ -169,10 +170,10 @@ impl Source {
             Input::Delete(seen) => tracker.is_gone(&seen, &mut self.out),
             Input::Watching => self.out.resolved(&watch),
             Input::Failed(error) => {
-                if kind.without().is_some() && observed::is_forbidden(&error) {
+                if kind.without().is_some() && trouble::is_forbidden(&error) {
                     tracker.is_denied();
                 }
-                if let Some(message) = observed::explain(kind, &error) {
+                if let Some(message) = trouble::explain(kind, &error, tracker.is_synced()) {
                     self.out.problem(watch, message);
                 }
             }
@@ -207,7 +208,7 @@ where
             let stream = watcher(Api::<K>::all(client), watcher::Config::default());
             let round = stream.default_backoff().scan(false, |over, event| {
                 let next = (!*over).then_some(event);
-                *over = matches!(&next, Some(Err(error)) if observed::needs_new_list(error));
+                *over = matches!(&next, Some(Err(error)) if trouble::needs_new_list(error));
                 std::future::ready(next)
             });
             Some((round, true))

@@ -46,8 +46,7 @@ impl ApiServer {
     pub fn start(directory: &Path, users: &[&str]) -> Result<Self> {
         let netns = Netns::create_anonymous().context("create a network namespace")?;
         in_netns(&netns, Command::new("ip").args(["link", "set", "lo", "up"]))?;
-        fs::create_dir_all(directory)
-            .with_context(|| format!("create {}", directory.display()))?;
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         let mut server =
             Self { netns, directory: directory.to_owned(), etcd: None, apiserver: None };
         server.write_identity(users)?;

@@ -53,7 +53,8 @@ pub fn connect(mut config: Config) -> Result<Client> {
     // Silence counts from the last request, not from when a connection became free.
     connector.set_reset_reader_on_write(true);
     let http = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
-    let auth = config.auth_layer().context("use the credentials of the API server's configuration")?;
+    let auth =
+        config.auth_layer().context("use the credentials of the API server's configuration")?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(auth)

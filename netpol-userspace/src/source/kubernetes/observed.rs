@@ -9,8 +9,6 @@ use futures::future::BoxFuture;
 use hyper::{Request, Response, Uri};
 use kube::Client;
 use kube::client::Body;
-use kube::core::Status;
-use kube::runtime::watcher;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::resume::{self, Resumes};
@@ -82,93 +80,6 @@ fn asked(uri: &Uri) -> Option<(Kind, Option<String>)> {
     let is_watch = pairs().any(|pair| matches!(pair, "watch=true" | "watch=1"));
     let version = pairs().find_map(|pair| pair.strip_prefix("resourceVersion="));
     Some((kind, is_watch.then(|| version.unwrap_or_default().to_owned())))
-}
-
-/// What to tell of an error; `None` for what happens in every long life of a watch.
-pub fn explain(kind: Kind, error: &watcher::Error) -> Option<String> {
-    let message = match error {
-        watcher::Error::InitialListFailed(error) => explain_request(kind, "list", error)?,
-        watcher::Error::WatchStartFailed(error) => explain_request(kind, "watch", error)?,
-        watcher::Error::WatchError(status) => explain_status(kind, "watch", status)?,
-        watcher::Error::WatchFailed(kube::Error::SerdeError(error)) => {
-            format!("an event cannot be read: {error}")
-        }
-        watcher::Error::WatchFailed(kube::Error::Api(status)) => {
-            explain_status(kind, "watch", status)?
-        }
-        watcher::Error::WatchFailed(error) => {
-            // It is begun again at once; if that fails there is more to tell.
-            tracing::debug!(resource = kind.resource(), %error, "a watch ended");
-            return None;
-        }
-        watcher::Error::NoResourceVersion => "an answer has no resourceVersion".to_owned(),
-    };
-    Some(match kind.without().filter(|_| is_forbidden(error)) {
-        Some(effect) => format!(
-            "{message}; policies are enforced without them: {effect}; those known before stay, \
-             retrying"
-        ),
-        None => format!("{message}; what is in force stays, retrying"),
-    })
-}
-
-/// Whether the API server does not let this be listed, or does not know it.
-pub fn is_forbidden(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(error) if is_forbidden_request(error))
-}
-
-/// Likewise, of a single request.
-pub fn is_forbidden_request(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404))
-}
-
-fn explain_request(kind: Kind, verb: &str, error: &kube::Error) -> Option<String> {
-    match error {
-        kube::Error::Api(status) => explain_status(kind, verb, status),
-        kube::Error::SerdeError(error) => Some(format!("an answer cannot be read: {error}")),
-        error => Some(format!("cannot reach the API server: {}", chain(error))),
-    }
-}
-
-fn explain_status(kind: Kind, verb: &str, status: &Status) -> Option<String> {
-    let (resource, text) = (kind.resource(), &status.message);
-    match status.code {
-        410 => {
-            tracing::debug!(resource, text, "a watch is too old, listing again");
-            None
-        }
-        403 => Some(format!(
-            "forbidden: {text} (the agent's role must allow it to list and watch {resource})"
-        )),
-        401 => Some(format!("unauthorized: {text} (check the agent's credentials)")),
-        code => Some(format!("the API server refused to {verb}: {code} {text}")),
-    }
-}
-
-/// An error with its causes, which kube's transport errors keep to themselves.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
-/// Whether only a new list can tell what there is, which the watcher would not make by itself: the
-/// server refuses to go on from where the watch ended, or an event could not be read and so is
-/// lost.
-pub fn needs_new_list(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
-        watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => true,
-        _ => false,
-    }
 }
 
 #[cfg(test)]
