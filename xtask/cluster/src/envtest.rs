@@ -4,7 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -16,6 +16,8 @@ use netpol_userspace::netns::Netns;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binaries::{self, Program};
+use crate::pki::Authority;
+use crate::process::run;
 
 /// Where the API server listens, inside its namespace.
 pub const ADDRESS: &str = "127.0.0.1:6443";
@@ -45,7 +47,7 @@ impl ApiServer {
     /// A program is missing and cannot be built, or does not get ready; its log is shown.
     pub fn start(directory: &Path, users: &[&str]) -> Result<Self> {
         let netns = Netns::create_anonymous().context("create a network namespace")?;
-        in_netns(&netns, Command::new("ip").args(["link", "set", "lo", "up"]))?;
+        netns.run(|| run(Command::new("ip").args(["link", "set", "lo", "up"])))??;
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         let mut server =
             Self { netns, directory: directory.to_owned(), etcd: None, apiserver: None };
@@ -76,13 +78,9 @@ impl ApiServer {
     }
 
     fn write_identity(&self, users: &[&str]) -> Result<()> {
-        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).context("make a certificate")?;
-        self.write("server.crt", &made.cert.pem())?;
-        self.write("server.key", &made.signing_key.serialize_pem())?;
-        let accounts = rcgen::KeyPair::generate().context("make a key")?;
-        self.write("accounts.key", &accounts.serialize_pem())?;
-        self.write("accounts.pub", &accounts.public_key_pem())?;
+        let authority = Authority::ensure(&self.directory)?;
+        authority.server("server", &["localhost"], &[Ipv4Addr::LOCALHOST.into()])?;
+        authority.key_pair("accounts")?;
         let mut tokens = format!("{ADMIN},{ADMIN},{ADMIN},system:masters\n");
         for user in users {
             tokens += &format!("{user},{user},{user}\n");
@@ -105,7 +103,7 @@ impl ApiServer {
              certificate-authority: {}}}}}]\n\
              contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n\
              users: [{{name: test, user: {{{credentials}}}}}]\n",
-            self.file("server.crt").display()
+            self.file("ca.crt").display()
         )
     }
 
@@ -346,16 +344,8 @@ fn end(mut child: Child) -> Result<()> {
     Ok(())
 }
 
-fn in_netns(netns: &Netns, command: &mut Command) -> Result<()> {
-    let status = netns.run(|| command.status())?.context("start a command")?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
-}
-
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().context("start cp")?;
-    ensure!(status.success(), "copy {} to {}: {status}", from.display(), to.display());
-    Ok(())
+    run(Command::new("cp").arg("-a").arg(from).arg(to)).map(drop)
 }
 
 /// The last lines of a log.
