@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use super::slim::{
     GuardedPolicy, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod, SlimService,
 };
-use super::{Event, Handle};
+use super::{Event, Handle, Watches};
 
 mod barrier;
 mod connect;
@@ -54,7 +54,9 @@ pub fn spawn_with_limit(
     barrier_limit: Duration,
 ) -> Handle {
     let (asked, bell) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+    let watches = Watches::new(Kind::ALL.map(Kind::resource));
     let source = Source {
+        watches: watches.clone(),
         trackers: Kind::ALL.map(|kind| Tracker::new(kind, node_name)),
         barrier: Barrier::new(client.clone(), node_name, barrier_limit),
         asked: asked.clone(),
@@ -62,7 +64,7 @@ pub fn spawn_with_limit(
         synced: false,
     };
     let task = tokio::spawn(source.run(client, bell.clone()));
-    Handle::new(asked, move || bell.notify_one(), move || task.abort())
+    Handle::new(asked, move || bell.notify_one(), move || task.abort()).with_watches(watches)
 }
 
 /// A watch event of any kind of object.
@@ -121,6 +123,7 @@ struct Source {
     barrier: Barrier,
     asked: Arc<AtomicU64>,
     out: Out,
+    watches: Watches,
     synced: bool,
 }
 
@@ -163,21 +166,42 @@ impl Source {
     fn take(&mut self, kind: Kind, input: Input) {
         let tracker = &mut self.trackers[kind as usize];
         let watch = format!("watch {}", kind.resource());
+        let (mut is_list, mut is_event, mut is_error) = (false, false, false);
         match input {
-            Input::Init => tracker.list_begins(),
-            Input::InitApply(seen) | Input::Apply(seen) => tracker.exists(seen, &mut self.out),
+            Input::Init => {
+                is_list = true;
+                tracker.list_begins();
+            }
+            Input::InitApply(seen) | Input::Apply(seen) => {
+                is_event = true;
+                tracker.exists(seen, &mut self.out);
+            }
             Input::InitDone => tracker.list_ends(&mut self.out),
-            Input::Delete(seen) => tracker.is_gone(&seen, &mut self.out),
+            Input::Delete(seen) => {
+                is_event = true;
+                tracker.is_gone(&seen, &mut self.out);
+            }
             Input::Watching => self.out.resolved(&watch),
             Input::Failed(error) => {
                 if kind.without().is_some() && trouble::is_forbidden(&error) {
                     tracker.is_denied();
                 }
                 if let Some(message) = trouble::explain(kind, &error, tracker.is_synced()) {
+                    is_error = true;
                     self.out.problem(watch, message);
                 }
             }
         }
+        self.watches.update(kind as usize, |watch| {
+            watch.is_synced = tracker.is_synced();
+            watch.objects = tracker.len();
+            watch.lists += u64::from(is_list);
+            watch.events += u64::from(is_event);
+            watch.errors += u64::from(is_error);
+            if !is_list && !is_error {
+                watch.heard = Some(Instant::now());
+            }
+        });
     }
 }
 
