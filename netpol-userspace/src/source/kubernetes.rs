@@ -28,7 +28,7 @@ mod tracker;
 mod trouble;
 
 use barrier::Barrier;
-pub use connect::connect;
+pub use connect::{connect, connect_with};
 use seen::{Kind, N_KINDS, Seen};
 use tracker::Tracker;
 

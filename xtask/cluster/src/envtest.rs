@@ -47,6 +47,14 @@ impl ApiServer {
     /// A program is missing and cannot be built, or does not get ready; its log is shown.
     pub fn start(directory: &Path, users: &[&str]) -> Result<Self> {
         let netns = Netns::create_anonymous().context("create a network namespace")?;
+        Self::start_in(netns, directory, users)
+    }
+
+    /// The same in this namespace.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(netns: Netns, directory: &Path, users: &[&str]) -> Result<Self> {
         netns.run(|| run(Command::new("ip").args(["link", "set", "lo", "up"])))??;
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         let mut server =

@@ -31,7 +31,15 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// The configuration cannot be used: bad certificates or credentials, or a proxy.
-pub fn connect(mut config: Config) -> Result<Client> {
+pub fn connect(config: Config) -> Result<Client> {
+    connect_with(config, SILENCE)
+}
+
+/// As [`connect`], with another time that silence may last.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_with(mut config: Config, silence: Duration) -> Result<Client> {
     ensure!(
         config.proxy_url.is_none(),
         "a proxy is configured for the API server, and netpol can only reach it directly: unset \
@@ -49,7 +57,7 @@ pub fn connect(mut config: Config) -> Result<Client> {
         .context("use the certificates of the API server's configuration")?;
     let mut connector = TimeoutConnector::new(https);
     connector.set_connect_timeout(Some(CONNECT));
-    connector.set_read_timeout(Some(SILENCE));
+    connector.set_read_timeout(Some(silence));
     // Silence counts from the last request, not from when a connection became free.
     connector.set_reset_reader_on_write(true);
     let http = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);

@@ -70,8 +70,12 @@ impl Source {
     }
 
     pub async fn start_behind(gate: Gate, kubeconfig: &str) -> Self {
+        Self::start_as(gate, client(kubeconfig).await)
+    }
+
+    pub fn start_as(gate: Gate, client: kube::Client) -> Self {
         let (tx, rx) = mpsc::channel(64);
-        let handle = spawn_kubernetes(client(kubeconfig).await, NODE, tx);
+        let handle = spawn_kubernetes(client, NODE, tx);
         Self { gate, handle, rx, cluster: Cluster::default(), log: Vec::new() }
     }
 
@@ -90,6 +94,14 @@ impl Source {
             if self.take(event.expect("the source lives"), &mut done) {
                 return;
             }
+        }
+    }
+
+    /// Takes what comes within this time.
+    pub async fn listen(&mut self, time: Duration) {
+        let end = tokio::time::Instant::now() + time;
+        while let Ok(event) = tokio::time::timeout_at(end, self.rx.recv()).await {
+            self.take(event.expect("the source lives"), &mut |_, _| false);
         }
     }
 
