@@ -51,6 +51,17 @@ fn role_without(resource: &str) -> String {
     )
 }
 
+/// Grants everything, or everything but this resource, and waits until it is so: the API server
+/// reads roles as everybody does.
+fn may(server: &ApiServer, resource: &str, granted: bool) {
+    server.apply(&role_without(if granted { "nothing" } else { resource })).unwrap();
+    let end = Instant::now() + source_world::PATIENCE;
+    let can = || server.kubectl(&["auth", "can-i", "list", resource, "-q", "--as", AGENT]).is_ok();
+    while can() != granted {
+        assert!(Instant::now() < end, "{resource}: {granted}");
+    }
+}
+
 /// Every kind in turn: named, with what to do; read once it is granted; kept when it is taken
 /// away again.
 #[test]
@@ -67,7 +78,7 @@ fn a_missing_permission_is_named_and_its_grant_noticed() {
             ("endpointslices", "discovery.k8s.io", false),
             ("nodes", "", false),
         ] {
-            server.apply(&role_without(resource)).unwrap();
+            may(&server, resource, false);
             let mut source = Source::start(&server).await;
             let watch = format!("watch {resource}");
             let message = source.until_problem(&watch).await;
@@ -91,7 +102,7 @@ fn a_missing_permission_is_named_and_its_grant_noticed() {
                 source.settle().await;
             }
             assert_eq!(source.problems().len(), 1, "{:?}", source.problems());
-            server.apply(&role_without("nothing")).unwrap();
+            may(&server, resource, true);
             source.until_resolved(&watch).await;
             if !source.log.contains(&Event::Synced) {
                 source.until(|event, _| *event == Event::Synced).await;
@@ -105,7 +116,7 @@ fn a_missing_permission_is_named_and_its_grant_noticed() {
 
 async fn taken_away_while_running(server: &ApiServer) {
     let mut source = Source::synced(server).await;
-    server.apply(&role_without("networkpolicies")).unwrap();
+    may(server, "networkpolicies", false);
     // A watch that runs goes on until it ends; the next one is refused.
     source.gate.set(Mode::Cut);
     source.gate.set(Mode::Open);
@@ -114,7 +125,7 @@ async fn taken_away_while_running(server: &ApiServer) {
     assert!(message.contains("what is in force stays"), "{message}");
     policy(server, "later");
     assert!(source.has_policy("default", "web"), "nothing is taken back");
-    server.apply(&role_without("nothing")).unwrap();
+    may(server, "networkpolicies", true);
     source.until(|_, cluster| cluster.all_policies().count() == 2).await;
     source.until_resolved("watch networkpolicies").await;
 }
@@ -188,13 +199,18 @@ async fn hung(server: &ApiServer) {
 
 /// A host that vanishes without a word is noticed by the kernel, which asks it.
 fn vanished(gate: &Gate) {
-    let (_, port) =
-        gate.address().rsplit_once(':').map(|(a, p)| (a.to_owned(), p.to_owned())).unwrap();
-    let mut ss = Command::new("ss");
-    ss.args(["-tnoH", "state", "established", "dport", "=", &format!(":{port}")]);
-    let output = String::from_utf8(ss.output().unwrap().stdout).unwrap();
-    assert!(output.lines().count() >= 6, "one connection to a watch: {output}");
-    assert!(output.lines().all(|line| line.contains("timer:(keepalive,")), "{output}");
+    let address = gate.address();
+    let port = address.rsplit(':').next().unwrap();
+    let connections = || {
+        let mut ss = Command::new("ss");
+        ss.args(["-tnoH", "state", "established", "dport", "=", &format!(":{port}")]);
+        String::from_utf8(ss.output().unwrap().stdout).unwrap()
+    };
+    let end = Instant::now() + source_world::PATIENCE;
+    let is_asked = |line: &&str| line.contains("timer:(keepalive,");
+    while connections().lines().filter(is_asked).count() < 6 {
+        assert!(Instant::now() < end, "not one connection to a watch: {}", connections());
+    }
 }
 
 /// Tokens of service accounts last an hour; the kubelet writes a new one to the same file.
