@@ -1,5 +1,6 @@
 //! Whether watches work: kube's watcher tells when one fails, but not when one is accepted again,
-//! so the answers of the API server are looked at on their way. Must never change a request.
+//! so the answers of the API server are looked at on their way. Must never change a request, nor
+//! keep one back but a watch that would stay silent.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
