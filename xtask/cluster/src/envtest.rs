@@ -298,7 +298,15 @@ impl ApiServer {
     /// # Errors
     /// As [`Self::kubectl`].
     pub fn apply(&self, manifests: &str) -> Result<String> {
-        self.checked(&["apply", "-f", "-"], Some(manifests))
+        self.kubectl_with(&["apply", "-f", "-"], manifests)
+    }
+
+    /// Runs kubectl with this input.
+    ///
+    /// # Errors
+    /// As [`Self::kubectl`].
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
+        self.checked(arguments, Some(input))
     }
 
     fn checked(&self, arguments: &[&str], input: Option<&str>) -> Result<String> {

@@ -55,9 +55,18 @@ fn role_without(resource: &str) -> String {
 /// reads roles as everybody does.
 fn may(server: &ApiServer, resource: &str, granted: bool) {
     server.apply(&role_without(if granted { "nothing" } else { resource })).unwrap();
+    let group = match resource {
+        "networkpolicies" => "networking.k8s.io",
+        "endpointslices" => "discovery.k8s.io",
+        _ => "",
+    };
+    let review = format!(
+        "apiVersion: authorization.k8s.io/v1\nkind: SubjectAccessReview\nspec: {{user: {AGENT}, \
+         resourceAttributes: {{verb: list, group: \"{group}\", resource: {resource}}}}}\n"
+    );
+    let create = ["create", "-f", "-", "-o", "jsonpath={.status.allowed}"];
     let end = Instant::now() + source_world::PATIENCE;
-    let can = || server.kubectl(&["auth", "can-i", "list", resource, "-q", "--as", AGENT]).is_ok();
-    while can() != granted {
+    while server.kubectl_with(&create, &review).unwrap() != granted.to_string() {
         assert!(Instant::now() < end, "{resource}: {granted}");
     }
 }
@@ -118,8 +127,7 @@ async fn taken_away_while_running(server: &ApiServer) {
     let mut source = Source::synced(server).await;
     may(server, "networkpolicies", false);
     // A watch that runs goes on until it ends; the next one is refused.
-    source.gate.set(Mode::Cut);
-    source.gate.set(Mode::Open);
+    source.gate.cut();
     let message = source.until_problem_with("watch networkpolicies", "forbidden").await;
     assert!(message.contains("cannot watch resource \"networkpolicies\""), "{message}");
     assert!(message.contains("what is in force stays"), "{message}");
@@ -238,8 +246,7 @@ fn a_token_that_is_not_valid_any_more_is_told_and_the_next_one_taken() {
         let end = Instant::now() + source_world::PATIENCE;
         while !source.problems().iter().any(|(_, message)| message.starts_with("unauthorized: ")) {
             assert!(Instant::now() < end, "{:?}", source.problems());
-            source.gate.set(Mode::Cut);
-            source.gate.set(Mode::Open);
+            source.gate.cut();
             source.listen(Duration::from_secs(2)).await;
         }
         assert!(source.has_policy("default", "old"));

@@ -24,7 +24,9 @@ pub enum Mode {
 pub struct Gate {
     address: String,
     mode: watch::Sender<Mode>,
-    /// How many bytes of answers a new connection passes until it is cut.
+    /// Counts cuts.
+    cuts: watch::Sender<u64>,
+    /// How many bytes of answers pass until connections are cut.
     budget: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -34,16 +36,17 @@ impl Gate {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (mode, receiver) = watch::channel(Mode::Open);
+        let (cuts, cut) = watch::channel(0);
         let budget = Arc::new(AtomicU64::new(u64::MAX));
         let budgets = budget.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let budget = budgets.load(Ordering::SeqCst);
-                tokio::spawn(forward(stream, to, receiver.clone(), budget));
+                let cut = cut.clone();
+                tokio::spawn(forward(stream, to, receiver.clone(), cut, budgets.clone()));
             }
         });
-        Self { address, mode, budget, task }
+        Self { address, mode, cuts, budget, task }
     }
 
     pub fn address(&self) -> String {
@@ -54,7 +57,12 @@ impl Gate {
         self.mode.send_replace(mode);
     }
 
-    /// Of the next connections, only so many bytes of the answers.
+    /// Ends the connections there are.
+    pub fn cut(&self) {
+        self.cuts.send_modify(|count| *count += 1);
+    }
+
+    /// Only so many more bytes of answers, over all connections.
     pub fn pass_only(&self, bytes: u64) {
         self.budget.store(bytes, Ordering::SeqCst);
     }
@@ -67,7 +75,14 @@ impl Drop for Gate {
     }
 }
 
-async fn forward(stream: TcpStream, to: &str, mut mode: watch::Receiver<Mode>, budget: u64) {
+async fn forward(
+    stream: TcpStream,
+    to: &str,
+    mut mode: watch::Receiver<Mode>,
+    mut cut: watch::Receiver<u64>,
+    budget: Arc<AtomicU64>,
+) {
+    cut.mark_unchanged();
     if *mode.borrow() == Mode::Cut {
         return;
     }
@@ -75,10 +90,12 @@ async fn forward(stream: TcpStream, to: &str, mut mode: watch::Receiver<Mode>, b
     let (from_client, to_client) = stream.into_split();
     let (from_server, to_server) = server.into_split();
     let (there, back) = (mode.clone(), mode.clone());
+    let requests = AtomicU64::new(u64::MAX);
     tokio::select! {
-        () = copy(from_client, to_server, there, u64::MAX) => {}
-        () = copy(from_server, to_client, back, budget) => {}
+        () = copy(from_client, to_server, there, &requests) => {}
+        () = copy(from_server, to_client, back, &budget) => {}
         _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
+        _ = cut.changed() => {}
     }
 }
 
@@ -86,7 +103,7 @@ async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
-    mut budget: u64,
+    budget: &AtomicU64,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -94,9 +111,10 @@ async fn copy(
         if mode.wait_for(|mode| *mode != Mode::Frozen).await.is_err() {
             return;
         }
-        if to.write_all(&buffer[..n]).await.is_err() || budget < n as u64 {
+        let spend = |left: u64| left.checked_sub(n as u64);
+        let is_over = budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err();
+        if is_over || to.write_all(&buffer[..n]).await.is_err() {
             return;
         }
-        budget -= n as u64;
     }
 }

@@ -90,11 +90,16 @@ impl Source {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let next = tokio::time::timeout(left, self.rx.recv()).await;
-            let Ok(event) = next else { panic!("not in time; before: {:#?}", self.problems()) };
+            let Ok(event) = next else { panic!("{}", self.too_late()) };
             if self.take(event.expect("the source lives"), &mut done) {
                 return;
             }
         }
+    }
+
+    fn too_late(&self) -> String {
+        let last = self.log.iter().rev().take(5).collect::<Vec<_>>();
+        format!("not in time; problems: {:#?}; the last events: {last:#?}", self.problems())
     }
 
     /// Takes what comes within this time.
