@@ -196,7 +196,7 @@ impl Drop for Runtime {
 
 fn program(kind: &str) -> PathBuf {
     match kind {
-        "netpol" => env!("CARGO_BIN_EXE_netpol").into(),
+        "netpol" => super::agent::program(),
         other => PathBuf::from(PLUGINS).join(other),
     }
 }
