@@ -7,6 +7,7 @@ pub mod binaries;
 mod cgroup;
 pub mod cluster;
 pub mod control_plane;
+pub mod envtest;
 pub mod forward;
 mod go;
 pub mod images;

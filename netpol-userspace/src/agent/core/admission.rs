@@ -76,8 +76,8 @@ impl Core {
                 self.end_sandboxes(&[attachment]);
                 self.admissions.reply(done, Ok(()));
             }
-            Told::Valid { attachments } => {
-                let over = self.sandboxes.not_among(&attachments);
+            Told::Valid { network, attachments } => {
+                let over = self.sandboxes.not_among(&network, &attachments);
                 self.end_sandboxes(&over);
                 self.admissions.reply(done, Ok(()));
             }
@@ -190,7 +190,10 @@ impl Core {
     fn is_admissible(&self, attachment: &Attachment) -> Result<(), String> {
         self.is_able()?;
         let sandbox = self.sandboxes.get(attachment).ok_or_else(|| {
-            format!("the agent knows no {} of sandbox {}", attachment.interface, attachment.container)
+            format!(
+                "the agent knows no {} of sandbox {}",
+                attachment.interface, attachment.container
+            )
         })?;
         let name = sandbox.name();
         let pod = self.compiler.cluster().pod(&name).ok_or_else(|| {
