@@ -16,8 +16,11 @@ mod build;
 mod build_and_run;
 mod capabilities;
 mod check;
+mod cluster;
 mod ebpf;
+mod image;
 mod lines;
+mod manifests;
 mod probe;
 mod run;
 mod setup;
@@ -44,10 +47,16 @@ enum Command {
     Build(build::Args),
     /// Set up, build, and show policies at work: the playground, or the agent on a cluster
     BuildAndRun(build_and_run::Args),
+    /// A container image of netpol, as an archive for `ctr`, `docker`, `podman` and `skopeo`
+    Image(image::Args),
+    /// Write deploy/netpol.yaml anew, from deploy/base
+    Manifests,
     /// Run every test: unit, property, datapath, network namespaces, documentation
     Test(test::Args),
     /// Measure, as ratios within one run
     Bench(bench::Args),
+    /// A real Kubernetes cluster in namespaces of this machine: up, down, status, kubectl, ...
+    Cluster(cluster::Args),
     /// Formatting, clippy, rustdoc and the repository's own rules
     Check(check::Args),
     /// The repository's own rules only (part of `check` and of `test`)
@@ -77,8 +86,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Setup(args) => setup::command(workspace, &args),
         Command::Build(args) => build::command(workspace, &args),
         Command::BuildAndRun(args) => build_and_run::command(workspace, &args),
+        Command::Image(args) => image::command(workspace, &args),
+        Command::Manifests => manifests::command(workspace),
         Command::Test(args) => test::command(workspace, &args),
         Command::Bench(args) => bench::command(workspace, &args),
+        Command::Cluster(args) => cluster::command(workspace, &args),
         Command::Check(args) => check::command(workspace, &args),
         Command::Tidy => tidy::command(workspace),
         Command::Capabilities => capabilities::command(),

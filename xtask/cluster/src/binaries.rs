@@ -2,15 +2,16 @@
 //! outside the checkout. Must never run them, nor fetch anything but Go modules.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netpol_userspace::lock::Lock;
+
+use crate::go;
+use crate::turns;
 
 /// The version that `kubernetes/go.mod` pins.
 pub const VERSION: &str = "v1.36.3";
@@ -75,7 +76,8 @@ pub fn ensure(program: Program) -> Result<PathBuf> {
     }
     fs::create_dir_all(&directory)
         .with_context(|| format!("create directory {}", directory.display()))?;
-    let _lock = wait_for(&directory)?;
+    // Builds of several processes take turns, since each of them uses the whole machine.
+    let _lock = turns::wait(&directory, "another build of Kubernetes' programs")?;
     if !path.exists() {
         build(program, &path)?;
     }
@@ -132,27 +134,8 @@ fn fingerprint() -> Result<u64> {
     Ok(hasher.finish())
 }
 
-/// Builds of several processes take turns, since each of them uses the whole machine.
-fn wait_for(directory: &Path) -> Result<Lock> {
-    let mut is_told = false;
-    loop {
-        let file = File::open(directory)
-            .with_context(|| format!("open directory {}", directory.display()))?;
-        if let Some(lock) =
-            Lock::take(file).with_context(|| format!("lock directory {}", directory.display()))?
-        {
-            return Ok(lock);
-        }
-        if !is_told {
-            eprintln!("waiting for another build of Kubernetes' programs");
-            is_told = true;
-        }
-        sleep(Duration::from_millis(200));
-    }
-}
-
 fn build(program: Program, path: &Path) -> Result<()> {
-    let go = go()?;
+    let go = go::find()?;
     let started = Instant::now();
     eprintln!("building {} {VERSION} (once; minutes)", program.name);
     let unfinished = path.with_extension("unfinished");
@@ -172,6 +155,7 @@ fn build(program: Program, path: &Path) -> Result<()> {
         .arg(&unfinished)
         .arg(program.package)
         .env("CGO_ENABLED", "0")
+        .env("GOTOOLCHAIN", "local")
         .stdin(Stdio::null());
     let output = command.output().with_context(|| format!("start {}", go.display()))?;
     if !output.status.success() {
@@ -185,17 +169,4 @@ fn build(program: Program, path: &Path) -> Result<()> {
     fs::rename(&unfinished, path).with_context(|| format!("move to {}", path.display()))?;
     eprintln!("building {}: {:.0} s", program.name, started.elapsed().as_secs_f64());
     Ok(())
-}
-
-fn go() -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/local/go/bin", "/usr/lib/go/bin"].map(PathBuf::from);
-    env::split_paths(&path)
-        .chain(usual)
-        .map(|directory| directory.join("go"))
-        .find(|path| path.exists())
-        .context(
-            "Kubernetes' programs are built with Go, and there is none: install Go 1.26 or newer, \
-             or give a directory of programs in KUBEBUILDER_ASSETS",
-        )
 }
