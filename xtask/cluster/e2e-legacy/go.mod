@@ -4,6 +4,8 @@ go 1.26.0
 
 godebug default=go1.26
 
+tool github.com/onsi/ginkgo/v2/ginkgo
+
 require (
 	github.com/onsi/ginkgo/v2 v2.9.1
 	github.com/onsi/gomega v1.27.4

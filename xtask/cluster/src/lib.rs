@@ -5,6 +5,7 @@ pub mod addresses;
 pub mod binaries;
 mod cgroup;
 pub mod cluster;
+pub mod conformance;
 pub mod control_plane;
 pub mod forward;
 mod go;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use netpol_cluster::network::Network;
 use netpol_cluster::node::{self, ProxyMode};
-use netpol_cluster::{Cluster, Options, binaries, cluster, control_plane, forward};
+use netpol_cluster::{Cluster, Options, binaries, cluster, conformance, control_plane, forward};
 
 /// A real Kubernetes cluster on this machine, in namespaces of its own.
 #[derive(Parser)]
@@ -72,6 +72,8 @@ enum Action {
         /// A tar of one or more images
         archive: std::path::PathBuf,
     },
+    /// Run upstream's NetworkPolicy tests with netpol on a cluster of their own
+    Conformance(conformance::Args),
     /// Find or build Kubernetes' programs, and print where they are
     Build,
     /// Forward a port of this host's loopback to the API server
@@ -130,6 +132,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             let archive = std::path::absolute(archive)?;
             open(&name)?.load_image(&archive)?;
         }
+        Action::Conformance(args) => return conformance::command(&args),
         Action::Build => {
             for &program in binaries::CLUSTER {
                 println!("{}", binaries::ensure(program)?.display());

@@ -1,0 +1,162 @@
+//! `cargo xtask conformance`: upstream's NetworkPolicy end-to-end suites on a real cluster with
+//! netpol on every node. Must neither change upstream's tests nor call a run good that did not test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use crate::cluster::take_down;
+use crate::network::Network;
+use crate::node::ProxyMode;
+use crate::{Cluster, Options};
+
+mod install;
+mod report;
+mod suite;
+
+use report::Report;
+use suite::Suite;
+
+/// Options of `conformance`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// How kube-proxy works; both ways mean two clusters, one after the other
+    #[arg(long, value_name = "MODE", default_value = "both")]
+    proxy_mode: Proxies,
+    /// Which of upstream's suites
+    #[arg(long, value_name = "SUITE", default_value = "current")]
+    suite: Suites,
+    /// Only specs whose name matches this regular expression
+    #[arg(long, value_name = "REGEX")]
+    focus: Option<String>,
+    /// How many specs at once; they wait more than they work
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    parallel: u8,
+    /// How pods reach pods on other nodes
+    #[arg(long, default_value = "bridge-vxlan")]
+    network: Network,
+    /// The image archive of netpol, as `cargo xtask image` writes it
+    #[arg(long, value_name = "FILE", required_unless_present = "without_netpol")]
+    image: Option<PathBuf>,
+    /// Run the suite on a cluster that enforces nothing, where it must fail
+    #[arg(long)]
+    without_netpol: bool,
+    /// Leave the cluster as it is, or use the one that was left
+    #[arg(long)]
+    keep: bool,
+    /// Where reports and logs go
+    #[arg(long, value_name = "DIR", default_value = "target/conformance")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Proxies {
+    /// iptables
+    Iptables,
+    /// nftables
+    Nftables,
+    /// First iptables, then nftables
+    Both,
+}
+
+impl Proxies {
+    fn modes(self) -> &'static [ProxyMode] {
+        match self {
+            Self::Iptables => &[ProxyMode::Iptables],
+            Self::Nftables => &[ProxyMode::Nftables],
+            Self::Both => &[ProxyMode::Iptables, ProxyMode::Nftables],
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suites {
+    /// The one of the cluster's version
+    Current,
+    /// The older one, of the last version that had it
+    Legacy,
+    /// One after the other
+    All,
+}
+
+impl Suites {
+    fn suites(self) -> &'static [Suite] {
+        match self {
+            Self::Current => &[Suite::Current],
+            Self::Legacy => &[Suite::Legacy],
+            Self::All => &[Suite::Current, Suite::Legacy],
+        }
+    }
+}
+
+/// Runs what was asked for, and says what passed. Exit code 1: a spec failed.
+///
+/// # Errors
+/// The question could not be asked: no cluster, no suite, netpol does not become ready.
+pub fn command(args: &Args) -> Result<ExitCode> {
+    let output = std::path::absolute(&args.output)?;
+    fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
+    for suite in args.suite.suites() {
+        suite.build()?;
+    }
+    let mut reports = Vec::new();
+    for &mode in args.proxy_mode.modes() {
+        reports.extend(on_cluster(args, mode, &output)?);
+    }
+    for report in &reports {
+        println!("{}", report.summary());
+    }
+    let all_passed = reports.iter().all(Report::is_success);
+    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<Report>> {
+    let options = Options {
+        name: format!("conformance-{}", proxy_mode.name()),
+        proxy_mode,
+        network: args.network,
+        ..Options::default()
+    };
+    let cluster = if args.keep { Cluster::up_detached(&options)? } else { fresh(&options)? };
+    match &args.image {
+        Some(image) if !args.without_netpol => install::netpol(&cluster, image)?,
+        _ => eprintln!("==> WITHOUT netpol: nothing enforces policies on this cluster"),
+    }
+    let mut reports = Vec::new();
+    for &suite in args.suite.suites() {
+        if suite == Suite::Legacy {
+            install::shell_image(&cluster)?;
+        }
+        let name = run_name(suite, proxy_mode, args.without_netpol);
+        let run = suite::Run {
+            cluster: &cluster,
+            suite,
+            focus: args.focus.as_deref(),
+            parallel: args.parallel,
+            directory: &output.join(&name),
+        };
+        let report = Report::new(&name, &run.execute()?)?;
+        report.write(output)?;
+        // A run of no spec would be green, and mean nothing.
+        ensure!(report.ran() > 0, "no spec of {name} was run: does --focus match one?");
+        reports.push(report);
+    }
+    if !args.without_netpol {
+        install::collect_logs(&cluster, output, proxy_mode.name())?;
+    }
+    Ok(reports)
+}
+
+/// A cluster that has nothing of an earlier run, and ends with this one.
+fn fresh(options: &Options) -> Result<Cluster> {
+    take_down(&options.name)?;
+    Cluster::up(options)
+}
+
+fn run_name(suite: Suite, proxy_mode: ProxyMode, without_netpol: bool) -> String {
+    let control = if without_netpol { "-without-netpol" } else { "" };
+    format!("{}-{}{control}", suite.name(), proxy_mode.name())
+}
