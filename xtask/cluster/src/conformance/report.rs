@@ -208,3 +208,77 @@ impl Report {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::suite::{Exclusion, Outcome, Suite};
+    use super::*;
+
+    fn outcome() -> Outcome {
+        Outcome {
+            suite: Suite::Current,
+            report: "ginkgo.json".into(),
+            log: "ginkgo.log".into(),
+            exclusions: vec![Exclusion { label: "[SCTP]", reason: "no sockets" }],
+            is_success: true,
+        }
+    }
+
+    fn spec(kind: &str, container: &str, state: &str) -> serde_json::Value {
+        serde_json::json!({
+            "ContainerHierarchyTexts": [format!("[sig-network] {container}")],
+            "LeafNodeType": kind, "LeafNodeText": "should", "State": state, "RunTime": 2_500_000,
+            "Failure": {"Message": if state == "failed" { "it did not" } else { "" }},
+        })
+    }
+
+    fn report(specs: &[serde_json::Value]) -> Report {
+        let suites = serde_json::json!([{
+            "RunTime": 61_000_000_000_u64, "SuiteSucceeded": true, "SpecReports": specs,
+        }]);
+        let suites: Vec<GinkgoSuite> = serde_json::from_value(suites).expect("a report");
+        Report::read("name", &suites, &outcome())
+    }
+
+    #[test]
+    fn every_spec_of_the_suite_is_listed_and_none_of_another() {
+        let report = report(&[
+            spec("It", "Netpol B", "passed"),
+            spec("It", "Netpol A", "failed"),
+            spec("It", "Netpol [SCTP]", "skipped"),
+            spec("It", "Netpol C", "skipped"),
+            spec("It", "Services", "skipped"),
+        ]);
+        let listed: Vec<_> = report
+            .specs
+            .iter()
+            .map(|it| (it.name.as_str(), it.result, it.reason.as_str()))
+            .collect();
+        assert_eq!(
+            listed,
+            [
+                ("[sig-network] Netpol A should", SpecResult::Failed, "it did not"),
+                ("[sig-network] Netpol B should", SpecResult::Passed, ""),
+                ("[sig-network] Netpol C should", SpecResult::NotRun, "not asked for"),
+                ("[sig-network] Netpol [SCTP] should", SpecResult::NotRun, "no sockets"),
+            ]
+        );
+        assert!(!report.is_success());
+        assert_eq!(
+            report.summary(),
+            "name: 2 specs run, 1 passed, 1 failed, 2 not run, in 1 min 01 s"
+        );
+        assert!(report.markdown().contains("- [sig-network] Netpol A should: it did not (0.0 s)"));
+    }
+
+    #[test]
+    fn a_suite_whose_preparation_failed_has_not_succeeded() {
+        assert!(report(&[spec("It", "Netpol", "passed")]).is_success());
+        for state in ["failed", "panicked", "timedout", "interrupted", "aborted"] {
+            assert!(!report(&[spec("It", "Netpol", state)]).is_success(), "{state}");
+            let prepared =
+                report(&[spec("BeforeSuite", "", state), spec("It", "Netpol", "passed")]);
+            assert!(!prepared.is_success(), "{state}");
+        }
+    }
+}

@@ -65,7 +65,7 @@ impl Suite {
 /// Specs that cannot run here, and why.
 pub(super) struct Exclusion {
     /// What their names contain.
-    label: &'static str,
+    pub(super) label: &'static str,
     pub(super) reason: &'static str,
 }
 
@@ -222,7 +222,7 @@ impl Progress {
         let result = self.result.take()?;
         self.done += 1;
         let name = name.split(" [Feature:NetworkPolicy]").next().unwrap_or(name);
-        Some(format!("{:>3} {result:<7} {name}", self.done))
+        Some(format!("{:>3} {result:<7} {}", self.done, name.replace("[It] ", "")))
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
             "[sig-network] Netpol x should pass [Feature:NetworkPolicy] [sig-network]",
             "k8s.io/kubernetes/test/e2e/network/netpol/network_policy.go:80",
             "• [FAILED] [42.1 seconds]",
-            "[sig-network] Netpol x should fail [Feature:NetworkPolicy]",
+            "[sig-network] Netpol x [It] should fail [Feature:NetworkPolicy]",
         ];
         let shown: Vec<_> = lines.iter().filter_map(|line| progress.finished(line)).collect();
         assert_eq!(shown, ["  1 passed  Netpol x should pass", "  2 FAILED  Netpol x should fail"]);
