@@ -1,5 +1,5 @@
 //! `cargo xtask conformance`: upstream's NetworkPolicy end-to-end suites against netpol on a real
-//! cluster. Builds netpol's image and forwards to the package `netpol-cluster`, which runs them.
+//! cluster. Only forwards to the package `netpol-cluster`, as `cargo xtask cluster` does.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::workspace::Workspace;
-use crate::{cluster, image, setup};
+use crate::{cluster, setup};
 
 /// Options of `conformance`, all of them the package's own.
 #[derive(clap::Args)]
@@ -28,9 +28,6 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     arguments.extend(args.arguments.iter().cloned());
     if !has("--help") && !has("-h") {
         setup::ensure_for_tests()?;
-        if !has("--image") && !has("--without-netpol") {
-            arguments.extend(["--image".into(), image::default(workspace)?.into()]);
-        }
         if !has("--output") {
             arguments.extend(["--output".into(), workspace.target().join("conformance").into()]);
         }

@@ -73,15 +73,6 @@ impl Arch {
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    write(workspace, args).map(|_| ExitCode::SUCCESS)
-}
-
-/// The archive for this machine, under the name that deploy/ uses, made or brought up to date.
-pub(crate) fn default(workspace: &Workspace) -> Result<PathBuf> {
-    write(workspace, &Args { output: None, arch: None, tags: vec![DEFAULT_NAME.to_owned()] })
-}
-
-fn write(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     let host = Arch::host();
     let arch = match args.arch {
         Some(arch) => arch,
@@ -96,12 +87,12 @@ fn write(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     let mut command = run::cargo();
     command.current_dir(workspace.root());
     command.args(["run", "--quiet", "--package", "netpol-image", "--", "--arch", arch.name()]);
-    command.arg("--binary").arg(binary).arg("--output").arg(&output);
+    command.arg("--binary").arg(binary).arg("--output").arg(output);
     for tag in &args.tags {
         command.args(["--tag", tag]);
     }
     run::visible(command, "fix the error above")?;
-    Ok(output)
+    Ok(ExitCode::SUCCESS)
 }
 
 /// glibc has the resolver's usual parts inside since 2.34, so that a static binary looks up names

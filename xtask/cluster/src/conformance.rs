@@ -11,9 +11,9 @@ use clap::ValueEnum;
 use crate::cluster::take_down;
 use crate::network::Network;
 use crate::node::ProxyMode;
-use crate::{Cluster, Options};
+use crate::{Cluster, Options, agent};
 
-mod install;
+mod prepare;
 mod report;
 mod suite;
 
@@ -38,11 +38,11 @@ pub struct Args {
     /// How pods reach pods on other nodes
     #[arg(long, default_value = "bridge-vxlan")]
     network: Network,
-    /// The image archive of netpol, as `cargo xtask image` writes it
-    #[arg(long, value_name = "FILE", required_unless_present = "without_netpol")]
-    image: Option<PathBuf>,
+    /// netpol's program [default: this checkout's, unoptimised; `cargo xtask image` builds others]
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
     /// Run the suite on a cluster that enforces nothing, where it must fail
-    #[arg(long)]
+    #[arg(long, conflicts_with = "binary")]
     without_netpol: bool,
     /// Leave the cluster as it is, or use the one that was left
     #[arg(long)]
@@ -121,14 +121,17 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
         ..Options::default()
     };
     let cluster = if args.keep { Cluster::up_detached(&options)? } else { fresh(&options)? };
-    match &args.image {
-        Some(image) if !args.without_netpol => install::netpol(&cluster, image)?,
-        _ => eprintln!("==> WITHOUT netpol: nothing enforces policies on this cluster"),
+    if args.without_netpol {
+        eprintln!("==> WITHOUT netpol: nothing enforces policies on this cluster");
+    } else {
+        let binary = args.binary.clone().map_or_else(agent::program, Ok)?;
+        agent::install(&cluster, &binary)?;
+        eprintln!("==> netpol is ready on every node");
     }
     let mut reports = Vec::new();
     for &suite in args.suite.suites() {
         if suite == Suite::Legacy {
-            install::shell_image(&cluster)?;
+            prepare::shell_image(&cluster)?;
         }
         let name = run_name(suite, proxy_mode, args.without_netpol);
         let run = suite::Run {
@@ -145,7 +148,7 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
         reports.push(report);
     }
     if !args.without_netpol {
-        install::collect_logs(&cluster, output, proxy_mode.name())?;
+        prepare::collect_logs(&cluster, output, proxy_mode.name())?;
     }
     Ok(reports)
 }

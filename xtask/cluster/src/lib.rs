@@ -2,6 +2,7 @@
 //! namespaces of their own. For tests and demonstrations; nothing of netpol depends on it.
 
 pub mod addresses;
+pub mod agent;
 pub mod binaries;
 mod cgroup;
 pub mod cluster;

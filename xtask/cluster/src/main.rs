@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use netpol_cluster::network::Network;
 use netpol_cluster::node::{self, ProxyMode};
-use netpol_cluster::{Cluster, Options, binaries, cluster, conformance, control_plane, forward};
+use netpol_cluster::{
+    Cluster, Options, agent, binaries, cluster, conformance, control_plane, forward,
+};
 
 /// A real Kubernetes cluster on this machine, in namespaces of its own.
 #[derive(Parser)]
@@ -37,6 +39,9 @@ enum Action {
         /// When it does not come up, leave what there is
         #[arg(long)]
         keep: bool,
+        /// Stay, and end the cluster when this process ends (Ctrl-C)
+        #[arg(long)]
+        foreground: bool,
     },
     /// End everything of it, and remove its state
     Down,
@@ -72,6 +77,12 @@ enum Action {
         /// A tar of one or more images
         archive: std::path::PathBuf,
     },
+    /// Install netpol on it as deploy/ has it, and wait until every node enforces policies
+    Deploy {
+        /// The program [default: this checkout's, unoptimised; `cargo xtask image` builds others]
+        #[arg(long)]
+        binary: Option<std::path::PathBuf>,
+    },
     /// Run upstream's NetworkPolicy tests with netpol on a cluster of their own
     Conformance(conformance::Args),
     /// Find or build Kubernetes' programs, and print where they are
@@ -94,11 +105,15 @@ fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let name = cli.name;
     match cli.action {
-        Action::Up { nodes, proxy_mode, network, keep } => {
+        Action::Up { nodes, proxy_mode, network, keep, foreground } => {
+            let options = Options { name, nodes, proxy_mode, network, keep };
             let cluster =
-                Cluster::up_detached(&Options { name, nodes, proxy_mode, network, keep })?;
+                if foreground { Cluster::up(&options) } else { Cluster::up_detached(&options) }?;
             println!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
             println!("export KUBECONFIG={}", cluster.kubeconfig()?.display());
+            while foreground {
+                std::thread::park();
+            }
         }
         Action::Kubeconfig { print } => {
             let path = open(&name)?.kubeconfig()?;
@@ -131,6 +146,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Action::LoadImage { archive } => {
             let archive = std::path::absolute(archive)?;
             open(&name)?.load_image(&archive)?;
+        }
+        Action::Deploy { binary } => {
+            let cluster = open(&name)?;
+            let binary = binary.map_or_else(agent::program, Ok)?;
+            agent::install(&cluster, &binary)?;
+            println!("{}", cluster.kubectl(&["-n", "netpol", "get", "pods", "-o", "wide"])?);
         }
         Action::Conformance(args) => return conformance::command(&args),
         Action::Build => {
