@@ -123,19 +123,32 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
     let cluster = if args.keep { Cluster::up_detached(&options)? } else { fresh(&options)? };
     if args.without_netpol {
         eprintln!("==> WITHOUT netpol: nothing enforces policies on this cluster");
-    } else {
-        let binary = args.binary.clone().map_or_else(agent::program, Ok)?;
-        agent::install(&cluster, &binary)?;
-        eprintln!("==> netpol is ready on every node");
+        return run_suites(args, &cluster, output);
     }
+    let binary = args.binary.clone().map_or_else(agent::program, Ok)?;
+    agent::install(&cluster, &binary)?;
+    eprintln!("==> netpol is ready on every node");
+    let restarts_before = prepare::restarts(&cluster)?;
+    let mut reports = run_suites(args, &cluster, output)?;
+    prepare::collect_logs(&cluster, output, proxy_mode.name())?;
+    let restarts = prepare::restarts(&cluster)? - restarts_before;
+    if let (Some(report), true) = (reports.last_mut(), restarts > 0) {
+        report
+            .add_problem(format!("netpol's agents ended and were started again: {restarts} times"));
+        report.write(output)?;
+    }
+    Ok(reports)
+}
+
+fn run_suites(args: &Args, cluster: &Cluster, output: &Path) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
     for &suite in args.suite.suites() {
         if suite == Suite::Legacy {
-            prepare::shell_image(&cluster)?;
+            prepare::shell_image(cluster)?;
         }
-        let name = run_name(suite, proxy_mode, args.without_netpol);
+        let name = run_name(suite, cluster.options().proxy_mode, args.without_netpol);
         let run = suite::Run {
-            cluster: &cluster,
+            cluster,
             suite,
             focus: args.focus.as_deref(),
             parallel: args.parallel,
@@ -146,9 +159,6 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
         // A run of no spec would be green, and mean nothing.
         ensure!(report.ran() > 0, "no spec of {name} was run: does --focus match one?");
         reports.push(report);
-    }
-    if !args.without_netpol {
-        prepare::collect_logs(&cluster, output, proxy_mode.name())?;
     }
     Ok(reports)
 }

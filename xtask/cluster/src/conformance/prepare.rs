@@ -38,6 +38,15 @@ pub(super) fn shell_image(cluster: &Cluster) -> Result<()> {
     cluster.load_image(&archive)
 }
 
+/// How often agents have been started again after they ended by themselves.
+pub(super) fn restarts(cluster: &Cluster) -> Result<u64> {
+    let path = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+    let pods = ["-n", "netpol", "get", "pods", "-l", "app.kubernetes.io/name=netpol", "-o", path];
+    let counts = cluster.kubectl(&pods)?;
+    let counts: Result<Vec<u64>, _> = counts.split_whitespace().map(str::parse).collect();
+    Ok(counts.context("understand how often agents were restarted")?.iter().sum())
+}
+
 /// Keeps what the agents said, for a failure to be understood after the cluster is gone.
 pub(super) fn collect_logs(cluster: &Cluster, output: &Path, name: &str) -> Result<()> {
     let pods = ["-n", "netpol", "logs", "-l", "app.kubernetes.io/name=netpol"];

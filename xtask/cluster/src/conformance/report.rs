@@ -155,7 +155,12 @@ impl Report {
         self.count(SpecResult::Failed) == 0 && self.problems.is_empty()
     }
 
-    /// One line with the figures.
+    /// Notes what went wrong outside the specs.
+    pub(super) fn add_problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// One line with the figures, and what went wrong outside the specs.
     pub(super) fn summary(&self) -> String {
         let mut line = format!(
             "{}: {} specs run, {} passed, {} failed, {} not run, in {} min {:02} s",
