@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod agent;
+pub mod runtime;
 pub mod traffic;
 
 use std::fs;

@@ -3,6 +3,7 @@
 //! tested elsewhere, in namespaces; this is about everything fitting together.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::thread;
 use std::time::Duration;
 
 use netpol_cluster::process::{output, wait_for};
@@ -22,16 +23,11 @@ fn policies_are_enforced_on_a_real_cluster() {
     let targets = targets(&cluster);
 
     for client in ["friend", "stranger"] {
-        for target in &targets {
-            wait_for_answer(&cluster, client, target, Answer::Passed);
-        }
+        wait_for_answers(&cluster, client, &targets, Answer::Passed);
     }
 
     cluster.apply(&policy()).unwrap();
-    for server in SERVERS {
-        let address = &addresses(&cluster, server)[0];
-        wait_for_answer(&cluster, "stranger", &format!("{address}:8080"), Answer::Nothing);
-    }
+    wait_for_answers(&cluster, "stranger", &targets, Answer::Nothing);
     assert_enforced(&cluster, &targets);
     for server in SERVERS {
         assert!(drops(&cluster, server) > 0, "{server} has lost no packet");
@@ -55,10 +51,8 @@ fn policies_are_enforced_on_a_real_cluster() {
     wait_until_ready(&cluster);
     rolled_out(&cluster);
     let targets = self::targets(&cluster);
-    for target in &targets {
-        wait_for_answer(&cluster, "stranger", target, Answer::Nothing);
-        wait_for_answer(&cluster, "friend", target, Answer::Passed);
-    }
+    wait_for_answers(&cluster, "stranger", &targets, Answer::Nothing);
+    wait_for_answers(&cluster, "friend", &targets, Answer::Passed);
     assert_enforced(&cluster, &targets);
     for node in cluster.nodes() {
         let status = on_agent(&cluster, node.name(), &["netpol", "status", "-o", "json"]);
@@ -66,9 +60,7 @@ fn policies_are_enforced_on_a_real_cluster() {
     }
 
     cluster.kubectl(&["delete", "networkpolicy", "servers"]).unwrap();
-    for target in &targets {
-        wait_for_answer(&cluster, "stranger", target, Answer::Passed);
-    }
+    wait_for_answers(&cluster, "stranger", &targets, Answer::Passed);
 }
 
 /// What became of a connection.
@@ -94,6 +86,15 @@ fn connect(cluster: &Cluster, client: &str, target: &str, seconds: u8) -> Answer
     }
 }
 
+/// All at once, since what is denied takes its time.
+fn wait_for_answers(cluster: &Cluster, client: &str, targets: &[String], wanted: Answer) {
+    thread::scope(|scope| {
+        for target in targets {
+            scope.spawn(move || wait_for_answer(cluster, client, target, wanted));
+        }
+    });
+}
+
 fn wait_for_answer(cluster: &Cluster, client: &str, target: &str, wanted: Answer) {
     wait_for(&format!("{client} to {target}: {wanted:?}"), PATIENCE, || {
         Ok(connect(cluster, client, target, 2) == wanted)
@@ -102,10 +103,16 @@ fn wait_for_answer(cluster: &Cluster, client: &str, target: &str, wanted: Answer
 }
 
 fn assert_enforced(cluster: &Cluster, targets: &[String]) {
-    for target in targets {
-        assert_eq!(connect(cluster, "friend", target, 30), Answer::Passed, "{target}");
-        assert_eq!(connect(cluster, "stranger", target, 2), Answer::Nothing, "{target}");
-    }
+    thread::scope(|scope| {
+        for target in targets {
+            scope.spawn(move || {
+                assert_eq!(connect(cluster, "friend", target, 60), Answer::Passed, "{target}");
+            });
+            scope.spawn(move || {
+                assert_eq!(connect(cluster, "stranger", target, 2), Answer::Nothing, "{target}");
+            });
+        }
+    });
 }
 
 /// Both servers and their Service, in both families.
