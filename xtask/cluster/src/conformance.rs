@@ -131,7 +131,7 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
     let restarts_before = prepare::restarts(&cluster)?;
     let mut reports = run_suites(args, &cluster, output)?;
     prepare::collect_logs(&cluster, output, proxy_mode.name())?;
-    let restarts = prepare::restarts(&cluster)? - restarts_before;
+    let restarts = prepare::restarts(&cluster)?.saturating_sub(restarts_before);
     if let (Some(report), true) = (reports.last_mut(), restarts > 0) {
         report
             .add_problem(format!("netpol's agents ended and were started again: {restarts} times"));
