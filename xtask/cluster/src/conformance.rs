@@ -32,9 +32,10 @@ pub struct Args {
     /// Only specs whose name matches this regular expression
     #[arg(long, value_name = "REGEX")]
     focus: Option<String>,
-    /// How many specs at once; they wait more than they work
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    parallel: u8,
+    /// How many specs at once; they wait more than they work [default: 3 of the current suite, all
+    /// of the older one, which waits five minutes for each connection that is denied]
+    #[arg(long, value_name = "N")]
+    parallel: Option<u8>,
     /// How pods reach pods on other nodes
     #[arg(long, default_value = "bridge-vxlan")]
     network: Network,
@@ -151,7 +152,7 @@ fn run_suites(args: &Args, cluster: &Cluster, output: &Path) -> Result<Vec<Repor
             cluster,
             suite,
             focus: args.focus.as_deref(),
-            parallel: args.parallel,
+            parallel: args.parallel.unwrap_or(suite.parallel()),
             directory: &output.join(&name),
         };
         let report = Report::new(&name, &run.execute()?)?;

@@ -33,6 +33,15 @@ impl Suite {
         }
     }
 
+    /// How many specs at once keep two processors busy, but not so busy that allowed connections
+    /// time out.
+    pub(super) fn parallel(self) -> u8 {
+        match self {
+            Self::Current => 3,
+            Self::Legacy => 30,
+        }
+    }
+
     fn programs(self) -> (Program, Program) {
         match self {
             Self::Current => (binaries::GINKGO, binaries::E2E),
