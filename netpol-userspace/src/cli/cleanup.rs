@@ -10,8 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::note;
 use super::places::Places;
-use crate::agent::journal;
 use crate::agent::state::{socket_path, state_path};
+use crate::agent::{journal, sandbox};
 use crate::datapath::cleanup::{Summary, cleanup};
 use crate::datapath::{DatapathError, Pins};
 use crate::observe::node::Node;
@@ -98,6 +98,8 @@ fn clean_up(args: &Args, out: &mut dyn Write) -> Result<bool> {
     for path in [run_dir.join("lock"), run_dir.join("state.json.new"), journal::path(run_dir)] {
         remove(&path)?;
     }
+    // What the CNI plugin wrote, none of which is needed to find pods again by their status.
+    let _ = fs::remove_dir_all(sandbox::directory(run_dir));
     // Others may use the directory too.
     let _ = fs::remove_dir(run_dir);
     write!(out, "{}", text(&summary, &pins.bpffs, &files))?;

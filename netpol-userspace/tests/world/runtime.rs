@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
@@ -196,13 +196,13 @@ impl Drop for Runtime {
 
 fn program(kind: &str) -> PathBuf {
     match kind {
-        "netpol" => env!("CARGO_BIN_EXE_netpol").into(),
+        "netpol" => super::agent::program(),
         other => PathBuf::from(PLUGINS).join(other),
     }
 }
 
 /// Runs a plugin on the node with nothing but this environment and input.
-pub fn call(node: &Netns, program: &PathBuf, environment: &[(&str, &str)], input: &[u8]) -> Output {
+pub fn call(node: &Netns, program: &Path, environment: &[(&str, &str)], input: &[u8]) -> Output {
     let run = || {
         let mut child = Command::new(program)
             .env_clear()
@@ -221,7 +221,7 @@ pub fn call(node: &Netns, program: &PathBuf, environment: &[(&str, &str)], input
 }
 
 /// Its answer, or its error.
-pub fn answer(program: &PathBuf, output: &Output) -> Result<Value, Value> {
+pub fn answer(program: &Path, output: &Output) -> Result<Value, Value> {
     let text = String::from_utf8_lossy(&output.stdout);
     let value = match text.trim() {
         "" => Value::Null,

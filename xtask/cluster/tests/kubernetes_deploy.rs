@@ -74,7 +74,7 @@ fn the_generated_file_is_what_the_sources_give() {
 #[test]
 fn the_agent_takes_the_flags_and_the_environment_of_all_variants() {
     use clap::CommandFactory as _;
-    for documents in [base(), with(&["monitoring"])] {
+    for documents in [base(), with(&["monitoring"]), with(&["cni"]), with(&["cni", "monitoring"])] {
         let container = container(&documents);
         let arguments = strings(&container["args"]);
         assert_eq!(arguments[0], "agent");
