@@ -32,7 +32,7 @@ pub struct Args {
     /// Only specs whose name matches this regular expression
     #[arg(long, value_name = "REGEX")]
     focus: Option<String>,
-    /// How many specs at once; they wait more than they work [default: 3 of the current suite, all
+    /// How many specs at once; they wait more than they work [default: 3 of the current suite, 6
     /// of the older one, which waits five minutes for each connection that is denied]
     #[arg(long, value_name = "N")]
     parallel: Option<u8>,

@@ -38,7 +38,7 @@ impl Suite {
     pub(super) fn parallel(self) -> u8 {
         match self {
             Self::Current => 3,
-            Self::Legacy => 30,
+            Self::Legacy => 6,
         }
     }
 
