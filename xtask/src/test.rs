@@ -83,7 +83,8 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
     command.current_dir(workspace.root()).args(["test", "--no-fail-fast"]);
     match &args.package {
         Some(package) => command.args(["--package", package]),
-        None => command.arg("--workspace"),
+        // Built with everything else, and with the same features, before any test runs.
+        None => command.arg("--workspace").env("NETPOL_PROGRAM", workspace.netpol("debug")),
     };
     match args.scope {
         Scope::All => &mut command,

@@ -2,7 +2,7 @@
 //! addresses a pod has before its status says so, and which it has no more although its status
 //! still does. Pure: files are written by the plugin, and removed by who calls this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -182,12 +182,15 @@ impl Sandboxes {
     /// The pods whose addresses are not what they should be by now, amended: those that lose one
     /// first.
     pub fn outdated(&mut self, cluster: &Cluster) -> Vec<Pod> {
+        // All pods of the cluster are looked at, so each of them has to be quick.
+        let sandboxes = || self.list.iter().map(|entry| &entry.sandbox);
+        let names: HashSet<ObjectName> = sandboxes().map(Sandbox::name).collect();
+        let addresses: HashSet<IpAddr> =
+            sandboxes().flat_map(|sandbox| sandbox.addresses.iter().copied()).collect();
         let concerned = |pod: &&Pod| {
-            self.by_status.contains_key(&pod.id)
-                || self.list.iter().any(|entry| {
-                    let has = |address| pod.addresses.contains(address);
-                    entry.sandbox.is_of(pod) || entry.sandbox.addresses.iter().any(has)
-                })
+            pod.addresses.iter().any(|address| addresses.contains(address))
+                || names.contains(&pod.id)
+                || self.by_status.contains_key(&pod.id)
         };
         let pods: Vec<&Pod> = cluster.all_pods().filter(concerned).collect();
         let mut outdated = Vec::new();

@@ -14,11 +14,19 @@ use crate::process::run;
 /// The image that deploy/netpol.yaml names.
 pub const IMAGE: &str = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"));
 
-/// The checkout's program, built in the profile `dev` if it is not up to date.
+/// Says where a `netpol` of this checkout is, so that none is built.
+const PROGRAM: &str = "NETPOL_PROGRAM";
+
+/// The checkout's program: the one that `NETPOL_PROGRAM` names, else built in the profile `dev` if
+/// it is not up to date.
 ///
 /// # Errors
 /// It cannot be built; the error has what cargo said.
 pub fn program() -> Result<PathBuf> {
+    if let Some(path) = env::var_os(PROGRAM).map(PathBuf::from) {
+        ensure!(path.exists(), "{PROGRAM} is {}, which does not exist", path.display());
+        return Ok(path);
+    }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);

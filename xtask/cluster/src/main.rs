@@ -111,8 +111,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
                 if foreground { Cluster::up(&options) } else { Cluster::up_detached(&options) }?;
             println!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
             println!("export KUBECONFIG={}", cluster.kubeconfig()?.display());
-            while foreground {
-                std::thread::park();
+            if foreground {
+                loop {
+                    std::thread::park();
+                }
             }
         }
         Action::Kubeconfig { print } => {

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Sandboxes, pods and interfaces in tables.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -264,3 +265,6 @@ fn collection_ends_what_the_runtime_does_not_name() {
     assert_eq!(world.sandboxes.not_among("lab", &[]), [attachment("a")]);
     assert!(world.sandboxes.not_among("another", &[]).is_empty());
 }
+=======
+
+>>>>>>> apiserver

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Real networks' configurations, edited.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -81,3 +82,6 @@ fn a_single_plugin_becomes_a_list_of_one() {
     // Runtimes cannot read this either.
     assert!(wrapped(r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#).is_err());
 }
+=======
+
+>>>>>>> apiserver

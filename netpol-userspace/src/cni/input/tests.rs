@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! What runtimes say, rightly and wrongly.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -147,3 +148,6 @@ fn collection_needs_its_list() {
     }
     assert!(config(&json!({})).unwrap().valid_attachments().is_err());
 }
+=======
+
+>>>>>>> apiserver

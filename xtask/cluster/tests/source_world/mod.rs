@@ -146,9 +146,13 @@ impl Source {
         found
     }
 
+    /// Waits until `object`, which had a problem, has none any more.
     pub async fn until_resolved(&mut self, object: &str) {
-        self.until(|event, _| matches!(event, Event::Resolved { object: of } if of == object))
-            .await;
+        if self.problems().iter().any(|(of, _)| of == object) {
+            let is_it =
+                |event: &Event| matches!(event, Event::Resolved { object: of } if of == object);
+            self.until(|event, _| is_it(event)).await;
+        }
     }
 
     /// The problems that are not over, as `netpol status` lists them.
