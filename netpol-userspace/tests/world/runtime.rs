@@ -202,11 +202,7 @@ fn program(kind: &str) -> PathBuf {
 }
 
 /// Runs a plugin on the node with nothing but this environment and input.
-<<<<<<< HEAD
 pub fn call(node: &Netns, program: &Path, environment: &[(&str, &str)], input: &[u8]) -> Output {
-=======
-pub fn call(node: &Netns, program: &PathBuf, environment: &[(&str, &str)], input: &[u8]) -> Output {
->>>>>>> apiserver
     let run = || {
         let mut child = Command::new(program)
             .env_clear()

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Sandboxes, pods and interfaces in tables.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -265,6 +264,3 @@ fn collection_ends_what_the_runtime_does_not_name() {
     assert_eq!(world.sandboxes.not_among("lab", &[]), [attachment("a")]);
     assert!(world.sandboxes.not_among("another", &[]).is_empty());
 }
-=======
-
->>>>>>> apiserver

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Real networks' configurations, edited.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -82,6 +81,3 @@ fn a_single_plugin_becomes_a_list_of_one() {
     // Runtimes cannot read this either.
     assert!(wrapped(r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#).is_err());
 }
-=======
-
->>>>>>> apiserver

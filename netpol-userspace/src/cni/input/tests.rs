@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! What runtimes say, rightly and wrongly.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -148,6 +147,3 @@ fn collection_needs_its_list() {
     }
     assert!(config(&json!({})).unwrap().valid_attachments().is_err());
 }
-=======
-
->>>>>>> apiserver

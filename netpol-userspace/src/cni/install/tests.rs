@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Installing, again and again, into directories of other people.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -139,6 +138,3 @@ fn no_network_yet() {
     assert_eq!(node.install().unwrap(), Outcome::NoNetwork);
     assert!(!node.places().conf_dir.exists());
 }
-=======
-
->>>>>>> apiserver
