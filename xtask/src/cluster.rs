@@ -22,6 +22,11 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.arguments.iter().any(|word| word == "up") {
         setup::ensure_for_tests()?;
     }
+    forward(workspace, &args.arguments)
+}
+
+/// Runs the package's program.
+pub(crate) fn forward(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {
     // The package uses netpol's own code, which holds the object.
     if !workspace.ebpf_object().exists() {
         build::object(workspace)?;
@@ -31,7 +36,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         .args(["run", "--quiet", "--manifest-path"])
         .arg(workspace.root().join("Cargo.toml"))
         .args(["--package", "netpol-cluster", "--"])
-        .args(&args.arguments);
+        .args(arguments);
     let status = command.status().context("cannot start cargo")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))

@@ -17,6 +17,7 @@ mod build_and_run;
 mod capabilities;
 mod check;
 mod cluster;
+mod conformance;
 mod ebpf;
 mod image;
 mod lines;
@@ -57,6 +58,8 @@ enum Command {
     Bench(bench::Args),
     /// A real Kubernetes cluster in namespaces of this machine: up, down, status, kubectl, ...
     Cluster(cluster::Args),
+    /// Upstream's NetworkPolicy end-to-end suites against netpol on a real cluster
+    Conformance(conformance::Args),
     /// Formatting, clippy, rustdoc and the repository's own rules
     Check(check::Args),
     /// The repository's own rules only (part of `check` and of `test`)
@@ -91,6 +94,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Test(args) => test::command(workspace, &args),
         Command::Bench(args) => bench::command(workspace, &args),
         Command::Cluster(args) => cluster::command(workspace, &args),
+        Command::Conformance(args) => conformance::command(workspace, &args),
         Command::Check(args) => check::command(workspace, &args),
         Command::Tidy => tidy::command(workspace),
         Command::Capabilities => capabilities::command(),

@@ -58,10 +58,16 @@ pub fn load(cluster: &Cluster, program: &Path) -> Result<()> {
 /// kubectl fails, or an agent does not become ready; the error has what its pod says.
 pub fn install(cluster: &Cluster, program: &Path) -> Result<()> {
     load(cluster, program)?;
+    let get = ["get", "daemonset", "-A", "-l", "app.kubernetes.io/name=netpol", "-o", "name"];
+    let runs_already = !cluster.kubectl(&get)?.is_empty();
     let manifest = manifests::file();
     let manifest =
         manifest.canonicalize().with_context(|| format!("find {}", manifest.display()))?;
     cluster.kubectl(&["apply", "-f", &manifest.to_string_lossy()])?;
+    if runs_already {
+        // The image's name is the same, so that nothing else makes the agents take the new one.
+        cluster.kubectl(&["-n", "netpol", "rollout", "restart", "ds/netpol"])?;
+    }
     let rollout =
         cluster.kubectl(&["-n", "netpol", "rollout", "status", "ds/netpol", "--timeout=240s"]);
     rollout.map(drop).map_err(|error| error.context(why_not(cluster)))?;

@@ -13,12 +13,35 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::go;
 use crate::turns;
 
-/// The version that `kubernetes/go.mod` pins.
+/// The version that `kubernetes/go.mod` and `e2e/go.mod` pin.
 pub const VERSION: &str = "v1.36.3";
+/// The version that `e2e-legacy/go.mod` pins: the last one with the older tests.
+pub const LEGACY_VERSION: &str = "v1.27.16";
 
 /// Environment variables that name directories of ready-made programs; the first one is what
 /// controller-runtime's envtest uses.
 const GIVEN: [&str; 2] = ["KUBEBUILDER_ASSETS", "NETPOL_KUBERNETES_BIN"];
+
+/// A Go module of ours that pins versions of upstream's packages. One per set of programs, so that
+/// a change of one does not rebuild the programs of another.
+#[derive(Debug, PartialEq, Eq)]
+struct Module {
+    /// Its directory in this crate.
+    name: &'static str,
+    version: &'static str,
+    /// The files that decide what is built.
+    sources: &'static [&'static str],
+}
+
+static KUBERNETES: Module =
+    Module { name: "kubernetes", version: VERSION, sources: &["go.mod", "go.sum"] };
+static SUITE: Module =
+    Module { name: "e2e", version: VERSION, sources: &["go.mod", "go.sum", "e2e_test.go"] };
+static LEGACY_SUITE: Module = Module {
+    name: "e2e-legacy",
+    version: LEGACY_VERSION,
+    sources: &["go.mod", "go.sum", "e2e_test.go"],
+};
 
 /// A program: its file name, and the Go package it is built from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,34 +49,56 @@ pub struct Program {
     /// As upstream's releases call it.
     pub name: &'static str,
     package: &'static str,
+    module: &'static Module,
     is_test: bool,
 }
 
 macro_rules! programs {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal from $package:literal test $is_test:literal;)*) => {
-        $($(#[$doc])* pub const $constant: Program =
-            Program { name: $name, package: $package, is_test: $is_test };)*
+    ($($(#[$doc:meta])* $constant:ident = $name:literal from $package:literal;)*) => {
+        $($(#[$doc])* pub const $constant: Program = Program {
+            name: $name, package: $package, module: &KUBERNETES, is_test: false,
+        };)*
     };
 }
 
 programs! {
     /// The store.
-    ETCD = "etcd" from "go.etcd.io/etcd/server/v3" test false;
+    ETCD = "etcd" from "go.etcd.io/etcd/server/v3";
     /// The API server.
-    APISERVER = "kube-apiserver" from "k8s.io/kubernetes/cmd/kube-apiserver" test false;
+    APISERVER = "kube-apiserver" from "k8s.io/kubernetes/cmd/kube-apiserver";
     /// Deployments, Jobs, EndpointSlices, ...
-    CONTROLLER_MANAGER = "kube-controller-manager" from "k8s.io/kubernetes/cmd/kube-controller-manager" test false;
+    CONTROLLER_MANAGER = "kube-controller-manager" from "k8s.io/kubernetes/cmd/kube-controller-manager";
     /// Gives pods a node.
-    SCHEDULER = "kube-scheduler" from "k8s.io/kubernetes/cmd/kube-scheduler" test false;
+    SCHEDULER = "kube-scheduler" from "k8s.io/kubernetes/cmd/kube-scheduler";
     /// Runs a node's pods.
-    KUBELET = "kubelet" from "k8s.io/kubernetes/cmd/kubelet" test false;
+    KUBELET = "kubelet" from "k8s.io/kubernetes/cmd/kubelet";
     /// Services, by iptables or nftables.
-    KUBE_PROXY = "kube-proxy" from "k8s.io/kubernetes/cmd/kube-proxy" test false;
+    KUBE_PROXY = "kube-proxy" from "k8s.io/kubernetes/cmd/kube-proxy";
     /// The command line.
-    KUBECTL = "kubectl" from "k8s.io/kubernetes/cmd/kubectl" test false;
+    KUBECTL = "kubectl" from "k8s.io/kubernetes/cmd/kubectl";
     /// Servers and clients for upstream's tests; also pauses.
-    AGNHOST = "agnhost" from "k8s.io/kubernetes/test/images/agnhost" test false;
+    AGNHOST = "agnhost" from "k8s.io/kubernetes/test/images/agnhost";
 }
+
+/// Upstream's NetworkPolicy tests.
+pub const E2E: Program = Program { name: "e2e.test", package: ".", module: &SUITE, is_test: true };
+/// Runs [`E2E`] in several processes.
+pub const GINKGO: Program = Program {
+    name: "ginkgo",
+    package: "github.com/onsi/ginkgo/v2/ginkgo",
+    module: &SUITE,
+    is_test: false,
+};
+/// The older NetworkPolicy tests, which upstream removed in 1.28.
+pub const E2E_LEGACY: Program =
+    Program { name: "e2e-legacy.test", package: ".", module: &LEGACY_SUITE, is_test: true };
+/// Runs [`E2E_LEGACY`]; runner and tests have to be of one version.
+pub const GINKGO_LEGACY: Program = Program {
+    name: "ginkgo-legacy",
+    package: "github.com/onsi/ginkgo/v2/ginkgo",
+    module: &LEGACY_SUITE,
+    is_test: false,
+};
 
 /// What a control plane needs.
 pub const CONTROL_PLANE: &[Program] = &[ETCD, APISERVER];
@@ -69,7 +114,7 @@ pub fn ensure(program: Program) -> Result<PathBuf> {
     if let Some(given) = given(program)? {
         return Ok(given);
     }
-    let directory = cache()?.join(format!("kubernetes-{VERSION}-{:016x}", fingerprint()?));
+    let directory = program.module.cache()?;
     let path = directory.join(program.name);
     if path.exists() {
         return Ok(path);
@@ -119,37 +164,46 @@ pub fn cache() -> Result<PathBuf> {
     Ok(cache.join("netpol"))
 }
 
-fn module() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes")
-}
-
-/// Changes with the versions that are built, and with what they are built for.
-fn fingerprint() -> Result<u64> {
-    let mut hasher = rustc_hash::FxHasher::default();
-    hasher.write(env::consts::ARCH.as_bytes());
-    for name in ["go.mod", "go.sum"] {
-        let path = module().join(name);
-        hasher.write(&fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+impl Module {
+    fn directory(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(self.name)
     }
-    Ok(hasher.finish())
+
+    /// Where its programs are kept.
+    fn cache(&self) -> Result<PathBuf> {
+        let name = format!("{}-{}-{:016x}", self.name, self.version, self.fingerprint()?);
+        Ok(cache()?.join(name))
+    }
+
+    /// Changes with the versions that are built, and with what they are built for.
+    fn fingerprint(&self) -> Result<u64> {
+        let mut hasher = rustc_hash::FxHasher::default();
+        hasher.write(env::consts::ARCH.as_bytes());
+        for name in self.sources {
+            let path = self.directory().join(name);
+            hasher.write(&fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+        }
+        Ok(hasher.finish())
+    }
 }
 
 fn build(program: Program, path: &Path) -> Result<()> {
     let go = go::find()?;
     let started = Instant::now();
-    eprintln!("building {} {VERSION} (once; minutes)", program.name);
+    let release = program.module.version;
+    eprintln!("building {} {release} (once; minutes)", program.name);
     let unfinished = path.with_extension("unfinished");
     let version = "k8s.io/component-base/version";
-    let numbers: Vec<&str> = VERSION.trim_start_matches('v').split('.').collect();
+    let numbers: Vec<&str> = release.trim_start_matches('v').split('.').collect();
     let flags = format!(
-        "-s -w -X {version}.gitVersion={VERSION} -X {version}.gitMajor={} -X {version}.gitMinor={} \
+        "-s -w -X {version}.gitVersion={release} -X {version}.gitMajor={} -X {version}.gitMinor={} \
          -X {version}.gitTreeState=clean",
         numbers[0], numbers[1]
     );
     let verb: &[&str] = if program.is_test { &["test", "-c"] } else { &["build"] };
     let mut command = Command::new(&go);
     command
-        .current_dir(module())
+        .current_dir(program.module.directory())
         .args(verb)
         .args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
         .arg(&unfinished)

@@ -6,6 +6,7 @@ pub mod agent;
 pub mod binaries;
 mod cgroup;
 pub mod cluster;
+pub mod conformance;
 pub mod control_plane;
 pub mod envtest;
 pub mod forward;

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use netpol_cluster::network::Network;
 use netpol_cluster::node::{self, ProxyMode};
-use netpol_cluster::{Cluster, Options, agent, binaries, cluster, control_plane, forward};
+use netpol_cluster::{
+    Cluster, Options, agent, binaries, cluster, conformance, control_plane, forward,
+};
 
 /// A real Kubernetes cluster on this machine, in namespaces of its own.
 #[derive(Parser)]
@@ -81,6 +83,8 @@ enum Action {
         #[arg(long)]
         binary: Option<std::path::PathBuf>,
     },
+    /// Run upstream's NetworkPolicy tests with netpol on a cluster of their own
+    Conformance(conformance::Args),
     /// Find or build Kubernetes' programs, and print where they are
     Build,
     /// Forward a port of this host's loopback to the API server
@@ -151,6 +155,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             agent::install(&cluster, &binary)?;
             println!("{}", cluster.kubectl(&["-n", "netpol", "get", "pods", "-o", "wide"])?);
         }
+        Action::Conformance(args) => return conformance::command(&args),
         Action::Build => {
             for &program in binaries::CLUSTER {
                 println!("{}", binaries::ensure(program)?.display());

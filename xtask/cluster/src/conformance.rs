@@ -1,0 +1,176 @@
+//! `cargo xtask conformance`: upstream's NetworkPolicy end-to-end suites on a real cluster with
+//! netpol on every node. Must neither change upstream's tests nor call a run good that did not test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use crate::cluster::take_down;
+use crate::network::Network;
+use crate::node::ProxyMode;
+use crate::{Cluster, Options, agent};
+
+mod prepare;
+mod report;
+mod suite;
+
+use report::Report;
+use suite::Suite;
+
+/// Options of `conformance`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// How kube-proxy works; both ways mean two clusters, one after the other
+    #[arg(long, value_name = "MODE", default_value = "both")]
+    proxy_mode: Proxies,
+    /// Which of upstream's suites
+    #[arg(long, value_name = "SUITE", default_value = "current")]
+    suite: Suites,
+    /// Only specs whose name matches this regular expression
+    #[arg(long, value_name = "REGEX")]
+    focus: Option<String>,
+    /// How many specs at once; they wait more than they work [default: 3 of the current suite, 6
+    /// of the older one, which waits five minutes for each connection that is denied]
+    #[arg(long, value_name = "N")]
+    parallel: Option<u8>,
+    /// How pods reach pods on other nodes
+    #[arg(long, default_value = "bridge-vxlan")]
+    network: Network,
+    /// netpol's program [default: this checkout's, unoptimised; `cargo xtask image` builds others]
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Run the suite on a cluster that enforces nothing, where it must fail
+    #[arg(long, conflicts_with = "binary")]
+    without_netpol: bool,
+    /// Leave the cluster as it is, or use the one that was left
+    #[arg(long)]
+    keep: bool,
+    /// Where reports and logs go
+    #[arg(long, value_name = "DIR", default_value = "target/conformance")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Proxies {
+    /// iptables
+    Iptables,
+    /// nftables
+    Nftables,
+    /// First iptables, then nftables
+    Both,
+}
+
+impl Proxies {
+    fn modes(self) -> &'static [ProxyMode] {
+        match self {
+            Self::Iptables => &[ProxyMode::Iptables],
+            Self::Nftables => &[ProxyMode::Nftables],
+            Self::Both => &[ProxyMode::Iptables, ProxyMode::Nftables],
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suites {
+    /// The one of the cluster's version
+    Current,
+    /// The older one, of the last version that had it
+    Legacy,
+    /// One after the other
+    All,
+}
+
+impl Suites {
+    fn suites(self) -> &'static [Suite] {
+        match self {
+            Self::Current => &[Suite::Current],
+            Self::Legacy => &[Suite::Legacy],
+            Self::All => &[Suite::Current, Suite::Legacy],
+        }
+    }
+}
+
+/// Runs what was asked for, and says what passed. Exit code 1: a spec failed.
+///
+/// # Errors
+/// The question could not be asked: no cluster, no suite, netpol does not become ready.
+pub fn command(args: &Args) -> Result<ExitCode> {
+    let output = std::path::absolute(&args.output)?;
+    fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
+    for suite in args.suite.suites() {
+        suite.build()?;
+    }
+    let mut reports = Vec::new();
+    for &mode in args.proxy_mode.modes() {
+        reports.extend(on_cluster(args, mode, &output)?);
+    }
+    for report in &reports {
+        println!("{}", report.summary());
+    }
+    let all_passed = reports.iter().all(Report::is_success);
+    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<Report>> {
+    let options = Options {
+        name: format!("conformance-{}", proxy_mode.name()),
+        proxy_mode,
+        network: args.network,
+        ..Options::default()
+    };
+    let cluster = if args.keep { Cluster::up_detached(&options)? } else { fresh(&options)? };
+    if args.without_netpol {
+        eprintln!("==> WITHOUT netpol: nothing enforces policies on this cluster");
+        return run_suites(args, &cluster, output);
+    }
+    let binary = args.binary.clone().map_or_else(agent::program, Ok)?;
+    agent::install(&cluster, &binary)?;
+    eprintln!("==> netpol is ready on every node");
+    let restarts_before = prepare::restarts(&cluster)?;
+    let mut reports = run_suites(args, &cluster, output)?;
+    prepare::collect_logs(&cluster, output, proxy_mode.name())?;
+    let restarts = prepare::restarts(&cluster)?.saturating_sub(restarts_before);
+    if let (Some(report), true) = (reports.last_mut(), restarts > 0) {
+        report
+            .add_problem(format!("netpol's agents ended and were started again: {restarts} times"));
+        report.write(output)?;
+    }
+    Ok(reports)
+}
+
+fn run_suites(args: &Args, cluster: &Cluster, output: &Path) -> Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for &suite in args.suite.suites() {
+        if suite == Suite::Legacy {
+            prepare::shell_image(cluster)?;
+        }
+        let name = run_name(suite, cluster.options().proxy_mode, args.without_netpol);
+        let run = suite::Run {
+            cluster,
+            suite,
+            focus: args.focus.as_deref(),
+            parallel: args.parallel.unwrap_or(suite.parallel()),
+            directory: &output.join(&name),
+        };
+        let report = Report::new(&name, &run.execute()?)?;
+        report.write(output)?;
+        // A run of no spec would be green, and mean nothing.
+        ensure!(report.ran() > 0, "no spec of {name} was run: does --focus match one?");
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// A cluster that has nothing of an earlier run, and ends with this one.
+fn fresh(options: &Options) -> Result<Cluster> {
+    take_down(&options.name)?;
+    Cluster::up(options)
+}
+
+fn run_name(suite: Suite, proxy_mode: ProxyMode, without_netpol: bool) -> String {
+    let control = if without_netpol { "-without-netpol" } else { "" };
+    format!("{}-{}{control}", suite.name(), proxy_mode.name())
+}

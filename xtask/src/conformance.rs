@@ -1,0 +1,36 @@
+//! `cargo xtask conformance`: upstream's NetworkPolicy end-to-end suites against netpol on a real
+//! cluster. Only forwards to the package `netpol-cluster`, as `cargo xtask cluster` does.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::workspace::Workspace;
+use crate::{cluster, setup};
+
+/// Options of `conformance`, all of them the package's own.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Args {
+    /// --proxy-mode, --suite, --focus, --parallel, --keep, ...; `--help` explains them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let has = |option: &str| {
+        args.arguments.iter().filter_map(|word| word.to_str()).any(|word| {
+            word.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        })
+    };
+    let mut arguments: Vec<OsString> = vec!["conformance".into()];
+    arguments.extend(args.arguments.iter().cloned());
+    if !has("--help") && !has("-h") {
+        setup::ensure_for_tests()?;
+        if !has("--output") {
+            arguments.extend(["--output".into(), workspace.target().join("conformance").into()]);
+        }
+    }
+    cluster::forward(workspace, &arguments)
+}
