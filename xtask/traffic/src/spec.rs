@@ -1,0 +1,95 @@
+//! What a flow shall send, as given on the command line.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Error, Result, bail};
+
+/// How messages travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One connection for all; a new one when it breaks.
+    TcpStream,
+    /// One socket for all.
+    UdpStream,
+    /// A connection for each message.
+    TcpConnect,
+    /// A socket for each message.
+    UdpConnect,
+    /// No message, but the target's name looked up.
+    Resolve,
+}
+
+/// A flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    pub name: String,
+    pub kind: Kind,
+    /// Host and port.
+    pub to: String,
+    /// Time between two messages.
+    pub period: Duration,
+    /// Without end if `None`.
+    pub count: Option<u64>,
+    /// How long an answer may take to count.
+    pub timeout: Duration,
+}
+
+impl FromStr for Spec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (mut name, mut kind, mut to) = (None, None, None);
+        let (mut rate, mut count, mut timeout) = (20.0, None, Duration::from_secs(3));
+        for part in text.split(',') {
+            let (key, value) = part.split_once('=').context("parts are key=value")?;
+            match key {
+                "name" => name = Some(value.to_owned()),
+                "kind" => kind = Some(parse_kind(value)?),
+                "to" => to = Some(value.to_owned()),
+                "rate" => rate = value.parse::<f64>()?,
+                "count" => count = Some(value.parse()?),
+                "timeout" => timeout = Duration::from_millis(value.parse()?),
+                _ => bail!("unknown key {key}"),
+            }
+        }
+        let period = Duration::try_from_secs_f64(1.0 / rate).context("rate is per second")?;
+        Ok(Self {
+            name: name.context("name=... is missing")?,
+            kind: kind.context("kind=... is missing")?,
+            to: to.context("to=HOST:PORT is missing")?,
+            period,
+            count,
+            timeout,
+        })
+    }
+}
+
+fn parse_kind(text: &str) -> Result<Kind> {
+    Ok(match text {
+        "tcp-stream" => Kind::TcpStream,
+        "udp-stream" => Kind::UdpStream,
+        "tcp-connect" => Kind::TcpConnect,
+        "udp-connect" => Kind::UdpConnect,
+        "resolve" => Kind::Resolve,
+        _ => bail!("unknown kind {text}"),
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_read() {
+        let spec: Spec =
+            "name=a,kind=udp-stream,to=[fd00::1]:80,rate=4,count=7,timeout=250".parse().unwrap();
+        assert_eq!((spec.kind, spec.to.as_str()), (Kind::UdpStream, "[fd00::1]:80"));
+        assert_eq!(spec.period, Duration::from_millis(250));
+        assert_eq!((spec.count, spec.timeout), (Some(7), Duration::from_millis(250)));
+        for wrong in ["", "name=a", "name=a,kind=x,to=b:1", "name=a,kind=resolve,to=b,rate=0"] {
+            wrong.parse::<Spec>().unwrap_err();
+        }
+    }
+}
