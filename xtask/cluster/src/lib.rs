@@ -1,4 +1,16 @@
 //! A real Kubernetes cluster on one machine: upstream's own programs, nodes in network and mount
 //! namespaces of their own. For tests and demonstrations; nothing of netpol depends on it.
 
+pub mod addresses;
 pub mod binaries;
+mod cgroup;
+pub mod cluster;
+pub mod control_plane;
+pub mod images;
+pub mod machine;
+pub mod network;
+pub mod node;
+pub mod pki;
+pub mod process;
+
+pub use cluster::{Cluster, Options};

@@ -1,13 +1,152 @@
-//! `cargo xtask cluster`: prepares Kubernetes' programs.
+//! `cargo xtask cluster`: a real Kubernetes cluster on this machine.
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
-use anyhow::Result;
-use netpol_cluster::binaries;
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use netpol_cluster::network::Network;
+use netpol_cluster::node::{self, ProxyMode};
+use netpol_cluster::{Cluster, Options, binaries, cluster, control_plane};
 
-fn main() -> Result<ExitCode> {
-    for &program in binaries::CLUSTER {
-        println!("{}", binaries::ensure(program)?.display());
+/// A real Kubernetes cluster on this machine, in namespaces of its own.
+#[derive(Parser)]
+#[command(name = "cargo xtask cluster", bin_name = "cargo xtask cluster")]
+#[command(disable_help_subcommand = true)]
+struct Cli {
+    /// Which cluster; several can run side by side
+    #[arg(long, default_value = "netpol", global = true)]
+    name: String,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Bring it up, or what is missing of it, and wait until it is ready
+    Up {
+        /// How many nodes
+        #[arg(long, default_value_t = 2)]
+        nodes: u8,
+        /// How kube-proxy works
+        #[arg(long, default_value = "iptables")]
+        proxy_mode: ProxyMode,
+        /// How pods reach pods on other nodes
+        #[arg(long, default_value = "bridge-vxlan")]
+        network: Network,
+        /// When it does not come up, leave what there is
+        #[arg(long)]
+        keep: bool,
+    },
+    /// End everything of it, and remove its state
+    Down,
+    /// What runs, which nodes are ready, where the logs are
+    Status,
+    /// Run kubectl as its administrator
+    Kubectl {
+        /// kubectl's arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run a program on one of its machines: `control`, `node-1`, `node-2`, ...
+    Node {
+        /// The machine
+        machine: String,
+        /// The program and its arguments; a shell if there are none
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Give every node the images of an archive
+    LoadImage {
+        /// A tar of one or more images
+        archive: std::path::PathBuf,
+    },
+    /// Find or build Kubernetes' programs, and print where they are
+    Build,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let name = cli.name;
+    match cli.action {
+        Action::Up { nodes, proxy_mode, network, keep } => {
+            let cluster =
+                Cluster::up_detached(&Options { name, nodes, proxy_mode, network, keep })?;
+            println!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
+        }
+        Action::Down => cluster::take_down(&name)?,
+        Action::Status => return status(&name),
+        Action::Kubectl { arguments } => {
+            return Err(replace(open(&name)?.kubectl_command()?.args(arguments)));
+        }
+        Action::Node { machine, command } => {
+            let cluster = open(&name)?;
+            let machine = cluster.machine(&machine)?;
+            let (program, arguments) = match command.split_first() {
+                Some((program, arguments)) => (program.as_str(), arguments),
+                None => ("bash", &[][..]),
+            };
+            return Err(replace(machine.command(program).args(arguments)));
+        }
+        Action::LoadImage { archive } => {
+            let archive = std::path::absolute(archive)?;
+            open(&name)?.load_image(&archive)?;
+        }
+        Action::Build => {
+            for &program in binaries::CLUSTER {
+                println!("{}", binaries::ensure(program)?.display());
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes the program, so that signals, terminal and exit code are its own.
+fn replace(command: &mut Command) -> anyhow::Error {
+    let error = command.exec();
+    anyhow::Error::from(error).context("start nsenter (package util-linux)")
+}
+
+fn open(name: &str) -> Result<Cluster> {
+    Cluster::open(name)?.with_context(|| {
+        format!("there is no cluster {name} running; `cargo xtask cluster up` brings it up")
+    })
+}
+
+fn status(name: &str) -> Result<ExitCode> {
+    let Some(cluster) = Cluster::open(name)? else {
+        println!("the cluster {name} is not running; `cargo xtask cluster up` brings it up");
+        let others = cluster::names()?;
+        if !others.is_empty() {
+            println!("there is state of: {}", others.join(", "));
+        }
+        return Ok(ExitCode::FAILURE);
+    };
+    let mut all_run = true;
+    let control = [cluster.control()].map(|machine| (machine, &control_plane::DAEMONS[..]));
+    let nodes = cluster.nodes().iter().map(|machine| (machine, &node::DAEMONS[..]));
+    for (machine, daemons) in control.into_iter().chain(nodes) {
+        println!("{} (process {})", machine.name(), machine.pid());
+        for daemon in daemons {
+            let runs = machine.daemon(daemon).is_some();
+            all_run &= runs;
+            let state = if runs { "runs" } else { "HAS ENDED" };
+            println!("  {daemon:<24} {state:<10} {}", machine.log(daemon).display());
+        }
+    }
+    println!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
+    if !all_run {
+        println!("start what has ended with `cargo xtask cluster up`");
+        return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }

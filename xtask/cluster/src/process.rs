@@ -1,0 +1,69 @@
+//! Running other programs: an error says what was run and what it said. Must never hide output
+//! that explains a failure.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Runs a program to its end and returns what it printed.
+///
+/// # Errors
+/// It cannot be started, or it fails; the error has its arguments and its output.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = output(command)?;
+    if !output.status.success() {
+        bail!(
+            "{} failed ({}):\n{}{}",
+            describe(command),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a program to its end, whatever that is.
+///
+/// # Errors
+/// It cannot be started.
+pub fn output(command: &mut Command) -> Result<Output> {
+    let output = command.stdin(Stdio::null()).output();
+    output.with_context(|| format!("start {}", describe(command)))
+}
+
+/// The command as a person would type it, roughly.
+fn describe(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// Waits until `is_done` says so. `what` completes "waited 60 s for ...".
+///
+/// # Errors
+/// `is_done` fails, or the time is over.
+pub fn wait_for(
+    what: &str,
+    patience: Duration,
+    mut is_done: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let started = Instant::now();
+    while !is_done()? {
+        if started.elapsed() > patience {
+            bail!("waited {} s for {what} in vain", patience.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+/// When the process started, in clock ticks since boot: with the number, it says which process it
+/// is. `None` if there is no such process.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before the last parenthesis may hold anything; start time is field 22.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
