@@ -126,6 +126,31 @@ fn in_own_mounts(world: &World, script: &str, line: &[String]) -> Output {
     world.node.run(run).unwrap()
 }
 
+/// In a container, what the agent mounts ends with it, and so would enforcement at every restart.
+#[test]
+fn an_agent_that_must_not_mount_a_bpffs_says_how_to_and_makes_nothing() {
+    let world = World::new();
+    let place = world.dir.path().join("no-bpffs");
+    let mut line = with(&world, "--bpffs", place.to_str().unwrap());
+    line.extend(["--mount-bpffs".into(), "off".into()]);
+    let output = world.netpol(&line);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    let mount = format!("mount -t bpf bpf {}", place.display());
+    for word in [place.to_str().unwrap(), &mount, "there is no bpffs"] {
+        assert!(text(&output).contains(word), "no {word} in {}", text(&output));
+    }
+    assert!(!place.exists());
+}
+
+#[test]
+fn an_agent_that_must_not_mount_a_bpffs_uses_the_one_that_is_there() {
+    let (mut world, _server) = enforced();
+    world.kill();
+    world.arguments.extend(["--mount-bpffs".into(), "off".into()]);
+    world.start();
+    assert_denied(&world.of("client"), SERVER);
+}
+
 #[test]
 fn a_bpffs_that_cannot_be_mounted_is_said_with_what_to_do() {
     let world = World::new();

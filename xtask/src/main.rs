@@ -17,6 +17,7 @@ mod build_and_run;
 mod capabilities;
 mod check;
 mod ebpf;
+mod image;
 mod lines;
 mod probe;
 mod run;
@@ -44,6 +45,8 @@ enum Command {
     Build(build::Args),
     /// Set up, build, and show policies at work: the playground, or the agent on a cluster
     BuildAndRun(build_and_run::Args),
+    /// A container image of netpol, as an archive for `ctr`, `docker`, `podman` and `skopeo`
+    Image(image::Args),
     /// Run every test: unit, property, datapath, network namespaces, documentation
     Test(test::Args),
     /// Measure, as ratios within one run
@@ -77,6 +80,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Setup(args) => setup::command(workspace, &args),
         Command::Build(args) => build::command(workspace, &args),
         Command::BuildAndRun(args) => build_and_run::command(workspace, &args),
+        Command::Image(args) => image::command(workspace, &args),
         Command::Test(args) => test::command(workspace, &args),
         Command::Bench(args) => bench::command(workspace, &args),
         Command::Check(args) => check::command(workspace, &args),

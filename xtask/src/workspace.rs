@@ -30,6 +30,11 @@ impl Workspace {
         &self.root
     }
 
+    /// Where everything that is built goes.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// The crate that is built for the kernel, outside the cargo workspace.
     pub(crate) fn ebpf_crate(&self) -> PathBuf {
         self.root.join("netpol-ebpf")

@@ -60,6 +60,9 @@ async fn run_async(options: Options) -> Result<()> {
     let (events_tx, mut events) = mpsc::channel(SOURCE_QUEUE);
     let (handle, kind) = start_source(&options, events_tx).await?;
     let pins = Pins::new(&options.bpffs);
+    if !options.mount_bpffs {
+        pins.require_bpffs()?;
+    }
     let load = LoadOptions {
         keep_established: options.keep_established,
         check_source: options.check_source,

@@ -16,6 +16,8 @@ pub struct Options {
     pub manifests: Option<PathBuf>,
     /// Where maps, programs and links are pinned.
     pub bpffs: PathBuf,
+    /// A bpffs is mounted there if there is none.
+    pub mount_bpffs: bool,
     /// Where state file and socket are.
     pub run_dir: PathBuf,
     /// Where the container runtime names network namespaces.

@@ -18,7 +18,8 @@ use crate::datapath::{AttachMode, Limits};
 /// agent's own pod belongs to) or from a directory of manifests, finds the pods' interfaces in this
 /// network namespace and enforces the policies there. Runs in the foreground. When it ends, what
 /// is in force stays in force, and the next agent takes over without a gap; `netpol cleanup` ends
-/// enforcement. The level of the log is set by RUST_LOG (default `info`).
+/// enforcement. The level of the log is set by RUST_LOG (default `info`). What a cluster sets for all
+/// nodes may be given in the environment too; a flag wins.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
@@ -42,6 +43,11 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DIR", default_value = BPFFS)]
     pub bpffs: PathBuf,
 
+    /// Whether to mount a bpffs there if there is none; not in a container, with which a mount of
+    /// its own would end, and enforcement too
+    #[arg(long, env = "NETPOL_MOUNT_BPFFS", value_enum, default_value = "on")]
+    pub mount_bpffs: Switch,
+
     /// Directory for the state file and the socket
     #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,
@@ -51,27 +57,27 @@ pub struct AgentArgs {
     pub netns_dir: PathBuf,
 
     /// Where to serve /metrics, /healthz and /readyz, or `off`
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9642", value_parser = metrics)]
+    #[arg(long, env = "NETPOL_METRICS_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9642", value_parser = metrics)]
     pub metrics_address: MetricsAddress,
 
     /// What a policy change means for connections that were allowed before
-    #[arg(long, value_enum, default_value = "cut")]
+    #[arg(long, env = "NETPOL_ESTABLISHED", value_enum, default_value = "cut")]
     pub established: Established,
 
     /// How to attach the programs to interfaces
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, env = "NETPOL_ATTACH", value_enum, default_value = "auto")]
     pub attach: Attach,
 
     /// Whether to drop what a pod sends from addresses that are not its own
-    #[arg(long, value_enum, default_value = "on")]
+    #[arg(long, env = "NETPOL_SOURCE_CHECK", value_enum, default_value = "on")]
     pub source_check: Switch,
 
     /// The bit of a packet's mark that netpol may use on this node, as a number with this bit set
-    #[arg(long, value_name = "BIT", default_value = "0x1000", value_parser = mark_bit)]
+    #[arg(long, env = "NETPOL_MARK_BIT", value_name = "BIT", default_value = "0x1000", value_parser = mark_bit)]
     pub mark_bit: u32,
 
     /// Form of the log
-    #[arg(long, value_enum, default_value = "text")]
+    #[arg(long, env = "NETPOL_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
 
     /// Lower the limit of a table, for trying what happens beyond it
@@ -140,6 +146,7 @@ impl AgentArgs {
             kubeconfig: self.kubeconfig,
             manifests: self.manifests,
             bpffs: self.bpffs,
+            mount_bpffs: self.mount_bpffs == Switch::On,
             run_dir: self.run_dir,
             netns_dir: self.netns_dir,
             metrics_address: self.metrics_address.0,
@@ -258,6 +265,7 @@ mod tests {
         assert_eq!(options.metrics_address, Some("127.0.0.1:9642".parse().unwrap()));
         assert_eq!(options.attach, AttachMode::Auto);
         assert!(options.check_source && !options.keep_established && !options.datapath_log);
+        assert!(options.mount_bpffs);
         assert_eq!(options.mark_bit, 0x1000);
         assert!(!host_name().unwrap().is_empty());
     }
@@ -266,7 +274,7 @@ mod tests {
     fn every_flag_arrives() {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
-             --metrics-address off --established keep --attach clsact --source-check off \
+             --metrics-address off --mount-bpffs off --established keep --attach clsact --source-check off \
              --mark-bit 0x80000000 --datapath-log --log-format json --limit blocks=3 --limit rows=4",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
@@ -277,6 +285,7 @@ mod tests {
         assert_eq!(options.mark_bit, 1 << 31);
         assert_eq!(options.attach, AttachMode::Clsact);
         assert!(!options.check_source && options.keep_established && options.datapath_log);
+        assert!(!options.mount_bpffs);
         let limits = Limits { blocks: 3, rows: 4, ..Limits::default() };
         assert_eq!(options.limits, limits);
         let options = parse("--node-name n --kubeconfig k --attach tcx");

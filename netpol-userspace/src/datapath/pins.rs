@@ -63,6 +63,25 @@ impl Pins {
         Ok(())
     }
 
+    /// Refuses a place that is on no bpffs yet, for those that must not mount one.
+    pub fn require_bpffs(&self) -> Result<(), DatapathError> {
+        let directory = reachable(&self.bpffs);
+        if is_bpffs(nearest(&directory)) {
+            return Ok(());
+        }
+        let at = mount_point(&directory);
+        Err(DatapathError::Io {
+            what: format!(
+                "use {} without mounting it (--mount-bpffs off): mount it on the node, `mount -t \
+                 bpf bpf {1}`, where it outlives the agent's container; systemd does it at boot, \
+                 other init systems by a line in /etc/fstab: `bpf {1} bpf defaults 0 0`",
+                self.bpffs.display(),
+                at.display()
+            ),
+            source: io::Error::other("there is no bpffs"),
+        })
+    }
+
     /// Takes the directory for one writer; released when the value is dropped.
     pub fn lock(&self) -> Result<Lock, DatapathError> {
         let file = File::open(&self.root)
@@ -194,13 +213,12 @@ fn is_host_mount_namespace() -> bool {
 /// Makes `directory` be on a bpffs: below /sys/fs/bpf that one is mounted if it is not, elsewhere
 /// a new one is mounted on the directory itself.
 fn ensure_bpffs(directory: &Path) -> Result<(), DatapathError> {
-    let at =
-        if directory.starts_with(DEFAULT_MOUNT) { Path::new(DEFAULT_MOUNT) } else { directory };
+    let at = mount_point(directory);
     if !is_bpffs(nearest(directory)) {
         fs::create_dir_all(at).map_err(io_error(format!("create directory {}", at.display())))?;
         mount("bpf", at, "bpf", MountFlags::empty(), None).map_err(|error| DatapathError::Io {
             what: format!(
-                "mount bpffs on {0} (do it by hand: `mount -t bpf bpf {0}`; in a container mount the host's {0} with Bidirectional propagation)",
+                "mount bpffs on {0} (do it by hand: `mount -t bpf bpf {0}`; in a container, mount it on the host and give the container that)",
                 at.display()
             ),
             source: error.into(),
@@ -217,6 +235,11 @@ fn ensure_bpffs(directory: &Path) -> Result<(), DatapathError> {
     }
     fs::create_dir_all(directory)
         .map_err(io_error(format!("create directory {}", directory.display())))
+}
+
+/// Where a bpffs for this directory is mounted.
+fn mount_point(directory: &Path) -> &Path {
+    if directory.starts_with(DEFAULT_MOUNT) { Path::new(DEFAULT_MOUNT) } else { directory }
 }
 
 /// The directory itself or its nearest parent that exists.
