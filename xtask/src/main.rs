@@ -16,6 +16,7 @@ mod build;
 mod build_and_run;
 mod capabilities;
 mod check;
+mod cluster;
 mod ebpf;
 mod image;
 mod lines;
@@ -51,6 +52,8 @@ enum Command {
     Test(test::Args),
     /// Measure, as ratios within one run
     Bench(bench::Args),
+    /// A real Kubernetes cluster in namespaces of this machine: up, down, status, kubectl, ...
+    Cluster(cluster::Args),
     /// Formatting, clippy, rustdoc and the repository's own rules
     Check(check::Args),
     /// The repository's own rules only (part of `check` and of `test`)
@@ -83,6 +86,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Image(args) => image::command(workspace, &args),
         Command::Test(args) => test::command(workspace, &args),
         Command::Bench(args) => bench::command(workspace, &args),
+        Command::Cluster(args) => cluster::command(workspace, &args),
         Command::Check(args) => check::command(workspace, &args),
         Command::Tidy => tidy::command(workspace),
         Command::Capabilities => capabilities::command(),
