@@ -24,34 +24,40 @@ const GIVEN: [&str; 2] = ["KUBEBUILDER_ASSETS", "NETPOL_KUBERNETES_BIN"];
 pub struct Program {
     /// As upstream's releases call it.
     pub name: &'static str,
+    /// The directory, beside this one, of the Go module that pins its version.
+    module: &'static str,
     package: &'static str,
     is_test: bool,
 }
 
 macro_rules! programs {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal from $package:literal test $is_test:literal;)*) => {
-        $($(#[$doc])* pub const $constant: Program =
-            Program { name: $name, package: $package, is_test: $is_test };)*
+    ($($(#[$doc:meta])* $constant:ident = $name:literal of $module:literal from $package:literal
+        test $is_test:literal;)*) => {
+        $($(#[$doc])* pub const $constant: Program = Program {
+            name: $name, module: $module, package: $package, is_test: $is_test,
+        };)*
     };
 }
 
 programs! {
     /// The store.
-    ETCD = "etcd" from "go.etcd.io/etcd/server/v3" test false;
+    ETCD = "etcd" of "kubernetes" from "go.etcd.io/etcd/server/v3" test false;
     /// The API server.
-    APISERVER = "kube-apiserver" from "k8s.io/kubernetes/cmd/kube-apiserver" test false;
+    APISERVER = "kube-apiserver" of "kubernetes" from "k8s.io/kubernetes/cmd/kube-apiserver" test false;
     /// Deployments, Jobs, EndpointSlices, ...
-    CONTROLLER_MANAGER = "kube-controller-manager" from "k8s.io/kubernetes/cmd/kube-controller-manager" test false;
+    CONTROLLER_MANAGER = "kube-controller-manager" of "kubernetes" from "k8s.io/kubernetes/cmd/kube-controller-manager" test false;
     /// Gives pods a node.
-    SCHEDULER = "kube-scheduler" from "k8s.io/kubernetes/cmd/kube-scheduler" test false;
+    SCHEDULER = "kube-scheduler" of "kubernetes" from "k8s.io/kubernetes/cmd/kube-scheduler" test false;
     /// Runs a node's pods.
-    KUBELET = "kubelet" from "k8s.io/kubernetes/cmd/kubelet" test false;
+    KUBELET = "kubelet" of "kubernetes" from "k8s.io/kubernetes/cmd/kubelet" test false;
     /// Services, by iptables or nftables.
-    KUBE_PROXY = "kube-proxy" from "k8s.io/kubernetes/cmd/kube-proxy" test false;
+    KUBE_PROXY = "kube-proxy" of "kubernetes" from "k8s.io/kubernetes/cmd/kube-proxy" test false;
     /// The command line.
-    KUBECTL = "kubectl" from "k8s.io/kubernetes/cmd/kubectl" test false;
+    KUBECTL = "kubectl" of "kubernetes" from "k8s.io/kubernetes/cmd/kubectl" test false;
     /// Servers and clients for upstream's tests; also pauses.
-    AGNHOST = "agnhost" from "k8s.io/kubernetes/test/images/agnhost" test false;
+    AGNHOST = "agnhost" of "kubernetes" from "k8s.io/kubernetes/test/images/agnhost" test false;
+    /// The cluster's DNS.
+    COREDNS = "coredns" of "coredns" from "." test false;
 }
 
 /// What a control plane needs.
@@ -68,7 +74,12 @@ pub fn ensure(program: Program) -> Result<PathBuf> {
     if let Some(given) = given(program)? {
         return Ok(given);
     }
-    let directory = cache()?.join(format!("kubernetes-{VERSION}-{:016x}", fingerprint()?));
+    let fingerprint = fingerprint(program.module)?;
+    let directory = match program.module {
+        "kubernetes" => format!("kubernetes-{VERSION}-{fingerprint:016x}"),
+        module => format!("{module}-{fingerprint:016x}"),
+    };
+    let directory = cache()?.join(directory);
     let path = directory.join(program.name);
     if path.exists() {
         return Ok(path);
@@ -117,17 +128,20 @@ pub fn cache() -> Result<PathBuf> {
     Ok(cache.join("netpol"))
 }
 
-fn module() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes")
+fn module_directory(module: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(module)
 }
 
 /// Changes with the versions that are built, and with what they are built for.
-fn fingerprint() -> Result<u64> {
+fn fingerprint(module: &str) -> Result<u64> {
     let mut hasher = rustc_hash::FxHasher::default();
     hasher.write(env::consts::ARCH.as_bytes());
-    for name in ["go.mod", "go.sum"] {
-        let path = module().join(name);
-        hasher.write(&fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+    for name in ["go.mod", "go.sum", "main.go"] {
+        let path = module_directory(module).join(name);
+        // Most programs are upstream's packages as they are.
+        if name != "main.go" || path.exists() {
+            hasher.write(&fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+        }
     }
     Ok(hasher.finish())
 }
@@ -166,7 +180,7 @@ fn build(program: Program, path: &Path) -> Result<()> {
     let verb: &[&str] = if program.is_test { &["test", "-c"] } else { &["build"] };
     let mut command = Command::new(&go);
     command
-        .current_dir(module())
+        .current_dir(module_directory(program.module))
         .args(verb)
         .args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
         .arg(&unfinished)

@@ -6,11 +6,13 @@ pub mod binaries;
 mod cgroup;
 pub mod cluster;
 pub mod control_plane;
+pub mod dns;
 pub mod images;
 pub mod machine;
 pub mod network;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod scenarios;
 
 pub use cluster::{Cluster, Options};

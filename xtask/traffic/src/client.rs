@@ -2,8 +2,9 @@
 //! the very same one came back.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket, lookup_host};
@@ -16,10 +17,30 @@ use super::spec::{Kind, Spec};
 /// Sends what `spec` says.
 pub async fn run(spec: Spec, report: Rc<Report>) {
     report.add_flow(&spec.name);
+    tokio::select! {
+        () = report.begun() => {}
+        () = report.stopped() => return,
+    }
     match spec.kind {
         Kind::TcpStream => tcp_stream(&spec, &report).await,
         Kind::UdpStream => udp_stream(&spec, &report).await,
         Kind::TcpConnect | Kind::UdpConnect | Kind::Resolve => connects(spec, report).await,
+    }
+}
+
+/// Connects to a sender of a first message, once for each port that is to be called.
+pub fn call_back(from: IpAddr, report: &Rc<Report>) {
+    for call in &report.call_backs {
+        let spec = Spec {
+            name: call.name.clone(),
+            kind: Kind::TcpConnect,
+            to: SocketAddr::new(from.to_canonical(), call.port).to_string(),
+            period: Duration::ZERO,
+            count: Some(1),
+            timeout: Duration::from_secs(3),
+        };
+        let report = Rc::clone(report);
+        tokio::task::spawn_local(async move { connect(&spec, &report).await });
     }
 }
 

@@ -1,4 +1,5 @@
-//! What probes and `kubectl exec` ask for: `/healthz`, `/stats`, `/stop`. Plain HTTP/1.0, one
+//! What probes and `kubectl exec` ask for: `/healthz`, `/stats`, `/start`,
+//! `/stop`. Plain HTTP/1.0, one
 //! request per connection.
 
 use std::io;
@@ -34,6 +35,10 @@ async fn answer(mut stream: TcpStream, report: &Report) -> io::Result<()> {
     let body = match request.split(' ').nth(1) {
         Some("/healthz") => "ok".to_owned(),
         Some("/stats") => report.full().to_string(),
+        Some("/start") => {
+            report.start();
+            report.full().to_string()
+        }
         Some("/stop") => {
             report.stop();
             sleep(report.drain).await;

@@ -23,13 +23,13 @@ mod server;
 mod spec;
 
 use report::Report;
-use spec::Spec;
+use spec::{CallBack, Spec};
 
 /// Send numbered messages, echo those of others, count both
 #[derive(Debug, Parser)]
 struct Args {
-    /// Print a running one's counters (`stats`), or end its flows first (`stop`)
-    #[arg(value_parser = ["stats", "stop"])]
+    /// Print a running one's counters (`stats`), begin (`start`) or end its flows first (`stop`)
+    #[arg(value_parser = ["stats", "start", "stop"])]
     ask: Option<String>,
 
     /// Echo what arrives at this TCP and UDP port
@@ -43,6 +43,14 @@ struct Args {
     /// Such as `name=web,kind=tcp-connect,to=web.shop:80,rate=20,count=5,timeout=3000`
     #[arg(long)]
     flow: Vec<Spec>,
+
+    /// Send nothing before `start` is asked for
+    #[arg(long)]
+    hold: bool,
+
+    /// Whoever sends a first message is sent one at this port at once: a flow's name and the port
+    #[arg(long, value_name = "NAME=PORT")]
+    call_back: Vec<CallBack>,
 
     /// End when all flows have sent what they shall
     #[arg(long)]
@@ -78,7 +86,12 @@ fn main() -> Result<ExitCode> {
 /// Works until told to end; true if every message was answered.
 async fn run(args: &Args) -> Result<bool> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let report = Rc::new(Report::new(args.name.clone(), Duration::from_secs_f64(args.drain)));
+    let mut report = Report::new(args.name.clone(), Duration::from_secs_f64(args.drain));
+    report.call_backs.clone_from(&args.call_back);
+    let report = Rc::new(report);
+    if !args.hold {
+        report.start();
+    }
     for &port in &args.serve {
         serve(port, &report).await?;
     }

@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use super::spec::CallBack;
+
 /// An answer that takes longer than this had to be asked for again: the kernel repeats a SYN
 /// after a second, and a resolver a question after five.
 const SLOW: Duration = Duration::from_millis(900);
@@ -20,7 +22,11 @@ pub struct Report {
     pub name: String,
     /// How long to wait for what is under way at the end.
     pub drain: Duration,
-    started: Instant,
+    /// What to send to those that send a first message.
+    pub call_backs: Vec<CallBack>,
+    born: Instant,
+    is_begun: Cell<bool>,
+    beginning: Notify,
     is_stopped: Cell<bool>,
     stopping: Notify,
     flows: RefCell<BTreeMap<String, Flow>>,
@@ -56,12 +62,29 @@ impl Report {
         Self {
             name,
             drain,
-            started: Instant::now(),
+            call_backs: Vec::new(),
+            born: Instant::now(),
+            is_begun: Cell::new(false),
+            beginning: Notify::new(),
             is_stopped: Cell::new(false),
             stopping: Notify::new(),
             flows: RefCell::default(),
             received: RefCell::default(),
             silent: RefCell::default(),
+        }
+    }
+
+    /// Flows may send.
+    pub fn start(&self) {
+        self.is_begun.set(true);
+        self.beginning.notify_waiters();
+    }
+
+    /// Returns when flows may send.
+    pub async fn begun(&self) {
+        let notified = self.beginning.notified();
+        if !self.is_begun.get() {
+            notified.await;
         }
     }
 
@@ -102,7 +125,7 @@ impl Report {
     pub fn answered(&self, flow: &str, number: u64) {
         let mut flows = self.flows.borrow_mut();
         let flow = flows.entry(flow.to_owned()).or_default();
-        flow.first_answer.get_or_insert_with(|| self.started.elapsed());
+        flow.first_answer.get_or_insert_with(|| self.born.elapsed());
         if let Some(sent) = flow.messages.get_mut(number as usize) {
             sent.took.get_or_insert_with(|| sent.started.elapsed());
         }
@@ -115,12 +138,14 @@ impl Report {
         *errors.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// A server got a message, on a connection's first one with `is_new`.
-    pub fn received(&self, sender: &str, is_new: bool) {
+    /// A server got a message, on a connection's first one with `is_new`. True for the sender's
+    /// very first.
+    pub fn received(&self, sender: &str, is_new: bool) -> bool {
         let mut received = self.received.borrow_mut();
         let from = received.entry(sender.to_owned()).or_default();
         from.messages += 1;
         from.connections += u64::from(is_new);
+        from.messages == 1
     }
 
     /// A server got a connection that ended before it said anything.
@@ -160,12 +185,15 @@ impl Flow {
     fn summary(&self) -> Value {
         let took = || self.messages.iter().filter_map(|message| message.took);
         let first = self.messages.first().map(|message| message.at);
+        let last = self.messages.iter().rev().find(|message| message.took.is_some());
+        let last = last.map(|message| message.at);
         json!({
             "sent": self.messages.len(),
             "answered": took().count(),
             "slow": took().filter(|&took| took >= SLOW).count(),
             "longest_us": took().max().map(|took| took.as_micros() as u64),
             "first_sent_us": first,
+            "last_answered_us": last,
             "first_answer_ms": self.first_answer.map(|time| time.as_millis() as u64),
             "errors": self.errors,
         })

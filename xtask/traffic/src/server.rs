@@ -1,11 +1,13 @@
 //! The echo, over TCP and UDP. Must answer nothing that is no message.
 
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
+use super::client;
 use super::message::{Message, SIZE};
 use super::report::Report;
 
@@ -16,7 +18,7 @@ pub async fn streams(listener: TcpListener, report: Rc<Report>) {
             Ok((stream, from)) => {
                 let report = Rc::clone(&report);
                 tokio::task::spawn_local(async move {
-                    if let Ok(0) | Err(_) = stream_of_one(stream, &report).await {
+                    if let Ok(0) | Err(_) = stream_of_one(stream, from.ip(), &report).await {
                         report.silent(from.ip());
                     }
                 });
@@ -28,13 +30,19 @@ pub async fn streams(listener: TcpListener, report: Rc<Report>) {
 }
 
 /// How many messages came.
-async fn stream_of_one(mut stream: TcpStream, report: &Report) -> io::Result<u64> {
+async fn stream_of_one(
+    mut stream: TcpStream,
+    from: IpAddr,
+    report: &Rc<Report>,
+) -> io::Result<u64> {
     stream.set_nodelay(true)?;
     let mut bytes = [0; SIZE];
     let mut count = 0;
     while let Ok(SIZE) = stream.read_exact(&mut bytes).await {
         let Some(message) = Message::decode(&bytes) else { break };
-        report.received(&message.sender, count == 0);
+        if report.received(&message.sender, count == 0) {
+            client::call_back(from, report);
+        }
         count += 1;
         // Whoever does not wait for the answer has been counted all the same.
         if stream.write_all(&bytes).await.is_err() {
@@ -51,7 +59,9 @@ pub async fn datagrams(socket: UdpSocket, report: Rc<Report>) {
         match socket.recv_from(&mut bytes).await {
             Ok((length, from)) => {
                 let Some(message) = Message::decode(&bytes[..length]) else { continue };
-                report.received(&message.sender, false);
+                if report.received(&message.sender, false) {
+                    client::call_back(from.ip(), &report);
+                }
                 if let Err(error) = socket.send_to(&bytes[..length], from).await {
                     eprintln!("cannot answer {from}: {error}");
                 }

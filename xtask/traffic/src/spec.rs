@@ -35,6 +35,23 @@ pub struct Spec {
     pub timeout: Duration,
 }
 
+/// What to send back to whoever sends a first message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallBack {
+    /// The flow that it counts in.
+    pub name: String,
+    pub port: u16,
+}
+
+impl FromStr for CallBack {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, port) = text.split_once('=').context("it is NAME=PORT")?;
+        Ok(Self { name: name.to_owned(), port: port.parse()? })
+    }
+}
+
 impl FromStr for Spec {
     type Err = Error;
 

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use netpol_image::{Entry, Image, host_architecture};
 use serde_json::Value;
 
-use super::drops::{Drop as Dropped, Monitor};
+use super::drops::{Drop as Dropped, End, Monitor};
 use super::pods::TRAFFIC_IMAGE;
 use super::tally::{Outcome, Stats};
 use crate::cluster::Cluster;
@@ -161,38 +161,66 @@ impl Lab {
         }
     }
 
-    /// Judges what was dropped since the last call: a packet between pods or Services of a pair in
-    /// `allowed` (prefixes of names within `space`), in whichever direction, is dropped wrongly.
-    pub fn judge_drops(&self, outcome: &mut Outcome, space: &str, allowed: &[(&str, &str)]) {
+    /// Takes what was dropped since the last call, each with the index of its node.
+    pub fn take_drops(&self, outcome: &mut Outcome) -> Vec<(usize, Dropped)> {
         // What the monitors have yet to write.
         sleep(Duration::from_millis(1500));
-        let names = self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (mut count, mut others) = (0, BTreeMap::<String, u64>::new());
-        for monitor in &self.monitors {
+        let mut drops = Vec::new();
+        for (index, monitor) in self.monitors.iter().enumerate() {
             let seen = monitor.take();
             if seen.lost > 0 {
                 outcome.problem(format!("{} drops were not shown", seen.lost));
             }
-            for dropped in seen.drops {
-                let is_wrong = allowed.iter().any(|&(from, to)| {
-                    between(&dropped, &names, space, from, to)
-                        || between(&dropped, &names, space, to, from)
-                });
-                count += 1;
-                if is_wrong {
-                    outcome.wrong_drops += 1;
-                    if outcome.wrong_drops <= 5 {
-                        outcome.problem(format!("wrongly dropped: {}", dropped.line()));
-                    }
-                } else if dropped.reason != "policy" {
-                    *others.entry(dropped.line()).or_default() += 1;
-                }
+            drops.extend(seen.drops.into_iter().map(|dropped| (index, dropped)));
+        }
+        outcome.figure(format!("{} drops shown by netpol", drops.len()));
+        drops
+    }
+
+    /// Judges what was dropped since the last call: a packet between pods or Services of a pair in
+    /// `allowed` (prefixes of names within `space`), in whichever direction, is dropped wrongly.
+    pub fn judge_drops(&self, outcome: &mut Outcome, space: &str, allowed: &[(&str, &str)]) {
+        let mut others = BTreeMap::<String, u64>::new();
+        for (_, dropped) in self.take_drops(outcome) {
+            let is_wrong = allowed.iter().any(|&(from, to)| {
+                self.is_between(&dropped, space, from, to) || self.is_between(&dropped, space, to, from)
+            });
+            if is_wrong {
+                outcome.wrong_drop(&dropped);
+            } else if dropped.reason != "policy" {
+                *others.entry(dropped.line()).or_default() += 1;
             }
         }
-        outcome.figure(format!("{count} drops shown by netpol"));
         for (line, count) in others.into_iter().take(5) {
             outcome.figure(format!("{count} times {line}"));
         }
+    }
+
+    /// Whether a packet went from a pod or Service of `space` whose name starts with `from` to one
+    /// that starts with `to`; an empty prefix stands for what is no pod of any namespace.
+    #[must_use]
+    pub fn is_between(&self, dropped: &Dropped, space: &str, from: &str, to: &str) -> bool {
+        let names = self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let is = |end: &Option<End>, wanted: &str| {
+            let Some(end) = end else { return false };
+            let name = match end.name() {
+                name if name == end.ip => names.get(name).map_or(name, String::as_str),
+                name => name,
+            };
+            match name.split_once('/') {
+                Some((namespace, name)) => {
+                    !wanted.is_empty() && namespace == space && name.starts_with(wanted)
+                }
+                None => wanted.is_empty(),
+            }
+        };
+        is(&dropped.source, from) && is(&dropped.destination, to)
+    }
+
+    /// The program of the traffic pods, on the host.
+    #[must_use]
+    pub fn traffic(&self) -> &Path {
+        &self.programs.traffic
     }
 
     /// kubectl with manifests on standard input.
@@ -244,27 +272,6 @@ fn agent_of(machine: u32) -> Result<u32> {
         }
     }
     bail!("no agent runs beside process {machine}")
-}
-
-fn between(
-    dropped: &Dropped,
-    names: &BTreeMap<String, String>,
-    space: &str,
-    from: &str,
-    to: &str,
-) -> bool {
-    let is = |end: &Option<super::drops::End>, wanted: &str| {
-        let Some(end) = end else { return false };
-        let name = match end.name() {
-            name if name == end.ip => names.get(name).map_or(name, String::as_str),
-            name => name,
-        };
-        match name.split_once('/') {
-            Some((namespace, name)) => namespace == space && name.starts_with(wanted),
-            None => wanted.is_empty(),
-        }
-    };
-    is(&dropped.source, from) && is(&dropped.destination, to)
 }
 
 /// Runs a program that reads `input`.
@@ -348,6 +355,22 @@ impl Space<'_> {
     /// It does not answer.
     pub fn stats(&self, pod: &str) -> Result<Stats> {
         self.ask(pod, "stats")
+    }
+
+    /// Lets the flows of all held pods with these labels begin.
+    ///
+    /// # Errors
+    /// One does not answer.
+    pub fn start_all(&self, selector: &str) -> Result<()> {
+        for pod in self.pods(selector)? {
+            self.ask(&pod.name, "start")?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the namespace to whoever opens it with [`Lab::existing`].
+    pub fn keep(self) {
+        std::mem::forget(self);
     }
 
     /// Ends a pod's flows, and returns what it has counted.

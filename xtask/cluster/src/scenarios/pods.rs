@@ -74,6 +74,14 @@ impl Pod {
         self.argument(&format!("--flow=name={name},kind={kind},to={to},rate={rate}"))
     }
 
+    /// Sends so many messages, and gives up on each after so many milliseconds.
+    #[must_use]
+    pub fn burst(self, name: &str, kind: &str, to: &str, rate: f64, count: u32, timeout: u32) -> Self {
+        self.argument(&format!(
+            "--flow=name={name},kind={kind},to={to},rate={rate},count={count},timeout={timeout}"
+        ))
+    }
+
     /// One more argument of `traffic`.
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::drops::Drop as Dropped;
+
 /// What the program `traffic` says of itself.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Stats {
@@ -27,6 +29,10 @@ pub struct Flow {
     pub answered: u64,
     /// Answers that took so long that something was sent again.
     pub slow: u64,
+    /// When the first one was sent, in microseconds since 1970.
+    pub first_sent_us: Option<u64>,
+    /// When the last one that came back was sent.
+    pub last_answered_us: Option<u64>,
     /// Since the process started.
     pub first_answer_ms: Option<u64>,
     /// The slowest answer.
@@ -84,6 +90,14 @@ impl Outcome {
     /// Something was measured.
     pub fn figure(&mut self, text: impl Into<String>) {
         self.figures.push(text.into());
+    }
+
+    /// A packet of an allowed flow was dropped.
+    pub fn wrong_drop(&mut self, dropped: &Dropped) {
+        self.wrong_drops += 1;
+        if self.wrong_drops <= 5 {
+            self.problem(format!("wrongly dropped: {}", dropped.line()));
+        }
     }
 
     /// Counts what a pod sent: flows called `ok-...` are allowed, those called `no-...` denied.
