@@ -2,15 +2,15 @@
 //! outside the checkout. Must never run them, nor fetch anything but Go modules.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netpol_userspace::lock::Lock;
+
+use crate::turns;
 
 /// The version that `kubernetes/go.mod` pins.
 pub const VERSION: &str = "v1.36.3";
@@ -86,7 +86,8 @@ pub fn ensure(program: Program) -> Result<PathBuf> {
     }
     fs::create_dir_all(&directory)
         .with_context(|| format!("create directory {}", directory.display()))?;
-    let _lock = wait_for(&directory)?;
+    // Builds of several processes take turns, since each of them uses the whole machine.
+    let _lock = turns::wait(&directory, "another build of Kubernetes' programs")?;
     if !path.exists() {
         build(program, &path)?;
     }
@@ -144,25 +145,6 @@ fn fingerprint(module: &str) -> Result<u64> {
         }
     }
     Ok(hasher.finish())
-}
-
-/// Builds of several processes take turns, since each of them uses the whole machine.
-fn wait_for(directory: &Path) -> Result<Lock> {
-    let mut is_told = false;
-    loop {
-        let file = File::open(directory)
-            .with_context(|| format!("open directory {}", directory.display()))?;
-        if let Some(lock) =
-            Lock::take(file).with_context(|| format!("lock directory {}", directory.display()))?
-        {
-            return Ok(lock);
-        }
-        if !is_told {
-            eprintln!("waiting for another build of Kubernetes' programs");
-            is_told = true;
-        }
-        sleep(Duration::from_millis(200));
-    }
 }
 
 fn build(program: Program, path: &Path) -> Result<()> {

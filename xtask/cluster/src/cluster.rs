@@ -3,23 +3,26 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use netpol_userspace::lock::Lock;
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::NodeAddresses;
 use crate::binaries;
 use crate::cgroup;
 use crate::control_plane;
+use crate::forward;
 use crate::images;
 use crate::machine::{Life, Machine};
 use crate::network::{self, Network};
 use crate::node::{self, ProxyMode, Settings};
-use crate::pki::Authority;
+use crate::pki::{self, Authority};
 use crate::process::{output, run, wait_for};
+use crate::turns;
 
 /// What cluster to bring up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +85,8 @@ impl Cluster {
         for &program in binaries::CLUSTER {
             binaries::ensure(program)?;
         }
+        let _turn = lock(&options.name)?;
+        remove_dead(&options.name)?;
         let directory = directory_of(&options.name)?;
         if let Some(running) = Self::open(&options.name)? {
             ensure!(
@@ -90,15 +95,18 @@ impl Cluster {
                 options.name
             );
         } else {
-            take_down(&options.name)?;
+            remove(&options.name)?;
         }
         fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
         write_options(&directory, options)?;
+        if life == Life::Attached {
+            fs::write(directory.join(ATTACHED), "")?;
+        }
         let result = Self::start(options, &directory, life);
         if result.is_err() && !options.keep {
             let explained = result.map_err(|error| error.context(logs_of_ended(&directory)));
-            take_down(&options.name)?;
+            remove(&options.name)?;
             return explained;
         }
         result
@@ -244,6 +252,25 @@ impl Cluster {
         Ok(command)
     }
 
+    /// A kubeconfig of the administrator that works on this host, outside the cluster's machines.
+    /// Only for programs that have the subcommand `forward`: this crate's own.
+    ///
+    /// # Errors
+    /// It cannot be written, or the way from the host does not open.
+    pub fn kubeconfig(&self) -> Result<PathBuf> {
+        let port = forward::ensure(self)?;
+        let text = self.pki.kubeconfig_text("admin", &format!("https://127.0.0.1:{port}"))?;
+        let path = self.directory.join("kubeconfig");
+        pki::write_secret(&path, &text)?;
+        Ok(path)
+    }
+
+    /// A kubeconfig of the administrator that works on the cluster's machines.
+    #[must_use]
+    pub fn inner_kubeconfig(&self) -> PathBuf {
+        self.pki.file("admin.kubeconfig")
+    }
+
     /// Runs kubectl and returns what it printed.
     ///
     /// # Errors
@@ -278,12 +305,15 @@ impl Cluster {
     /// # Errors
     /// It does not come back.
     pub fn restart_node(&mut self, index: usize) -> Result<()> {
+        let number = u8::try_from(index)?;
+        let name = node_name(number);
         self.nodes[index].kill()?;
-        cgroup::remove(&self.cgroup(&node_name(u8::try_from(index)?)))?;
+        let before = self.report(&name)?;
+        cgroup::remove(&self.cgroup(&name))?;
         let archive = images::archive(&self.directory.join("images"))?;
-        self.nodes[index] = self.start_machine(u8::try_from(index)?, &archive)?;
+        self.nodes[index] = self.start_machine(number, &archive)?;
         self.start_kubernetes(index)?;
-        self.wait_until_ready()
+        self.wait_for_node(&self.nodes[index], NodeAddresses(number), before.as_deref())
     }
 
     /// Ends one program of a machine (see `control_plane::DAEMONS` and `node::DAEMONS`), at once.
@@ -326,7 +356,7 @@ impl Cluster {
         control_plane::wait_until_ready(&self.control, &self.pki)?;
         for (index, node) in self.nodes.iter().enumerate() {
             let addresses = NodeAddresses(u8::try_from(index)?);
-            self.wait_for_node(node, addresses)?;
+            self.wait_for_node(node, addresses, None)?;
         }
         wait_for("the default service account", Duration::from_secs(60), || {
             let mut command = self.kubectl_command()?;
@@ -334,7 +364,13 @@ impl Cluster {
         })
     }
 
-    fn wait_for_node(&self, node: &Machine, addresses: NodeAddresses) -> Result<()> {
+    /// Waits until a node has reported that it is ready, later than `before`.
+    fn wait_for_node(
+        &self,
+        node: &Machine,
+        addresses: NodeAddresses,
+        before: Option<&str>,
+    ) -> Result<()> {
         let mut is_known = false;
         let patience = Duration::from_secs(240);
         wait_for(&format!("{} to be ready", node.name()), patience, || {
@@ -344,16 +380,26 @@ impl Cluster {
                     bail!("{name} of {} has ended; its log is {}", node.name(), log.display());
                 }
             }
-            let mut command = self.kubectl_command()?;
-            command.args(["get", "node", node.name(), "-o"]);
-            command.arg("jsonpath={.status.conditions[?(@.type=='Ready')].status}");
-            let answer = output(&mut command)?;
-            if answer.status.success() && !is_known {
+            let Some(report) = self.report(node.name())? else {
+                return Ok(false);
+            };
+            if !is_known {
                 self.give_pod_addresses(node, addresses)?;
                 is_known = true;
             }
-            Ok(answer.status.success() && answer.stdout == b"True")
+            Ok(report.starts_with("True") && before != Some(&report))
         })
+    }
+
+    /// Whether a node says that it is ready, and when it said so. Nothing if it is not known yet.
+    fn report(&self, node: &str) -> Result<Option<String>> {
+        let mut command = self.kubectl_command()?;
+        command.args(["get", "node", node, "-o"]);
+        let condition = "{.status.conditions[?(@.type=='Ready')]['status','lastHeartbeatTime']}";
+        command.arg(format!("jsonpath={condition}"));
+        let answer = output(&mut command)?;
+        let text = String::from_utf8_lossy(&answer.stdout).into_owned();
+        Ok(answer.status.success().then_some(text))
     }
 
     fn give_pod_addresses(&self, node: &Machine, addresses: NodeAddresses) -> Result<()> {
@@ -394,15 +440,54 @@ impl Drop for Cluster {
     }
 }
 
+/// Marks the state of a cluster that lives as long as the process that brought it up.
+const ATTACHED: &str = "attached";
+
 /// Ends what there is of a cluster, also of one that was only half brought up.
 ///
 /// # Errors
 /// Something of it remains; the error says what.
 pub fn take_down(name: &str) -> Result<()> {
+    let _turn = lock(name)?;
+    remove(name)
+}
+
+fn locks(name: &str) -> Result<PathBuf> {
+    Ok(binaries::cache()?.join("cluster-locks").join(name))
+}
+
+fn lock(name: &str) -> Result<Lock> {
+    turns::wait(&locks(name)?, &format!("another process that brings {name} up or takes it down"))
+}
+
+/// Removes what is left of clusters whose processes were killed with who had brought them up.
+fn remove_dead(except: &str) -> Result<()> {
+    for name in names()? {
+        let directory = directory_of(&name)?;
+        if name == except || !directory.join(ATTACHED).exists() {
+            continue;
+        }
+        let Some(_turn) = turns::take(&locks(&name)?)? else {
+            continue;
+        };
+        let runs = machine_homes(&directory)?.iter().any(|home| {
+            let machine = home.file_name().unwrap_or_default().to_string_lossy();
+            !matches!(Machine::open(&machine, home), Ok(None))
+        });
+        if !runs {
+            remove(&name)?;
+            let _ = fs::remove_dir(locks(&name)?);
+        }
+    }
+    Ok(())
+}
+
+fn remove(name: &str) -> Result<()> {
     let directory = directory_of(name)?;
     if !directory.exists() {
         return Ok(());
     }
+    forward::stop(&directory)?;
     for home in machine_homes(&directory)? {
         let name = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(mut machine) = Machine::open(&name, &home)? {
@@ -494,12 +579,6 @@ fn logs_of_ended(directory: &Path) -> String {
         }
     }
     text
-}
-
-/// How [`Cluster`] exited a command; for callers that pass a status on.
-#[must_use]
-pub fn exit_code(status: ExitStatus) -> u8 {
-    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
 /// Tells a person how far it is.

@@ -7,6 +7,7 @@ mod cgroup;
 pub mod cluster;
 pub mod control_plane;
 pub mod dns;
+pub mod forward;
 pub mod images;
 pub mod machine;
 pub mod network;
@@ -14,5 +15,6 @@ pub mod node;
 pub mod pki;
 pub mod process;
 pub mod scenarios;
+mod turns;
 
 pub use cluster::{Cluster, Options};

@@ -213,15 +213,7 @@ impl Machine {
     /// # Errors
     /// It does not end.
     pub fn kill(&mut self) -> Result<()> {
-        if process::start_time(self.pid) == Some(self.started) {
-            // The number may be another's only if the process ended since the line above, which
-            // takes the kernel a whole round of process numbers.
-            let _ = run(Command::new("kill").args(["-s", "KILL", &self.pid.to_string()]));
-        }
-        let (pid, started) = (self.pid, self.started);
-        let gone = wait_for("a machine's processes to end", Duration::from_secs(60), || {
-            Ok(process::start_time(pid) != Some(started))
-        });
+        let gone = process::kill(self.pid, self.started, &format!("the machine {}", self.name));
         if let Some(mut child) = self.child.take() {
             let _ = child.wait();
         }

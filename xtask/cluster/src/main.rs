@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use netpol_cluster::network::Network;
 use netpol_cluster::node::{self, ProxyMode};
-use netpol_cluster::{Cluster, Options, binaries, cluster, control_plane};
+use netpol_cluster::{Cluster, Options, binaries, cluster, control_plane, forward};
 
 /// A real Kubernetes cluster on this machine, in namespaces of its own.
 #[derive(Parser)]
@@ -42,6 +42,12 @@ enum Action {
     Down,
     /// What runs, which nodes are ready, where the logs are
     Status,
+    /// Write the administrator's kubeconfig for this host, and print where it is
+    Kubeconfig {
+        /// Print the file itself
+        #[arg(long)]
+        print: bool,
+    },
     /// Run kubectl as its administrator
     Kubectl {
         /// kubectl's arguments
@@ -56,6 +62,11 @@ enum Action {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Restart a node as if it lost its power, and wait until it is ready again
+    Restart {
+        /// `node-1`, `node-2`, ...
+        node: String,
+    },
     /// Give every node the images of an archive
     LoadImage {
         /// A tar of one or more images
@@ -63,6 +74,9 @@ enum Action {
     },
     /// Find or build Kubernetes' programs, and print where they are
     Build,
+    /// Forward a port of this host's loopback to the API server
+    #[command(hide = true)]
+    Forward,
 }
 
 fn main() -> ExitCode {
@@ -82,7 +96,22 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             let cluster =
                 Cluster::up_detached(&Options { name, nodes, proxy_mode, network, keep })?;
             println!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
+            println!("export KUBECONFIG={}", cluster.kubeconfig()?.display());
         }
+        Action::Kubeconfig { print } => {
+            let path = open(&name)?.kubeconfig()?;
+            if print {
+                print!("{}", std::fs::read_to_string(path)?);
+            } else {
+                println!("{}", path.display());
+            }
+        }
+        Action::Restart { node } => {
+            let mut cluster = open(&name)?;
+            let index = cluster.nodes().iter().position(|machine| machine.name() == node);
+            cluster.restart_node(index.with_context(|| format!("there is no node {node}"))?)?;
+        }
+        Action::Forward => forward::run(&open(&name)?)?,
         Action::Down => cluster::take_down(&name)?,
         Action::Status => return status(&name),
         Action::Kubectl { arguments } => {

@@ -53,13 +53,16 @@ pub(crate) fn connect_node(
     let (gateway4, gateway6) = addresses::CONTROL;
     let (ipv4, ipv6) = own.node();
     let (pods4, pods6) = own.pods();
-    let pid = node.pid();
-    // A name per process: a node that was restarted may still be going.
+    let (pid, port) = (node.pid(), node.name());
+    // The same as before a restart, as a machine's is: others still know it.
+    let ethernet = format!("02:00:00:00:01:{:02x}", own.0);
+    let remove = control.command("ip").args(["link", "delete", port]).output();
+    remove.context("start nsenter (package util-linux)")?;
     batch(
         control,
         &format!(
-            "link add n{pid} type veth peer name eth0 netns {pid}\n\
-             link set n{pid} master underlay up\n\
+            "link add {port} type veth peer name eth0 address {ethernet} netns {pid}\n\
+             link set {port} master underlay up\n\
              route replace {pods4} via {ipv4}\nroute replace {pods6} via {ipv6}\n"
         ),
     )?;
@@ -69,9 +72,10 @@ pub(crate) fn connect_node(
     );
     if network == Network::BridgeVxlan {
         let (vxlan4, vxlan6) = own.vxlan();
+        let ethernet = format!("02:00:00:00:02:{:02x}", own.0);
         write!(
             lines,
-            "link add vxlan0 mtu 1450 type vxlan id 1 dstport 8472 local {ipv4} dev eth0\n\
+            "link add vxlan0 address {ethernet} mtu 1450 type vxlan id 1 dstport 8472 local {ipv4} dev eth0\n\
              address add {vxlan4}/24 dev vxlan0\naddress add {vxlan6}/64 dev vxlan0 nodad\n\
              link set vxlan0 up\n"
         )?;

@@ -206,7 +206,9 @@ fn kubelet(machine: &Machine, pki: &Authority, settings: Settings<'_>) -> serde_
         "protectKernelDefaults": false,
         "makeIPTablesUtilChains": false,
         "serializeImagePulls": true,
+        // Who waits for a node to be ready again looks for a report that is new.
         "nodeStatusUpdateFrequency": "5s",
+        "nodeStatusReportFrequency": "5s",
         "syncFrequency": "30s",
         "logging": { "verbosity": 1 },
     })

@@ -98,8 +98,18 @@ impl Authority {
         user: &str,
         group: Option<&str>,
         server: &str,
-    ) -> Result<PathBuf> {
+    ) -> Result<()> {
         self.client(name, user, group)?;
+        let text = self.kubeconfig_text(name, server)?;
+        write_secret(&self.file(&format!("{name}.kubeconfig")), &text)
+    }
+
+    /// A kubeconfig for the client whose certificate is `NAME.crt`, by which the API server is
+    /// at `server`.
+    ///
+    /// # Errors
+    /// There is no such client.
+    pub fn kubeconfig_text(&self, name: &str, server: &str) -> Result<String> {
         let data =
             |file: &str| -> Result<String> { Ok(BASE64_STANDARD.encode(read(&self.file(file))?)) };
         let text = serde_json::to_string_pretty(&serde_json::json!({
@@ -109,16 +119,14 @@ impl Authority {
                 "server": server,
                 "certificate-authority-data": data("ca.crt")?,
             }}],
-            "users": [{ "name": user, "user": {
+            "users": [{ "name": name, "user": {
                 "client-certificate-data": data(&format!("{name}.crt"))?,
                 "client-key-data": data(&format!("{name}.key"))?,
             }}],
-            "contexts": [{ "name": "netpol", "context": { "cluster": "netpol", "user": user }}],
+            "contexts": [{ "name": "netpol", "context": { "cluster": "netpol", "user": name }}],
             "current-context": "netpol",
         }))?;
-        let path = self.file(&format!("{name}.kubeconfig"));
-        write_secret(&path, &text)?;
-        Ok(path)
+        Ok(text)
     }
 
     /// Makes a key pair alone, `NAME.key` and `NAME.pub`, unless it exists.
@@ -165,7 +173,8 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
-fn write_secret(path: &Path, text: &str) -> Result<()> {
+/// Writes a file that nobody else may read.
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<()> {
     use std::io::Write as _;
     let mut file = fs::OpenOptions::new()
         .write(true)

@@ -67,3 +67,22 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
+
+/// Kills the process with this number and start time, if it is still that one, and waits until it
+/// is gone.
+pub(crate) fn kill(pid: u32, started: u64, what: &str) -> Result<()> {
+    if start_time(pid) == Some(started) {
+        // The number may be another's only if the process ended since the line above, which takes
+        // the kernel a whole round of process numbers.
+        let _ = run(Command::new("kill").args(["-s", "KILL", &pid.to_string()]));
+    }
+    wait_for(&format!("{what} to end"), Duration::from_secs(60), || {
+        // A child of this process that has ended waits for its parent to ask.
+        Ok(start_time(pid) != Some(started) || is_zombie(pid))
+    })
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('Z'))
+}
