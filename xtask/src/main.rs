@@ -20,6 +20,7 @@ mod cluster;
 mod ebpf;
 mod image;
 mod lines;
+mod manifests;
 mod probe;
 mod run;
 mod setup;
@@ -48,6 +49,8 @@ enum Command {
     BuildAndRun(build_and_run::Args),
     /// A container image of netpol, as an archive for `ctr`, `docker`, `podman` and `skopeo`
     Image(image::Args),
+    /// Write deploy/netpol.yaml anew, from deploy/base
+    Manifests,
     /// Run every test: unit, property, datapath, network namespaces, documentation
     Test(test::Args),
     /// Measure, as ratios within one run
@@ -84,6 +87,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Build(args) => build::command(workspace, &args),
         Command::BuildAndRun(args) => build_and_run::command(workspace, &args),
         Command::Image(args) => image::command(workspace, &args),
+        Command::Manifests => manifests::command(workspace),
         Command::Test(args) => test::command(workspace, &args),
         Command::Bench(args) => bench::command(workspace, &args),
         Command::Cluster(args) => cluster::command(workspace, &args),

@@ -10,6 +10,7 @@ pub mod dns;
 pub mod forward;
 pub mod images;
 pub mod machine;
+pub mod manifests;
 pub mod network;
 pub mod node;
 pub mod pki;
