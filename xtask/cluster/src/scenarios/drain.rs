@@ -12,7 +12,11 @@ use super::tally::Outcome;
 pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let space = lab.space("drain")?;
     let nodes: Vec<&str> = lab.cluster.nodes().iter().map(|node| node.name()).collect();
-    space.apply(&format!("{DENY_ALL}{}{}", allow("client", "server"), service("server", "server", "")))?;
+    space.apply(&format!(
+        "{DENY_ALL}{}{}",
+        allow("client", "server"),
+        service("server", "server", "")
+    ))?;
     let spread = "topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, \
                   whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: server}}}]";
     let server = Pod::new("server")
@@ -26,9 +30,8 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     space.apply(&format!("{}{budget}", server.deployment("server", 4)))?;
     let to = format!("{}:{PORT}", space.cluster_ip("server")?);
     let client = Pod::new("client").on(nodes[0]).argument("--hold").probed();
-    let client = client
-        .flow("ok-tcp", "tcp-connect", &to, 30.0)
-        .flow("ok-udp", "udp-connect", &to, 30.0);
+    let client =
+        client.flow("ok-tcp", "tcp-connect", &to, 30.0).flow("ok-udp", "udp-connect", &to, 30.0);
     let spy = Pod::new("spy").on(nodes[0]).argument("--hold").probed();
     let spy = spy.flow("no-tcp", "tcp-connect", &to, 10.0);
     space.apply(&format!("{}{}", client.pod("client"), spy.pod("spy")))?;
@@ -38,8 +41,14 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     lab.forget_drops();
     space.start_all("app in (client,spy)")?;
     let moved = servers.iter().filter(|pod| pod.node == nodes[1]).count();
-    let drain = ["drain", nodes[1], "--ignore-daemonsets", "--force", "--delete-emptydir-data",
-        "--timeout=300s"];
+    let drain = [
+        "drain",
+        nodes[1],
+        "--ignore-daemonsets",
+        "--force",
+        "--delete-emptydir-data",
+        "--timeout=300s",
+    ];
     let drained = lab.cluster.kubectl(&drain);
     let settled = drained.and_then(|_| space.ready("app=server", 4));
     sleep(Duration::from_secs(3));

@@ -183,7 +183,8 @@ impl Lab {
         let mut others = BTreeMap::<String, u64>::new();
         for (_, dropped) in self.take_drops(outcome) {
             let is_wrong = allowed.iter().any(|&(from, to)| {
-                self.is_between(&dropped, space, from, to) || self.is_between(&dropped, space, to, from)
+                self.is_between(&dropped, space, from, to)
+                    || self.is_between(&dropped, space, to, from)
             });
             if is_wrong {
                 outcome.wrong_drop(&dropped);
@@ -263,7 +264,8 @@ fn agent_of(machine: u32) -> Result<u32> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        let is_here = std::fs::read_link(format!("/proc/{pid}/ns/net")).ok() == Some(network.clone());
+        let is_here =
+            std::fs::read_link(format!("/proc/{pid}/ns/net")).ok() == Some(network.clone());
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = line.split(|byte| *byte == 0);
         let is_netpol = words.next().is_some_and(|program| program.ends_with(b"netpol"));
@@ -397,7 +399,9 @@ impl Space<'_> {
                 pods.iter().map(|pod| scope.spawn(|| self.stop(&pod.name))).collect();
             asked
                 .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .map(|thread| {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
                 .collect()
         });
         let stats = stats?;
@@ -441,7 +445,8 @@ fn view(object: &Value) -> PodView {
 #[must_use]
 pub fn is_ready(pod: &PodView) -> bool {
     let conditions = pod.object["status"]["conditions"].as_array();
-    let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    let is_ready =
+        |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
     pod.object["metadata"]["deletionTimestamp"].is_null()
         && conditions.into_iter().flatten().any(is_ready)
 }

@@ -65,7 +65,8 @@ fn judge(stats: &Stats, edits: &[Edit]) -> Outcome {
             match first {
                 Some(&(at, ..)) => seen = seen.map(|seen: u64| seen.max(at)),
                 None => {
-                    outcome.problem(format!("edit {index} was not in force on {name} a second later"));
+                    outcome
+                        .problem(format!("edit {index} was not in force on {name} a second later"));
                     seen = None;
                 }
             }
@@ -114,7 +115,8 @@ mod tests {
 
     #[test]
     fn the_slowest_node_counts_and_what_never_comes_is_a_problem() {
-        let flow = |runs: &[(u64, bool, u64)]| Flow { sent: 9, runs: runs.to_vec(), ..Flow::default() };
+        let flow =
+            |runs: &[(u64, bool, u64)]| Flow { sent: 9, runs: runs.to_vec(), ..Flow::default() };
         let edit = |began, returned, allows| Edit { began, returned, allows };
         let edits = [edit(1_000, 2_000, false), edit(9_000, 10_000, true)];
         let mut stats = Stats::default();

@@ -42,7 +42,11 @@ const ALL: [Scenario; 11] = [
     Scenario { name: "probes", what: "probes under default deny", run: probes::run },
     Scenario { name: "ports", what: "hostPort, node ports, host network", run: ports::run },
     Scenario { name: "stateful", what: "StatefulSet restarts", run: stateful::run },
-    Scenario { name: "rolling-servers", what: "Deployment replaced under load", run: rolling::servers },
+    Scenario {
+        name: "rolling-servers",
+        what: "Deployment replaced under load",
+        run: rolling::servers,
+    },
     Scenario { name: "rolling-clients", what: "clients replaced", run: rolling::clients },
     Scenario { name: "latency", what: "policy edits under traffic", run: latency::run },
     Scenario { name: "footprint", what: "what agents take", run: footprint::run },

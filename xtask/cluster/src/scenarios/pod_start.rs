@@ -123,7 +123,8 @@ fn judge(lab: &Lab, space: &Space<'_>, count: u32, edits: u32) -> Result<(Outcom
         outcome.server(&stats, &["starter"]);
     }
     for pod in space.pods("app=forbidden")? {
-        leaks.count += space.stats(&pod.name)?.received.values().map(|got| got.messages).sum::<u64>();
+        leaks.count +=
+            space.stats(&pod.name)?.received.values().map(|got| got.messages).sum::<u64>();
     }
     let first = first_packets(lab, &pods, &mut outcome);
     outcome.figure(format!("{} pods, {edits} policy edits meanwhile", pods.len()));

@@ -76,7 +76,15 @@ impl Pod {
 
     /// Sends so many messages, and gives up on each after so many milliseconds.
     #[must_use]
-    pub fn burst(self, name: &str, kind: &str, to: &str, rate: f64, count: u32, timeout: u32) -> Self {
+    pub fn burst(
+        self,
+        name: &str,
+        kind: &str,
+        to: &str,
+        rate: f64,
+        count: u32,
+        timeout: u32,
+    ) -> Self {
         self.argument(&format!(
             "--flow=name={name},kind={kind},to={to},rate={rate},count={count},timeout={timeout}"
         ))
@@ -198,7 +206,8 @@ pub fn service(name: &str, app: &str, more: &str) -> String {
 /// Lets pods with the label `from` reach [`PORT`] of those with the label `to`, at both ends.
 #[must_use]
 pub fn allow(from: &str, to: &str) -> String {
-    let ports = format!("ports: [{{protocol: TCP, port: {PORT}}}, {{protocol: UDP, port: {PORT}}}]");
+    let ports =
+        format!("ports: [{{protocol: TCP, port: {PORT}}}, {{protocol: UDP, port: {PORT}}}]");
     format!(
         "\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {to}-from-{from}}}\n\
          spec:\n  podSelector: {{matchLabels: {{app: {to}}}}}\n  policyTypes: [Ingress]\n  ingress:\n    \

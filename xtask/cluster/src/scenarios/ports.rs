@@ -24,9 +24,11 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let vxlan = NodeAddresses(1).vxlan().0;
     space.apply(&policies(&second.to_string(), &vxlan.to_string()))?;
     space.apply(&node_port_service())?;
-    let server = Pod::new("server").serve().on(nodes[0]).probed().container(&format!(
-        "ports: [{{containerPort: {PORT}, hostPort: {HOST_PORT}}}]"
-    ));
+    let server = Pod::new("server")
+        .serve()
+        .on(nodes[0])
+        .probed()
+        .container(&format!("ports: [{{containerPort: {PORT}, hostPort: {HOST_PORT}}}]"));
     let on_host = Pod::new("onhost")
         .on(nodes[1])
         .field("hostNetwork: true")
@@ -52,9 +54,12 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let caller = Pod::new("caller").on(nodes[0]).argument("--hold").probed();
     let caller = caller.flow("ok-on-host", "tcp-connect", &to_host, 10.0);
     let spy = Pod::new("spy").on(nodes[1]).argument("--hold").probed();
-    let spy = spy
-        .flow("no-direct", "tcp-connect", &direct, 10.0)
-        .flow("no-on-host", "tcp-connect", &to_host, 10.0);
+    let spy = spy.flow("no-direct", "tcp-connect", &direct, 10.0).flow(
+        "no-on-host",
+        "tcp-connect",
+        &to_host,
+        10.0,
+    );
     space.apply(&format!(
         "{}{}{}",
         from_node.pod("hostclient"),
@@ -80,7 +85,8 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
             "exec {program} --once --drain 0 --name outside --http 18083 --last-words /nowhere \
              --flow name={name},kind=tcp-connect,to={to},rate=10,count=20,timeout=1500"
         );
-        let output = crate::process::output(lab.cluster.control().command("sh").args(["-c", &script]))?;
+        let output =
+            crate::process::output(lab.cluster.control().command("sh").args(["-c", &script]))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         outcome.sender(&serde_json::from_str(text.trim())?);
     }

@@ -29,7 +29,8 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
         .iter()
         .map(|node| {
             let spy = Pod::new("spy").on(node.name());
-            let spy = spy.flow("no-health", "tcp-connect", &format!("{target}:{HEALTH_PORT}"), 10.0);
+            let spy =
+                spy.flow("no-health", "tcp-connect", &format!("{target}:{HEALTH_PORT}"), 10.0);
             spy.flow("no-tcp", "tcp-connect", &format!("{target}:{PORT}"), 10.0)
                 .pod(&format!("spy-{}", node.name()))
         })
@@ -71,6 +72,8 @@ fn steadiness(pod: &PodView) -> String {
     let ready = ready.unwrap_or_default();
     format!(
         "{} since {}, {} restarts",
-        ready["status"], ready["lastTransitionTime"], status["containerStatuses"][0]["restartCount"]
+        ready["status"],
+        ready["lastTransitionTime"],
+        status["containerStatuses"][0]["restartCount"]
     )
 }

@@ -13,7 +13,8 @@ use super::tally::Outcome;
 /// that they may not talk to; and pods there send to them all the time.
 pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let space = lab.space("restart")?;
-    let nodes: Vec<String> = lab.cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
+    let nodes: Vec<String> =
+        lab.cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
     space.apply(&format!(
         "{DENY_ALL}{}{}",
         allow("client", "server"),
@@ -28,15 +29,16 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let to = format!("{}:{PORT}", space.cluster_ip("server")?);
     lab.settle()?;
     let server = Pod::new("server").on(&nodes[1]).serve().probed();
-    let server = server
-        .flow("no-out-tcp", "tcp-connect", &forbidden, 50.0)
-        .flow("no-out-udp", "udp-connect", &forbidden, 50.0);
+    let server = server.flow("no-out-tcp", "tcp-connect", &forbidden, 50.0).flow(
+        "no-out-udp",
+        "udp-connect",
+        &forbidden,
+        50.0,
+    );
     let client = Pod::new("client").on(&nodes[0]).argument("--hold").probed();
     let client = client.flow("ok-tcp", "tcp-connect", &to, 20.0);
     let spy = Pod::new("spy").on(&nodes[0]).argument("--hold").probed();
-    let spy = spy
-        .flow("no-tcp", "tcp-connect", &to, 50.0)
-        .flow("no-udp", "udp-connect", &to, 50.0);
+    let spy = spy.flow("no-tcp", "tcp-connect", &to, 50.0).flow("no-udp", "udp-connect", &to, 50.0);
     let servers: String = (0..3).map(|index| server.pod(&format!("server-{index}"))).collect();
     space.apply(&format!("{servers}{}{}", client.pod("client"), spy.pod("spy")))?;
     let before = space.ready("app=server", 3)?;

@@ -37,9 +37,12 @@ fn replace_servers(
     let mut clients = String::new();
     for node in lab.cluster.nodes() {
         let client = Pod::new("client").on(node.name()).argument("--hold").probed();
-        let client = client
-            .flow("ok-tcp", "tcp-connect", &to, 20.0)
-            .flow("ok-udp", "udp-connect", &to, 20.0);
+        let client = client.flow("ok-tcp", "tcp-connect", &to, 20.0).flow(
+            "ok-udp",
+            "udp-connect",
+            &to,
+            20.0,
+        );
         clients += &client.pod(&format!("client-{}", node.name()));
         let spy = Pod::new("spy").on(node.name()).argument("--hold").probed();
         let prefix = if is_isolated { "no" } else { "ok" };

@@ -67,9 +67,11 @@ fn replace_agents(lab: &Lab) -> Result<()> {
     lab.agents_ready()?;
     for old in lab.agents()? {
         run_program(std::process::Command::new("kill").args(["-s", "KILL", &old.to_string()]))?;
-        wait_for("the agent to end", PATIENCE, || {
-            Ok(!Path::new(&format!("/proc/{old}")).exists())
-        })?;
+        wait_for(
+            "the agent to end",
+            PATIENCE,
+            || Ok(!Path::new(&format!("/proc/{old}")).exists()),
+        )?;
     }
     wait_for("other agents", PATIENCE, || Ok(lab.agents().is_ok()))?;
     lab.settle()?;
