@@ -24,6 +24,8 @@ pub mod agent;
 
 pub mod observe;
 
+pub mod cni;
+
 pub mod playground;
 
 pub mod cli;

@@ -10,12 +10,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::numbers::{Key, Numbers};
-use super::options::Options;
+use super::options::{Options, Report};
+use super::sandboxes::Sandboxes;
 use super::serve::{Asked, Published, Wait};
 use super::state::{
     DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path,
 };
-use super::{answers, capacity, files, journal, view};
+use super::{answers, capacity, files, journal, sandbox, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
 use crate::datapath::{Datapath, DatapathError, EndpointFailure, NumbersInMaps};
@@ -23,6 +24,8 @@ use crate::endpoint::{Endpoint, Finding, Snapshot, Watcher, match_pods};
 use crate::model::{Change, ObjectName, Pod};
 use crate::observe::metrics::AgentCounters;
 use crate::source::{Event, Handle};
+
+mod admission;
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
@@ -82,6 +85,11 @@ pub struct Core {
     passed: Vec<Wait>,
     patience: Option<Instant>,
     answers: Vec<Wait>,
+
+    /// What the container runtime has told of.
+    sandboxes: Sandboxes,
+    admissions: admission::Admissions,
+    installation: Report,
 }
 
 impl Core {
@@ -143,12 +151,21 @@ impl Core {
             passed: Vec::new(),
             patience: None,
             answers: Vec::new(),
+            sandboxes: Sandboxes::new(sandbox::read_all(&options.run_dir)),
+            admissions: admission::Admissions::default(),
+            installation: Report::default(),
         }
     }
 
     /// Something that `netpol status` should say for as long as the agent runs.
     pub fn add_note(&mut self, note: Option<String>) {
         self.notes.extend(note);
+    }
+
+    /// The same about the CNI plugin, until there is something else to say.
+    pub fn note_installation(&mut self, report: Report) {
+        self.installation = report;
+        self.is_dirty = true;
     }
 
     // === Events ===
@@ -178,8 +195,9 @@ impl Core {
         }
         let begun = StdInstant::now();
         let mut is_local = false;
-        for change in changes {
+        for mut change in changes {
             is_local |= self.note_local(&change);
+            self.amend(&mut change);
             let plan = self.compiler.apply(change);
             self.carry_out(&plan);
         }
@@ -215,10 +233,12 @@ impl Core {
     /// Everything that existed has been read: only now may anything be removed.
     fn handle_synced(&mut self) {
         let begun = StdInstant::now();
-        let backlog = std::mem::take(&mut self.backlog);
+        let mut backlog = std::mem::take(&mut self.backlog);
         self.note_node();
-        for change in &backlog {
+        self.sandboxes.find_interfaces(&self.snapshot.interfaces);
+        for change in &mut backlog {
             self.note_local(change);
+            self.amend(change);
         }
         // The tables are reconciled as a whole below.
         let _plan = self.compiler.apply_all(backlog);
@@ -244,6 +264,7 @@ impl Core {
         self.snapshot = snapshot;
         self.is_dirty = true;
         self.note_node();
+        self.note_interfaces();
         if self.is_synced {
             self.rematch();
         }
@@ -307,7 +328,9 @@ impl Core {
         let pods = self.local_pods.iter().filter_map(|id| cluster.pod(id));
         let remembered = std::mem::take(&mut self.remembered);
         let previous = if remembered.is_empty() { &self.endpoints } else { &remembered };
-        let matching = match_pods(&self.snapshot.interfaces, pods, &self.node_name, previous);
+        let claims = self.sandboxes.claims(cluster);
+        let interfaces = &self.snapshot.interfaces;
+        let matching = match_pods(interfaces, pods, &self.node_name, previous, &claims);
         self.watcher.report(&matching);
         self.findings = matching.findings;
         if matching.endpoints != self.endpoints {
@@ -464,6 +487,7 @@ impl Core {
         }
         self.make_room();
         self.note_evictions();
+        self.prune_sandboxes();
     }
 
     /// Frees what nothing refers to any more, for what did not fit.
@@ -497,12 +521,13 @@ impl Core {
 
     /// Whether a wait's patience may be over at [`Self::next_deadline`].
     pub fn has_deadline(&self) -> bool {
-        self.patience.is_some()
+        self.patience.is_some() || self.admissions.deadline().is_some()
     }
 
     /// When to call [`Self::deadline`].
     pub fn next_deadline(&self) -> Instant {
-        self.patience.unwrap_or_else(Instant::now)
+        let deadlines = self.patience.into_iter().chain(self.admissions.deadline());
+        deadlines.min().unwrap_or_else(Instant::now)
     }
 
     /// A deadline has passed.
@@ -517,7 +542,7 @@ impl Core {
 
     /// Whether waits can be answered once the state is published.
     pub fn has_answers(&self) -> bool {
-        !self.answers.is_empty()
+        !self.answers.is_empty() || self.admissions.has_answers()
     }
 
     /// Answers them.
@@ -526,6 +551,7 @@ impl Core {
             // Who asked may have given up.
             let _ = wait.done.send(());
         }
+        self.admissions.answer();
     }
 
     /// Writes down new numbers before they are used, together with those still in the maps, so
@@ -648,6 +674,12 @@ impl Core {
             .collect();
         let mut notes = self.notes.clone();
         notes.extend(self.snapshot.problems.iter().cloned());
+        notes.extend(self.unconfirmed());
+        notes.extend(self.installation.note.clone());
+        errors.extend(self.installation.problem.iter().map(|problem| ObjectError {
+            object: "CNI plugin".to_owned(),
+            message: problem.clone(),
+        }));
         for finding in &self.findings {
             match finding {
                 Finding::PodWithoutInterface { pod, .. }

@@ -11,6 +11,8 @@ pub mod journal;
 mod numbers;
 pub mod options;
 pub mod questions;
+pub mod sandbox;
+mod sandboxes;
 mod serve;
 pub mod state;
 mod view;
@@ -23,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-pub use options::Options;
+pub use options::{Installer, Options, Report};
 
 use self::core::Core;
 use crate::datapath::{Datapath, LoadOptions, Pins};
@@ -38,21 +40,22 @@ const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Least pause between two writings of the state file.
 const PUBLISH: Duration = Duration::from_millis(50);
 
-/// Runs the agent until SIGTERM or SIGINT. What it put in force stays in force.
-pub fn run(options: Options) -> Result<()> {
+/// Runs the agent until SIGTERM or SIGINT. What it put in force stays in force. `installer` is
+/// called when new pods can be told of.
+pub fn run(options: Options, installer: Option<Installer>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("netpol")
         .enable_all()
         .build()
         .context("start the tokio runtime")?;
-    let result = runtime.block_on(run_async(options));
+    let result = runtime.block_on(run_async(options, installer));
     // A watcher may be in a blocking read; it holds nothing that needs an orderly end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn run_async(options: Options) -> Result<()> {
+async fn run_async(options: Options, installer: Option<Installer>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let _lock = files::prepare_run_dir(&options.run_dir)?;
@@ -93,9 +96,15 @@ async fn run_async(options: Options) -> Result<()> {
     let (state_tx, state_rx) = watch::channel(Arc::new(core.published()));
     let (waits_tx, mut waits) = mpsc::channel(16);
     let (asked_tx, mut asked) = mpsc::channel(16);
-    let (mut failed, note) = serve::start(&options, &pins, state_rx, waits_tx, asked_tx)?;
+    let (told_tx, mut told) = mpsc::channel(64);
+    let askers = serve::Askers { waits: waits_tx, asked: asked_tx, told: told_tx };
+    let (mut failed, note) = serve::start(&options, &pins, state_rx, askers)?;
     core.add_note(note);
     core.write_state(&state_tx);
+    let mut reports = match installer {
+        Some(install) => Some(install().context("start installing the CNI plugin")?),
+        None => None,
+    };
 
     let mut housekeeping = interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,8 +124,10 @@ async fn run_async(options: Options) -> Result<()> {
                 core.handle_snapshot(snapshot);
             }
             Some(wait) = waits.recv() => core.handle_wait(wait),
+            Some(told) = told.recv() => core.handle_told(told),
             Some(asked) = asked.recv() => core.handle_question(asked),
             Some(error) = failed.recv() => return Err(error),
+            report = next_report(&mut reports) => core.note_installation(report),
             _ = housekeeping.tick() => core.housekeeping(),
             () = sleep_until(core.next_deadline()), if core.has_deadline() => core.deadline(),
             () = sleep_until(next_publish), if core.is_dirty() => {
@@ -124,6 +135,7 @@ async fn run_async(options: Options) -> Result<()> {
                 next_publish = Instant::now() + PUBLISH;
             }
         }
+        core.settle_admissions();
         if core.has_answers() {
             core.write_state(&state_tx);
             core.answer();
@@ -132,6 +144,17 @@ async fn run_async(options: Options) -> Result<()> {
     tracing::info!("stopping; what is in force stays in force");
     core.stop(&state_tx);
     Ok(())
+}
+
+/// The next thing that there is to say about the installation of the CNI plugin.
+async fn next_report(reports: &mut Option<watch::Receiver<Report>>) -> Report {
+    if let Some(receiver) = reports {
+        if receiver.changed().await.is_ok() {
+            return receiver.borrow_and_update().clone();
+        }
+        *reports = None;
+    }
+    std::future::pending().await
 }
 
 async fn start_source(

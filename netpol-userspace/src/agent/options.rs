@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use tokio::sync::watch;
+
 use crate::datapath::{AttachMode, Limits};
 
 /// What `netpol agent` runs with.
@@ -36,4 +38,16 @@ pub struct Options {
     pub limits: Limits,
     /// Show the programs' debug lines.
     pub datapath_log: bool,
+}
+
+/// Starts whatever keeps the CNI plugin installed.
+pub type Installer = Box<dyn FnOnce() -> std::io::Result<watch::Receiver<Report>> + Send>;
+
+/// What there is to say about the installation of the CNI plugin, for `netpol status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What keeps it from being installed.
+    pub problem: Option<String>,
+    /// What is waited for.
+    pub note: Option<String>,
 }

@@ -15,9 +15,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::options::Options;
 use super::questions::Question;
+use super::sandbox::{Answer, Told};
 use super::state::{State, socket_path};
 use crate::datapath::{Maps, Pins};
 use crate::observe::metrics::{self, AgentCounters};
@@ -36,12 +38,32 @@ pub struct Asked {
     pub done: oneshot::Sender<Value>,
 }
 
+/// Something that the CNI plugin tells.
+pub struct FromPlugin {
+    /// What.
+    pub told: Told,
+    /// Until when an answer is of use.
+    pub deadline: Instant,
+    /// Where the answer goes.
+    pub done: oneshot::Sender<Answer>,
+}
+
+/// Where the agent takes requests.
+#[derive(Clone)]
+pub struct Askers {
+    /// Waits.
+    pub waits: mpsc::Sender<Wait>,
+    /// Questions.
+    pub asked: mpsc::Sender<Asked>,
+    /// The plugin.
+    pub told: mpsc::Sender<FromPlugin>,
+}
+
 /// What handlers see.
 #[derive(Clone)]
 struct Context {
     state: watch::Receiver<Arc<Published>>,
-    waits: mpsc::Sender<Wait>,
-    asked: mpsc::Sender<Asked>,
+    askers: Askers,
     maps: Arc<Maps>,
 }
 
@@ -59,11 +81,10 @@ pub fn start(
     options: &Options,
     pins: &Pins,
     state: watch::Receiver<Arc<Published>>,
-    waits: mpsc::Sender<Wait>,
-    asked: mpsc::Sender<Asked>,
+    askers: Askers,
 ) -> Result<(mpsc::Receiver<anyhow::Error>, Option<String>)> {
     let (failed_tx, failed) = mpsc::channel(2);
-    let context = Context { state, waits, asked, maps: Arc::new(Maps::open(pins, false)?) };
+    let context = Context { state, askers, maps: Arc::new(Maps::open(pins, false)?) };
 
     let path = socket_path(&options.run_dir);
     let socket =
@@ -73,6 +94,7 @@ pub fn start(
         .route("/state", get(whole_state))
         .route("/wait", post(wait))
         .route("/ask", post(ask))
+        .route("/cni", post(cni))
         .with_state(context.clone());
     let failed_control = failed_tx.clone();
     tokio::spawn(async move {
@@ -145,7 +167,7 @@ fn default_timeout() -> u64 {
 async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) -> Response {
     let (done, answered) = oneshot::channel();
     let is_in_force = async {
-        context.waits.send(Wait { done }).await.ok()?;
+        context.askers.waits.send(Wait { done }).await.ok()?;
         answered.await.ok()
     };
     let limit = Duration::from_millis(query.timeout_ms);
@@ -159,7 +181,23 @@ async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) 
 
 async fn ask(Shared(context): Shared<Context>, Json(question): Json<Question>) -> Response {
     let (done, answered) = oneshot::channel();
-    if context.asked.send(Asked { question, done }).await.is_err() {
+    if context.askers.asked.send(Asked { question, done }).await.is_err() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    match answered.await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(_ending) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn cni(
+    Shared(context): Shared<Context>,
+    Query(query): Query<WaitQuery>,
+    Json(told): Json<Told>,
+) -> Response {
+    let (done, answered) = oneshot::channel();
+    let deadline = Instant::now() + Duration::from_millis(query.timeout_ms);
+    if context.askers.told.send(FromPlugin { told, deadline, done }).await.is_err() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     match answered.await {

@@ -5,7 +5,8 @@
 //! The socket speaks HTTP/1.1: `GET /status` and `GET /state` answer at once with [`Status`] and
 //! [`State`]; `POST /wait?timeout_ms=N` answers with [`Status`] when everything written before
 //! the request is in force, or with status 504 and [`Status`] when time is up; `POST /ask` answers
-//! a [`super::questions::Question`].
+//! a [`super::questions::Question`], `POST /cni?timeout_ms=N` what the CNI plugin tells
+//! ([`super::sandbox::Told`]).
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::compile::ids::Ids;
 
 /// Version of [`State`]; a file of another version is not read.
 pub const VERSION: u32 = 1;
+
+/// Directory of the state file and the socket, unless another one is given.
+pub const RUN_DIR: &str = "/run/netpol";
 
 /// Path of the state file.
 pub fn state_path(run_dir: &Path) -> PathBuf {

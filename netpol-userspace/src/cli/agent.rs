@@ -8,8 +8,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use super::cni::{BIN_DIR, entry};
 use super::places::{BPFFS, RUN_DIR};
-use crate::agent::{self, Options};
+use crate::agent::{self, Installer, Options};
+use crate::cni::install::Places;
+use crate::cni::{OnUnreachable, upkeep};
 use crate::datapath::{AttachMode, Limits};
 
 /// Enforce NetworkPolicies on this node until told to stop
@@ -75,6 +78,18 @@ pub struct AgentArgs {
     /// The bit of a packet's mark that netpol may use on this node, as a number with this bit set
     #[arg(long, env = "NETPOL_MARK_BIT", value_name = "BIT", default_value = "0x1000", value_parser = mark_bit)]
     pub mark_bit: u32,
+
+    /// Install the CNI plugin into the network configuration in this directory, and keep it there
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// Directory that the CNI plugin is copied to
+    #[arg(long, value_name = "DIR", default_value = BIN_DIR, requires = "cni_conf_dir")]
+    pub cni_bin_dir: PathBuf,
+
+    /// What the CNI plugin does with a new pod if no agent confirms that its policies are in force
+    #[arg(long, value_enum, default_value = "fail", requires = "cni_conf_dir")]
+    pub cni_on_unreachable: OnUnreachable,
 
     /// Form of the log
     #[arg(long, env = "NETPOL_LOG_FORMAT", value_enum, default_value = "text")]
@@ -167,9 +182,18 @@ impl AgentArgs {
 /// Runs the agent until it is told to stop.
 pub fn run(args: AgentArgs) -> Result<bool> {
     start_log(args.log_format)?;
+    let installer = installer(&args)?;
     let options = args.options()?;
-    agent::run(options)?;
+    agent::run(options, installer)?;
     Ok(true)
+}
+
+/// What keeps the CNI plugin installed, if that is wanted.
+fn installer(args: &AgentArgs) -> Result<Option<Installer>> {
+    let Some(conf_dir) = args.cni_conf_dir.clone() else { return Ok(None) };
+    let places = Places { conf_dir, bin_dir: args.cni_bin_dir.clone() };
+    let entry = entry(&args.run_dir, args.cni_on_unreachable)?;
+    Ok(Some(Box::new(move || upkeep::start(places, entry))))
 }
 
 fn start_log(format: LogFormat) -> Result<()> {

@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 mod agent;
 pub mod check;
 mod cleanup;
+mod cni;
 mod completions;
 mod endpoints;
 mod error;
@@ -80,6 +81,7 @@ Examples:
         output: output::TextFormat,
     },
     Cleanup(cleanup::Args),
+    Cni(cni::Args),
     /// Try policies on real packets, without a cluster
     ///
     /// Makes each pod of the manifests a network namespace with a server on each declared port,
@@ -96,6 +98,9 @@ Examples:
 
 /// Parses the command line, runs the command and tells the outcome.
 pub fn main() -> ExitCode {
+    if crate::cni::is_call() {
+        return crate::cni::main();
+    }
     let result = run(Cli::parse().command);
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -133,6 +138,7 @@ fn run(command: Command) -> Result<bool> {
                 .map(|has_refusals| !has_refusals)
         }
         Command::Cleanup(args) => cleanup::run(&args, &mut out),
+        Command::Cni(args) => cni::run(&args, &mut out),
         Command::Completions(args) => completions::run(&args, &mut out),
     };
     // What was written before an error is still true.

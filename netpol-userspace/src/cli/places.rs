@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use super::output::note;
+pub use crate::agent::state::RUN_DIR;
 use crate::agent::state::{State, state_path};
 use crate::datapath::{Maps, Pins};
 use crate::observe::names::Names;
@@ -13,8 +14,6 @@ use crate::observe::node::Node;
 
 /// Default directory of the pins.
 pub const BPFFS: &str = "/sys/fs/bpf/netpol";
-/// Default directory of the state file and the socket.
-pub const RUN_DIR: &str = "/run/netpol";
 
 /// The directories of the agent that is asked about.
 #[derive(Debug, Clone, Args)]

@@ -188,6 +188,11 @@ impl Compiler {
         &self.cluster
     }
 
+    /// Whether any policy isolates this pod in any direction.
+    pub fn is_isolated(&self, pod: &Pod) -> bool {
+        Direction::BOTH.into_iter().any(|d| isolating(&self.cluster, pod, d).next().is_some())
+    }
+
     /// The numbers in use, for [`Compiler::adopt`] of the next run.
     pub fn export_ids(&self) -> Ids {
         let Engine { atoms, sets, classes, .. } = &self.engine;

@@ -4,8 +4,9 @@
 //! interfaces with it (Multus). A namespace once matched stays with its pod for as long as that
 //! pod exists with the same addresses, whatever addresses the interfaces have meanwhile: a pod
 //! that may configure its interfaces must not become another pod by taking its address, and a pod
-//! whose address flaps must not lose its policies. Never leaves an interface unmatched that has
-//! an address of a pod of this node.
+//! whose address flaps must not lose its policies. What the container runtime has said of a
+//! namespace ([`Claim`]) goes before all of that, and outlives the pod's object. Never leaves an
+//! interface unmatched that has an address of a pod of this node.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,17 @@ pub struct Endpoint {
     /// Other addresses the pod may rightly send from on this interface: its link-local ones and,
     /// on a further interface that has none of the pod's addresses, those that no pod claims.
     pub other_addresses: Vec<IpAddr>,
+}
+
+/// The container runtime has said whose a namespace is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The namespace, as [`Interface::nsid`].
+    pub nsid: i32,
+    /// The pod.
+    pub pod: ObjectName,
+    /// The pod's uid.
+    pub uid: Str,
 }
 
 /// Something that does not fit together.
@@ -140,6 +152,7 @@ pub fn match_pods<'a>(
     pods: impl IntoIterator<Item = &'a Pod>,
     node_name: &str,
     previous: &[Endpoint],
+    claims: &[Claim],
 ) -> Matching {
     let is_local = |pod: &&Pod| pod.node.as_deref().is_none_or(|node| node == node_name);
     let mut pods: Vec<&Pod> =
@@ -149,7 +162,7 @@ pub fn match_pods<'a>(
     let mut matcher = Matcher { pods, ..Matcher::default() };
     matcher.settle_claims();
     matcher.find_carriers(interfaces);
-    matcher.assign(interfaces, previous);
+    matcher.assign(interfaces, previous, claims);
     matcher.finish(interfaces, node_name)
 }
 
@@ -175,6 +188,9 @@ struct Matcher<'a> {
     carried: BTreeMap<i32, BTreeSet<PodIdx>>,
     /// The pod each namespace belongs to.
     assigned: BTreeMap<i32, PodIdx>,
+    /// Endpoints of pods without an object that are known to be there, by their incarnations: they
+    /// stay as they were.
+    kept: BTreeMap<u64, Endpoint>,
     findings: BTreeSet<Finding>,
 }
 
@@ -220,7 +236,7 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    fn assign(&mut self, interfaces: &[Interface], previous: &[Endpoint]) {
+    fn assign(&mut self, interfaces: &[Interface], previous: &[Endpoint], claims: &[Claim]) {
         let by_uid: BTreeMap<&str, PodIdx> =
             self.pods.iter().enumerate().map(|(pod_idx, pod)| (&*pod.uid, pod_idx)).collect();
         let incarnations: BTreeMap<u64, i32> =
@@ -234,7 +250,23 @@ impl<'a> Matcher<'a> {
                 self.assigned.insert(nsid, pod_idx);
             }
         }
-        for (&nsid, pods) in &self.carried {
+        let mut without_object = BTreeSet::new();
+        for claim in claims {
+            match by_uid.get(&*claim.uid).filter(|idx| self.pods[**idx].id == claim.pod) {
+                Some(&pod_idx) => drop(self.assigned.insert(claim.nsid, pod_idx)),
+                None => drop(without_object.insert((claim.nsid, &*claim.uid))),
+            }
+        }
+        for endpoint in previous {
+            if let Some(&nsid) = incarnations.get(&endpoint.incarnation)
+                && without_object.contains(&(nsid, &*endpoint.uid))
+            {
+                self.assigned.remove(&nsid);
+                self.kept.insert(endpoint.incarnation, endpoint.clone());
+            }
+        }
+        let kept: BTreeSet<i32> = without_object.iter().map(|(nsid, _)| *nsid).collect();
+        for (&nsid, pods) in self.carried.iter().filter(|(nsid, _)| !kept.contains(nsid)) {
             // With addresses of several pods it is that of the pod that is nowhere else.
             let is_elsewhere = |pod_idx: &PodIdx| self.carriers[pod_idx].len() > 1;
             let best = pods.iter().min_by_key(|pod_idx| (is_elsewhere(pod_idx), **pod_idx));
@@ -249,6 +281,8 @@ impl<'a> Matcher<'a> {
         for interface in interfaces {
             if let Some(&pod_idx) = self.assigned.get(&interface.nsid) {
                 endpoints.push(self.endpoint(interface, pod_idx));
+            } else if let Some(endpoint) = self.kept.get(&interface.incarnation) {
+                endpoints.push(Endpoint { interface: interface.name.clone(), ..endpoint.clone() });
             } else {
                 self.findings.insert(Finding::InterfaceWithoutPod {
                     ifindex: interface.ifindex,

@@ -20,7 +20,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use matching::{Endpoint, Finding, Matching, match_pods};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
+
+pub use matching::{Claim, Endpoint, Finding, Matching, match_pods};
 pub use watch::{Options, Watcher};
 
 use crate::netns::{Netns, NetnsId};
@@ -71,6 +74,23 @@ impl PodNetns {
             format!("{} leads to {} and no longer to {}", self.path.display(), netns.id(), self.id);
         Err(io::Error::new(io::ErrorKind::NotFound, message))
     }
+}
+
+/// The index of the interface `name` of a namespace and that of its other end, if it is a veth or
+/// netkit device with its other end in another namespace. An interface that does not exist is an
+/// error of kind `NotFound`.
+pub fn pair_in(netns: &Netns, name: &str) -> io::Result<Option<(u32, u32)>> {
+    let look = || -> io::Result<_> {
+        let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        name_to_index(&any, name).map_err(|_| {
+            let message = format!("there is no interface {name} in it");
+            io::Error::new(io::ErrorKind::NotFound, message)
+        })?;
+        netlink::Rtnl::open()?.links()
+    };
+    let links = netns.run(look)??;
+    let link = links.pods.into_iter().find(|link| link.name == name);
+    Ok(link.map(|link| (link.ifindex, link.peer_ifindex)))
 }
 
 /// An interface by which packets can leave this network namespace: any but loopback, and but the

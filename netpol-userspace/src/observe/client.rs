@@ -1,4 +1,5 @@
-//! Asks the running agent through its socket. Must never change anything.
+//! Asks the running agent through its socket. Must never change anything, but that the CNI plugin
+//! tells the agent what the container runtime does.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::names::Names;
 use crate::agent::questions::{End, Owner, Question};
+use crate::agent::sandbox::{Answer, Told};
 use crate::agent::state::{Status, socket_path};
 
 /// How long an agent may take to answer what needs no waiting.
@@ -140,6 +142,53 @@ async fn wait_once(socket: &Path, left: Duration) -> Result<Option<Waited>> {
             Ok(Some(Waited::TimeIsUp(Some(status(code, &bytes)?))))
         }
         Ok((code, _)) => bail!("{}: it answered {code}", agent_at(socket)),
+        Err(error) if error.downcast_ref::<hyper::Error>().is_some() => Ok(None),
+        Err(error) => Err(error.context(agent_at(socket))),
+    }
+}
+
+/// Tells the agent what the container runtime does, and waits for its answer so long at most. An
+/// agent that starts, or starts again, meanwhile is told too, if there is time to wait for it.
+pub fn tell(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> Result<Answer> {
+    let socket = socket_path(run_dir);
+    let begun = Instant::now();
+    let body = serde_json::to_vec(told)?;
+    block_on(async {
+        loop {
+            let left = limit.saturating_sub(begun.elapsed());
+            if let Some(answer) = tell_once(&socket, &body, left).await? {
+                return Ok(answer);
+            }
+            if !is_patient || begun.elapsed() >= limit {
+                bail!("no agent listens at {}", socket.display());
+            }
+            sleep(RETRY.min(limit.saturating_sub(begun.elapsed()))).await;
+        }
+    })
+}
+
+/// `None` if no agent listens, or it ended before it answered.
+async fn tell_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
+    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
+    // It shall have time to say what is missing.
+    let path = format!("/cni?timeout_ms={}", left.mul_f32(0.9).as_millis());
+    let exchange = exchange(stream, Method::POST, &path, body.to_vec());
+    let Ok(exchanged) = timeout(left, exchange).await else {
+        bail!(
+            "the agent at {} did not answer within {} s",
+            socket.display(),
+            left.as_secs_f32().ceil()
+        );
+    };
+    match exchanged {
+        Ok((code @ StatusCode::OK, bytes)) => {
+            Ok(Some(parse(code, &bytes).with_context(|| agent_at(socket))?))
+        }
+        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Ok(None),
+        Ok((code, _)) => bail!(
+            "{}: it answered {code}; is it of the same version as the plugin?",
+            agent_at(socket)
+        ),
         Err(error) if error.downcast_ref::<hyper::Error>().is_some() => Ok(None),
         Err(error) => Err(error.context(agent_at(socket))),
     }

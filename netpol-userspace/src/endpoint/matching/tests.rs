@@ -39,7 +39,7 @@ fn pod(name: &str, list: &str) -> Pod {
 }
 
 fn matched(interfaces: &[Interface], pods: &[Pod], previous: &[Endpoint]) -> Matching {
-    match_pods(interfaces, pods, "here", previous)
+    match_pods(interfaces, pods, "here", previous, &[])
 }
 
 /// `v1=pod` for each endpoint, `!` and its kind for each finding.

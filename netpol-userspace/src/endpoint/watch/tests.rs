@@ -91,7 +91,7 @@ fn an_interface_without_a_pod_is_read_again() {
     connect(&node, "v1", &pod, &["10.1.0.5/32"]);
     let watcher = spawn(&lab, &node, Only::Nothing, NEVER);
     let snapshot = wait_for(&watcher, "v1", |s| is_complete(s, "v1", &["10.1.0.5"]));
-    let matching = crate::endpoint::match_pods(&snapshot.interfaces, [], "node", &[]);
+    let matching = crate::endpoint::match_pods(&snapshot.interfaces, [], "node", &[], &[]);
     watcher.report(&matching);
     ip_in(&pod, "address add 10.1.0.6/32 dev eth0\n");
     wait_for(&watcher, "its second address", |s| is_complete(s, "v1", &["10.1.0.5", "10.1.0.6"]));

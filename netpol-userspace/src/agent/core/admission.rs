@@ -1,0 +1,255 @@
+//! What the CNI plugin tells the agent, and when a new pod may start: when its Pod object is known
+//! and everything known of it is in force. Must never admit on hope; what is not in force when the
+//! plugin's time is up is refused with the reason.
+
+use std::time::Instant as StdInstant;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Core;
+use crate::agent::numbers::Key;
+use crate::agent::sandbox::{self, Answer, Attachment, Sandbox, Told};
+use crate::agent::sandboxes::Standing;
+use crate::agent::serve::FromPlugin;
+use crate::endpoint::Endpoint;
+use crate::model::{Change, Pod};
+
+/// Pods that wait to be admitted.
+#[derive(Debug, Default)]
+pub(super) struct Admissions {
+    waiting: Vec<Waiting>,
+    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// For this one to be in force, or for any to be possible.
+    attachment: Option<Attachment>,
+    deadline: Instant,
+    done: oneshot::Sender<Answer>,
+}
+
+impl Admissions {
+    /// When the first of those that wait has waited long enough.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.waiting.iter().map(|waiting| waiting.deadline).min()
+    }
+
+    /// Whether there is something for [`Self::answer`].
+    pub(super) fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Sends the answers.
+    pub(super) fn answer(&mut self) {
+        for (done, answer) in self.answers.drain(..) {
+            // Who asked may have given up.
+            let _ = done.send(answer);
+        }
+    }
+
+    fn reply(&mut self, done: oneshot::Sender<Answer>, outcome: Result<(), String>) {
+        let is_done = outcome.is_ok();
+        self.answers.push((done, Answer { is_done, message: outcome.err().unwrap_or_default() }));
+    }
+}
+
+impl Core {
+    /// The plugin tells or asks something.
+    pub fn handle_told(&mut self, FromPlugin { told, deadline, done }: FromPlugin) {
+        match told {
+            Told::Added { sandbox } => {
+                let attachment = sandbox.attachment();
+                tracing::debug!(pod = %sandbox.name(), container = sandbox.container, "told of");
+                self.sandboxes.add(*sandbox);
+                self.note_interfaces();
+                if self.sandboxes.standing(&attachment) == Standing::NoInterface {
+                    self.watcher.rescan();
+                }
+                self.note_sandboxes();
+                self.wait(Some(attachment), deadline, done);
+            }
+            Told::Check { attachment } => self.wait(Some(attachment), deadline, done),
+            Told::Ready => self.wait(None, deadline, done),
+            Told::Over { attachment } => {
+                self.end_sandboxes(&[attachment]);
+                self.admissions.reply(done, Ok(()));
+            }
+            Told::Valid { attachments } => {
+                let over = self.sandboxes.not_among(&attachments);
+                self.end_sandboxes(&over);
+                self.admissions.reply(done, Ok(()));
+            }
+        }
+    }
+
+    fn wait(
+        &mut self,
+        attachment: Option<Attachment>,
+        deadline: Instant,
+        done: oneshot::Sender<Answer>,
+    ) {
+        self.admissions.waiting.push(Waiting { attachment, deadline, done });
+    }
+
+    fn end_sandboxes(&mut self, attachments: &[Attachment]) {
+        for attachment in attachments {
+            self.sandboxes.end(attachment);
+        }
+        if !attachments.is_empty() {
+            self.note_sandboxes();
+            self.prune_sandboxes();
+        }
+    }
+
+    /// The sandboxes are others than before: so may be pods' addresses, and whose interfaces are.
+    fn note_sandboxes(&mut self) {
+        if !self.is_synced {
+            return;
+        }
+        let begun = StdInstant::now();
+        for pod in self.sandboxes.outdated(self.compiler.cluster()) {
+            let plan = self.compiler.apply(Change::Pod(pod));
+            self.carry_out(&plan);
+        }
+        self.rematch();
+        self.counters.record_apply(begun.elapsed());
+    }
+
+    /// The interfaces are others than before, or the sandboxes.
+    pub(super) fn note_interfaces(&mut self) {
+        if self.sandboxes.find_interfaces(&self.snapshot.interfaces) {
+            self.note_sandboxes();
+        }
+    }
+
+    /// Gives a pod of a change the addresses that it has in truth.
+    pub(super) fn amend(&mut self, change: &mut Change) {
+        match change {
+            Change::Pod(pod) => self.sandboxes.amend(pod),
+            Change::PodGone(id, uid) => {
+                let pod = self.compiler.cluster().pod(id);
+                // The late delete of a predecessor is none.
+                if pod.is_none_or(|pod| uid.as_ref().is_none_or(|uid| *uid == pod.uid)) {
+                    self.sandboxes.forget_pod(id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets sandboxes without further consequences, and their files.
+    pub(super) fn prune_sandboxes(&mut self) {
+        if !self.is_synced {
+            return;
+        }
+        for attachment in self.sandboxes.prune(self.compiler.cluster()) {
+            if let Err(error) = sandbox::remove(&self.run_dir, &attachment) {
+                tracing::warn!(container = attachment.container, %error, "cannot remove its file");
+            }
+        }
+    }
+
+    /// Answers those whose pods are in force, and those whose time is up.
+    pub fn settle_admissions(&mut self) {
+        let now = Instant::now();
+        for waiting in std::mem::take(&mut self.admissions.waiting) {
+            let outcome = match &waiting.attachment {
+                Some(attachment) => self.is_admissible(attachment),
+                None => self.is_able(),
+            };
+            match outcome {
+                Err(why) if now >= waiting.deadline => {
+                    tracing::warn!(why, "cannot confirm to the CNI plugin what it waits for");
+                    self.admissions.reply(waiting.done, Err(why));
+                }
+                Err(_) if waiting.done.is_closed() => {}
+                Err(_) => self.admissions.waiting.push(waiting),
+                Ok(()) => self.admissions.reply(waiting.done, Ok(())),
+            }
+        }
+    }
+
+    /// Whether new pods can be judged at all.
+    fn is_able(&self) -> Result<(), String> {
+        if !self.is_synced {
+            return Err(format!(
+                "the agent has not read everything from its source ({}) yet",
+                self.source_kind
+            ));
+        }
+        if !self.is_reconciled {
+            let why = self.failures.values().next().cloned().unwrap_or_default();
+            return Err(format!("the agent cannot write its tables: {why}"));
+        }
+        Ok(())
+    }
+
+    /// Whether everything known about a sandbox's pod is in force, or what is missing.
+    fn is_admissible(&self, attachment: &Attachment) -> Result<(), String> {
+        self.is_able()?;
+        let sandbox = self.sandboxes.get(attachment).ok_or_else(|| {
+            format!("the agent knows no {} of sandbox {}", attachment.interface, attachment.container)
+        })?;
+        let name = sandbox.name();
+        let pod = self.compiler.cluster().pod(&name).ok_or_else(|| {
+            format!("the agent's source ({}) has no Pod {name} yet", self.source_kind)
+        })?;
+        if !sandbox.is_of(pod) {
+            return Err(format!(
+                "the agent's source ({}) has a Pod {name} with uid {}, and not yet the one with \
+                 uid {}",
+                self.source_kind, pod.uid, sandbox.uid
+            ));
+        }
+        if !self.compiler.is_isolated(pod) {
+            return Ok(());
+        }
+        self.is_enforced(sandbox, pod)
+    }
+
+    /// Whether what isolates a pod is in force at this interface.
+    fn is_enforced(&self, sandbox: &Sandbox, pod: &Pod) -> Result<(), String> {
+        let Some(pair) = sandbox.pair else {
+            return Err(format!(
+                "policies select Pod {}, but its {} is no veth or netkit device, so there is no \
+                 interface of this node to enforce them at",
+                pod.id, sandbox.interface
+            ));
+        };
+        let Standing::Interface(incarnation) = self.sandboxes.standing(&sandbox.attachment())
+        else {
+            return Err(format!(
+                "the agent finds no veth or netkit interface {} that leads to {} of Pod {}; it has \
+                 to run in the network namespace that the pods' interfaces are in",
+                pair.ifindex, sandbox.interface, pod.id
+            ));
+        };
+        let is_its = |e: &&Endpoint| e.incarnation == incarnation && e.uid == pod.uid;
+        let endpoint = self.endpoints.iter().find(is_its).ok_or_else(|| {
+            format!(
+                "interface {} leads to Pod {}, which is not a networked pod of node {}",
+                pair.ifindex, pod.id, self.node_name
+            )
+        })?;
+        let id = self.numbers.get(&Key::of(endpoint)).ok_or_else(|| {
+            format!("there is no room for another endpoint, so Pod {} cannot be enforced", pod.id)
+        })?;
+        match self.failures.get(&Some(id)) {
+            Some(failure) => Err(format!("Pod {}: {failure}", pod.id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Says which pods started without us.
+    pub(super) fn unconfirmed(&self) -> impl Iterator<Item = String> {
+        self.sandboxes.live().filter(|sandbox| sandbox.is_unconfirmed).map(|sandbox| {
+            format!(
+                "pod {} was started before its policies were confirmed to be in force, as \
+                 \"on-unreachable\": \"allow\" asks for",
+                sandbox.name()
+            )
+        })
+    }
+}
