@@ -56,9 +56,8 @@ pub fn uninstall(places: &Places) -> Result<Vec<PathBuf>> {
         let Ok(Some(rest)) = conflist::without_netpol(&text) else { continue };
         match wrapped_by(&file) {
             Some(original) => {
-                fs::rename(&original, original.with_extension("")).with_context(|| {
-                    format!("cannot give {} its name back", original.display())
-                })?;
+                fs::rename(&original, original.with_extension(""))
+                    .with_context(|| format!("cannot give {} its name back", original.display()))?;
                 remove(&file)?;
             }
             None => replace(&file, rest.as_bytes())?,

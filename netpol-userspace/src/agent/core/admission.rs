@@ -190,7 +190,10 @@ impl Core {
     fn is_admissible(&self, attachment: &Attachment) -> Result<(), String> {
         self.is_able()?;
         let sandbox = self.sandboxes.get(attachment).ok_or_else(|| {
-            format!("the agent knows no {} of sandbox {}", attachment.interface, attachment.container)
+            format!(
+                "the agent knows no {} of sandbox {}",
+                attachment.interface, attachment.container
+            )
         })?;
         let name = sandbox.name();
         let pod = self.compiler.cluster().pod(&name).ok_or_else(|| {

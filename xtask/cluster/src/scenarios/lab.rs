@@ -68,6 +68,7 @@ impl Lab {
         lab.cluster.load_image(&lab.traffic_image()?)?;
         dns::install(&lab.cluster)?;
         lab.install_netpol()?;
+        lab.set_plugin(true)?;
         lab.watch()?;
         Ok(lab)
     }
@@ -92,6 +93,20 @@ impl Lab {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/base");
         self.cluster.kubectl(&["apply", "-k", &deploy.canonicalize()?.to_string_lossy()])?;
         self.agents_ready()
+    }
+
+    /// Puts the CNI plugin on every node, or takes it off.
+    ///
+    /// # Errors
+    /// A node has no network configuration that it understands.
+    pub fn set_plugin(&self, is_there: bool) -> Result<()> {
+        let verb = if is_there { "install" } else { "uninstall" };
+        for index in 0..self.cluster.nodes().len() {
+            self.netpol(index, &["cni", verb])?;
+        }
+        // containerd reads the directory when it changes, and does not say when it has.
+        sleep(Duration::from_secs(3));
+        Ok(())
     }
 
     /// Waits until every node's agent is ready.

@@ -37,7 +37,7 @@ struct Scenario {
 }
 
 /// All of them; those that disturb most come last.
-const ALL: [Scenario; 11] = [
+const ALL: [Scenario; 13] = [
     Scenario { name: "tiers", what: "three tiers, default deny, DNS names", run: tiers::run },
     Scenario { name: "probes", what: "probes under default deny", run: probes::run },
     Scenario { name: "ports", what: "hostPort, node ports, host network", run: ports::run },
@@ -48,6 +48,16 @@ const ALL: [Scenario; 11] = [
         run: rolling::servers,
     },
     Scenario { name: "rolling-clients", what: "clients replaced", run: rolling::clients },
+    Scenario {
+        name: "pod-start",
+        what: "200 pods from their first packet on",
+        run: pod_start::with_plugin,
+    },
+    Scenario {
+        name: "pod-window",
+        what: "the same without plugin",
+        run: pod_start::without_plugin,
+    },
     Scenario { name: "latency", what: "policy edits under traffic", run: latency::run },
     Scenario { name: "footprint", what: "what agents take", run: footprint::run },
     Scenario { name: "rollout", what: "agents replaced under load", run: rollout::run },
