@@ -23,6 +23,9 @@ pub(crate) const PACKAGED_CARGO: &str = "/usr/bin/cargo";
 pub(crate) const PACKAGED_CLIPPY: &str = "/usr/bin/cargo-clippy";
 const PACKAGED_CORE_DIR: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 
+/// Where distributions and upstream put CNI plugins.
+const CNI_DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
 /// Options of `setup`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,7 +47,7 @@ pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 /// Installs what building needs and is missing, or fails with the commands to run; returns the
 /// compiler to use.
 pub(crate) fn ensure() -> Result<Toolchain> {
-    ensure_with(|| Facts { nat_tools: true, ..facts() })
+    ensure_with(|| Facts { nat_tools: true, cluster_tools: true, go: true, ..facts() })
 }
 
 /// The same with what only tests need.
@@ -138,6 +141,11 @@ fn facts() -> Facts {
         nat_tools: ["nft", "iptables-restore", "ip6tables-restore", "conntrack"]
             .iter()
             .all(|name| find_program(name).is_some()),
+        cluster_tools: ["containerd", "runc"].iter().all(|name| find_program(name).is_some())
+            && CNI_DIRECTORIES.iter().any(|path| Path::new(path).join("bridge").exists()),
+        go: find_program("go").is_some()
+            || Path::new("/usr/local/go/bin/go").exists()
+            || env::var_os("KUBEBUILDER_ASSETS").is_some(),
     }
 }
 

@@ -39,6 +39,13 @@ impl fmt::Display for Version {
 /// Packages with `nft`, `iptables` and `conntrack`, which only tests need.
 const NAT_TOOLS: [&str; 3] = ["nftables", "iptables", "conntrack"];
 
+/// Packages of what runs containers on the test cluster's nodes.
+const CLUSTER_TOOLS: [&str; 3] = ["containerd", "runc", "containernetworking-plugins"];
+
+/// The package of Go, which builds Kubernetes' programs; it may be any version, since an old one
+/// fetches a newer one.
+const GO: &str = "golang-go";
+
 /// What was seen on this machine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
@@ -58,6 +65,10 @@ pub(crate) struct Facts {
     pub(crate) iproute2: bool,
     /// The tools by which tests translate addresses as kube-proxy does are there, or not asked for.
     pub(crate) nat_tools: bool,
+    /// The test cluster's nodes can run containers, or it is not asked for.
+    pub(crate) cluster_tools: bool,
+    /// Go is there, or a directory of Kubernetes' programs, or it is not asked for.
+    pub(crate) go: bool,
 }
 
 /// A compiler that can build for bpfel-unknown-none.
@@ -116,6 +127,12 @@ pub(crate) fn plan(facts: &Facts) -> Plan {
     if !facts.nat_tools {
         packages.extend(NAT_TOOLS);
     }
+    if !facts.cluster_tools {
+        packages.extend(CLUSTER_TOOLS);
+    }
+    if !facts.go {
+        packages.push(GO);
+    }
     if !packages.is_empty() {
         steps.push(install_packages(facts, &packages));
     }
@@ -141,6 +158,8 @@ fn install_packages(facts: &Facts, names: &[&str]) -> Step {
         "compile the datapath for the kernel, and wire network namespaces"
     } else if names.contains(&NAT_TOOLS[0]) {
         "try Services as kube-proxy translates them (tests only)"
+    } else if names.iter().any(|name| *name == GO || CLUSTER_TOOLS.contains(name)) {
+        "run a real cluster on this machine (tests only)"
     } else {
         "wire network namespaces together (ip, tc)"
     };
@@ -216,6 +235,8 @@ mod tests {
             linker: Some(LINKER_VERSION),
             iproute2: true,
             nat_tools: true,
+            cluster_tools: true,
+            go: true,
         }
     }
 
@@ -240,7 +261,8 @@ mod tests {
             [
                 "apt-get update",
                 "apt-get install --yes --no-install-recommends \
-                 rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack",
+                 rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack \
+                 containerd runc containernetworking-plugins golang-go",
                 "cargo install bpf-linker --version 0.10.3 --locked --force \
                  --config profile.release.opt-level=0 --config profile.release.debug=false",
             ]
@@ -253,6 +275,14 @@ mod tests {
         let what: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
         assert_eq!(what, ["nftables, iptables, conntrack"]);
         assert!(plan.steps[0].why.contains("tests"), "{}", plan.steps[0].why);
+    }
+
+    #[test]
+    fn what_the_cluster_needs_comes_by_itself_where_the_rest_is_there() {
+        let plan = plan(&Facts { cluster_tools: false, go: false, ..complete_debian() });
+        let what: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
+        assert_eq!(what, ["containerd, runc, containernetworking-plugins, golang-go"]);
+        assert!(plan.steps[0].why.contains("cluster"), "{}", plan.steps[0].why);
     }
 
     #[test]

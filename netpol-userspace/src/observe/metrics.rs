@@ -342,4 +342,32 @@ mod tests {
             assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
         }
     }
+
+    /// The alerts and the dashboard would be silent about a metric that is called otherwise.
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_exist() {
+        let text = example();
+        let mut exist: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+            .collect();
+        let counters = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let counters: Vec<String> = counters
+            .filter_map(|line| line.strip_suffix(" counter"))
+            .map(|name| format!("{name}_total"))
+            .collect();
+        exist.retain(|name| !counters.contains(&format!("{name}_total")));
+        exist.extend(counters.iter().map(String::as_str));
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/components/monitoring");
+        for file in ["alerts.yaml", "dashboard.json"] {
+            let text = std::fs::read_to_string(format!("{directory}/{file}")).expect("a file");
+            let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let asked: Vec<&str> =
+                text.split(|c| !is_name(c)).filter(|word| word.starts_with("netpol_")).collect();
+            assert!(asked.len() > 5, "{file} asks for {asked:?}");
+            for name in asked {
+                assert!(exist.contains(&name), "{file} asks for {name}, there is {exist:?}");
+            }
+        }
+    }
 }

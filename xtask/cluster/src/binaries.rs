@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::go;
 use crate::turns;
 
 /// The version that `kubernetes/go.mod` pins.
@@ -148,7 +149,7 @@ fn fingerprint(module: &str) -> Result<u64> {
 }
 
 fn build(program: Program, path: &Path) -> Result<()> {
-    let go = go()?;
+    let go = go::find()?;
     let started = Instant::now();
     eprintln!("building {} {VERSION} (once; minutes)", program.name);
     let unfinished = path.with_extension("unfinished");
@@ -168,6 +169,7 @@ fn build(program: Program, path: &Path) -> Result<()> {
         .arg(&unfinished)
         .arg(program.package)
         .env("CGO_ENABLED", "0")
+        .env("GOTOOLCHAIN", "local")
         .stdin(Stdio::null());
     let output = command.output().with_context(|| format!("start {}", go.display()))?;
     if !output.status.success() {
@@ -181,17 +183,4 @@ fn build(program: Program, path: &Path) -> Result<()> {
     fs::rename(&unfinished, path).with_context(|| format!("move to {}", path.display()))?;
     eprintln!("building {}: {:.0} s", program.name, started.elapsed().as_secs_f64());
     Ok(())
-}
-
-fn go() -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/local/go/bin", "/usr/lib/go/bin"].map(PathBuf::from);
-    env::split_paths(&path)
-        .chain(usual)
-        .map(|directory| directory.join("go"))
-        .find(|path| path.exists())
-        .context(
-            "Kubernetes' programs are built with Go, and there is none: install Go 1.26 or newer, \
-             or give a directory of programs in KUBEBUILDER_ASSETS",
-        )
 }

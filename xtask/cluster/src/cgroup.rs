@@ -37,7 +37,9 @@ pub(crate) fn create(name: &str) -> Result<()> {
             group.push(part);
             if !group.exists() {
                 enable_controllers(&parent)?;
-                fs::create_dir(&group).with_context(|| format!("create {}", group.display()))?;
+                // Not create_dir: another node's thread may be making it too.
+                fs::create_dir_all(&group)
+                    .with_context(|| format!("create {}", group.display()))?;
             }
             inherit(&parent, &group)?;
         }

@@ -2,12 +2,14 @@
 //! namespaces of their own. For tests and demonstrations; nothing of netpol depends on it.
 
 pub mod addresses;
+pub mod agent;
 pub mod binaries;
 mod cgroup;
 pub mod cluster;
 pub mod control_plane;
 pub mod dns;
 pub mod forward;
+mod go;
 pub mod images;
 pub mod machine;
 pub mod manifests;

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use netpol_cluster::network::Network;
 use netpol_cluster::node::{self, ProxyMode};
-use netpol_cluster::{Cluster, Options, binaries, cluster, control_plane, forward, scenarios};
+use netpol_cluster::{
+    Cluster, Options, agent, binaries, cluster, control_plane, forward, scenarios,
+};
 
 /// A real Kubernetes cluster on this machine, in namespaces of its own.
 #[derive(Parser)]
@@ -83,6 +85,12 @@ enum Action {
         #[command(flatten)]
         args: scenarios::Args,
     },
+    /// Install netpol on it as deploy/ has it, and wait until every node enforces policies
+    Deploy {
+        /// The program [default: this checkout's, unoptimised; `cargo xtask image` builds others]
+        #[arg(long)]
+        binary: Option<std::path::PathBuf>,
+    },
     /// Find or build Kubernetes' programs, and print where they are
     Build,
     /// Forward a port of this host's loopback to the API server
@@ -146,6 +154,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Action::LoadImage { archive } => {
             let archive = std::path::absolute(archive)?;
             open(&name)?.load_image(&archive)?;
+        }
+        Action::Deploy { binary } => {
+            let cluster = open(&name)?;
+            let binary = binary.map_or_else(agent::program, Ok)?;
+            agent::install(&cluster, &binary)?;
+            println!("{}", cluster.kubectl(&["-n", "netpol", "get", "pods", "-o", "wide"])?);
         }
         Action::Build => {
             for &program in binaries::CLUSTER {

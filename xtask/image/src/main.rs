@@ -18,6 +18,9 @@ struct Options {
     /// The image's name, with registry and tag; may be repeated
     #[arg(long = "tag", value_name = "NAME", required = true)]
     tags: Vec<String>,
+    /// Take a binary that is not static, and the libraries that it needs from this machine
+    #[arg(long)]
+    with_libraries: bool,
     /// Where to write the archive
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
@@ -27,7 +30,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let program = Program::read(&options.binary)?;
     ensure!(
-        program.is_static && program.architecture == options.arch,
+        (program.is_static || options.with_libraries) && program.architecture == options.arch,
         "{} is for {} and {}; the image needs a static one for {}: build it with `cargo xtask image`",
         options.binary.display(),
         program.architecture,

@@ -1,0 +1,97 @@
+//! The Go that builds Kubernetes' programs: the machine's own if it is new enough, else the one that
+//! Go's module proxy has, which any Go can fetch. Must never change the Go that is installed.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::run;
+
+/// The oldest minor version of Go 1 that Kubernetes' modules accept, and a release of it.
+const MINIMUM: u32 = 26;
+const RELEASE: &str = "go1.26.0";
+
+const USUAL: [&str; 2] = ["/usr/local/go/bin", "/usr/lib/go/bin"];
+
+/// A `go` that is new enough.
+///
+/// # Errors
+/// There is none at all, or a newer one cannot be fetched.
+pub(crate) fn find() -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&path).chain(USUAL.map(PathBuf::from));
+    let all: Vec<PathBuf> =
+        directories.map(|directory| directory.join("go")).filter(|path| path.exists()).collect();
+    if let Some(new) = all.iter().find(|go| minor_version(go) >= Some(MINIMUM)) {
+        return Ok(new.clone());
+    }
+    let old = all.first().context(
+        "Kubernetes' programs are built with Go, and there is none: install the package golang-go \
+         (any version: it fetches a newer one), or give a directory of programs in \
+         KUBEBUILDER_ASSETS",
+    )?;
+    fetch(old).with_context(|| {
+        format!(
+            "{} is older than 1.{MINIMUM} and cannot fetch a newer one; install one, or give a \
+             directory of programs in KUBEBUILDER_ASSETS",
+            old.display()
+        )
+    })
+}
+
+/// 26 of "go version go1.26.8 linux/amd64".
+fn minor_version(go: &Path) -> Option<u32> {
+    // Not the version that some go.mod above asks for.
+    let mut command = Command::new(go);
+    let text = run(command.arg("version").env("GOTOOLCHAIN", "local").current_dir("/")).ok()?;
+    text.split("go1.").nth(1)?.split(['.', ' ', 'r', 'b']).next()?.parse().ok()
+}
+
+/// The toolchain as a Go module: what a newer Go would do by itself.
+fn fetch(old: &Path) -> Result<PathBuf> {
+    let architecture = netpol_image::host_architecture();
+    let module = format!("golang.org/toolchain@v0.0.1-{RELEASE}.linux-{architecture}");
+    eprintln!("fetching {RELEASE}, since {} is older", old.display());
+    let mut command = Command::new(old);
+    command.args(["mod", "download", "-json", &module]).current_dir("/");
+    let answer = run(command.env("GOFLAGS", "-mod=mod").env("GOTOOLCHAIN", "local"))?;
+    let answer: serde_json::Value = serde_json::from_str(&answer)?;
+    let Some(directory) = answer["Dir"].as_str().map(PathBuf::from) else {
+        bail!("{module} has no directory: {answer}");
+    };
+    // Modules have no executable files; those of a toolchain are made so by who uses it.
+    for programs in ["bin", &format!("pkg/tool/linux_{architecture}")] {
+        for entry in fs::read_dir(directory.join(programs))? {
+            fs::set_permissions(entry?.path(), fs::Permissions::from_mode(0o555))?;
+        }
+    }
+    Ok(directory.join("bin/go"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn pretender(directory: &Path, version: &str) -> PathBuf {
+        let path = directory.join("go");
+        fs::write(&path, format!("#!/bin/sh\necho go version {version} linux/amd64\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn versions_are_read_from_what_go_says() {
+        let directory = tempfile::tempdir().unwrap();
+        for (said, minor) in [("go1.26.8", 26), ("go1.19", 19), ("go1.27rc1", 27)] {
+            assert_eq!(minor_version(&pretender(directory.path(), said)), Some(minor), "{said}");
+        }
+        assert_eq!(minor_version(&pretender(directory.path(), "devel")), None);
+        assert_eq!(minor_version(&directory.path().join("none")), None);
+    }
+}
