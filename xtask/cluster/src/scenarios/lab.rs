@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::drops::{Drop as Dropped, End, Monitor};
 use super::pods::TRAFFIC_IMAGE;
 use super::tally::{Outcome, Stats};
+use crate::agent;
 use crate::cluster::Cluster;
 use crate::dns;
 use crate::process::{output, run, wait_for};
@@ -25,9 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// What the scenarios are run with.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// The image archive of netpol.
-    pub image: PathBuf,
-    /// The program in it, to look with.
+    /// netpol, for the agents and to look with.
     pub netpol: PathBuf,
     /// The traffic program, static.
     pub traffic: PathBuf,
@@ -64,10 +63,9 @@ impl Lab {
     /// Something is not there or does not become ready.
     pub fn new(cluster: Cluster, programs: Programs) -> Result<Self> {
         let mut lab = Self { cluster, programs, monitors: Vec::new(), names: Mutex::default() };
-        lab.cluster.load_image(&lab.programs.image)?;
         lab.cluster.load_image(&lab.traffic_image()?)?;
         dns::install(&lab.cluster)?;
-        lab.install_netpol()?;
+        agent::install(&lab.cluster, &lab.programs.netpol)?;
         lab.set_plugin(true)?;
         lab.watch()?;
         Ok(lab)
@@ -87,12 +85,6 @@ impl Lab {
         };
         image.write(&path)?;
         Ok(path)
-    }
-
-    fn install_netpol(&self) -> Result<()> {
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/base");
-        self.cluster.kubectl(&["apply", "-k", &deploy.canonicalize()?.to_string_lossy()])?;
-        self.agents_ready()
     }
 
     /// Puts the CNI plugin on every node, or takes it off.

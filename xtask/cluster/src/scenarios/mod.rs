@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
+use crate::agent;
 use crate::cluster::{Cluster, Options};
 
 mod drain;
@@ -74,12 +75,9 @@ pub struct Args {
     /// Run them on the cluster of this name that is up, and leave it so [default: bring one up]
     #[arg(long)]
     keep: bool,
-    /// netpol's image archive [default: `cargo xtask image` makes it]
-    #[arg(long, requires = "netpol", value_name = "FILE")]
-    image: Option<PathBuf>,
-    /// The program in that image, static
-    #[arg(long, requires = "image", value_name = "FILE")]
-    netpol: Option<PathBuf>,
+    /// The program to test [default: this checkout's, unoptimised; `cargo xtask image` builds others]
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
 }
 
 /// Runs scenarios and prints how they went; true if all went well.
@@ -149,26 +147,20 @@ fn names() -> String {
 
 /// What pods and nodes run, built if it was not given.
 fn programs(args: &Args) -> Result<Programs> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
-    let cargo = |arguments: &[&str]| -> Result<()> {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        let status = command.current_dir(&root).args(arguments).status().context("start cargo")?;
-        ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
-        Ok(())
+    let netpol = match &args.binary {
+        Some(binary) => std::path::absolute(binary)?,
+        None => agent::program()?,
     };
-    let target = "x86_64-unknown-linux-gnu";
-    let target = target.replace("x86_64", std::env::consts::ARCH);
-    let built = root.join("target").join(&target).join("release");
-    let (image, netpol) = match (&args.image, &args.netpol) {
-        (Some(image), Some(netpol)) => (std::path::absolute(image)?, std::path::absolute(netpol)?),
-        _ => {
-            let image = root.join("target/netpol-scenarios.tar");
-            cargo(&["xtask", "image", "--output", &image.to_string_lossy()])?;
-            (image, built.join("netpol"))
-        }
-    };
-    let flags = ["--", "-C", "target-feature=+crt-static"];
-    let build = ["rustc", "--quiet", "--release", "-p", "netpol-traffic", "--target", &target];
-    cargo(&[&build[..], &flags].concat())?;
-    Ok(Programs { image, netpol, traffic: built.join("traffic") })
+    Ok(Programs { netpol, traffic: traffic()? })
+}
+
+/// Static, so that it is an image by itself, of which hundreds start fast.
+fn traffic() -> Result<PathBuf> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root).args(["rustc", "--release", "-p", "netpol-traffic"]);
+    command.args(["--message-format", "json", "--target", &target]);
+    command.args(["--", "-C", "target-feature=+crt-static"]);
+    agent::built(&mut command, "traffic")
 }
