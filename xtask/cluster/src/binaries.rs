@@ -151,7 +151,7 @@ fn fingerprint(module: &str) -> Result<u64> {
 fn build(program: Program, path: &Path) -> Result<()> {
     let go = go::find()?;
     let started = Instant::now();
-    eprintln!("building {} {VERSION} (once; minutes)", program.name);
+    eprintln!("building {} (once; minutes)", program.name);
     let unfinished = path.with_extension("unfinished");
     let version = "k8s.io/component-base/version";
     let numbers: Vec<&str> = VERSION.trim_start_matches('v').split('.').collect();

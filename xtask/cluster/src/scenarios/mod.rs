@@ -159,8 +159,8 @@ fn traffic() -> Result<PathBuf> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["rustc", "--release", "-p", "netpol-traffic"]);
+    command.current_dir(root).args(["rustc", "-p", "netpol-traffic", "--bin", "traffic"]);
     command.args(["--message-format", "json", "--target", &target]);
-    command.args(["--", "-C", "target-feature=+crt-static"]);
+    command.args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
     agent::built(&mut command, "traffic")
 }
