@@ -21,11 +21,13 @@ pub async fn run(spec: Spec, report: Rc<Report>) {
         () = report.begun() => {}
         () = report.stopped() => return,
     }
+    report.flow_begins();
     match spec.kind {
         Kind::TcpStream => tcp_stream(&spec, &report).await,
         Kind::UdpStream => udp_stream(&spec, &report).await,
-        Kind::TcpConnect | Kind::UdpConnect | Kind::Resolve => connects(spec, report).await,
+        Kind::TcpConnect | Kind::UdpConnect | Kind::Resolve => connects(spec, &report).await,
     }
+    report.flow_ends();
 }
 
 /// Connects to a sender of a first message, once for each port that is to be called.
@@ -45,7 +47,7 @@ pub fn call_back(from: IpAddr, report: &Rc<Report>) {
 }
 
 /// Each message for itself; they overlap where answers take longer than the period.
-async fn connects(spec: Spec, report: Rc<Report>) {
+async fn connects(spec: Spec, report: &Rc<Report>) {
     let spec = Rc::new(spec);
     let mut ticks = interval(spec.period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -56,7 +58,7 @@ async fn connects(spec: Spec, report: Rc<Report>) {
             () = report.stopped() => break,
             _ = ticks.tick() => {}
         }
-        let (spec, report) = (Rc::clone(&spec), Rc::clone(&report));
+        let (spec, report) = (Rc::clone(&spec), Rc::clone(report));
         under_way.retain(|task: &tokio::task::JoinHandle<()>| !task.is_finished());
         under_way.push(tokio::task::spawn_local(async move { connect(&spec, &report).await }));
     }

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
 
 use super::report::Report;
 
@@ -41,7 +40,7 @@ async fn answer(mut stream: TcpStream, report: &Report) -> io::Result<()> {
         }
         Some("/stop") => {
             report.stop();
-            sleep(report.drain).await;
+            report.all_ended().await;
             report.full().to_string()
         }
         _ => return stream.write_all(b"HTTP/1.0 404 Not Found\r\n\r\n").await,

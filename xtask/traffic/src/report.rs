@@ -29,6 +29,8 @@ pub struct Report {
     beginning: Notify,
     is_stopped: Cell<bool>,
     stopping: Notify,
+    under_way: Cell<usize>,
+    ended: Notify,
     flows: RefCell<BTreeMap<String, Flow>>,
     received: RefCell<BTreeMap<String, Received>>,
     silent: RefCell<BTreeMap<IpAddr, u64>>,
@@ -68,6 +70,8 @@ impl Report {
             beginning: Notify::new(),
             is_stopped: Cell::new(false),
             stopping: Notify::new(),
+            under_way: Cell::new(0),
+            ended: Notify::new(),
             flows: RefCell::default(),
             received: RefCell::default(),
             silent: RefCell::default(),
@@ -99,6 +103,28 @@ impl Report {
         let notified = self.stopping.notified();
         if !self.is_stopped.get() {
             notified.await;
+        }
+    }
+
+    /// A flow is under way.
+    pub fn flow_begins(&self) {
+        self.under_way.set(self.under_way.get() + 1);
+    }
+
+    /// A flow waits for no more answers.
+    pub fn flow_ends(&self) {
+        self.under_way.set(self.under_way.get() - 1);
+        self.ended.notify_waiters();
+    }
+
+    /// Returns when no flow waits for answers any more.
+    pub async fn all_ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.under_way.get() == 0 {
+                return;
+            }
+            ended.await;
         }
     }
 

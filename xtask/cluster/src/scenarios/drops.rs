@@ -55,6 +55,31 @@ impl End {
 }
 
 impl Drop {
+    /// Whether a server sent it: clients' ports are above all that servers here have.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        let port = |end: &Option<End>| end.as_ref().and_then(|end| end.port).unwrap_or_default();
+        port(&self.source) < port(&self.destination)
+    }
+
+    /// What it has in common with others, for people.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        let end = |end: &Option<End>| match end {
+            Some(end) => {
+                format!("{}:{}", end.name(), end.port.filter(|port| *port < 32_768).unwrap_or(0))
+            }
+            None => "?".to_owned(),
+        };
+        let (protocol, direction) = (self.protocol.as_deref().unwrap_or("?"), &self.direction);
+        format!(
+            "{} {direction} {protocol} {} -> {}",
+            self.reason,
+            end(&self.source),
+            end(&self.destination)
+        )
+    }
+
     /// For people.
     #[must_use]
     pub fn line(&self) -> String {
@@ -175,6 +200,7 @@ mod tests {
         let Line::Drop(drop) = serde_json::from_str(drop).unwrap() else { panic!("no drop") };
         let ends = [&drop.source, &drop.destination].map(|end| end.as_ref().unwrap().name());
         assert_eq!(ends, ["10.0.0.2", "shop/web"]);
+        assert!(!drop.is_answer());
         let Line::Lost { lost: 7 } = serde_json::from_str(r#"{"lost":7}"#).unwrap() else {
             panic!("not lost")
         };

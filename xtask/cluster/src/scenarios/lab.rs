@@ -185,22 +185,24 @@ impl Lab {
     }
 
     /// Judges what was dropped since the last call: a packet between pods or Services of a pair in
-    /// `allowed` (prefixes of names within `space`), in whichever direction, is dropped wrongly.
+    /// `allowed` (prefixes of names within `space`), or its answer, is dropped wrongly.
     pub fn judge_drops(&self, outcome: &mut Outcome, space: &str, allowed: &[(&str, &str)]) {
         let mut others = BTreeMap::<String, u64>::new();
         for (_, dropped) in self.take_drops(outcome) {
-            let is_wrong = allowed.iter().any(|&(from, to)| {
-                self.is_between(&dropped, space, from, to)
-                    || self.is_between(&dropped, space, to, from)
+            let is_wrong = allowed.iter().any(|&(from, to)| match dropped.is_answer() {
+                true => self.is_between(&dropped, space, to, from),
+                false => self.is_between(&dropped, space, from, to),
             });
             if is_wrong {
                 outcome.wrong_drop(&dropped);
-            } else if dropped.reason != "policy" {
-                *others.entry(dropped.line()).or_default() += 1;
+            } else {
+                *others.entry(dropped.kind()).or_default() += 1;
             }
         }
-        for (line, count) in others.into_iter().take(5) {
-            outcome.figure(format!("{count} times {line}"));
+        let mut others: Vec<(String, u64)> = others.into_iter().collect();
+        others.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        for (kind, count) in others.into_iter().take(6) {
+            outcome.figure(format!("{count} times {kind}"));
         }
     }
 
