@@ -9,12 +9,18 @@ pub const PORT: u16 = 8080;
 /// The port at which every traffic pod answers probes.
 pub const HEALTH_PORT: u16 = 8081;
 
-/// Denies everything to and from every pod of the namespace.
+/// Denies everything to and from every pod of the namespace, but that spies may send: whether they
+/// arrive is for those to say whom they send to.
 pub const DENY_ALL: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: default-deny-all}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: spies-send}
+spec: {podSelector: {matchLabels: {app: spy}}, policyTypes: [Egress], egress: [{}]}
 ";
 
 /// Lets every pod of the namespace ask the cluster's DNS.

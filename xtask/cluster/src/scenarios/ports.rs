@@ -52,14 +52,13 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
         .flow("ok-node-port", "tcp-connect", &node_port, 10.0);
     let to_host = format!("{second}:{ON_HOST}");
     let caller = Pod::new("caller").on(nodes[0]).argument("--hold").probed();
-    let caller = caller.flow("ok-on-host", "tcp-connect", &to_host, 10.0);
+    // A caller may talk to the second node by its address, and to nobody else.
+    let caller = caller
+        .flow("ok-on-host", "tcp-connect", &to_host, 10.0)
+        .flow("no-direct", "tcp-connect", &direct, 10.0)
+        .flow("no-host-port", "tcp-connect", &host_port, 10.0);
     let spy = Pod::new("spy").on(nodes[1]).argument("--hold").probed();
-    let spy = spy.flow("no-direct", "tcp-connect", &direct, 10.0).flow(
-        "no-on-host",
-        "tcp-connect",
-        &to_host,
-        10.0,
-    );
+    let spy = spy.flow("no-direct", "tcp-connect", &direct, 10.0);
     space.apply(&format!(
         "{}{}{}",
         from_node.pod("hostclient"),
@@ -119,15 +118,6 @@ spec:
   policyTypes: [Egress]
   egress:
     - to: [{{ipBlock: {{cidr: {second}/32}}}}]
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {{name: spy-to-pods-only}}
-spec:
-  podSelector: {{matchLabels: {{app: spy}}}}
-  policyTypes: [Egress]
-  egress:
-    - to: [{{podSelector: {{}}}}]
 "
     )
 }
