@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::drops::Drop as Dropped;
 use super::lab::{Lab, PodView, Space};
@@ -95,10 +95,11 @@ fn run_job(space: &Space<'_>, starter: &Pod, count: u32) -> Result<()> {
     // A pod takes some seconds, and a machine that is busy longer.
     let patience = Duration::from_secs(180 + 6 * u64::from(count));
     wait_for("the job's pods to end", patience, || {
-        let jsonpath = "jsonpath={.status.succeeded} {.status.failed}";
+        let jsonpath = "jsonpath={.status.succeeded}/{.status.failed}";
         let ended = space.kubectl(&["get", "job/starter", "-o", jsonpath])?;
-        let ended: u32 = ended.split_whitespace().filter_map(|n| n.parse::<u32>().ok()).sum();
-        Ok(ended >= count)
+        let (succeeded, failed) = ended.split_once('/').unwrap_or_default();
+        ensure!(failed.is_empty() || failed == "0", "{failed} pods of the job failed");
+        Ok(succeeded == count.to_string())
     })
 }
 
