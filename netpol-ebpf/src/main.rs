@@ -63,6 +63,21 @@ pub fn netpol_nothing(_ctx: TcContext) -> i32 {
     ALLOW
 }
 
+/// [`netpol_ingress`] on a packet of a flow that was never seen: gives it other ports first. For
+/// measurements, and loaded only for them.
+#[classifier]
+pub fn netpol_fresh_ingress(ctx: TcContext) -> i32 {
+    frame::renumber(ctx.skb.skb);
+    run(ctx.skb.skb, Direction::Ingress)
+}
+
+/// [`netpol_egress`] likewise.
+#[classifier]
+pub fn netpol_fresh_egress(ctx: TcContext) -> i32 {
+    frame::renumber(ctx.skb.skb);
+    run(ctx.skb.skb, Direction::Egress)
+}
+
 /// The common packet of an established flow is settled here, without a helper call; everything
 /// else goes to [`slow::judge`].
 #[inline(always)]

@@ -13,7 +13,7 @@ use netpol_common::verdict::{
     self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
 };
 
-use crate::frame::{RawSkb, Skb};
+use crate::frame::{self, RawSkb, Skb};
 use crate::maps::{self, Kernel};
 use crate::{ALLOW, DENY, events, stamp};
 
@@ -124,7 +124,7 @@ pub const RELATED: u32 = 0x101;
 /// It passes always.
 pub const PASS: u32 = 0x102;
 
-/// [`packet::parse`].
+/// [`packet::parse`]; plain packets are read straight from the linear part.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn netpol_parse(
@@ -133,7 +133,7 @@ pub extern "C" fn netpol_parse(
     packet: *mut Packet,
     inner: *mut Packet,
 ) -> u32 {
-    parse(&Skb(skb), direction, packet, inner)
+    parse::<false>(&Skb(skb), skb, direction, packet, inner)
 }
 
 /// [`packet::parse`] on a device without link-layer header.
@@ -145,16 +145,31 @@ pub extern "C" fn netpol_parse_raw(
     packet: *mut Packet,
     inner: *mut Packet,
 ) -> u32 {
-    parse(&RawSkb(skb), direction, packet, inner)
+    parse::<true>(&RawSkb(skb), skb, direction, packet, inner)
 }
 
 #[inline(always)]
-fn parse(frame: &impl Frame, direction: u32, packet: *mut Packet, inner: *mut Packet) -> u32 {
+fn parse<const RAW: bool>(
+    frame: &impl Frame,
+    skb: *mut __sk_buff,
+    direction: u32,
+    packet: *mut Packet,
+    inner: *mut Packet,
+) -> u32 {
     // SAFETY: the verifier lets only null or a writable Packet through, and the caller's two are
     // different.
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
         return Reason::Inconsistent as u32;
     };
+    // Most first packets of flows are as plain as all others.
+    let common = match frame::common_v4::<RAW>(skb, direction_of(direction)) {
+        None => frame::common_v6::<RAW>(skb, direction_of(direction)),
+        common => common,
+    };
+    if let Some(common) = common {
+        *packet = common;
+        return PACKET;
+    }
     outcome_word(packet::parse(frame, direction_of(direction), packet, inner))
 }
 

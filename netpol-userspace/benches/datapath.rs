@@ -40,6 +40,9 @@ fn main() {
     in_node(|| {
         let mut rig = Rig::new();
         rig.datapath.programs().load_nothing().expect("load the empty program");
+        for name in ["netpol_fresh_ingress", "netpol_fresh_egress"] {
+            rig.datapath.programs().load_program(name).expect("load a program for measurements");
+        }
         for (address, class) in [(PEER, 3), (PEER6, 3)] {
             rig.class(address, class);
         }
@@ -93,6 +96,8 @@ fn cases() -> Vec<Case> {
     let distinct = |remote: &str| -> Vec<Vec<u8>> {
         (0..NEW_FLOWS).map(|port| towards(remote, &syn(10_000 + port, 80))).collect()
     };
+    // Every run is another flow, of as many as there are ports.
+    let fresh = |name, program, frame| Case::new(name, program, one(frame), 60_000);
     let (ingress, egress) = ("netpol_ingress", "netpol_egress");
     let transit = "netpol_transit";
     vec![
@@ -106,6 +111,10 @@ fn cases() -> Vec<Case> {
         Case::new("on its way, not stamped", transit, one(from(PEER, &ack(80, 1000))), REPEAT),
         Case::new("denied TCP IPv4, in", ingress, one(towards(PEER, &syn(1000, 81))), REPEAT),
         Case::new("denied TCP IPv6, in", ingress, one(towards(PEER6, &syn(1000, 81))), REPEAT),
+        fresh("new flow TCP IPv4, in", "netpol_fresh_ingress", towards(PEER, &syn(1000, 80))),
+        fresh("new flow TCP IPv4, out", "netpol_fresh_egress", from(PEER, &syn(1000, 80))),
+        fresh("new flow TCP IPv6, in", "netpol_fresh_ingress", towards(PEER6, &syn(1000, 80))),
+        fresh("new flow TCP IPv6, out", "netpol_fresh_egress", from(PEER6, &syn(1000, 80))),
         // One run per frame: the timer itself costs as much as the program, so these compare
         // only with each other.
         Case::new("single: nothing", "netpol_nothing", distinct(PEER), 1),

@@ -176,6 +176,23 @@ fn cleanup_refuses_while_the_directory_is_held_and_then_takes_everything_off() {
     }
 }
 
+/// In a container it is the first process, which SIGTERM does not end by itself.
+#[test]
+fn cleanup_that_stays_ends_when_it_is_told_to() {
+    in_node(|| {
+        let node = Node::new(AttachMode::Tcx);
+        let command = node.command(&["cleanup", "--stay"]);
+        drop(node.rig.datapath);
+        let mut child = Guard::spawn(command);
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("staying until")));
+        assert!(!is_attached(AttachMode::Tcx));
+        assert_eq!(child.0.try_wait().unwrap(), None, "it stays");
+        kill_process(Pid::from_child(&child.0), Signal::TERM).unwrap();
+        assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    });
+}
+
 #[test]
 fn cleanup_in_another_namespace_is_refused_and_never_touches_another_netpols_filters() {
     in_node(|| {

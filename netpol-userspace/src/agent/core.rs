@@ -610,7 +610,11 @@ impl Core {
             // The maps are still an earlier agent's, and so are the numbers in them.
             ids.clone_from(&self.written_ids);
         }
-        Published { state: self.state_with(ids), counters: self.counters.clone() }
+        Published {
+            state: self.state_with(ids),
+            counters: self.counters.clone(),
+            watches: self.source.watches().clone(),
+        }
     }
 
     fn state_with(&self, ids: Ids) -> State {
@@ -651,6 +655,7 @@ impl Core {
                 synced: self.is_synced,
                 revision: self.revision,
                 errors: self.source_errors.iter().map(error).collect(),
+                watches: view::watches(&self.source.watches().read()),
             },
             datapath: DatapathStatus {
                 endpoints: self.endpoints.len(),

@@ -180,7 +180,7 @@ async fn start_source(
              account: say where the objects come from",
         )?,
     };
-    let client = kube::Client::try_from(config).context("make a Kubernetes client")?;
+    let client = source::kubernetes::connect(config)?;
     Ok((source::spawn_kubernetes(client, &options.node_name, events), "kubernetes"))
 }
 

@@ -23,6 +23,8 @@ pub struct Sandbox {
     pub container: String,
     /// The interface's name inside.
     pub interface: String,
+    /// The name of the network that the runtime added it to.
+    pub network: String,
     /// The pod's namespace.
     pub namespace: String,
     /// The pod's name.
@@ -172,8 +174,10 @@ pub enum Told {
         /// Which one.
         attachment: Attachment,
     },
-    /// All others are over.
+    /// All others of this network are over.
     Valid {
+        /// The network's name.
+        network: String,
         /// Those that are not.
         attachments: Vec<Attachment>,
     },

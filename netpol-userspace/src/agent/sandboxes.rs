@@ -88,10 +88,10 @@ impl Sandboxes {
         entry.map(|entry| entry.sandbox.is_over = true).is_some()
     }
 
-    /// The attachments that are not over and not in this list.
-    pub fn not_among(&self, valid: &[Attachment]) -> Vec<Attachment> {
-        let live = self.list.iter().filter(|entry| !entry.sandbox.is_over);
-        live.map(|entry| entry.sandbox.attachment()).filter(|a| !valid.contains(a)).collect()
+    /// The attachments to a network that are not over and not in this list.
+    pub fn not_among(&self, network: &str, valid: &[Attachment]) -> Vec<Attachment> {
+        let here = self.live().filter(|sandbox| sandbox.network == network);
+        here.map(Sandbox::attachment).filter(|a| !valid.contains(a)).collect()
     }
 
     /// The sandbox of an attachment.

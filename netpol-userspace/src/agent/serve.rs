@@ -20,9 +20,11 @@ use tokio::time::Instant;
 use super::options::Options;
 use super::questions::Question;
 use super::sandbox::{Answer, Told};
-use super::state::{State, socket_path};
+use super::state::{State, Status, socket_path};
+use super::view;
 use crate::datapath::{Maps, Pins};
 use crate::observe::metrics::{self, AgentCounters};
+use crate::source::Watches;
 
 /// A request to be told when everything written before it is in force.
 pub struct Wait {
@@ -73,6 +75,18 @@ pub struct Published {
     pub state: State,
     /// Counters of the agent itself.
     pub counters: AgentCounters,
+    /// How the source is doing, not only at this moment.
+    pub watches: Watches,
+}
+
+impl Published {
+    /// The status, with the watches as they are now: what one has read changes nothing else if
+    /// there was nothing to read.
+    fn status(&self) -> Status {
+        let mut status = self.state.status.clone();
+        status.source.watches = view::watches(&self.watches.read());
+        status
+    }
 }
 
 /// Starts the servers. Errors that end one arrive at the returned receiver; the text says what is
@@ -145,7 +159,7 @@ async fn report(failed: mpsc::Sender<anyhow::Error>, result: Result<()>) {
 
 async fn status(Shared(context): Shared<Context>) -> Response {
     let published = context.state.borrow().clone();
-    Json(&published.state.status).into_response()
+    Json(published.status()).into_response()
 }
 
 async fn whole_state(Shared(context): Shared<Context>) -> Response {
@@ -176,7 +190,7 @@ async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) 
         _ => StatusCode::GATEWAY_TIMEOUT,
     };
     let published = context.state.borrow().clone();
-    (code, Json(&published.state.status)).into_response()
+    (code, Json(published.status())).into_response()
 }
 
 async fn ask(Shared(context): Shared<Context>, Json(question): Json<Question>) -> Response {
@@ -211,12 +225,13 @@ async fn readyz(Shared(context): Shared<Context>) -> Response {
     if published.state.status.ready {
         return "ready\n".into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, Json(&published.state.status)).into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, Json(published.status())).into_response()
 }
 
 async fn metrics_text(Shared(context): Shared<Context>) -> Response {
     let published = context.state.borrow().clone();
-    let text = metrics::encode(&context.maps, &published.state, &published.counters);
+    let watches = published.watches.read();
+    let text = metrics::encode(&context.maps, &published.state, &published.counters, &watches);
     ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
 }

@@ -76,6 +76,20 @@ pub struct SourceStatus {
     pub revision: u64,
     /// Objects that cannot be used, sorted, and errors of the source itself.
     pub errors: Vec<ObjectError>,
+    /// What is watched; nothing if objects come from files.
+    #[serde(default)]
+    pub watches: Vec<WatchView>,
+}
+
+/// What is watched of an API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchView {
+    /// As in roles: `pods`.
+    pub resource: String,
+    /// It has been read completely once, or may not be read and can be done without.
+    pub synced: bool,
+    /// Objects known.
+    pub objects: usize,
 }
 
 /// One thing that is wrong with an object.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::state::{DirectionView, EndpointView, Rule};
+use super::state::{DirectionView, EndpointView, Rule, WatchView};
 use crate::compile::{ClassId, Compiler, EndpointId, Tables};
 use crate::endpoint::{Endpoint, Interface};
 use crate::model::{Direction, ObjectName};
+use crate::source::Watch;
 
 /// The views of all endpoints, sorted by namespace and name.
 pub fn endpoints<'a>(
@@ -28,6 +29,16 @@ pub fn endpoints<'a>(
         .collect();
     views.sort_by(|a, b| (&a.namespace, &a.pod, a.ifindex).cmp(&(&b.namespace, &b.pod, b.ifindex)));
     views
+}
+
+/// The views of a source's watches.
+pub fn watches(watches: &[Watch]) -> Vec<WatchView> {
+    let view = |watch: &Watch| WatchView {
+        resource: watch.resource.to_owned(),
+        synced: watch.is_synced,
+        objects: watch.objects,
+    };
+    watches.iter().map(view).collect()
 }
 
 /// The endpoints of an earlier agent that are still there: the same interface, which `is_same`

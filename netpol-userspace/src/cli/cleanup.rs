@@ -6,11 +6,12 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::note;
 use super::places::Places;
-use crate::agent::journal;
 use crate::agent::state::{socket_path, state_path};
+use crate::agent::{journal, sandbox};
 use crate::datapath::cleanup::{Summary, cleanup};
 use crate::datapath::{DatapathError, Pins};
 use crate::observe::node::Node;
@@ -24,7 +25,8 @@ use crate::observe::node::Node;
 #[command(after_help = "\
 Examples:
   netpol cleanup
-  netpol cleanup --bpffs /sys/fs/bpf/other --run-dir /run/other")]
+  netpol cleanup --bpffs /sys/fs/bpf/other --run-dir /run/other
+  netpol cleanup --stay        as a DaemonSet in the agent's place, on every node")]
 pub struct Args {
     #[command(flatten)]
     places: Places,
@@ -33,10 +35,39 @@ pub struct Args {
     /// programs are on no interface of this network namespace
     #[arg(long)]
     force: bool,
+
+    /// When done, stay until told to end (SIGTERM): what ends in a DaemonSet is started again
+    #[arg(long)]
+    stay: bool,
 }
 
-/// Removes it.
+/// Removes it, and stays if asked to.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
+    let is_complete = clean_up(args, out)?;
+    if args.stay && is_complete {
+        stay(out)?;
+    }
+    Ok(is_complete)
+}
+
+/// Returns at SIGTERM or SIGINT. Nothing is done at them by default for the first process of a
+/// container.
+fn stay(out: &mut dyn Write) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start the tokio runtime")?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        writeln!(out, "done; staying until told to end")?;
+        out.flush()?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
+fn clean_up(args: &Args, out: &mut dyn Write) -> Result<bool> {
     let run_dir = &args.places.run_dir;
     // A state file that cannot be read must not keep anyone from cleaning up.
     let node = Node::read(run_dir).unwrap_or_else(|error| {
@@ -67,6 +98,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
     for path in [run_dir.join("lock"), run_dir.join("state.json.new"), journal::path(run_dir)] {
         remove(&path)?;
     }
+    // What the CNI plugin wrote, none of which is needed to find pods again by their status.
+    let _ = fs::remove_dir_all(sandbox::directory(run_dir));
     // Others may use the directory too.
     let _ = fs::remove_dir(run_dir);
     write!(out, "{}", text(&summary, &pins.bpffs, &files))?;

@@ -98,7 +98,17 @@ fn text(status: &Status) -> String {
         if *ready { ("ready", AnsiColor::Green) } else { ("not ready", AnsiColor::Yellow) };
     let style: Style = color.on_default();
     let mut text = format!("{style}{word}{style:#}: {}\n", progress(status));
-    let synced = if source.synced { "read completely" } else { "not read completely yet" };
+    let missing: Vec<&str> = source
+        .watches
+        .iter()
+        .filter(|watch| !watch.synced)
+        .map(|watch| watch.resource.as_str())
+        .collect();
+    let synced = match (source.synced, missing.as_slice()) {
+        (true, _) => "read completely".to_owned(),
+        (false, []) => "not read completely yet".to_owned(),
+        (false, missing) => format!("not read completely yet: {} are missing", missing.join(", ")),
+    };
     text += &format!("source: {}, {synced}, revision {}\n", source.kind, source.revision);
     let n = datapath.endpoints;
     let attach = match datapath.attach.as_str() {
@@ -167,6 +177,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::agent::state::WatchView;
     use crate::observe::names::tests::state;
 
     fn plain(status: &Status) -> String {
@@ -183,6 +194,18 @@ source: manifests, read completely, revision 7
 datapath: 0 endpoints, attached by tcx, revision 7
 "
         );
+    }
+
+    #[test]
+    fn what_is_not_read_yet_is_named() {
+        let mut status = state(vec![]).status;
+        status.source.synced = false;
+        let watch =
+            |resource: &str, synced| WatchView { resource: resource.into(), synced, objects: 0 };
+        status.source.watches =
+            vec![watch("pods", false), watch("namespaces", true), watch("networkpolicies", false)];
+        let line = "not read completely yet: pods, networkpolicies are missing, revision 7";
+        assert!(plain(&status).contains(line), "{}", plain(&status));
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub struct Config {
     /// The version of the specification that it is written in.
     #[serde(rename = "cniVersion", default)]
     pub version: String,
+    /// The network's name.
+    #[serde(default)]
+    pub name: String,
     /// `--run-dir` of the agent.
     #[serde(rename = "run-dir", default = "default_run_dir")]
     pub run_dir: PathBuf,

@@ -40,11 +40,13 @@ pub enum Outcome {
 pub fn install(places: &Places, entry: &Entry) -> Result<Outcome> {
     install_program(&places.bin_dir)?;
     let Some(active) = active(&places.conf_dir)? else { return Ok(Outcome::NoNetwork) };
-    let chained = match active.extension().is_some_and(|extension| extension == "conflist") {
-        true => chain(&active, entry),
-        false => wrap(&active, entry),
+    let is_list = active.extension().is_some_and(|extension| extension == "conflist");
+    let (file, chained) = match rewritten(&active).filter(|_| is_list) {
+        Some(single) => (single.clone(), wrap(&single, entry)),
+        None if is_list => (active.clone(), chain(&active, entry)),
+        None => (active.clone(), wrap(&active, entry)),
     };
-    chained.with_context(|| format!("left {} as it is", active.display()))
+    chained.with_context(|| format!("left {} as it is", file.display()))
 }
 
 /// Takes both away; what was written.
@@ -122,6 +124,12 @@ fn wrap(file: &Path, entry: &Entry) -> Result<Outcome> {
 fn wrapped_by(list: &Path) -> Option<PathBuf> {
     let originals = ["conf", "json"].map(|old| list.with_extension(format!("{old}.{WRAPPED}")));
     originals.into_iter().find(|original| original.exists())
+}
+
+/// The file that this list has taken the place of, if its owner has written it again.
+fn rewritten(list: &Path) -> Option<PathBuf> {
+    let single = wrapped_by(list)?.with_extension("");
+    single.exists().then_some(single)
 }
 
 /// Copies the program that runs, unless it is there already.

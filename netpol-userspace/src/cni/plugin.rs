@@ -54,7 +54,7 @@ fn add(environment: &Environment<'_>, config: &Config) -> Result<String, Failure
     let previous = config.previous()?;
     // A container that is no pod is nothing to Kubernetes' policies.
     if let Some(pod) = environment.pod()? {
-        let sandbox = describe(environment, previous, &pod)?;
+        let sandbox = describe(environment, config, previous, &pod)?;
         confirm(config, sandbox, &pod)?;
     }
     let mut result = previous.clone();
@@ -66,6 +66,7 @@ fn add(environment: &Environment<'_>, config: &Config) -> Result<String, Failure
 
 fn describe(
     environment: &Environment<'_>,
+    config: &Config,
     previous: &Value,
     pod: &PodName,
 ) -> Result<Sandbox, Failure> {
@@ -81,6 +82,7 @@ fn describe(
         addresses: addresses(previous, &attachment.interface)?,
         container: attachment.container,
         interface: attachment.interface,
+        network: config.name.clone(),
         namespace: pod.namespace.clone(),
         pod: pod.name.clone(),
         uid: pod.uid.clone(),
@@ -162,12 +164,14 @@ fn delete(environment: &Environment<'_>, config: &Config) -> Result<String, Fail
 fn collect(config: &Config) -> Result<String, Failure> {
     let valid = config.valid_attachments()?;
     for sandbox in sandbox::read_all(&config.run_dir) {
-        if !sandbox.is_over && !valid.contains(&sandbox.attachment()) {
+        let is_here = !sandbox.is_over && sandbox.network == config.name;
+        if is_here && !valid.contains(&sandbox.attachment()) {
             let over = Sandbox { is_over: true, ..sandbox };
             write(config, &over).map_err(|why| Failure::new(Code::Io, why))?;
         }
     }
-    let _ = ask(&config.run_dir, &Told::Valid { attachments: valid.to_vec() }, END_LIMIT, false);
+    let told = Told::Valid { network: config.name.clone(), attachments: valid.to_vec() };
+    let _ = ask(&config.run_dir, &told, END_LIMIT, false);
     Ok(String::new())
 }
 

@@ -131,7 +131,8 @@ impl Programs {
         Ok(programs)
     }
 
-    fn load_program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
+    /// Loads a program that the agent does not, for measurements.
+    pub fn load_program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
         self.program(name)?.load().map_err(bpf_error(format!("load program {name}")))?;
         self.program(name)
     }

@@ -250,23 +250,23 @@ impl<'a> Matcher<'a> {
                 self.assigned.insert(nsid, pod_idx);
             }
         }
-        let mut without_object = BTreeSet::new();
+        let mut without_object = BTreeMap::new();
         for claim in claims {
             match by_uid.get(&*claim.uid).filter(|idx| self.pods[**idx].id == claim.pod) {
                 Some(&pod_idx) => drop(self.assigned.insert(claim.nsid, pod_idx)),
-                None => drop(without_object.insert((claim.nsid, &*claim.uid))),
+                None => drop(without_object.insert(claim.nsid, &claim.pod)),
             }
         }
         for endpoint in previous {
             if let Some(&nsid) = incarnations.get(&endpoint.incarnation)
-                && without_object.contains(&(nsid, &*endpoint.uid))
+                && without_object.get(&nsid) == Some(&&endpoint.pod)
             {
                 self.assigned.remove(&nsid);
                 self.kept.insert(endpoint.incarnation, endpoint.clone());
             }
         }
-        let kept: BTreeSet<i32> = without_object.iter().map(|(nsid, _)| *nsid).collect();
-        for (&nsid, pods) in self.carried.iter().filter(|(nsid, _)| !kept.contains(nsid)) {
+        let is_free = |nsid: &i32| !without_object.contains_key(nsid);
+        for (&nsid, pods) in self.carried.iter().filter(|(nsid, _)| is_free(nsid)) {
             // With addresses of several pods it is that of the pod that is nowhere else.
             let is_elsewhere = |pod_idx: &PodIdx| self.carriers[pod_idx].len() > 1;
             let best = pods.iter().min_by_key(|pod_idx| (is_elsewhere(pod_idx), **pod_idx));

@@ -171,7 +171,7 @@ pub fn tell(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> R
 async fn tell_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
     let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
     // It shall have time to say what is missing.
-    let path = format!("/cni?timeout_ms={}", left.mul_f32(0.9).as_millis());
+    let path = format!("/cni?timeout_ms={}", left.mul_f32(0.8).as_millis());
     let exchange = exchange(stream, Method::POST, &path, body.to_vec());
     let Ok(exchanged) = timeout(left, exchange).await else {
         bail!(

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use crate::agent::state::{EndpointView, State};
 use crate::datapath::{Maps, observe};
 use crate::model::Direction;
+use crate::source::Watch;
 
 /// Value of the `Content-Type` header to serve them with.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -71,6 +72,11 @@ struct TableLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResourceLabel {
+    resource: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: &'static str,
     attach: String,
@@ -93,7 +99,7 @@ struct FlowTable {
 }
 
 /// All metrics as text.
-pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters) -> String {
+pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters, watches: &[Watch]) -> String {
     let known = state
         .endpoints
         .iter()
@@ -121,18 +127,20 @@ pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters) -> String {
         used: [used4, flows.len() as u64 - used4],
         room: [slots(maps.flows4.len()), slots(maps.flows6.len())],
     };
-    text_of(state, extra, &counted, flow_table)
+    text_of(state, extra, watches, &counted, flow_table)
 }
 
 fn text_of(
     state: &State,
     extra: &AgentCounters,
+    watches: &[Watch],
     counted: &[Counted<'_>],
     flow_table: FlowTable,
 ) -> String {
     let mut registry = Registry::with_prefix("netpol");
     add_node(&mut registry, state);
     add_agent(&mut registry, extra);
+    add_watches(&mut registry, watches);
     add_packets(&mut registry, counted);
     add_tables(&mut registry, state, flow_table);
     let mut text = String::new();
@@ -204,6 +212,40 @@ fn add_agent(registry: &mut Registry, extra: &AgentCounters) {
         "Seconds that the last batch of changes took",
         ConstGauge::new(extra.last_apply.as_secs_f64()),
     );
+}
+
+fn add_watches(registry: &mut Registry, watches: &[Watch]) {
+    if watches.is_empty() {
+        return;
+    }
+    let [synced, objects, silent] = [(); 3].map(|()| Family::<ResourceLabel, Gauge>::default());
+    let [lists, events, errors] = [(); 3].map(|()| Family::<ResourceLabel, Counter>::default());
+    for watch in watches {
+        let label = ResourceLabel { resource: watch.resource };
+        synced.get_or_create(&label).set(watch.is_synced.into());
+        objects.get_or_create(&label).set(watch.objects as i64);
+        if let Some(heard) = watch.heard {
+            silent.get_or_create(&label).set(heard.elapsed().as_secs() as i64);
+        }
+        add(&lists, &label, watch.lists);
+        add(&events, &label, watch.events);
+        add(&errors, &label, watch.errors);
+    }
+    registry.register("watch_synced", "1 if all objects of this kind have been read once", synced);
+    registry.register("watch_objects", "Objects known", objects);
+    registry.register(
+        "watch_silent_seconds",
+        "Seconds since the API server last sent an object or accepted the watch, which it does \
+         at least every 300 s",
+        silent,
+    );
+    registry.register(
+        "watch_lists",
+        "Lists begun: more than one means that a watch was lost",
+        lists,
+    );
+    registry.register("watch_events", "Objects received, in lists and as changes", events);
+    registry.register("watch_errors", "Failures other than the end of a connection", errors);
 }
 
 fn add_packets(registry: &mut Registry, counted: &[Counted<'_>]) {
@@ -295,13 +337,24 @@ mod tests {
         counters[Reason::Policy as usize] = 12;
         counters[Reason::NewFlow as usize] = 5;
         counters[Reason::EventLost as usize] = 2;
+        counters[Reason::FlowEvicted as usize] = 1;
         let counted =
             [Counted { namespace: "shop", pod: "web", direction: Direction::Ingress, counters }];
         let mut extra = AgentCounters::default();
         for milliseconds in [50, 200] {
             extra.record_apply(Duration::from_millis(milliseconds));
         }
-        text_of(&state, &extra, &counted, FlowTable { used: [1, 0], room: [64, 32] })
+        let watch = Watch {
+            resource: "pods",
+            is_synced: true,
+            objects: 3,
+            lists: 2,
+            events: 9,
+            errors: 1,
+            heard: None,
+        };
+        let flows = FlowTable { used: [1, 0], room: [64, 32] };
+        text_of(&state, &extra, &[watch], &counted, flows)
     }
 
     #[test]
@@ -317,6 +370,11 @@ mod tests {
             "netpol_apply_duration_seconds_total 0.25",
             "netpol_last_apply_duration_seconds 0.2",
             "netpol_lost_events_total 2",
+            "netpol_watch_synced{resource=\"pods\"} 1",
+            "netpol_watch_objects{resource=\"pods\"} 3",
+            "netpol_watch_lists_total{resource=\"pods\"} 2",
+            "netpol_watch_events_total{resource=\"pods\"} 9",
+            "netpol_watch_errors_total{resource=\"pods\"} 1",
             "netpol_new_flows_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\"} 5",
             "netpol_dropped_packets_total{namespace=\"shop\",pod=\"web\",direction=\"ingress\",reason=\"policy\"} 12",
             "netpol_table_entries{table=\"rows\"} 9",

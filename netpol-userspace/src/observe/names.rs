@@ -135,6 +135,7 @@ pub(crate) mod tests {
                     synced: true,
                     revision: 7,
                     errors: vec![],
+                    watches: vec![],
                 },
                 datapath: DatapathStatus {
                     endpoints: endpoints.len(),

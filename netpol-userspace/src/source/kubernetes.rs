@@ -3,9 +3,10 @@
 //! gone": only a complete list or a delete event removes anything.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
@@ -16,14 +17,18 @@ use tokio::sync::{Notify, mpsc};
 use super::slim::{
     GuardedPolicy, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod, SlimService,
 };
-use super::{Event, Handle};
+use super::{Event, Handle, Watches};
 
 mod barrier;
+mod connect;
 mod observed;
+mod resume;
 mod seen;
 mod tracker;
+mod trouble;
 
 use barrier::Barrier;
+pub use connect::{connect, connect_with};
 use seen::{Kind, N_KINDS, Seen};
 use tracker::Tracker;
 
@@ -49,7 +54,9 @@ pub fn spawn_with_limit(
     barrier_limit: Duration,
 ) -> Handle {
     let (asked, bell) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+    let watches = Watches::new(Kind::ALL.map(Kind::resource));
     let source = Source {
+        watches: watches.clone(),
         trackers: Kind::ALL.map(|kind| Tracker::new(kind, node_name)),
         barrier: Barrier::new(client.clone(), node_name, barrier_limit),
         asked: asked.clone(),
@@ -57,7 +64,7 @@ pub fn spawn_with_limit(
         synced: false,
     };
     let task = tokio::spawn(source.run(client, bell.clone()));
-    Handle::new(asked, move || bell.notify_one(), move || task.abort())
+    Handle::new(asked, move || bell.notify_one(), move || task.abort()).with_watches(watches)
 }
 
 /// A watch event of any kind of object.
@@ -116,6 +123,7 @@ struct Source {
     barrier: Barrier,
     asked: Arc<AtomicU64>,
     out: Out,
+    watches: Watches,
     synced: bool,
 }
 
@@ -158,21 +166,42 @@ impl Source {
     fn take(&mut self, kind: Kind, input: Input) {
         let tracker = &mut self.trackers[kind as usize];
         let watch = format!("watch {}", kind.resource());
+        let (mut is_list, mut is_event, mut is_error) = (false, false, false);
         match input {
-            Input::Init => tracker.list_begins(),
-            Input::InitApply(seen) | Input::Apply(seen) => tracker.exists(seen, &mut self.out),
+            Input::Init => {
+                is_list = true;
+                tracker.list_begins();
+            }
+            Input::InitApply(seen) | Input::Apply(seen) => {
+                is_event = true;
+                tracker.exists(seen, &mut self.out);
+            }
             Input::InitDone => tracker.list_ends(&mut self.out),
-            Input::Delete(seen) => tracker.is_gone(&seen, &mut self.out),
+            Input::Delete(seen) => {
+                is_event = true;
+                tracker.is_gone(&seen, &mut self.out);
+            }
             Input::Watching => self.out.resolved(&watch),
             Input::Failed(error) => {
-                if kind.without().is_some() && observed::is_forbidden(&error) {
+                if kind.without().is_some() && trouble::is_forbidden(&error) {
                     tracker.is_denied();
                 }
-                if let Some(message) = observed::explain(kind, &error) {
+                if let Some(message) = trouble::explain(kind, &error, tracker.is_synced()) {
+                    is_error = true;
                     self.out.problem(watch, message);
                 }
             }
         }
+        self.watches.update(kind as usize, |watch| {
+            watch.is_synced = tracker.is_synced();
+            watch.objects = tracker.len();
+            watch.lists += u64::from(is_list);
+            watch.events += u64::from(is_event);
+            watch.errors += u64::from(is_error);
+            if !is_list && !is_error {
+                watch.heard = Some(Instant::now());
+            }
+        });
     }
 }
 
@@ -193,15 +222,21 @@ where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
     K: serde::de::DeserializeOwned + Into<Seen>,
 {
-    // Outside the watcher: a watch that the server refuses to begin where it ended (410 as the
-    // answer itself, not as an event in it) must begin anew, which the watcher does not do.
-    let rounds = futures::stream::repeat_with(move || {
-        let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
-        stream.default_backoff().scan(false, |over, event| {
-            let next = (!*over).then_some(event);
-            *over = matches!(&next, Some(Err(error)) if observed::is_refused_resume(error));
-            std::future::ready(next)
-        })
+    // Outside the watcher: what only a new list can mend, and it would not make.
+    let rounds = futures::stream::unfold(false, move |is_again| {
+        let client = client.clone();
+        async move {
+            if is_again {
+                tokio::time::sleep(jitter()).await;
+            }
+            let stream = watcher(Api::<K>::all(client), watcher::Config::default());
+            let round = stream.default_backoff().scan(false, |over, event| {
+                let next = (!*over).then_some(event);
+                *over = matches!(&next, Some(Err(error)) if trouble::needs_new_list(error));
+                std::future::ready(next)
+            });
+            Some((round, true))
+        }
     });
     rounds
         .flatten()
@@ -217,4 +252,10 @@ where
             (kind, input)
         })
         .boxed()
+}
+
+/// Between half a second and two and a half, so that not every agent lists at the same moment.
+fn jitter() -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    Duration::from_millis(500 + random % 2000)
 }

@@ -22,10 +22,12 @@ pub mod schema;
 pub mod slices;
 pub mod slim;
 pub mod validate;
+pub mod watches;
 
 pub use directory::{Loaded, load_dir};
 pub use kubernetes::spawn_kubernetes;
 pub use manifests::spawn_manifests;
+pub use watches::{Watch, Watches};
 
 /// What a source tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,7 @@ pub struct Handle {
     asked: Arc<AtomicU64>,
     wake: Box<dyn Fn() + Send + Sync>,
     stop: Box<dyn Fn() + Send + Sync>,
+    watches: Watches,
 }
 
 impl Handle {
@@ -64,7 +67,18 @@ impl Handle {
         wake: impl Fn() + Send + Sync + 'static,
         stop: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        Self { asked, wake: Box::new(wake), stop: Box::new(stop) }
+        let watches = Watches::default();
+        Self { asked, wake: Box::new(wake), stop: Box::new(stop), watches }
+    }
+
+    fn with_watches(mut self, watches: Watches) -> Self {
+        self.watches = watches;
+        self
+    }
+
+    /// How the source's watches are doing.
+    pub fn watches(&self) -> &Watches {
+        &self.watches
     }
 
     /// Asks for an [`Event::Barrier`] with the returned number, or a higher one, after everything

@@ -23,6 +23,8 @@ pub struct Seen {
     pub watch: bool,
     /// A list without a page size: a barrier's.
     pub whole: bool,
+    /// A list of one object: how far is the server?
+    pub one: bool,
     pub version: String,
     pub continued: bool,
 }
@@ -42,6 +44,8 @@ struct Inner {
     refused: HashMap<(String, &'static str), u16>,
     /// Deliver no events of these resources.
     held: Vec<String>,
+    /// Deliver broken JSON instead of the next event of this resource.
+    garbled: Option<String>,
     seen: Vec<Seen>,
     /// Watches begun before this count are closed.
     closed: u64,
@@ -159,6 +163,11 @@ impl Server {
         self.lock().held.push(resource.into());
     }
 
+    /// Delivers something else than JSON instead of the next event of a resource.
+    pub fn garble(&self, resource: &str) {
+        self.lock().garbled = Some(resource.into());
+    }
+
     /// Delivers all events again.
     pub fn release(&self) {
         self.lock().held.clear();
@@ -205,6 +214,7 @@ async fn answer(
         resource: resource.clone(),
         watch: watching,
         whole: !watching && !params.contains_key("limit"),
+        one: text("limit") == "1",
         version: text("resourceVersion"),
         continued: params.contains_key("continue"),
     };
@@ -275,7 +285,7 @@ fn watch_response(server: Server, resource: String, version: &str, number: u64) 
                 changed.borrow_and_update();
                 let (mut text, mut over) = (String::new(), false);
                 {
-                    let inner = server.lock();
+                    let mut inner = server.lock();
                     if inner.closed >= number {
                         return None;
                     }
@@ -290,6 +300,10 @@ fn watch_response(server: Server, resource: String, version: &str, number: u64) 
                         for (version, _, event) in new {
                             text += &format!("{event}\n");
                             at = *version;
+                        }
+                        if !text.is_empty() && inner.garbled.as_ref() == Some(&resource) {
+                            inner.garbled = None;
+                            text = "{\"type\": !}\n".to_owned();
                         }
                     }
                 }

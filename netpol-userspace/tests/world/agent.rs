@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,17 @@ use netpol_userspace::netns::Netns;
 use serde_json::Value;
 
 use super::PATIENCE;
+
+/// The program, where cargo does not say it: in tests of other packages.
+pub static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// The program `netpol`.
+pub fn program() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_netpol") {
+        Some(path) => path.into(),
+        None => PROGRAM.get().expect("the test has set PROGRAM").clone(),
+    }
+}
 
 /// A running agent, killed when dropped.
 pub struct Agent {
@@ -24,7 +35,7 @@ impl Agent {
     pub fn start(node: &Netns, arguments: &[String], run_dir: &Path, log: PathBuf) -> Self {
         let log: File = OpenOptions::new().create(true).append(true).open(log).unwrap();
         let spawn = || {
-            Command::new(env!("CARGO_BIN_EXE_netpol"))
+            Command::new(program())
                 .args(arguments)
                 .stdin(Stdio::null())
                 .stdout(log.try_clone().unwrap())

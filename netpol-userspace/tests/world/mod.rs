@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod agent;
+pub mod runtime;
 pub mod traffic;
 
 use std::fs;
@@ -41,6 +42,8 @@ pub struct World {
     pub bpffs: PathBuf,
     /// Further arguments of `netpol agent`.
     pub arguments: Vec<String>,
+    /// Read the API server that this file describes instead of manifests.
+    pub kubeconfig: Option<PathBuf>,
     pub agent: Option<Agent>,
     pods: Vec<String>,
 }
@@ -55,6 +58,7 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             bpffs: PathBuf::from("/sys/fs/bpf").join(name),
             arguments: Vec::new(),
+            kubeconfig: None,
             agent: None,
             pods: Vec::new(),
         };
@@ -181,9 +185,13 @@ impl World {
     pub fn command_line(&self) -> Vec<String> {
         let path = |path: PathBuf| path.to_str().unwrap().to_owned();
         let mut line = vec!["agent".to_owned()];
+        let objects = match &self.kubeconfig {
+            Some(file) => ("--kubeconfig", path(file.clone())),
+            None => ("--manifests", path(self.manifests())),
+        };
         for (flag, value) in [
             ("--node-name", NODE_NAME.to_owned()),
-            ("--manifests", path(self.manifests())),
+            objects,
             ("--bpffs", path(self.bpffs.clone())),
             ("--run-dir", path(self.run_dir())),
             ("--netns-dir", path(self.netns_dir())),
@@ -209,9 +217,7 @@ impl World {
 
     /// Runs `netpol` with these arguments on the node, until it ends.
     pub fn netpol(&self, arguments: &[String]) -> Output {
-        self.node
-            .run(|| Command::new(env!("CARGO_BIN_EXE_netpol")).args(arguments).output().unwrap())
-            .unwrap()
+        self.node.run(|| Command::new(agent::program()).args(arguments).output().unwrap()).unwrap()
     }
 
     /// `netpol cleanup`.

@@ -8,6 +8,7 @@ mod cgroup;
 pub mod cluster;
 pub mod control_plane;
 pub mod dns;
+pub mod envtest;
 pub mod forward;
 mod go;
 pub mod images;

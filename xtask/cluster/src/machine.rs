@@ -16,6 +16,9 @@ use crate::process::{self, run, wait_for};
 
 const SCRIPT: &str = include_str!("node.sh");
 
+/// Variables that would send requests to the cluster elsewhere.
+const PROXIES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+
 /// How long a machine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
@@ -154,6 +157,9 @@ impl Machine {
             .args(["--target", &self.pid.to_string()])
             .args(["--mount", "--net", "--uts", "--ipc", "--pid", "--"])
             .arg(program);
+        for name in PROXIES {
+            command.env_remove(name).env_remove(name.to_lowercase());
+        }
         command
     }
 
@@ -162,8 +168,10 @@ impl Machine {
     /// # Errors
     /// The machine has ended.
     pub fn start_daemon(&self, name: &str, program: &Path, arguments: &[String]) -> Result<()> {
-        let script = "log=$1 pid=$2; shift 2; setsid \"$@\" </dev/null >>\"$log\" 2>&1 & \
-                      echo $! >\"$pid\"";
+        // What the caller's environment says, about proxies for one, is not for the cluster.
+        let script = "log=$1 pid=$2; shift 2; umask 022; \
+                      env -i HOME=/root PATH=\"$PATH:/usr/sbin:/usr/bin:/sbin:/bin\" \
+                      setsid \"$@\" </dev/null >>\"$log\" 2>&1 & echo $! >\"$pid\"";
         let mut command = self.command("sh");
         command.args(["-c", script, "sh"]).arg(self.log(name)).arg(pid_file(name));
         command.arg(program).args(arguments);

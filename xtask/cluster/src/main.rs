@@ -39,6 +39,9 @@ enum Action {
         /// When it does not come up, leave what there is
         #[arg(long)]
         keep: bool,
+        /// Stay, and end the cluster when this process ends (Ctrl-C)
+        #[arg(long)]
+        foreground: bool,
     },
     /// End everything of it, and remove its state
     Down,
@@ -111,11 +114,17 @@ fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let name = cli.name;
     match cli.action {
-        Action::Up { nodes, proxy_mode, network, keep } => {
+        Action::Up { nodes, proxy_mode, network, keep, foreground } => {
+            let options = Options { name, nodes, proxy_mode, network, keep };
             let cluster =
-                Cluster::up_detached(&Options { name, nodes, proxy_mode, network, keep })?;
+                if foreground { Cluster::up(&options) } else { Cluster::up_detached(&options) }?;
             println!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
             println!("export KUBECONFIG={}", cluster.kubeconfig()?.display());
+            if foreground {
+                loop {
+                    std::thread::park();
+                }
+            }
         }
         Action::Kubeconfig { print } => {
             let path = open(&name)?.kubeconfig()?;

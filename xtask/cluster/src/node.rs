@@ -82,7 +82,7 @@ pub(crate) fn start_daemon(machine: &Machine, name: &str, addresses: NodeAddress
     let file = |name: &str| directory.join(name).to_string_lossy().into_owned();
     match name {
         "containerd" => {
-            let program = Path::new("/usr/bin/containerd");
+            let program = Path::new("containerd");
             let arguments = ["--config".to_owned(), file("containerd.toml")];
             machine.start_daemon(name, program, &arguments)?;
             wait_for_containerd(machine)

@@ -6,6 +6,7 @@
 # Arguments: the machine's name, its directory, and `attached` (live as long as standard input) or
 # `detached`.
 set -eu
+umask 022
 name=$1
 home=$2
 life=$3
@@ -14,7 +15,12 @@ root=$home/root
 # /proc is still the host's here, so this is the process's number on the host.
 read -r host_pid rest </proc/self/stat
 
-hostname "$name"
+# Without it, pods of one node reach each other past the rules by which Services work.
+[ -e /proc/sys/net/bridge ] || modprobe br_netfilter || {
+    echo "the kernel module br_netfilter is missing: modprobe br_netfilter" >&2
+    exit 1
+}
+echo "$name" >/proc/sys/kernel/hostname
 mounts=$(cat /proc/self/mounts)
 mount --bind / "$root"
 # File systems that a person keeps files on: checkouts and caches may be there. Not what holds
@@ -55,7 +61,7 @@ ip link set lo up
 for setting in ipv4/ip_forward=1 ipv6/conf/all/forwarding=1 ipv6/conf/all/accept_dad=0 \
     ipv6/conf/default/accept_dad=0 ipv4/conf/all/rp_filter=0 ipv4/conf/default/rp_filter=0 \
     bridge/bridge-nf-call-iptables=1 bridge/bridge-nf-call-ip6tables=1; do
-    if [ -e "/proc/sys/net/${setting%=*}" ]; then echo "${setting#*=}" >"/proc/sys/net/${setting%=*}"; fi
+    echo "${setting#*=}" >"/proc/sys/net/${setting%=*}"
 done
 
 echo "$host_pid" >"$home/pid.new"

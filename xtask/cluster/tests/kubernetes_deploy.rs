@@ -74,7 +74,7 @@ fn the_generated_file_is_what_the_sources_give() {
 #[test]
 fn the_agent_takes_the_flags_and_the_environment_of_all_variants() {
     use clap::CommandFactory as _;
-    for documents in [base(), with(&["monitoring"])] {
+    for documents in [base(), with(&["monitoring"]), with(&["cni"]), with(&["cni", "monitoring"])] {
         let container = container(&documents);
         let arguments = strings(&container["args"]);
         assert_eq!(arguments[0], "agent");
@@ -110,12 +110,12 @@ fn the_agent_takes_the_flags_and_the_environment_of_all_variants() {
 }
 
 #[test]
-fn the_agent_has_two_capabilities_and_may_only_list_and_watch() {
+fn the_agent_has_three_capabilities_and_may_only_list_and_watch() {
     let documents = base();
     let context = &container(&documents)["securityContext"];
     assert_eq!(
         context["capabilities"],
-        json!({"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_ADMIN"]})
+        json!({"drop": ["ALL"], "add": ["NET_ADMIN", "NET_BROADCAST", "SYS_ADMIN"]})
     );
     assert_eq!(context["privileged"], false);
     assert_eq!(context["allowPrivilegeEscalation"], false);

@@ -76,8 +76,8 @@ impl Core {
                 self.end_sandboxes(&[attachment]);
                 self.admissions.reply(done, Ok(()));
             }
-            Told::Valid { attachments } => {
-                let over = self.sandboxes.not_among(&attachments);
+            Told::Valid { network, attachments } => {
+                let over = self.sandboxes.not_among(&network, &attachments);
                 self.end_sandboxes(&over);
                 self.admissions.reply(done, Ok(()));
             }

@@ -266,3 +266,45 @@ fn findings_name_what_they_are_about() {
     }
     assert_eq!(text.len(), 6, "{text:#?}");
 }
+
+fn claim(nsid: i32, name: &str) -> Claim {
+    Claim { nsid, pod: ObjectName::new("default", name), uid: format!("uid-{name}").into() }
+}
+
+fn claimed(
+    interfaces: &[Interface],
+    pods: &[Pod],
+    previous: &[Endpoint],
+    claims: &[Claim],
+) -> Matching {
+    match_pods(interfaces, pods, "here", previous, claims)
+}
+
+#[test]
+fn what_the_runtime_says_goes_before_addresses_and_memory() {
+    let interfaces = [interface(1, 10, "10.0.0.2"), interface(2, 20, "")];
+    let pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")];
+    let by_address = matched(&interfaces, &pods, &[]);
+    assert_eq!(summary(&by_address), "v1=b !no-interface:a !no-pod:v2");
+    // Pod a has taken the address of pod b, which has not got it yet.
+    let claims = [claim(10, "a"), claim(20, "b")];
+    let matching = claimed(&interfaces, &pods, &by_address.endpoints, &claims);
+    assert_eq!(summary(&matching), "v1=a v2=b");
+    assert_eq!(matching.endpoints[0].addresses, addresses("10.0.0.1"));
+    assert!(matching.endpoints[0].other_addresses.is_empty());
+}
+
+#[test]
+fn a_pod_without_an_object_keeps_its_endpoint_while_its_sandbox_is_there() {
+    let interfaces = [interface(1, 10, "10.0.0.1")];
+    let before = claimed(&interfaces, &[pod("a", "10.0.0.1")], &[], &[claim(10, "a")]);
+    let gone = claimed(&interfaces, &[], &before.endpoints, &[claim(10, "a")]);
+    assert_eq!(gone, before);
+    // Nor is it the pod that has its address by now.
+    let pods = [pod("b", "10.0.0.1")];
+    let reused = claimed(&interfaces, &pods, &before.endpoints, &[claim(10, "a")]);
+    assert_eq!(reused.endpoints, before.endpoints);
+    let never_seen = claimed(&interfaces, &[], &[], &[claim(10, "a")]);
+    assert_eq!(summary(&never_seen), "!no-pod:v1");
+    assert_eq!(summary(&matched(&interfaces, &[], &before.endpoints)), "!no-pod:v1");
+}

@@ -17,9 +17,9 @@ use kube::{Api, Client};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::Out;
-use super::observed::{chain, is_forbidden_request};
 use super::seen::{self, Kind, N_KINDS};
 use super::tracker::{Listed, Tracker};
+use super::trouble::{chain, is_forbidden_request};
 use crate::model::ObjectName;
 use crate::source::Event;
 

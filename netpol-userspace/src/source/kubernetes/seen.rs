@@ -46,6 +46,15 @@ impl Kind {
         }
     }
 
+    /// The API group of the resource, as roles name it.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Pod | Self::Service | Self::Node => "",
+            Self::Policy => "networking.k8s.io",
+            Self::EndpointSlice => "discovery.k8s.io",
+        }
+    }
+
     /// Of a kind that policies can be enforced without: what happens then.
     pub fn without(self) -> Option<&'static str> {
         match self {

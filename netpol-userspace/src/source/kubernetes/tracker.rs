@@ -68,6 +68,11 @@ impl Tracker {
         self.synced
     }
 
+    /// How many objects are known.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// A list begins, maybe after one that did not complete.
     pub fn list_begins(&mut self) {
         self.mentioned = Some(HashSet::new());
