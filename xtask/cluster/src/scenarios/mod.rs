@@ -84,13 +84,17 @@ pub struct Args {
 ///
 /// # Errors
 /// There is no such scenario, or the cluster does not come up.
-pub fn command(args: &Args, options: Options) -> Result<bool> {
+pub fn command(args: &Args, mut options: Options) -> Result<bool> {
     let is_wanted = |scenario: &&Scenario| {
         args.filter.is_empty() || args.filter.iter().any(|part| scenario.name.contains(part))
     };
     let wanted: Vec<&Scenario> = ALL.iter().filter(is_wanted).collect();
     ensure!(!wanted.is_empty(), "no scenario matches; there are {}", names());
     let programs = programs(args)?;
+    if !args.keep {
+        // It is taken down at the end, so it must not be one that somebody uses.
+        options.name = format!("scenarios-{}", std::process::id());
+    }
     let cluster = match args.keep {
         true => Cluster::up_detached(&options)?,
         false => Cluster::up(&options)?,
