@@ -31,7 +31,7 @@ pub struct Spec {
     pub period: Duration,
     /// Without end if `None`.
     pub count: Option<u64>,
-    /// How long an answer may take to count.
+    /// How long an answer may take to count: less where it is denied, by a name that starts `no-`.
     pub timeout: Duration,
 }
 
@@ -57,7 +57,7 @@ impl FromStr for Spec {
 
     fn from_str(text: &str) -> Result<Self> {
         let (mut name, mut kind, mut to) = (None, None, None);
-        let (mut rate, mut count, mut timeout) = (20.0, None, Duration::from_secs(3));
+        let (mut rate, mut count, mut timeout) = (20.0, None, None);
         for part in text.split(',') {
             let (key, value) = part.split_once('=').context("parts are key=value")?;
             match key {
@@ -66,18 +66,22 @@ impl FromStr for Spec {
                 "to" => to = Some(value.to_owned()),
                 "rate" => rate = value.parse::<f64>()?,
                 "count" => count = Some(value.parse()?),
-                "timeout" => timeout = Duration::from_millis(value.parse()?),
+                "timeout" => timeout = Some(Duration::from_millis(value.parse()?)),
                 _ => bail!("unknown key {key}"),
             }
         }
         let period = Duration::try_from_secs_f64(1.0 / rate).context("rate is per second")?;
+        let name: String = name.context("name=... is missing")?;
+        // What is allowed is lost only if it never comes, however busy the machine is; what is
+        // denied would come at once.
+        let patience = Duration::from_secs(if name.starts_with("no-") { 3 } else { 20 });
         Ok(Self {
-            name: name.context("name=... is missing")?,
+            name,
             kind: kind.context("kind=... is missing")?,
             to: to.context("to=HOST:PORT is missing")?,
             period,
             count,
-            timeout,
+            timeout: timeout.unwrap_or(patience),
         })
     }
 }
@@ -105,6 +109,10 @@ mod tests {
         assert_eq!((spec.kind, spec.to.as_str()), (Kind::UdpStream, "[fd00::1]:80"));
         assert_eq!(spec.period, Duration::from_millis(250));
         assert_eq!((spec.count, spec.timeout), (Some(7), Duration::from_millis(250)));
+        let patience = |name: &str| {
+            format!("name={name},kind=resolve,to=b").parse::<Spec>().unwrap().timeout.as_secs()
+        };
+        assert_eq!((patience("ok-a"), patience("no-a")), (20, 3));
         for wrong in ["", "name=a", "name=a,kind=x,to=b:1", "name=a,kind=resolve,to=b,rate=0"] {
             wrong.parse::<Spec>().unwrap_err();
         }

@@ -104,11 +104,14 @@ impl Outcome {
     pub fn sender(&mut self, stats: &Stats) {
         for (name, flow) in &stats.flows {
             let title = format!("{} {name}", stats.name);
-            if flow.sent == 0 {
+            let is_denied = name.starts_with("no-");
+            // A stream that gets no connection sends nothing, which is how it is denied.
+            let refused: u64 = flow.errors.values().filter(|_| is_denied && flow.sent == 0).sum();
+            if flow.sent + refused == 0 {
                 self.problem(format!("{title}: sent nothing ({:?})", flow.errors));
             }
-            if name.starts_with("no-") {
-                self.denied += flow.sent;
+            if is_denied {
+                self.denied += flow.sent + refused;
                 self.passed += flow.answered;
                 if flow.answered > 0 {
                     self.problem(format!("{title}: {} of {} passed", flow.answered, flow.sent));
@@ -204,6 +207,11 @@ mod tests {
             outcome.sender(&stats);
             assert_eq!(outcome.is_fine(), expected, "{stats:?}");
         }
+        let mut silent = flow("no-a", 0, 0);
+        silent.flows.values_mut().for_each(|flow| drop(flow.errors.insert("timeout".into(), 3)));
+        let mut outcome = Outcome::default();
+        outcome.sender(&silent);
+        assert!(outcome.is_fine() && outcome.denied == 3);
         let mut outcome = Outcome::default();
         outcome.sender_beside_proxy(&flow("ok-a", 5, 4));
         assert!(outcome.is_fine() && outcome.figures.len() == 1);
