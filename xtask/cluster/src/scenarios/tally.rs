@@ -208,7 +208,9 @@ mod tests {
             assert_eq!(outcome.is_fine(), expected, "{stats:?}");
         }
         let mut silent = flow("no-a", 0, 0);
-        silent.flows.values_mut().for_each(|flow| drop(flow.errors.insert("timeout".into(), 3)));
+        for flow in silent.flows.values_mut() {
+            flow.errors.insert("timeout".into(), 3);
+        }
         let mut outcome = Outcome::default();
         outcome.sender(&silent);
         assert!(outcome.is_fine() && outcome.denied == 3);
