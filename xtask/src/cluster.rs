@@ -19,7 +19,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    if args.arguments.iter().any(|word| word == "up") {
+    if args.arguments.iter().any(|word| word == "up" || word == "scenarios") {
         setup::ensure_for_tests()?;
     }
     forward(workspace, &args.arguments)

@@ -32,14 +32,19 @@ pub fn program() -> Result<PathBuf> {
     let mut command = Command::new(cargo);
     command.args(["build", "--package", "netpol-userspace", "--bin", "netpol"]);
     command.args(["--message-format", "json"]).current_dir(workspace);
-    let messages = run(&mut command)?;
-    // Cargo says where it put it: the target directory is the user's choice.
+    built(&mut command, "netpol")
+}
+
+/// Builds a program with a cargo command that tells in JSON what it does. Cargo says where it put
+/// it: the target directory is the user's choice.
+pub(crate) fn built(command: &mut Command, name: &str) -> Result<PathBuf> {
+    let messages = run(command)?;
     let executable = messages.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_netpol = message["target"]["name"] == "netpol";
-        message["executable"].as_str().filter(|_| is_netpol).map(PathBuf::from)
+        let is_wanted = message["target"]["name"] == name;
+        message["executable"].as_str().filter(|_| is_wanted).map(PathBuf::from)
     });
-    executable.context("cargo built no program netpol")
+    executable.with_context(|| format!("cargo built no program {name}"))
 }
 
 /// Gives every node an image of this program.

@@ -35,6 +35,8 @@ struct Module {
 
 static KUBERNETES: Module =
     Module { name: "kubernetes", version: VERSION, sources: &["go.mod", "go.sum"] };
+static DNS: Module =
+    Module { name: "coredns", version: "v1.15.0", sources: &["go.mod", "go.sum", "main.go"] };
 static SUITE: Module =
     Module { name: "e2e", version: VERSION, sources: &["go.mod", "go.sum", "e2e_test.go"] };
 static LEGACY_SUITE: Module = Module {
@@ -79,6 +81,10 @@ programs! {
     /// Servers and clients for upstream's tests; also pauses.
     AGNHOST = "agnhost" from "k8s.io/kubernetes/test/images/agnhost";
 }
+
+/// The cluster's DNS.
+pub const COREDNS: Program =
+    Program { name: "coredns", package: ".", module: &DNS, is_test: false };
 
 /// Upstream's NetworkPolicy tests.
 pub const E2E: Program = Program { name: "e2e.test", package: ".", module: &SUITE, is_test: true };

@@ -8,6 +8,7 @@ mod cgroup;
 pub mod cluster;
 pub mod conformance;
 pub mod control_plane;
+pub mod dns;
 pub mod envtest;
 pub mod forward;
 mod go;
@@ -18,6 +19,7 @@ pub mod network;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod scenarios;
 mod turns;
 
 pub use cluster::{Cluster, Options};

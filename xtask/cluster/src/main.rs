@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use netpol_cluster::network::Network;
 use netpol_cluster::node::{self, ProxyMode};
 use netpol_cluster::{
-    Cluster, Options, agent, binaries, cluster, conformance, control_plane, forward,
+    Cluster, Options, agent, binaries, cluster, conformance, control_plane, forward, scenarios,
 };
 
 /// A real Kubernetes cluster on this machine, in namespaces of its own.
@@ -77,6 +77,17 @@ enum Action {
         /// A tar of one or more images
         archive: std::path::PathBuf,
     },
+    /// Deployments, Jobs, nodes and agents that come and go under load, with every message counted
+    Scenarios {
+        /// How kube-proxy works
+        #[arg(long, default_value = "iptables")]
+        proxy_mode: ProxyMode,
+        /// How pods reach pods on other nodes
+        #[arg(long, default_value = "bridge-vxlan")]
+        network: Network,
+        #[command(flatten)]
+        args: scenarios::Args,
+    },
     /// Install netpol on it as deploy/ has it, and wait until every node enforces policies
     Deploy {
         /// The program [default: this checkout's, unoptimised; `cargo xtask image` builds others]
@@ -131,6 +142,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             cluster.restart_node(index.with_context(|| format!("there is no node {node}"))?)?;
         }
         Action::Forward => forward::run(&open(&name)?)?,
+        Action::Scenarios { proxy_mode, network, args } => {
+            let options = Options { name, proxy_mode, network, ..Options::default() };
+            if !scenarios::command(&args, options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Action::Down => cluster::take_down(&name)?,
         Action::Status => return status(&name),
         Action::Kubectl { arguments } => {

@@ -116,9 +116,13 @@ pub(crate) fn install_plugins(node: &Machine, own: NodeAddresses, network: Netwo
         fs::copy(from, &to).with_context(|| format!("copy {from} to {}", to.display()))?;
     }
     let directory = node.home().join("etc/cni/net.d");
+    let file = directory.join("10-bridge.conflist");
+    if file.exists() {
+        // A node that boots again finds on its disk what was added there.
+        return Ok(());
+    }
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory)?;
-    let file = directory.join("10-bridge.conflist");
     let text = serde_json::to_string_pretty(&conflist(own, network))?;
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))
 }
