@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
+use futures::{Stream, StreamExt as _};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc};
@@ -230,12 +230,7 @@ where
                 tokio::time::sleep(jitter()).await;
             }
             let stream = watcher(Api::<K>::all(client), watcher::Config::default());
-            let round = stream.default_backoff().scan(false, |over, event| {
-                let next = (!*over).then_some(event);
-                *over = matches!(&next, Some(Err(error)) if trouble::needs_new_list(error));
-                std::future::ready(next)
-            });
-            Some((round, true))
+            Some((until_new_list(stream.default_backoff()), true))
         }
     });
     rounds
@@ -252,6 +247,19 @@ where
             (kind, input)
         })
         .boxed()
+}
+
+/// Ends right after an error that only a new list can mend: the watcher may have nothing more to
+/// say for a long time.
+fn until_new_list<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> {
+    futures::stream::unfold(Some(Box::pin(events)), |events| async {
+        let mut events = events?;
+        let event = events.next().await?;
+        let is_over = matches!(&event, Err(error) if trouble::needs_new_list(error));
+        Some((event, (!is_over).then_some(events)))
+    })
 }
 
 /// Between half a second and two and a half, so that not every agent lists at the same moment.
