@@ -57,18 +57,30 @@ pub fn load(cluster: &Cluster, program: &Path) -> Result<()> {
     cluster.load_image(&archive)
 }
 
+/// Whether pods start only when their policies are in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plugin {
+    /// The CNI plugin sees to it.
+    Installed,
+    /// There is a moment in which new pods are not enforced yet.
+    None,
+}
+
 /// Installs netpol, and waits until every node enforces policies.
 ///
 /// # Errors
 /// kubectl fails, or an agent does not become ready; the error has what its pod says.
-pub fn install(cluster: &Cluster, program: &Path) -> Result<()> {
+pub fn install(cluster: &Cluster, program: &Path, plugin: Plugin) -> Result<()> {
     load(cluster, program)?;
     let get = ["get", "daemonset", "-A", "-l", "app.kubernetes.io/name=netpol", "-o", "name"];
     let runs_already = !cluster.kubectl(&get)?.is_empty();
-    let manifest = manifests::file();
+    let (option, manifest) = match plugin {
+        Plugin::None => ("-f", manifests::file()),
+        Plugin::Installed => ("-k", manifests::deploy().join("with-cni")),
+    };
     let manifest =
         manifest.canonicalize().with_context(|| format!("find {}", manifest.display()))?;
-    cluster.kubectl(&["apply", "-f", &manifest.to_string_lossy()])?;
+    cluster.kubectl(&["apply", option, &manifest.to_string_lossy()])?;
     if runs_already {
         // The image's name is the same, so that nothing else makes the agents take the new one.
         cluster.kubectl(&["-n", "netpol", "rollout", "restart", "ds/netpol"])?;

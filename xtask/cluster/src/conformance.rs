@@ -8,10 +8,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
+use crate::agent::{self, Plugin};
 use crate::cluster::take_down;
 use crate::network::Network;
 use crate::node::ProxyMode;
-use crate::{Cluster, Options, agent};
+use crate::{Cluster, Options};
 
 mod prepare;
 mod report;
@@ -45,6 +46,10 @@ pub struct Args {
     /// Run the suite on a cluster that enforces nothing, where it must fail
     #[arg(long, conflicts_with = "binary")]
     without_netpol: bool,
+    /// Without netpol's CNI plugin: clients that connect in their first moment, as the older
+    /// suite's do, are then not always enforced yet
+    #[arg(long, conflicts_with = "without_netpol")]
+    without_plugin: bool,
     /// Leave the cluster as it is, or use the one that was left
     #[arg(long)]
     keep: bool,
@@ -127,7 +132,8 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
         return run_suites(args, &cluster, output);
     }
     let binary = args.binary.clone().map_or_else(agent::program, Ok)?;
-    agent::install(&cluster, &binary)?;
+    let plugin = if args.without_plugin { Plugin::None } else { Plugin::Installed };
+    agent::install(&cluster, &binary, plugin)?;
     eprintln!("==> netpol is ready on every node");
     let restarts_before = prepare::restarts(&cluster)?;
     let mut reports = run_suites(args, &cluster, output)?;

@@ -93,6 +93,9 @@ enum Action {
         /// The program [default: this checkout's, unoptimised; `cargo xtask image` builds others]
         #[arg(long)]
         binary: Option<std::path::PathBuf>,
+        /// With the CNI plugin, so that pods start only when their policies are in force
+        #[arg(long)]
+        with_cni: bool,
     },
     /// Run upstream's NetworkPolicy tests with netpol on a cluster of their own
     Conformance(conformance::Args),
@@ -166,10 +169,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             let archive = std::path::absolute(archive)?;
             open(&name)?.load_image(&archive)?;
         }
-        Action::Deploy { binary } => {
+        Action::Deploy { binary, with_cni } => {
             let cluster = open(&name)?;
             let binary = binary.map_or_else(agent::program, Ok)?;
-            agent::install(&cluster, &binary)?;
+            let plugin = if with_cni { agent::Plugin::Installed } else { agent::Plugin::None };
+            agent::install(&cluster, &binary, plugin)?;
             println!("{}", cluster.kubectl(&["-n", "netpol", "get", "pods", "-o", "wide"])?);
         }
         Action::Conformance(args) => return conformance::command(&args),

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 fn policies_are_enforced_on_a_real_cluster() {
     let name = format!("smoke-{}", std::process::id());
     let mut cluster = Cluster::up(&Options { name, ..Options::default() }).unwrap();
-    agent::install(&cluster, &agent::program().unwrap()).unwrap();
+    agent::install(&cluster, &agent::program().unwrap(), agent::Plugin::None).unwrap();
     cluster.apply(&pods()).unwrap();
     wait_until_ready(&cluster);
     let targets = targets(&cluster);

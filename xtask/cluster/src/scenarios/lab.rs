@@ -65,7 +65,7 @@ impl Lab {
         let mut lab = Self { cluster, programs, monitors: Vec::new(), names: Mutex::default() };
         lab.cluster.load_image(&lab.traffic_image()?)?;
         dns::install(&lab.cluster)?;
-        agent::install(&lab.cluster, &lab.programs.netpol)?;
+        agent::install(&lab.cluster, &lab.programs.netpol, agent::Plugin::None)?;
         lab.set_plugin(true)?;
         lab.watch()?;
         Ok(lab)
