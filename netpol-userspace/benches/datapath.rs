@@ -39,8 +39,7 @@ impl Case {
 fn main() {
     in_node(|| {
         let mut rig = Rig::new();
-        rig.datapath.programs().load_nothing().expect("load the empty program");
-        for name in ["netpol_fresh_ingress", "netpol_fresh_egress"] {
+        for name in ["netpol_nothing", "netpol_fresh_ingress", "netpol_fresh_egress"] {
             rig.datapath.programs().load_program(name).expect("load a program for measurements");
         }
         for (address, class) in [(PEER, 3), (PEER6, 3)] {

@@ -28,9 +28,6 @@ pub const TRANSIT_RAW: &str = "netpol_transit_raw";
 /// The programs that are attached on nodes.
 pub const ATTACHED: [&str; 4] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW];
 
-/// Name of the program that does nothing, the floor of measurements.
-pub const NOTHING: &str = "netpol_nothing";
-
 /// Choices fixed when the programs are loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -153,11 +150,6 @@ impl Programs {
     /// The kernel's facts about a program.
     pub fn info(&mut self, name: &str) -> Result<ProgramInfo, DatapathError> {
         self.program(name)?.info().map_err(bpf_error(format!("read info of program {name}")))
-    }
-
-    /// Loads the program that does nothing, for measurements.
-    pub fn load_nothing(&mut self) -> Result<&mut SchedClassifier, DatapathError> {
-        self.load_program(NOTHING)
     }
 
     /// Pins the programs, so that observers can run them; replaces older pins atomically enough:

@@ -50,7 +50,7 @@ pub(crate) fn start_daemon(machine: &Machine, pki: &Authority, name: &str) -> Re
         "etcd" => (binaries::ETCD, etcd(&machine.home().join("var-lib/etcd"))),
         "kube-apiserver" => (binaries::APISERVER, apiserver(pki)),
         "kube-controller-manager" => (binaries::CONTROLLER_MANAGER, controller_manager(pki)),
-        "kube-scheduler" => (binaries::SCHEDULER, scheduler(pki)),
+        "kube-scheduler" => (binaries::SCHEDULER, component(pki, "kube-scheduler")),
         other => bail!("{other} is no part of the control plane, which is {}", DAEMONS.join(", ")),
     };
     machine.start_daemon(name, &binaries::ensure(program)?, &arguments)
@@ -131,14 +131,8 @@ fn apiserver(pki: &Authority) -> Vec<String> {
 
 fn controller_manager(pki: &Authority) -> Vec<String> {
     let file = |name: &str| pki.file(name).to_string_lossy().into_owned();
-    let kubeconfig = file("kube-controller-manager.kubeconfig");
-    words(&[
-        ("kubeconfig", &kubeconfig),
-        ("authentication-kubeconfig", &kubeconfig),
-        ("authorization-kubeconfig", &kubeconfig),
-        ("authentication-skip-lookup", "true"),
-        ("bind-address", "127.0.0.1"),
-        ("leader-elect", "false"),
+    let mut arguments = component(pki, "kube-controller-manager");
+    arguments.extend(words(&[
         ("cluster-cidr", &format!("{},{}", PODS.0, PODS.1)),
         // Which node has which pod addresses is fixed, and written by `Cluster`.
         ("allocate-node-cidrs", "false"),
@@ -147,11 +141,13 @@ fn controller_manager(pki: &Authority) -> Vec<String> {
         ("cluster-signing-cert-file", &file("ca.crt")),
         ("cluster-signing-key-file", &file("ca.key")),
         ("use-service-account-credentials", "true"),
-    ])
+    ]));
+    arguments
 }
 
-fn scheduler(pki: &Authority) -> Vec<String> {
-    let kubeconfig = pki.file("kube-scheduler.kubeconfig").to_string_lossy().into_owned();
+/// What the programs beside the API server have in common; it is all that the scheduler needs.
+fn component(pki: &Authority, name: &str) -> Vec<String> {
+    let kubeconfig = pki.file(&format!("{name}.kubeconfig")).to_string_lossy().into_owned();
     words(&[
         ("kubeconfig", &kubeconfig),
         ("authentication-kubeconfig", &kubeconfig),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use netpol_image::{Entry, Image, host_architecture};
+use netpol_image::{Entry, Image};
 
 use crate::addresses::DNS_SERVICE;
 use crate::binaries;
@@ -26,19 +26,8 @@ pub fn install(cluster: &Cluster) -> Result<()> {
 fn image(cluster: &Cluster) -> Result<PathBuf> {
     let path = cluster.directory().join("images/coredns.tar");
     if !path.exists() {
-        let image = Image {
-            names: vec![IMAGE.to_owned()],
-            architecture: host_architecture().to_owned(),
-            entries: vec![
-                Entry::program("/coredns", binaries::ensure(binaries::COREDNS)?),
-                Entry::directory("/tmp", 0o1777),
-            ],
-            entrypoint: vec!["/coredns".to_owned()],
-            command: Vec::new(),
-            environment: Vec::new(),
-            user: String::new(),
-            labels: Vec::new(),
-        };
+        let mut image = Image::of_program(IMAGE, "coredns", binaries::ensure(binaries::COREDNS)?);
+        image.entries.push(Entry::directory("/tmp", 0o1777));
         image.write(&path)?;
     }
     Ok(path)

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use netpol_image::{Entry, Image, host_architecture};
+use netpol_image::{Entry, Image};
 
 use crate::binaries;
 use crate::machine::Machine;
@@ -20,21 +20,20 @@ pub(crate) fn archive(directory: &Path) -> Result<PathBuf> {
     fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let path = directory.join("agnhost.tar");
     if !path.exists() {
-        let image = Image {
-            names: vec![AGNHOST.to_owned(), PAUSE.to_owned()],
-            architecture: host_architecture().to_owned(),
-            entries: vec![
-                Entry::program("/agnhost", binaries::ensure(binaries::AGNHOST)?),
-                Entry::directory("/tmp", 0o1777),
-            ],
-            entrypoint: vec!["/agnhost".to_owned()],
-            command: vec!["pause".to_owned()],
-            environment: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin:/".to_owned()],
-            ..Image::default()
-        };
+        let mut image = agnhost(AGNHOST)?;
+        image.names.push(PAUSE.to_owned());
         image.write(&path)?;
     }
     Ok(path)
+}
+
+/// An image of agnhost that pauses unless told otherwise.
+pub(crate) fn agnhost(name: &str) -> Result<Image> {
+    let mut image = Image::of_program(name, "agnhost", binaries::ensure(binaries::AGNHOST)?);
+    image.entries.push(Entry::directory("/tmp", 0o1777));
+    image.command.push("pause".to_owned());
+    image.environment.push("PATH=/usr/sbin:/usr/bin:/sbin:/bin:/".to_owned());
+    Ok(image)
 }
 
 /// Gives a node the images of an archive.

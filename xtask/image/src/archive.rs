@@ -78,6 +78,18 @@ impl Blob {
 }
 
 impl Image {
+    /// One program of this host's architecture, `file`, that starts as `/name`.
+    pub fn of_program(image: &str, name: &str, file: impl AsRef<Path>) -> Self {
+        let path = format!("/{name}");
+        Self {
+            names: vec![image.to_owned()],
+            architecture: host_architecture().to_owned(),
+            entries: vec![Entry::program(path.clone(), file.as_ref())],
+            entrypoint: vec![path],
+            ..Self::default()
+        }
+    }
+
     /// Writes the archive to a file, which is there whole or not at all.
     pub fn write(&self, output: &Path) -> Result<()> {
         let bytes = self.to_bytes()?;

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use netpol_image::{Entry, Image, host_architecture};
+use netpol_image::Entry;
 
-use crate::{Cluster, binaries};
+use crate::{Cluster, images};
 
 /// The name by which the older tests know agnhost.
 const OLD_AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.47";
@@ -17,22 +17,10 @@ const BUSYBOX: &str = "/bin/busybox";
 /// The older tests start their clients in a shell, which agnhost's own image has and ours has not.
 pub(super) fn shell_image(cluster: &Cluster) -> Result<()> {
     ensure!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: install busybox-static");
-    let image = Image {
-        names: vec![OLD_AGNHOST.to_owned()],
-        architecture: host_architecture().to_owned(),
-        entries: vec![
-            Entry::program("/agnhost", binaries::ensure(binaries::AGNHOST)?),
-            Entry::program("/bin/busybox", BUSYBOX),
-            Entry::symlink("/bin/sh", "busybox"),
-            Entry::symlink("/bin/seq", "busybox"),
-            Entry::symlink("/bin/sleep", "busybox"),
-            Entry::directory("/tmp", 0o1777),
-        ],
-        entrypoint: vec!["/agnhost".to_owned()],
-        command: vec!["pause".to_owned()],
-        environment: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin:/".to_owned()],
-        ..Image::default()
-    };
+    let mut image = images::agnhost(OLD_AGNHOST)?;
+    image.entries.push(Entry::program("/bin/busybox", BUSYBOX));
+    let names = ["/bin/sh", "/bin/seq", "/bin/sleep"];
+    image.entries.extend(names.map(|name| Entry::symlink(name, "busybox")));
     let archive = cluster.directory().join("images/agnhost-shell.tar");
     image.write(&archive)?;
     cluster.load_image(&archive)

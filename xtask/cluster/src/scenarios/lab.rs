@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netpol_image::{Entry, Image, host_architecture};
+use netpol_image::Image;
 use serde_json::Value;
 
 use super::drops::{Drop as Dropped, End, Monitor};
@@ -73,17 +73,7 @@ impl Lab {
 
     fn traffic_image(&self) -> Result<PathBuf> {
         let path = self.cluster.directory().join("images/traffic.tar");
-        let image = Image {
-            names: vec![TRAFFIC_IMAGE.to_owned()],
-            architecture: host_architecture().to_owned(),
-            entries: vec![Entry::program("/traffic", &self.programs.traffic)],
-            entrypoint: vec!["/traffic".to_owned()],
-            command: Vec::new(),
-            environment: Vec::new(),
-            user: String::new(),
-            labels: Vec::new(),
-        };
-        image.write(&path)?;
+        Image::of_program(TRAFFIC_IMAGE, "traffic", &self.programs.traffic).write(&path)?;
         Ok(path)
     }
 
