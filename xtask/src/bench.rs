@@ -1,5 +1,7 @@
-//! `cargo xtask bench`: measurements that anyone can repeat, as ratios within one run.
+//! `cargo xtask bench`: measurements that anyone can repeat, as ratios within one run. What is
+//! measured and how it is shown is in `xtask/bench`; here it is only built and started.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -14,37 +16,64 @@ pub(crate) struct Args {
     /// What to measure
     #[arg(value_enum, default_value_t = Subject::Datapath)]
     subject: Subject,
-    /// With `latency`: JSON instead of a table
+    /// Fewer rounds and smaller sizes: too short to conclude much from
     #[arg(long)]
-    json: bool,
+    quick: bool,
+    /// Write what was found to this file (`-`: standard output, and the tables to standard error)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw the curves into this directory, as SVG
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Subject {
     /// Nanoseconds per packet of the loaded programs, next to one that does nothing
     Datapath,
+    /// Throughput and latency between two pods, next to other ways to filter
+    System,
+    /// Time, memory and map writes of the agent, on synthetic clusters
+    Agent,
     /// Time from a policy file's write to the first packet judged by it
     Latency,
 }
 
+impl Subject {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Datapath => "datapath",
+            Self::System => "system",
+            Self::Agent => "agent",
+            Self::Latency => "latency",
+        }
+    }
+
+    /// Of `datapath` the kernel's part is what is measured; optimising userspace would only take
+    /// longer.
+    fn is_optimised(self) -> bool {
+        self != Self::Datapath
+    }
+}
+
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let _object = build::object(workspace)?;
     capabilities::require()?;
-    let stage = Stage::start("measuring (a minute)");
+    let _object = build::object(workspace)?;
+    let stage = Stage::start(format!("building and measuring: {}", args.subject.name()));
     let mut command = run::cargo();
-    command.current_dir(workspace.root()).arg("bench");
-    match args.subject {
-        // The kernel's part is what is measured; optimising userspace would only take longer.
-        Subject::Datapath => command.args(["--profile", "dev"]),
-        Subject::Latency => command.args(["--profile", "release"]),
-    };
-    command.args(["--package", "netpol-userspace", "--bench"]);
-    command.arg(match args.subject {
-        Subject::Datapath => "datapath",
-        Subject::Latency => "latency",
-    });
-    if args.json {
-        command.env("NETPOL_JSON", "1");
+    command.args(["run", "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml"));
+    if args.subject.is_optimised() {
+        command.arg("--release");
+    }
+    command.args(["--package", "netpol-bench", "--", args.subject.name()]);
+    if args.quick {
+        command.arg("--quick");
+    }
+    if let Some(file) = &args.json {
+        command.arg("--json").arg(file);
+    }
+    if let Some(directory) = &args.plot {
+        command.arg("--plot").arg(directory);
     }
     run::visible(command, "it needs root and a quiet machine")?;
     stage.done();

@@ -4,5 +4,14 @@
 //!
 //! Nothing here is a test, and no test may be made of a time.
 
+pub mod datapath;
+pub mod progress;
 pub mod report;
 pub mod sample;
+
+/// How a subject is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Fewer rounds and smaller sizes: shows that it works, too short to conclude much from.
+    pub is_quick: bool,
+}
