@@ -48,7 +48,7 @@ impl Samples {
 
     /// The same where nobody asks whether there is a difference: how many times the base, or
     /// whether a curve is flat.
-    pub fn times(&self, base: &Self) -> Self {
+    pub fn multiple_of(&self, base: &Self) -> Self {
         Self { no_difference: None, ..self.share_of(base) }
     }
 

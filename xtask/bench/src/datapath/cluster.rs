@@ -27,6 +27,10 @@ pub const FIRST_RANGE: u16 = 10_000;
 /// Ports of a range, less one.
 const RANGE: u16 = 3;
 const NAMESPACE: &str = "default";
+/// The label that every namespace has by itself.
+const NAME: &str = "kubernetes.io/metadata.name";
+/// The namespaces that groups of peers are in.
+const NAMESPACES: u32 = 100;
 
 /// The address of a peer: its number stands in the lower three bytes.
 pub fn peer(number: u32) -> IpAddr {
@@ -85,18 +89,27 @@ pub fn ranges(count: u32) -> Vec<Change> {
 }
 
 fn with_pod(policies: impl IntoIterator<Item = Policy>) -> Vec<Change> {
-    let labels = [("kubernetes.io/metadata.name", NAMESPACE)].into_iter().collect();
-    let namespace = Namespace { name: NAMESPACE.into(), labels };
     let addresses = [POD, POD6].map(|text| text.parse().expect("an address")).to_vec();
-    let mut changes = vec![Change::Namespace(namespace)];
+    let mut changes = vec![namespace(NAMESPACE)];
+    changes.extend((0..NAMESPACES).map(|group| namespace(&namespace_of(group))));
     changes.push(Change::Pod(pod(pod_name(), ("measured", "yes".into()), addresses)));
     changes.extend(policies.into_iter().map(Change::Policy));
     changes
 }
 
+fn namespace(name: &str) -> Change {
+    let labels = [(NAME, name)].into_iter().collect();
+    Change::Namespace(Namespace { name: name.into(), labels })
+}
+
+/// Where the pods of a group are.
+fn namespace_of(group: u32) -> String {
+    format!("peers-{}", group % NAMESPACES)
+}
+
 /// A pod elsewhere, in the group that [`labelled`] selects.
 fn other(number: u32, group: u32) -> Change {
-    let name = ObjectName::new(NAMESPACE, format!("peer-{number}"));
+    let name = ObjectName::new(namespace_of(group), format!("peer-{number}"));
     Change::Pod(pod(name, ("group", group.to_string()), vec![peer(number)]))
 }
 
@@ -126,7 +139,7 @@ fn policy(number: u32, peers: Vec<Peer>, ports: Ports) -> Policy {
 }
 
 fn labelled(group: u32) -> Peer {
-    let namespaces = NamespaceScope::Named(NAMESPACE.into());
+    let namespaces = NamespaceScope::Matching(is(NAME, namespace_of(group)));
     Peer::Pods { namespaces, pods: is("group", group.to_string()) }
 }
 
@@ -152,4 +165,49 @@ fn ports() -> Ports {
 
 fn tcp(range: PortRange) -> PortMatch {
     PortMatch { protocol: Protocol::Tcp, range }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_userspace::compile::{Compiler, EndpointId, Plan, Size, Step};
+
+    use super::*;
+
+    fn compiled(changes: Vec<Change>) -> (Plan, Size) {
+        let mut compiler = Compiler::new();
+        compiler.apply_all(changes);
+        let plan = compiler.set_endpoint(EndpointId(1), pod_name());
+        (plan, compiler.size())
+    }
+
+    /// Addresses or blocks that get a class, and rows; both directions have one policy set.
+    fn counts(plan: &Plan) -> [usize; 2] {
+        let count = |wanted: fn(&Step) -> bool| plan.iter().filter(|step| wanted(step)).count();
+        [
+            count(|step| matches!(step, Step::SetClass(..))),
+            count(|step| matches!(step, Step::AddRow(..))),
+        ]
+    }
+
+    #[test]
+    fn what_is_counted_is_what_the_tables_get() {
+        let (plan, size) = compiled(peers(50));
+        assert_eq!((counts(&plan), size.classes), ([50, 1], 1));
+        let (plan, _) = compiled(blocks(2_500));
+        assert_eq!(counts(&plan), [2_500, 2_500]);
+        let (plan, size) = compiled(policies(30));
+        assert_eq!((counts(&plan), size.classes), ([PEERS_OF_POLICIES as usize, 30], 30));
+        let (plan, _) = compiled(ranges(1_000));
+        let ranges = plan.iter().find_map(|step| match step {
+            Step::AddRow(_, _, netpol_userspace::compile::Row::Ports(ports)) => Some(ports),
+            _ => None,
+        });
+        assert_eq!(ranges.expect("a row").intervals[0].len(), 1_000);
+    }
+
+    #[test]
+    fn peers_of_all_sizes_differ_in_the_lower_three_bytes_only() {
+        assert_eq!(peer(100_000).to_string(), "100.1.134.160");
+        assert_eq!(peer6(100_000).to_string(), "fd00:2::1:86a0");
+    }
 }

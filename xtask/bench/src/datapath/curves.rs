@@ -139,7 +139,7 @@ struct Series {
 
 impl Series {
     fn last_over_first(&self) -> Option<Samples> {
-        Some(self.times.last()?.times(self.times.first()?))
+        Some(self.times.last()?.multiple_of(self.times.first()?))
     }
 }
 

@@ -94,7 +94,7 @@ fn table(cases: &[Case], nothing: &Samples) -> Table {
         vec![Row { name: "empty program".into(), cells: vec![nothing.figure(), None, None] }];
     rows.extend(cases.iter().map(|case| {
         let time = case.time(nothing);
-        let cells = vec![time.figure(), case.added().figure(), time.times(nothing).figure()];
+        let cells = vec![time.figure(), case.added().figure(), time.multiple_of(nothing).figure()];
         Row { name: case.name.clone(), cells }
     }));
     let columns = ["ns", "ns above empty", "times empty"].map(str::to_owned).to_vec();
@@ -121,8 +121,8 @@ fn pairs<'a>(cases: &'a [Case]) -> Result<Vec<(String, &'a Case, &'a Case)>> {
 
 fn against_established(cases: &[Case], nothing: &Samples) -> Result<Table> {
     let rows = pairs(cases)?.into_iter().map(|(name, known, new)| {
-        let times = new.time(nothing).times(&known.time(nothing));
-        let added = new.added().times(&known.added());
+        let times = new.time(nothing).multiple_of(&known.time(nothing));
+        let added = new.added().multiple_of(&known.added());
         Row { name, cells: vec![times.figure(), added.figure()] }
     });
     Ok(Table {
@@ -140,11 +140,11 @@ fn goals(cases: &[Case], nothing: &Samples) -> Result<Vec<Goal>> {
         anyhow::Ok(())
     };
     for (name, known, _) in pairs(cases)? {
-        let times = known.time(nothing).times(nothing);
+        let times = known.time(nothing).multiple_of(nothing);
         add(format!("established {name}, times empty"), times, ESTABLISHED)?;
     }
     for (name, known, new) in pairs(cases)? {
-        let times = new.time(nothing).times(&known.time(nothing));
+        let times = new.time(nothing).multiple_of(&known.time(nothing));
         add(format!("new {name}, times established"), times, NEW)?;
     }
     Ok(goals)
