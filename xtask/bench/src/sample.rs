@@ -41,6 +41,12 @@ impl Samples {
         self.with(base, 1.0, |sample, base| sample / base)
     }
 
+    /// The same samples in another unit.
+    pub fn each(&self, change: impl Fn(f64) -> f64) -> Self {
+        let values = self.values.iter().copied().map(&change).collect();
+        Self { values, no_difference: self.no_difference.map(change) }
+    }
+
     fn with(&self, base: &Self, neutral: f64, each: impl Fn(f64, f64) -> f64) -> Self {
         let pairs = self.values.iter().zip(&base.values);
         let values = pairs.map(|(sample, base)| each(*sample, *base)).collect();
