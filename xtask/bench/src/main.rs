@@ -12,7 +12,7 @@ use netpol_bench::isolation::{self, End};
 use netpol_bench::machine::Machine;
 use netpol_bench::render::{json, plot, tables};
 use netpol_bench::report::Report;
-use netpol_bench::{Options, datapath};
+use netpol_bench::{Options, agent, datapath};
 
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
@@ -39,18 +39,22 @@ struct Args {
 enum Subject {
     /// Nanoseconds per packet of the loaded programs, next to one that does nothing
     Datapath,
+    /// Time, memory and map writes of the agent, on synthetic clusters
+    Agent,
 }
 
 impl Subject {
     fn name(self) -> &'static str {
         match self {
             Self::Datapath => "datapath",
+            Self::Agent => "agent",
         }
     }
 
     fn run(self, options: &Options) -> Result<Report> {
         match self {
             Self::Datapath => datapath::run(options),
+            Self::Agent => agent::run(options),
         }
     }
 }

@@ -52,6 +52,12 @@ impl Samples {
         Self { no_difference: None, ..self.share_of(base) }
     }
 
+    /// The same samples in another unit.
+    pub fn each(&self, change: impl Fn(f64) -> f64) -> Self {
+        let values = self.values.iter().copied().map(&change).collect();
+        Self { values, no_difference: self.no_difference.map(change) }
+    }
+
     fn with(
         &self,
         base: &Self,
