@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::run::{self, Stage};
 use crate::workspace::Workspace;
-use crate::{build, capabilities};
+use crate::{build, capabilities, setup};
 
 /// Options of `bench`.
 #[derive(clap::Args)]
@@ -54,16 +54,33 @@ impl Subject {
     fn is_optimised(self) -> bool {
         self != Self::Datapath
     }
+
+    /// Whether the program `netpol` itself is run.
+    fn has_agent(self) -> bool {
+        matches!(self, Self::Agent | Self::Latency)
+    }
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    // Before anything is built, which takes minutes.
+    if !setup::is_root() {
+        bail!(
+            "measuring loads eBPF programs and makes network namespaces, which only root may do; \
+             nothing was built or measured. Run it as root: sudo -E cargo xtask bench {}",
+            args.subject.name()
+        );
+    }
     capabilities::require()?;
     let _object = build::object(workspace)?;
     let stage = Stage::start(format!("building and measuring: {}", args.subject.name()));
     let mut command = run::cargo();
+    // The caller's directory stays the one that names of files are relative to.
     command.args(["run", "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml"));
     if args.subject.is_optimised() {
         command.arg("--release");
+    }
+    if args.subject.has_agent() {
+        command.env("NETPOL_PROGRAM", build::netpol(workspace, args.subject.is_optimised())?);
     }
     command.args(["--package", "netpol-bench", "--", args.subject.name()]);
     if args.quick {
@@ -75,7 +92,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if let Some(directory) = &args.plot {
         command.arg("--plot").arg(directory);
     }
-    run::visible(command, "it needs root and a quiet machine")?;
+    run::visible(command, "it says above why")?;
     stage.done();
     Ok(ExitCode::SUCCESS)
 }
