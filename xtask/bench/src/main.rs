@@ -12,7 +12,7 @@ use netpol_bench::isolation::{self, End};
 use netpol_bench::machine::Machine;
 use netpol_bench::render::{json, plot, tables};
 use netpol_bench::report::Report;
-use netpol_bench::{Options, agent, datapath, latency};
+use netpol_bench::{Options, agent, datapath, latency, progress};
 
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
@@ -108,7 +108,7 @@ fn show(args: &Args, machine: &Machine, report: &Report) -> Result<()> {
     }
     if let Some(directory) = &args.plot {
         for file in plot::draw_all(&report.plots, directory)? {
-            eprintln!("drawn: {}", file.display());
+            progress::say(format_args!("drawn: {}", file.display()));
         }
     }
     Ok(())
