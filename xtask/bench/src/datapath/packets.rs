@@ -102,7 +102,7 @@ fn table(cases: &[Case], nothing: &Samples) -> Table {
 }
 
 /// The pairs that are held against each other: family and direction, TCP.
-fn pairs<'a>(cases: &'a [Case]) -> Result<Vec<(String, &'a Case, &'a Case)>> {
+fn pairs(cases: &[Case]) -> Result<Vec<(String, &Case, &Case)>> {
     let find = |name: String| {
         let found = cases.iter().find(|case| case.name == name);
         found.with_context(|| format!("invariant: there is a case {name:?}"))
