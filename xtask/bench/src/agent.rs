@@ -145,8 +145,8 @@ pub fn measure(plan: &Plan, netpol: PathBuf) -> Result<Report> {
     };
     inside::measure(plan, &clusters, &mut report)?;
     let (server, agent) = starts::measure(plan, &clusters, &mut lab, &mut report)?;
-    in_force::measure(plan, &lab, &server, &agent, &mut report)?;
-    churn::measure(plan, &server, &agent, &mut report)?;
+    let life = in_force::measure(plan, &lab, &server, &agent, &mut report)?;
+    churn::measure(plan, &server, &agent, life, &mut report)?;
     server.check()?;
     agent.check()?;
     Ok(report)

@@ -11,7 +11,7 @@ use super::lab::Agent;
 use super::objects::Kind;
 use super::server::Server;
 use super::synthetic::Life;
-use super::{MEBIBYTE, Plan, SEED, figure, row, table};
+use super::{MEBIBYTE, Plan, figure, row, table};
 use crate::progress;
 use crate::report::{Goal, Limit, Line, Plot, Report};
 use crate::sample::Samples;
@@ -23,10 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Growth in hundredths over the last quarter that counts as none.
 const FLAT: f64 = 1.0;
 
-/// Replaces pods.
-pub fn measure(plan: &Plan, server: &Server, agent: &Agent, report: &mut Report) -> Result<()> {
+/// Replaces pods of those that there are.
+pub fn measure(
+    plan: &Plan,
+    server: &Server,
+    agent: &Agent,
+    mut life: Life,
+    report: &mut Report,
+) -> Result<()> {
     progress::say(format_args!("{} pods replaced by others", plan.n_replaced));
-    let mut life = Life::of(server.objects().cluster(), SEED + 2);
     let mut resident = Vec::new();
     let begun = Instant::now();
     let processor = agent.process().processor_time()?;

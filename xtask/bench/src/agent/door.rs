@@ -52,7 +52,9 @@ impl Edit {
                 let named = if opens { "open" } else { "shut" };
                 (Kind::Namespace, "MODIFIED", namespace("away", named))
             }
-            Self::Policy => (Kind::Policy, "MODIFIED", policy(if opens { "guest" } else { "nobody" })),
+            Self::Policy => {
+                (Kind::Policy, "MODIFIED", policy(if opens { "guest" } else { "nobody" }))
+            }
         }
     }
 }

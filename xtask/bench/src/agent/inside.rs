@@ -117,7 +117,11 @@ pub fn measure(plan: &Plan, clusters: &[(&str, Objects)], report: &mut Report) -
     for (index, (name, objects)) in clusters.iter().enumerate() {
         let mut columns: [Samples; 6] = Default::default();
         for round in 0..plan.n_rounds {
-            progress::say(format_args!("compile, round {} of {}: {name}", round + 1, plan.n_rounds));
+            progress::say(format_args!(
+                "compile, round {} of {}: {name}",
+                round + 1,
+                plan.n_rounds
+            ));
             let (changes, [all, pods]) = read_timed(objects)?;
             let (mut compiler, compiled) = compile(objects.cluster(), changes);
             let size = compiler.size();
@@ -178,14 +182,8 @@ enum Event {
 }
 
 impl Event {
-    const ALL: [Self; 6] = [
-        Self::Added,
-        Self::Ready,
-        Self::Relabelled,
-        Self::Deleted,
-        Self::Namespace,
-        Self::Policy,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Added, Self::Ready, Self::Relabelled, Self::Deleted, Self::Namespace, Self::Policy];
 
     fn name(self) -> &'static str {
         match self {

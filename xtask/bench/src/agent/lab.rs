@@ -65,26 +65,33 @@ impl Lab {
     /// A route and a veth for each address, as CNI plugins that route do it.
     fn wire<'a>(&mut self, addresses: impl Iterator<Item = &'a Ipv4Addr>) -> Result<()> {
         let gateway = node_address(0);
-        let mut lines = vec!["link set lo up".to_owned(), format!("address add {gateway}/32 dev lo")];
+        let mut lines =
+            vec!["link set lo up".to_owned(), format!("address add {gateway}/32 dev lo")];
         for (index, address) in addresses.enumerate() {
             let name = address.to_string();
             let pod = Netns::create(self.netns_dir(), &name)?;
             self.names.push(name.clone());
             let file = self.netns_dir().join(&name);
             let file = file.display();
-            ip(&self.node, &[
-                format!("link add v{index} type veth peer name eth0 netns {file}"),
-                format!("link set v{index} up"),
-                format!("address add 169.254.1.1/32 dev v{index}"),
-            ])?;
+            ip(
+                &self.node,
+                &[
+                    format!("link add v{index} type veth peer name eth0 netns {file}"),
+                    format!("link set v{index} up"),
+                    format!("address add 169.254.1.1/32 dev v{index}"),
+                ],
+            )?;
             lines.push(format!("route add {address}/32 dev v{index} src {gateway}"));
-            ip(&pod, &[
-                "link set lo up".to_owned(),
-                "link set eth0 up".to_owned(),
-                format!("address add {address}/32 dev eth0"),
-                "route add 169.254.1.1 dev eth0".to_owned(),
-                format!("route add default via 169.254.1.1 src {address}"),
-            ])?;
+            ip(
+                &pod,
+                &[
+                    "link set lo up".to_owned(),
+                    "link set eth0 up".to_owned(),
+                    format!("address add {address}/32 dev eth0"),
+                    "route add 169.254.1.1 dev eth0".to_owned(),
+                    format!("route add default via 169.254.1.1 src {address}"),
+                ],
+            )?;
         }
         ip(&self.node, &lines)?;
         self.node.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
@@ -258,7 +265,8 @@ impl Agent {
     /// What of the source it says that it cannot use, and of the datapath that it cannot do.
     pub fn check(&self) -> Result<()> {
         let status = client::status(&self.run_dir)?;
-        let status = status.with_context(|| format!("the agent has ended:\n{}", self.log_tail()))?;
+        let status =
+            status.with_context(|| format!("the agent has ended:\n{}", self.log_tail()))?;
         let errors = status.source.errors.iter().chain(&status.datapath.errors);
         for error in errors {
             bail!("the agent complains of {}: {}", error.object, error.message);

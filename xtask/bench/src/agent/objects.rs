@@ -80,8 +80,7 @@ impl Objects {
         let workloads = cluster.workloads.iter().enumerate();
         let services = workloads.filter(|(_, workload)| workload.service.is_some());
         let services = services.map(|(index, _)| index).collect();
-        let begin =
-            |index| cluster.pods.partition_point(|pod| (pod.workload as usize) < index);
+        let begin = |index| cluster.pods.partition_point(|pod| (pod.workload as usize) < index);
         let pods_of = (0..=cluster.workloads.len()).map(begin).collect();
         Self { cluster, more: Arc::new(more), services, pods_of }
     }

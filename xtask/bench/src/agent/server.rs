@@ -222,30 +222,33 @@ fn follow(shared: Arc<Shared>, kind: Kind, params: &Params) -> Response {
     };
     let changed = shared.changed.subscribe();
     let state = (shared, changed, cursor, Instant::now() + limit);
-    let stream = futures::stream::unfold(state, move |(shared, mut changed, mut cursor, end)| async move {
-        loop {
-            changed.borrow_and_update();
-            let text = take(&shared, kind, &mut cursor);
-            if let Some(text) = text {
-                return Some((Ok::<_, std::io::Error>(text), (shared, changed, cursor, end)));
-            }
-            let pause = (Instant::now() + BOOKMARK).min(end);
-            let woken = tokio::time::timeout_at(pause, changed.changed()).await;
-            if Instant::now() >= end || matches!(woken, Ok(Err(_))) {
-                return None;
-            }
-            if woken.is_err() {
-                let version = shared.version.load(Ordering::SeqCst);
-                let text = format!(
-                    "{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\
+    let stream = futures::stream::unfold(
+        state,
+        move |(shared, mut changed, mut cursor, end)| async move {
+            loop {
+                changed.borrow_and_update();
+                let text = take(&shared, kind, &mut cursor);
+                if let Some(text) = text {
+                    return Some((Ok::<_, std::io::Error>(text), (shared, changed, cursor, end)));
+                }
+                let pause = (Instant::now() + BOOKMARK).min(end);
+                let woken = tokio::time::timeout_at(pause, changed.changed()).await;
+                if Instant::now() >= end || matches!(woken, Ok(Err(_))) {
+                    return None;
+                }
+                if woken.is_err() {
+                    let version = shared.version.load(Ordering::SeqCst);
+                    let text = format!(
+                        "{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\
                      \"metadata\":{{\"resourceVersion\":\"{version}\"}}}}}}\n",
-                    kind.name(),
-                    kind.api_version(),
-                );
-                return Some((Ok(text), (shared, changed, cursor, end)));
+                        kind.name(),
+                        kind.api_version(),
+                    );
+                    return Some((Ok(text), (shared, changed, cursor, end)));
+                }
             }
-        }
-    });
+        },
+    );
     ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(stream)).into_response()
 }
 
@@ -253,8 +256,7 @@ fn follow(shared: Arc<Shared>, kind: Kind, params: &Params) -> Response {
 fn take(shared: &Shared, kind: Kind, cursor: &mut usize) -> Option<String> {
     let mut log = shared.log(kind);
     let begin = cursor.checked_sub(log.n_forgotten)?;
-    let text: String =
-        log.events.iter().skip(begin).take(CHUNK).map(|(_, line)| &**line).collect();
+    let text: String = log.events.iter().skip(begin).take(CHUNK).map(|(_, line)| &**line).collect();
     if text.is_empty() {
         return None;
     }

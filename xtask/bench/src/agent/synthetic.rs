@@ -217,9 +217,7 @@ fn workloads(rng: &mut Rng, size: &Size) -> (Vec<Workload>, Vec<u32>) {
         },
         hash: format!("{:010x}", rng.u64(..1 << 40)),
         port: PORTS[rng.usize(..PORTS.len())],
-        service: rng
-            .bool()
-            .then(|| Ipv4Addr::from_bits(SERVICE_ADDRESSES + 1 + index as u32)),
+        service: rng.bool().then(|| Ipv4Addr::from_bits(SERVICE_ADDRESSES + 1 + index as u32)),
     };
     let workloads = drawn.iter().enumerate().map(make).collect();
     (workloads, drawn.into_iter().map(|(_, replicas)| replicas).collect())

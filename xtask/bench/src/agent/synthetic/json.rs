@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Cluster, Controller, Happened, Namespace, Pod, Policy, Workload, node_address, node_name};
+use super::{
+    Cluster, Controller, Happened, Namespace, Pod, Policy, Workload, node_address, node_name,
+};
 
 /// When everything was created.
 const CREATED: &str = "2026-01-02T03:04:05Z";

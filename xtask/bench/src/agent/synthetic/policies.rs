@@ -165,10 +165,9 @@ fn spec(rng: &mut Rng, size: &Size, shape: Shape, here: &[Workload]) -> Value {
         Shape::DenyAll => deny(&["Ingress", "Egress"]),
         Shape::SameNamespace => from(&json!({}), json!({"from": [{"podSelector": {}}]})),
         Shape::Labels => from(&one, json!({"from": [{"podSelector": other}], "ports": tcp})),
-        Shape::NamedPort => from(
-            &one,
-            json!({"from": [{"podSelector": other}], "ports": [{"port": "http"}]}),
-        ),
+        Shape::NamedPort => {
+            from(&one, json!({"from": [{"podSelector": other}], "ports": [{"port": "http"}]}))
+        }
         Shape::Namespaces => from(
             &json!({}),
             json!({"from": [{"namespaceSelector": {"matchLabels": {"team": team}}}]}),
