@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod datapath;
 pub mod isolation;
+pub mod latency;
 pub mod machine;
 pub mod program;
 pub mod progress;

@@ -98,20 +98,25 @@ impl Lab {
         Ok(())
     }
 
-    /// Starts an agent that reads from the API server of this kubeconfig. It begins with nothing
-    /// of a former one.
+    /// Starts an agent that reads from the API server of this kubeconfig.
     pub fn start(&mut self, kubeconfig: &str) -> Result<Agent> {
+        let config = self.dir.path().join("kubeconfig");
+        fs::write(&config, kubeconfig)?;
+        self.start_with("--kubeconfig", &config)
+    }
+
+    /// Starts an agent that reads its objects from what this flag names. It begins with nothing of
+    /// a former one.
+    pub fn start_with(&mut self, flag: &str, objects: &Path) -> Result<Agent> {
         self.n_agents += 1;
         let name = format!("agent-{}", self.n_agents);
         let run_dir = self.dir.path().join(&name);
         fs::create_dir_all(&run_dir)?;
-        let config = run_dir.join("kubeconfig");
-        fs::write(&config, kubeconfig)?;
         let bpffs = format!("netpol-bench-{}-{name}", std::process::id());
         let bpffs = Path::new(BPFFS).join(bpffs);
         let mut arguments = vec!["agent".to_owned(), "--node-name".into(), LOCAL_NODE.into()];
         for (flag, path) in [
-            ("--kubeconfig", &config),
+            (flag, objects),
             ("--bpffs", &bpffs),
             ("--run-dir", &run_dir),
             ("--netns-dir", &self.netns_dir()),
