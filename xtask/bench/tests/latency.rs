@@ -1,0 +1,42 @@
+//! That the latency benchmark runs and has a figure for every kind of edit. Must never ask how
+//! large one is.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn a_quick_run_has_every_row() {
+    // Built out here, where several tests do not wait for each other.
+    let program = netpol_bench::program::netpol().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_netpol-bench"))
+        .args(["latency", "--quick", "--json", "-"])
+        .env("NETPOL_PROGRAM", program)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{text}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let table = &document["report"]["tables"][0];
+    let rows = table["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [
+            "edits apart, to denied",
+            "edits apart, to allowed",
+            "edits at once, to denied",
+            "edits at once, to allowed",
+        ]
+    );
+    for row in rows {
+        let cells = row["cells"].as_array().unwrap();
+        assert_eq!(cells.len(), table["columns"].as_array().unwrap().len());
+        for cell in cells {
+            assert!(cell["median"].as_f64().unwrap() > 0.0, "{row}");
+            assert_eq!(cell["rounds"], 2, "{row}");
+        }
+    }
+}
