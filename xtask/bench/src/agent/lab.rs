@@ -249,10 +249,7 @@ impl Agent {
 
     fn first_sync(&self, status: &Status, processor: Duration, peak: u64) -> Result<FirstSync> {
         let elapsed = self.begun.elapsed();
-        let errors = [&status.source.errors, &status.datapath.errors];
-        for error in errors.into_iter().flatten() {
-            bail!("the agent complains of {}: {}", error.object, error.message);
-        }
+        check(status)?;
         let in_force = self.logged_milliseconds()?;
         Ok(FirstSync { elapsed, processor, peak, in_force })
     }
@@ -274,11 +271,7 @@ impl Agent {
         let status = client::status(&self.run_dir)?;
         let status =
             status.with_context(|| format!("the agent has ended:\n{}", self.log_tail()))?;
-        let errors = status.source.errors.iter().chain(&status.datapath.errors);
-        for error in errors {
-            bail!("the agent complains of {}: {}", error.object, error.message);
-        }
-        Ok(())
+        check(&status)
     }
 
     /// The value of a metric, with its labels as it is written.
@@ -299,6 +292,13 @@ impl Agent {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+}
+
+fn check(status: &Status) -> Result<()> {
+    match status.source.errors.iter().chain(&status.datapath.errors).next() {
+        Some(error) => bail!("the agent complains of {}: {}", error.object, error.message),
+        None => Ok(()),
     }
 }
 
