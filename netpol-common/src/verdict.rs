@@ -379,6 +379,21 @@ pub fn judge<J: Judge>(
     packet: &mut Packet,
     inner: Option<&Packet>,
 ) -> Verdict {
+    if has_flow(maps, endpoint, arrival, packet) {
+        return judge_tracked(maps, endpoint, arrival, packet);
+    }
+    judge_apart(maps, endpoint, arrival, packet, inner)
+}
+
+/// Whether the packet has a flow by which to judge it. Fragments after the first get the ports of
+/// their datagram's first one, if that is known.
+#[inline(always)]
+pub fn has_flow<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &mut Packet,
+) -> bool {
     if packet.is_first_fragment {
         maps.remember_fragment(endpoint.id, arrival.direction, packet);
     }
@@ -390,9 +405,18 @@ pub fn judge<J: Judge>(
             packet.kind = Kind::Flow;
         }
     }
-    if packet.kind as u8 == Kind::Flow as u8 {
-        return judge_tracked(maps, endpoint, arrival, packet);
-    }
+    packet.kind as u8 == Kind::Flow as u8
+}
+
+/// Judges a packet that has no flow; `inner` as for [`judge`].
+#[inline(always)]
+pub fn judge_apart<J: Judge>(
+    maps: &J,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    inner: Option<&Packet>,
+) -> Verdict {
     if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
         return Verdict::drop(reason, 0);
     }
@@ -475,7 +499,7 @@ const ASKS_EGRESS: u64 = 1 << 5;
 /// Judges a packet that has a flow. The flow table says which policies matter, and they are asked
 /// from here and not from there, because in the kernel either has little stack left.
 #[inline(always)]
-fn judge_tracked<J: Judge>(
+pub fn judge_tracked<J: Judge>(
     maps: &J,
     endpoint: &Endpoint,
     arrival: Arrival,
