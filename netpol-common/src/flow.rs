@@ -249,6 +249,14 @@ const fn choices(hash: u64) -> [u32; 2] {
 
 const TAG_BITS: u64 = TAG_MASK << TAG_SHIFT | VALID;
 
+/// What a bucket says of a flow.
+enum Search<B: Bucket> {
+    Found(Entry<B>),
+    /// It is not here, and since the bucket was never full not in its second one either.
+    Nowhere,
+    NotHere,
+}
+
 /// Finds the flow with this key, expired or not.
 #[inline(always)]
 pub fn find<T: Table, const KEY: usize>(
@@ -258,12 +266,25 @@ pub fn find<T: Table, const KEY: usize>(
 ) -> Option<Entry<T::Bucket>> {
     let wanted = tag(hash);
     let [first, second] = choices(hash);
-    if let Some(bucket) = table.bucket(first)
-        && let Some(entry) = find_in(bucket, key, wanted)
-    {
-        return Some(entry);
+    match find_in(table.bucket(first)?, key, wanted) {
+        Search::Found(entry) => return Some(entry),
+        Search::Nowhere => return None,
+        Search::NotHere => {}
     }
-    find_in(table.bucket(second)?, key, wanted)
+    match find_in(table.bucket(second)?, key, wanted) {
+        Search::Found(entry) => Some(entry),
+        _ => None,
+    }
+}
+
+/// Reads a word of each cache line that a look for this flow may need, and makes nothing of it:
+/// they are under way from memory while other things are done.
+#[inline(always)]
+pub fn fetch<T: Table, const KEY: usize>(table: &T, hash: u64) {
+    let [first, _] = choices(hash);
+    if let Some(bucket) = table.bucket(first) {
+        bucket.load(KEY);
+    }
 }
 
 #[inline(always)]
@@ -271,18 +292,21 @@ fn find_in<B: Bucket, const KEY: usize>(
     bucket: B,
     key: &Key<KEY>,
     wanted: u64,
-) -> Option<Entry<B>> {
+) -> Search<B> {
     let mut slot = 0;
     while slot < SLOTS {
         let base = slot * (KEY + 2);
         let state = bucket.load(base + KEY);
         if state & TAG_BITS == wanted && has_key(bucket, base, key) {
             let meta = bucket.load(base + KEY + 1);
-            return Some(Entry { bucket, base, key_words: KEY, state, meta });
+            return Search::Found(Entry { bucket, base, key_words: KEY, state, meta });
+        }
+        if state == EMPTY {
+            return Search::Nowhere;
         }
         slot += 1;
     }
-    None
+    Search::NotHere
 }
 
 #[inline(always)]
@@ -387,9 +411,9 @@ pub fn insert<T: Table, const KEY: usize>(
         return Inserted::Contended;
     };
     let mut victim = Victim { bucket: one, base: 0, state: BUSY, age: 0, rank: 0 };
-    scan::<_, KEY>(one, clock, &mut victim);
-    if victim.rank < Victim::<T::Bucket>::FREE {
-        scan::<_, KEY>(two, clock, &mut victim);
+    if !is_free::<_, KEY>(one, &mut victim) && !is_free::<_, KEY>(two, &mut victim) {
+        weigh::<_, KEY>(one, clock, &mut victim);
+        weigh::<_, KEY>(two, clock, &mut victim);
     }
     if victim.rank == 0 || !victim.bucket.compare_and_swap(victim.base + KEY, victim.state, BUSY) {
         return Inserted::Contended;
@@ -415,35 +439,40 @@ struct Victim<B: Bucket> {
     rank: u8,
 }
 
-impl<B: Bucket> Victim<B> {
-    const FREE: u8 = 3;
+/// Whether the bucket has a free slot. The first one is taken: [`find_in`] looks no further than
+/// that.
+#[inline(always)]
+fn is_free<B: Bucket, const KEY: usize>(bucket: B, victim: &mut Victim<B>) -> bool {
+    let mut slot = 0;
+    while slot < SLOTS {
+        let base = slot * (KEY + 2);
+        if bucket.load(base + KEY) == EMPTY {
+            *victim = Victim { bucket, base, state: EMPTY, age: 0, rank: 3 };
+            return true;
+        }
+        slot += 1;
+    }
+    false
 }
 
+/// Looks in a bucket without a free slot for one to be given away.
 #[inline(always)]
-fn scan<B: Bucket, const KEY: usize>(bucket: B, clock: &Clock, victim: &mut Victim<B>) {
+fn weigh<B: Bucket, const KEY: usize>(bucket: B, clock: &Clock, victim: &mut Victim<B>) {
     let mut slot = 0;
     while slot < SLOTS {
         let base = slot * (KEY + 2);
         slot += 1;
         let state = bucket.load(base + KEY);
-        if state & BUSY != 0 && state & VALID == 0 {
+        // It is being written.
+        if state & VALID == 0 {
             continue;
         }
         let meta = bucket.load(base + KEY + 1);
         let ports = bucket.load(base + if KEY == KEY4 { 1 } else { 4 });
         let age = clock.now.saturating_sub(meta >> META_SHIFT);
-        let rank = if state == EMPTY {
-            Victim::<B>::FREE
-        } else if clock.is_expired(protocol_of(ports), meta) {
-            2
-        } else {
-            1
-        };
+        let rank = if clock.is_expired(protocol_of(ports), meta) { 2 } else { 1 };
         if rank > victim.rank || rank == victim.rank && rank == 1 && age > victim.age {
             *victim = Victim { bucket, base, state, age, rank };
-        }
-        if rank == Victim::<B>::FREE {
-            return;
         }
     }
 }

@@ -161,6 +161,9 @@ fn known<const RAW: bool>(
         let (table, clock) = (kernel.flows4(), kernel.clock());
         let known =
             verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        if known as u32 == Known::No as u32 {
+            flow::fetch::<_, { flow::KEY4 }>(kernel.flows4(), hash);
+        }
         (known, packet)
     } else if let Some(packet) = frame::common_v6::<RAW>(skb, arrival.direction) {
         let key = flow::key6(&packet, endpoint.id);
@@ -168,6 +171,9 @@ fn known<const RAW: bool>(
         let (table, clock) = (kernel.flows6(), kernel.clock());
         let known =
             verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        if known as u32 == Known::No as u32 {
+            flow::fetch::<_, { flow::KEY6 }>(kernel.flows6(), hash);
+        }
         (known, packet)
     } else {
         return Known::No as u32;
