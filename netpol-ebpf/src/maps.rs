@@ -313,17 +313,18 @@ unsafe extern "C" fn each_backend(index: u32, asked: *mut c_void) -> i64 {
     0
 }
 
-/// [`service::judge_service`] as a number. The kernel's own loop (Linux 5.17) runs it for any
-/// number of backends and verifies it once.
+/// The rest of [`service::judge_service`], as a number, once it is known where the backends stand.
+/// The kernel's own loop (Linux 5.17) runs it for any number of them and verifies it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn netpol_judge_service(set: u32, endpoint: u32, key: *const ServiceKey) -> u32 {
-    // SAFETY: the verifier lets only null or a readable key through.
-    let Some(key) = (unsafe { key.as_ref() }) else { return ToService::Denied as u32 };
-    let Some((offset, count)) = service::find_service(&Kernel, key) else {
-        return ToService::None as u32;
-    };
-    let mut asked = Asked::new(set as u16, endpoint as u16, key.protocol, offset);
+pub extern "C" fn netpol_ask_backends(
+    set: u32,
+    endpoint: u32,
+    protocol: u32,
+    offset: u32,
+    count: u32,
+) -> u32 {
+    let mut asked = Asked::new(set as u16, endpoint as u16, protocol as u8, offset);
     // SAFETY: the callback and its context are as the helper wants them; count is 16 bits wide,
     // below the helper's limit.
     unsafe {
@@ -390,18 +391,21 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn class_of(&self, address: &Address) -> u32 {
-        netpol_class_of(address)
+        verdict::class_of(&Kernel, address)
     }
 
     #[inline(always)]
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
-        netpol_row_allows(u32::from(set), class, u32::from(protocol), u32::from(port)) == 1
+        verdict::row_allows(&Kernel, set, class, protocol, port)
     }
 
     #[inline(always)]
     fn judge_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
-        let answer = netpol_judge_service(u32::from(set), u32::from(endpoint), key);
-        ToService::from_number(answer)
+        let Some((offset, count)) = service::find_service(&Kernel, key) else {
+            return ToService::None;
+        };
+        let (set, endpoint, protocol) = (set.into(), endpoint.into(), key.protocol.into());
+        ToService::from_number(netpol_ask_backends(set, endpoint, protocol, offset, count))
     }
 
     #[inline(always)]

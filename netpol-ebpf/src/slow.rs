@@ -55,8 +55,8 @@ pub fn judge(
     DENY
 }
 
-/// Whether the entry of the endpoint with this interface is another one now. Apart for its stack.
-#[inline(never)]
+/// Whether the entry of the endpoint with this interface is another one now.
+#[inline(always)]
 pub fn has_changed(ifindex: u32, endpoint: &Endpoint) -> bool {
     maps::endpoint_at(ifindex).is_some_and(|now| now != *endpoint)
 }
@@ -144,8 +144,7 @@ pub fn refuse(skb: *mut __sk_buff, direction: u32) -> i32 {
 /// __netif_receive_skb_core). The one exception: when the kernel cuts a forwarded IPv6 packet
 /// anew, even into one piece, what it makes forgets where it came from (net/ipv6/ip6_output.c:
 /// ip6_copy_metadata); but what it cuts for a socket of this host still belongs to the socket.
-/// Apart for the caller's stack.
-#[inline(never)]
+#[inline(always)]
 fn is_generated_here(skb: *mut __sk_buff, has_fragment_header: bool) -> bool {
     // SAFETY: the context pointer is valid for the run of the program.
     let has_come_in = unsafe { (*skb).ingress_ifindex } != 0;
