@@ -35,6 +35,11 @@ pub const SLOTS: usize = 4;
 pub const KEY4: usize = 2;
 /// Key words of an IPv6 flow: both addresses, ports and so on, and one that is always zero.
 pub const KEY6: usize = 6;
+/// A byte of an IPv4 slot that is zero in every key, and in a free slot: the second of the
+/// protocol's two in [`ports_word`]. [`fetch`] may write it at any time.
+pub const SPARE4: usize = if cfg!(target_endian = "little") { 8 + 1 } else { 8 + 6 };
+/// Likewise of an IPv6 slot: of the word that is always zero.
+pub const SPARE6: usize = 5 * 8;
 /// 64-bit words of an IPv4 slot.
 pub const WORDS4: usize = KEY4 + 2;
 /// 64-bit words of an IPv6 slot.
@@ -139,6 +144,8 @@ pub trait Bucket: Copy {
     fn store(self, word: usize, value: u64);
     /// Writes a word if it still is `old`; whether it did.
     fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool;
+    /// Writes zero to one byte of the bucket.
+    fn store_zero(self, byte: usize);
 }
 
 /// The table's buckets.
@@ -277,13 +284,15 @@ pub fn find<T: Table, const KEY: usize>(
     }
 }
 
-/// Reads a word of each cache line that a look for this flow may need, and makes nothing of it:
-/// they are under way from memory while other things are done.
+/// Has the first slots of both buckets of this flow fetched from memory while other things are
+/// done. There is no instruction for that in eBPF, and a load holds up what comes after it until
+/// the memory answers; a store does not. This one changes nothing: see [`SPARE4`].
 #[inline(always)]
 pub fn fetch<T: Table, const KEY: usize>(table: &T, hash: u64) {
-    let [first, _] = choices(hash);
-    if let Some(bucket) = table.bucket(first) {
-        bucket.load(KEY);
+    for index in choices(hash) {
+        if let Some(bucket) = table.bucket(index) {
+            bucket.store_zero(if KEY == KEY4 { SPARE4 } else { SPARE6 });
+        }
     }
 }
 

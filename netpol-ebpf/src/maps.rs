@@ -189,6 +189,12 @@ impl flow::Bucket for Bucket {
     }
 
     #[inline(always)]
+    fn store_zero(self, byte: usize) {
+        // SAFETY: as above.
+        unsafe { write_volatile(self.0.cast::<u8>().add(byte), 0) }
+    }
+
+    #[inline(always)]
     fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool {
         let found: u64;
         // SAFETY: as above. rustc has no compare-exchange for this target (it declares it
