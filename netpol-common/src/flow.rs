@@ -23,6 +23,13 @@
 //!   owner of the slot leaves that owner a last-seen time wrong by the length of the race and TCP
 //!   bits of another flow: at worst its entry ages as a closed connection's, two minutes after
 //!   the last packet at the soonest, because every later packet of it writes the time anew.
+//! - *Free slots*: a slot that was taken is never free again, and who inserts takes the first free
+//!   slot of the first bucket, or, if that has none, of the second. So a bucket's slots fill in
+//!   order, nothing stands behind a free one, and nothing that has this bucket for its first one
+//!   was stored in its second as long as there is a free slot: a look ends there. Whoever sees a
+//!   slot free that somebody is just taking comes before that, as a look a moment earlier does.
+//!   (Who loses the race for a free slot stores nothing, rather than go on to the next.)
+//! - *Fetching* writes zero to a byte that is zero in all that is ever written to a slot.
 //! - Two CPUs that insert the same flow at once may leave two equal entries. Both were judged;
 //!   look-ups find the first.
 
@@ -259,9 +266,10 @@ const TAG_BITS: u64 = TAG_MASK << TAG_SHIFT | VALID;
 /// What a bucket says of a flow.
 enum Search<B: Bucket> {
     Found(Entry<B>),
-    /// It is not here, and since the bucket was never full not in its second one either.
+    /// Not here; and since the bucket was never full, the flow is not in another one either.
     Nowhere,
-    NotHere,
+    /// Not here.
+    Full,
 }
 
 /// Finds the flow with this key, expired or not.
@@ -276,7 +284,7 @@ pub fn find<T: Table, const KEY: usize>(
     match find_in(table.bucket(first)?, key, wanted) {
         Search::Found(entry) => return Some(entry),
         Search::Nowhere => return None,
-        Search::NotHere => {}
+        Search::Full => {}
     }
     match find_in(table.bucket(second)?, key, wanted) {
         Search::Found(entry) => Some(entry),
@@ -297,11 +305,7 @@ pub fn fetch<T: Table, const KEY: usize>(table: &T, hash: u64) {
 }
 
 #[inline(always)]
-fn find_in<B: Bucket, const KEY: usize>(
-    bucket: B,
-    key: &Key<KEY>,
-    wanted: u64,
-) -> Search<B> {
+fn find_in<B: Bucket, const KEY: usize>(bucket: B, key: &Key<KEY>, wanted: u64) -> Search<B> {
     let mut slot = 0;
     while slot < SLOTS {
         let base = slot * (KEY + 2);
@@ -315,7 +319,7 @@ fn find_in<B: Bucket, const KEY: usize>(
         }
         slot += 1;
     }
-    Search::NotHere
+    Search::Full
 }
 
 #[inline(always)]

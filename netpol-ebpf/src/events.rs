@@ -49,10 +49,7 @@ pub fn note(
 /// A function of its own to keep its stack apart.
 #[inline(never)]
 fn log_drop(skb: *mut __sk_buff, endpoint: &Endpoint, verdict: &Verdict) {
-    debug!(
-        &TcContext::new(skb),
-        "drop: endpoint {} reason {}", endpoint.id, verdict.reason as u8
-    );
+    debug!(&TcContext::new(skb), "drop: endpoint {} reason {}", endpoint.id, verdict.reason as u8);
 }
 
 /// Writes an event, if somebody still listens. Apart likewise.

@@ -159,8 +159,7 @@ fn known<const RAW: bool>(
         let key = flow::key4(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows4(), kernel.clock());
-        let known =
-            verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
         if known as u32 == Known::No as u32 {
             flow::fetch::<_, { flow::KEY4 }>(kernel.flows4(), hash);
         }
@@ -169,8 +168,7 @@ fn known<const RAW: bool>(
         let key = flow::key6(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows6(), kernel.clock());
-        let known =
-            verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
         if known as u32 == Known::No as u32 {
             flow::fetch::<_, { flow::KEY6 }>(kernel.flows6(), hash);
         }

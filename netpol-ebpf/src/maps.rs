@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
@@ -83,13 +83,6 @@ static CHECK_SOURCE: Global<u8> = Global::new(1);
 /// The bit of a packet's mark that says that it is stamped.
 #[unsafe(no_mangle)]
 static STAMP_MARK: Global<u32> = Global::new(layout::STAMP_MARK);
-
-/// The endpoint whose interface `skb` is on.
-#[inline(always)]
-pub fn endpoint(skb: *mut __sk_buff) -> Option<Endpoint> {
-    // SAFETY: the context pointer is valid for the run of the program.
-    endpoint_at(unsafe { (*skb).ifindex })
-}
 
 /// The endpoint with this interface.
 #[inline(always)]
@@ -190,7 +183,7 @@ impl flow::Bucket for Bucket {
 
     #[inline(always)]
     fn store_zero(self, byte: usize) {
-        // SAFETY: as above.
+        // SAFETY: callers stay within the bucket, which the verifier checks as well.
         unsafe { write_volatile(self.0.cast::<u8>().add(byte), 0) }
     }
 

@@ -183,12 +183,7 @@ pub extern "C" fn netpol_parse_raw(
 }
 
 #[inline(always)]
-fn parse(
-    frame: &impl Frame,
-    direction: u32,
-    packet: *mut Packet,
-    inner: *mut Packet,
-) -> u32 {
+fn parse(frame: &impl Frame, direction: u32, packet: *mut Packet, inner: *mut Packet) -> u32 {
     // SAFETY: the verifier lets only null or a writable Packet through, and the caller's two are
     // different.
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
