@@ -278,20 +278,8 @@ impl Policies for Kernel {
     }
 }
 
-/// [`verdict::class_of`], verified once whatever calls it: its argument is just memory to the
-/// verifier, its result just a number.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn netpol_class_of(address: *const Address) -> u32 {
-    // SAFETY: the verifier lets only null or a readable Address through.
-    match unsafe { address.as_ref() } {
-        Some(address) => verdict::class_of(&Kernel, address),
-        None => 0,
-    }
-}
-
-/// [`verdict::row_allows`] as 1 or 0, verified once likewise: otherwise the steps of the port
-/// search would multiply with the paths that lead to it.
+/// [`verdict::row_allows`] as 1 or 0, for [`each_backend`]: a function that is verified on its own,
+/// since otherwise the steps of the port search would multiply with the paths that lead to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn netpol_row_allows(set: u32, class: u32, protocol: u32, port: u32) -> u32 {
