@@ -43,7 +43,7 @@ pub const KEY4: usize = 2;
 /// Key words of an IPv6 flow: both addresses, ports and so on, and one that is always zero.
 pub const KEY6: usize = 6;
 /// A byte of an IPv4 slot that is zero in every key, and in a free slot: the second of the
-/// protocol's two in [`ports_word`]. [`fetch`] may write it at any time.
+/// protocol's two in `ports_word`. [`fetch`] may write it at any time.
 pub const SPARE4: usize = if cfg!(target_endian = "little") { 8 + 1 } else { 8 + 6 };
 /// Likewise of an IPv6 slot: of the word that is always zero.
 pub const SPARE6: usize = 5 * 8;

@@ -32,7 +32,7 @@ pub fn has_flow<M: Maps>(
     packet.kind as u8 == Kind::Flow as u8
 }
 
-/// Judges a packet that has no flow; `inner` as for [`judge`].
+/// Judges a packet that has no flow; `inner` as for [`super::judge`].
 #[inline(always)]
 pub fn judge_apart<J: Judge>(
     maps: &J,

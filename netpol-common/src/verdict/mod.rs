@@ -126,7 +126,7 @@ pub trait Judge: Maps {
 }
 
 /// Judges a packet that [`is_established`] did not settle. `inner`: what an ICMP error
-/// ([`Kind::Error`]) is about, if it could be read.
+/// ([`Kind::Error`](crate::packet::Kind::Error)) is about, if it could be read.
 #[inline(always)]
 pub fn judge<J: Judge>(
     maps: &J,
