@@ -23,6 +23,13 @@
 //!   owner of the slot leaves that owner a last-seen time wrong by the length of the race and TCP
 //!   bits of another flow: at worst its entry ages as a closed connection's, two minutes after
 //!   the last packet at the soonest, because every later packet of it writes the time anew.
+//! - *Free slots*: a slot that was taken is never free again, and who inserts takes the first free
+//!   slot of the first bucket, or, if that has none, of the second. So a bucket's slots fill in
+//!   order, nothing stands behind a free one, and nothing that has this bucket for its first one
+//!   was stored in its second as long as there is a free slot: a look ends there. Whoever sees a
+//!   slot free that somebody is just taking comes before that, as a look a moment earlier does.
+//!   (Who loses the race for a free slot stores nothing, rather than go on to the next.)
+//! - *Fetching* writes zero to a byte that is zero in all that is ever written to a slot.
 //! - Two CPUs that insert the same flow at once may leave two equal entries. Both were judged;
 //!   look-ups find the first.
 
@@ -35,6 +42,11 @@ pub const SLOTS: usize = 4;
 pub const KEY4: usize = 2;
 /// Key words of an IPv6 flow: both addresses, ports and so on, and one that is always zero.
 pub const KEY6: usize = 6;
+/// A byte of an IPv4 slot that is zero in every key, and in a free slot: the second of the
+/// protocol's two in `ports_word`. [`fetch`] may write it at any time.
+pub const SPARE4: usize = if cfg!(target_endian = "little") { 8 + 1 } else { 8 + 6 };
+/// Likewise of an IPv6 slot: of the word that is always zero.
+pub const SPARE6: usize = 5 * 8;
 /// 64-bit words of an IPv4 slot.
 pub const WORDS4: usize = KEY4 + 2;
 /// 64-bit words of an IPv6 slot.
@@ -139,6 +151,8 @@ pub trait Bucket: Copy {
     fn store(self, word: usize, value: u64);
     /// Writes a word if it still is `old`; whether it did.
     fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool;
+    /// Writes zero to one byte of the bucket.
+    fn store_zero(self, byte: usize);
 }
 
 /// The table's buckets.
@@ -249,6 +263,15 @@ const fn choices(hash: u64) -> [u32; 2] {
 
 const TAG_BITS: u64 = TAG_MASK << TAG_SHIFT | VALID;
 
+/// What a bucket says of a flow.
+enum Search<B: Bucket> {
+    Found(Entry<B>),
+    /// Not here; and since the bucket was never full, the flow is not in another one either.
+    Nowhere,
+    /// Not here.
+    Full,
+}
+
 /// Finds the flow with this key, expired or not.
 #[inline(always)]
 pub fn find<T: Table, const KEY: usize>(
@@ -258,31 +281,45 @@ pub fn find<T: Table, const KEY: usize>(
 ) -> Option<Entry<T::Bucket>> {
     let wanted = tag(hash);
     let [first, second] = choices(hash);
-    if let Some(bucket) = table.bucket(first)
-        && let Some(entry) = find_in(bucket, key, wanted)
-    {
-        return Some(entry);
+    match find_in(table.bucket(first)?, key, wanted) {
+        Search::Found(entry) => return Some(entry),
+        Search::Nowhere => return None,
+        Search::Full => {}
     }
-    find_in(table.bucket(second)?, key, wanted)
+    match find_in(table.bucket(second)?, key, wanted) {
+        Search::Found(entry) => Some(entry),
+        _ => None,
+    }
+}
+
+/// Has the first slots of both buckets of this flow fetched from memory while other things are
+/// done. There is no instruction for that in eBPF, and a load holds up what comes after it until
+/// the memory answers; a store does not. This one changes nothing: see [`SPARE4`].
+#[inline(always)]
+pub fn fetch<T: Table, const KEY: usize>(table: &T, hash: u64) {
+    for index in choices(hash) {
+        if let Some(bucket) = table.bucket(index) {
+            bucket.store_zero(if KEY == KEY4 { SPARE4 } else { SPARE6 });
+        }
+    }
 }
 
 #[inline(always)]
-fn find_in<B: Bucket, const KEY: usize>(
-    bucket: B,
-    key: &Key<KEY>,
-    wanted: u64,
-) -> Option<Entry<B>> {
+fn find_in<B: Bucket, const KEY: usize>(bucket: B, key: &Key<KEY>, wanted: u64) -> Search<B> {
     let mut slot = 0;
     while slot < SLOTS {
         let base = slot * (KEY + 2);
         let state = bucket.load(base + KEY);
         if state & TAG_BITS == wanted && has_key(bucket, base, key) {
             let meta = bucket.load(base + KEY + 1);
-            return Some(Entry { bucket, base, key_words: KEY, state, meta });
+            return Search::Found(Entry { bucket, base, key_words: KEY, state, meta });
+        }
+        if state == EMPTY {
+            return Search::Nowhere;
         }
         slot += 1;
     }
-    None
+    Search::Full
 }
 
 #[inline(always)]
@@ -387,9 +424,9 @@ pub fn insert<T: Table, const KEY: usize>(
         return Inserted::Contended;
     };
     let mut victim = Victim { bucket: one, base: 0, state: BUSY, age: 0, rank: 0 };
-    scan::<_, KEY>(one, clock, &mut victim);
-    if victim.rank < Victim::<T::Bucket>::FREE {
-        scan::<_, KEY>(two, clock, &mut victim);
+    if !is_free::<_, KEY>(one, &mut victim) && !is_free::<_, KEY>(two, &mut victim) {
+        weigh::<_, KEY>(one, clock, &mut victim);
+        weigh::<_, KEY>(two, clock, &mut victim);
     }
     if victim.rank == 0 || !victim.bucket.compare_and_swap(victim.base + KEY, victim.state, BUSY) {
         return Inserted::Contended;
@@ -415,35 +452,40 @@ struct Victim<B: Bucket> {
     rank: u8,
 }
 
-impl<B: Bucket> Victim<B> {
-    const FREE: u8 = 3;
+/// Whether the bucket has a free slot. The first one is taken: [`find_in`] looks no further than
+/// that.
+#[inline(always)]
+fn is_free<B: Bucket, const KEY: usize>(bucket: B, victim: &mut Victim<B>) -> bool {
+    let mut slot = 0;
+    while slot < SLOTS {
+        let base = slot * (KEY + 2);
+        if bucket.load(base + KEY) == EMPTY {
+            *victim = Victim { bucket, base, state: EMPTY, age: 0, rank: 3 };
+            return true;
+        }
+        slot += 1;
+    }
+    false
 }
 
+/// Looks in a bucket without a free slot for one to be given away.
 #[inline(always)]
-fn scan<B: Bucket, const KEY: usize>(bucket: B, clock: &Clock, victim: &mut Victim<B>) {
+fn weigh<B: Bucket, const KEY: usize>(bucket: B, clock: &Clock, victim: &mut Victim<B>) {
     let mut slot = 0;
     while slot < SLOTS {
         let base = slot * (KEY + 2);
         slot += 1;
         let state = bucket.load(base + KEY);
-        if state & BUSY != 0 && state & VALID == 0 {
+        // It is being written.
+        if state & VALID == 0 {
             continue;
         }
         let meta = bucket.load(base + KEY + 1);
         let ports = bucket.load(base + if KEY == KEY4 { 1 } else { 4 });
         let age = clock.now.saturating_sub(meta >> META_SHIFT);
-        let rank = if state == EMPTY {
-            Victim::<B>::FREE
-        } else if clock.is_expired(protocol_of(ports), meta) {
-            2
-        } else {
-            1
-        };
+        let rank = if clock.is_expired(protocol_of(ports), meta) { 2 } else { 1 };
         if rank > victim.rank || rank == victim.rank && rank == 1 && age > victim.age {
             *victim = Victim { bucket, base, state, age, rank };
-        }
-        if rank == Victim::<B>::FREE {
-            return;
         }
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_common::flow::{
-    self, Clock, Inserted, KEY4, Key, OPENED_BY_NODE, OPENED_BY_REMOTE, Slot, Table as _, WORDS4,
-    WORDS6,
+    self, Bucket as _, Clock, EMPTY, Inserted, KEY4, Key, OPENED_BY_NODE, OPENED_BY_REMOTE, SLOTS,
+    Slot, Table as _, WORDS4, WORDS6,
 };
 use netpol_common::layout::EPOCH_MASK;
 use netpol_common::packet::{Packet, UDP};
@@ -68,6 +68,9 @@ fn hammer<const KEY: usize>(
         let key = key_of(flow);
         let hash = flow::hash(&key, SECRET);
         let clock = clock(1_000 + round / 100);
+        if random.one_in(2) {
+            flow::fetch::<_, KEY>(&table, hash);
+        }
         match flow::find(&table, &key, hash) {
             Some(entry) => {
                 n_found += 1;
@@ -112,6 +115,11 @@ fn no_look_up_ever_returns_another_flows_entry() {
             let flow = u64::from(slot.remote_port());
             assert_eq!(slot.key, key4(flow));
             assert_belongs(flow, slot.epoch(), slot.state);
+        }
+        // A look ends at a free slot, so none may stand before one that is taken.
+        for bucket in (0..buckets).filter_map(|index| (&&table).bucket(index)) {
+            let states = (0..SLOTS).map(|slot| bucket.load(slot * WORDS4 + KEY4));
+            assert!(states.skip_while(|&state| state != EMPTY).all(|state| state == EMPTY));
         }
         // Nothing stays locked: a slot that no thread writes any more can be taken again.
         let late = clock(1_000_000);

@@ -260,6 +260,56 @@ fn the_other_bucket_is_used_before_anything_is_lost() {
 }
 
 #[test]
+fn fetching_changes_nothing() {
+    let mut random = Random(3);
+    let (narrow, wide) = (AtomicTable::new(4, WORDS4), AtomicTable::new(4, WORDS6));
+    let all = |table: &AtomicTable, words: usize| -> Vec<u64> {
+        let buckets = (0..4).map(|index| table.bucket(index).expect("a bucket"));
+        buckets.flat_map(|bucket| (0..SLOTS * words).map(move |i| bucket.load(i))).collect()
+    };
+    for _ in 0..64 {
+        let any = |random: &mut Random| [(); 4].map(|()| random.next() as u8);
+        let packet = Packet {
+            local: v4(any(&mut random)),
+            remote: v4(any(&mut random)),
+            local_port: random.next() as u16,
+            remote_port: random.next() as u16,
+            protocol: random.next() as u8,
+            ..Packet::default()
+        };
+        let endpoint = random.next() as u16 | 1;
+        let key4 = flow::key4(&packet, endpoint);
+        insert(&narrow, &key4, u32::MAX, OPENED_BY_NODE, START);
+        let local = Address::v6([(); 4].map(|()| random.next() as u32));
+        let remote = Address::v6([(); 4].map(|()| random.next() as u32));
+        let key6 = flow::key6(&Packet { local, remote, ..packet }, endpoint);
+        insert(&wide, &key6, u32::MAX, OPENED_BY_NODE, START);
+        let before = (all(&narrow, WORDS4), all(&wide, WORDS6));
+        flow::fetch::<_, KEY4>(&&narrow, flow::hash(&key4, SECRET));
+        flow::fetch::<_, KEY6>(&&wide, flow::hash(&key6, SECRET));
+        assert_eq!((all(&narrow, WORDS4), all(&wide, WORDS6)), before);
+    }
+}
+
+#[test]
+fn a_flow_in_its_second_bucket_is_found_once_its_first_one_was_full() {
+    let mut random = Random(7);
+    for _ in 0..200 {
+        let table = AtomicTable::new(2, WORDS4);
+        let first_port = random.next() as u16;
+        let mut kept = Vec::new();
+        for port in (0..2 * SLOTS as u16).map(|i| first_port.wrapping_add(i)) {
+            if insert(&table, &key(UDP, port), 1, 0, START) != Inserted::Free {
+                break;
+            }
+            kept.push(port);
+            assert!(kept.iter().all(|&port| look_up(&table, &key(UDP, port), START).is_some()));
+        }
+        assert!(kept.len() >= SLOTS);
+    }
+}
+
+#[test]
 fn slots_that_are_being_written_are_neither_found_listed_nor_taken() {
     let table = AtomicTable::new(1, WORDS4);
     let bucket = (&table).bucket(0).expect("bucket 0");

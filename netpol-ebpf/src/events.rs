@@ -24,8 +24,8 @@ pub fn count(endpoint: u16, direction: Direction, reason: Reason) {
     }
 }
 
-/// Counts a verdict and reports it. A function of its own to keep its stack apart.
-#[inline(never)]
+/// Counts a verdict, and reports it if anybody listens.
+#[inline(always)]
 pub fn note(
     skb: *mut __sk_buff,
     endpoint: &Endpoint,
@@ -34,28 +34,47 @@ pub fn note(
     verdict: &Verdict,
 ) {
     if !verdict.is_allowed {
-        debug!(
-            &TcContext::new(skb),
-            "drop: endpoint {} reason {}", endpoint.id, verdict.reason as u8
-        );
+        log_drop(skb, endpoint, verdict);
     }
     count(endpoint.id, direction, verdict.reason);
     if verdict.has_evicted {
         count(endpoint.id, direction, Reason::FlowEvicted);
     }
-    let Some(control) = CONTROL.get(0) else { return };
-    let until =
-        if verdict.is_allowed { control.listen_flows_until } else { control.listen_drops_until };
-    if until == 0 {
-        return;
+    let until = listened_until(verdict);
+    if until != 0 {
+        report(skb, endpoint, direction, packet, verdict);
     }
+}
+
+/// A function of its own to keep its stack apart.
+#[inline(never)]
+fn log_drop(skb: *mut __sk_buff, endpoint: &Endpoint, verdict: &Verdict) {
+    debug!(&TcContext::new(skb), "drop: endpoint {} reason {}", endpoint.id, verdict.reason as u8);
+}
+
+/// Writes an event, if somebody still listens. Apart likewise.
+#[inline(never)]
+fn report(
+    skb: *mut __sk_buff,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &Packet,
+    verdict: &Verdict,
+) {
     let now = maps::now();
-    if until < now {
+    if listened_until(verdict) < now {
         return;
     }
     if !has_budget(now) || !write(skb, endpoint, direction, packet, verdict) {
         count(endpoint.id, direction, Reason::EventLost);
     }
+}
+
+/// The last tick in which somebody reads events of such verdicts; 0: nobody does.
+#[inline(always)]
+fn listened_until(verdict: &Verdict) -> u64 {
+    let Some(control) = CONTROL.get(0) else { return 0 };
+    if verdict.is_allowed { control.listen_flows_until } else { control.listen_drops_until }
 }
 
 #[inline(always)]

@@ -19,11 +19,14 @@ mod slow;
 mod stamp;
 mod transit;
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use netpol_common::flow;
 use netpol_common::layout::Direction;
+use netpol_common::packet::Packet;
 use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _};
 
 use crate::maps::Kernel;
@@ -57,13 +60,15 @@ pub fn netpol_transit_raw(ctx: TcContext) -> i32 {
     transit::run::<true>(ctx.skb.skb)
 }
 
-/// The common packet of an established flow is settled here, without a helper call; everything
-/// else goes to [`slow::judge`].
+/// The common packet of an established flow is settled here, without a helper call. One of a flow
+/// that is not known goes to [`slow`] with what was read of it, if it is as plain; everything else
+/// is read there first.
 #[inline(always)]
 fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
+    let mut seen = MaybeUninit::uninit();
     let known = match direction {
-        Direction::Ingress => is_established_ingress(skb),
-        Direction::Egress => is_established_egress(skb),
+        Direction::Ingress => look_ingress(skb, &mut seen),
+        Direction::Egress => look_egress(skb, &mut seen),
     };
     if known == Known::Yes as u32 {
         return ALLOW;
@@ -74,48 +79,87 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
     if known == NOBODY {
         return slow::refuse(skb, direction as u32);
     }
-    slow::judge(skb, direction as u32)
+    slow::judge(
+        direction,
+        known == PLAIN,
+        &mut seen,
+        |seen| slow::read(skb, direction as u32, seen),
+        |seen| slow::judge_flow(skb, direction as u32, seen),
+    )
+}
+
+/// A packet and the endpoint that it is of.
+pub struct Seen {
+    /// The interface of the endpoint.
+    pub ifindex: u32,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// The packet.
+    pub packet: Packet,
 }
 
 /// Beside the values of [`Known`]: the interface belongs to no known endpoint.
 const NOBODY: u32 = u32::MAX;
+/// Likewise: nothing is known of the packet's flow, and the packet was read.
+const PLAIN: u32 = 0x100;
 
-/// A function of its own, so that its stack is not added to that of [`slow::judge`].
+/// A function of its own, so that its stack is not added to that of judging.
 #[inline(never)]
-fn is_established_ingress(skb: *mut __sk_buff) -> u32 {
-    is_established(skb, Arrival::ingress(false))
+fn look_ingress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
+    look(skb, Arrival::ingress(false), seen)
 }
 
 /// As above, for the other direction.
 #[inline(never)]
-fn is_established_egress(skb: *mut __sk_buff) -> u32 {
-    is_established(skb, Arrival::egress())
+fn look_egress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
+    look(skb, Arrival::egress(), seen)
 }
 
 #[inline(always)]
-fn is_established(skb: *mut __sk_buff, arrival: Arrival) -> u32 {
-    let Some(endpoint) = maps::endpoint(skb) else { return NOBODY };
-    known::<false>(skb, &endpoint, arrival) as u32
+fn look(skb: *mut __sk_buff, arrival: Arrival, seen: &mut MaybeUninit<Seen>) -> u32 {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let ifindex = unsafe { (*skb).ifindex };
+    let Some(endpoint) = maps::endpoint_at(ifindex) else { return NOBODY };
+    known::<false>(skb, ifindex, endpoint, arrival, seen)
 }
 
-/// What the flow table knows of a common packet, without a helper call; `RAW`: the device has no
-/// link-layer header.
+/// What the flow table knows of a common packet, without a helper call: a value of [`Known`], or
+/// [`PLAIN`], and then the packet is in `seen`. `RAW`: the device has no link-layer header.
 #[inline(always)]
-fn known<const RAW: bool>(skb: *mut __sk_buff, endpoint: &Endpoint, arrival: Arrival) -> Known {
+fn known<const RAW: bool>(
+    skb: *mut __sk_buff,
+    ifindex: u32,
+    endpoint: Endpoint,
+    arrival: Arrival,
+    seen: &mut MaybeUninit<Seen>,
+) -> u32 {
     let kernel = Kernel;
-    if let Some(packet) = frame::common_v4::<RAW>(skb, arrival.direction) {
+    let (known, packet) = if let Some(packet) = frame::common_v4::<RAW>(skb, arrival.direction) {
         let key = flow::key4(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows4(), kernel.clock());
-        return verdict::is_established(table, &key, hash, endpoint, arrival, &packet, &clock);
-    }
-    if let Some(packet) = frame::common_v6::<RAW>(skb, arrival.direction) {
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        if known as u32 == Known::No as u32 {
+            flow::fetch::<_, { flow::KEY4 }>(kernel.flows4(), hash);
+        }
+        (known, packet)
+    } else if let Some(packet) = frame::common_v6::<RAW>(skb, arrival.direction) {
         let key = flow::key6(&packet, endpoint.id);
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows6(), kernel.clock());
-        return verdict::is_established(table, &key, hash, endpoint, arrival, &packet, &clock);
+        let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
+        if known as u32 == Known::No as u32 {
+            flow::fetch::<_, { flow::KEY6 }>(kernel.flows6(), hash);
+        }
+        (known, packet)
+    } else {
+        return Known::No as u32;
+    };
+    if known as u32 != Known::No as u32 {
+        return known as u32;
     }
-    Known::No
+    seen.write(Seen { ifindex, endpoint, packet });
+    PLAIN
 }
 
 #[cfg(not(test))]

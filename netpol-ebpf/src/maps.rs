@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
@@ -83,13 +83,6 @@ static CHECK_SOURCE: Global<u8> = Global::new(1);
 /// The bit of a packet's mark that says that it is stamped.
 #[unsafe(no_mangle)]
 static STAMP_MARK: Global<u32> = Global::new(layout::STAMP_MARK);
-
-/// The endpoint whose interface `skb` is on.
-#[inline(always)]
-pub fn endpoint(skb: *mut __sk_buff) -> Option<Endpoint> {
-    // SAFETY: the context pointer is valid for the run of the program.
-    endpoint_at(unsafe { (*skb).ifindex })
-}
 
 /// The endpoint with this interface.
 #[inline(always)]
@@ -189,6 +182,12 @@ impl flow::Bucket for Bucket {
     }
 
     #[inline(always)]
+    fn store_zero(self, byte: usize) {
+        // SAFETY: callers stay within the bucket, which the verifier checks as well.
+        unsafe { write_volatile(self.0.cast::<u8>().add(byte), 0) }
+    }
+
+    #[inline(always)]
     fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool {
         let found: u64;
         // SAFETY: as above. rustc has no compare-exchange for this target (it declares it
@@ -279,20 +278,8 @@ impl Policies for Kernel {
     }
 }
 
-/// [`verdict::class_of`], verified once whatever calls it: its argument is just memory to the
-/// verifier, its result just a number.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn netpol_class_of(address: *const Address) -> u32 {
-    // SAFETY: the verifier lets only null or a readable Address through.
-    match unsafe { address.as_ref() } {
-        Some(address) => verdict::class_of(&Kernel, address),
-        None => 0,
-    }
-}
-
-/// [`verdict::row_allows`] as 1 or 0, verified once likewise: otherwise the steps of the port
-/// search would multiply with the paths that lead to it.
+/// [`verdict::row_allows`] as 1 or 0, for [`each_backend`]: a function that is verified on its own,
+/// since otherwise the steps of the port search would multiply with the paths that lead to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn netpol_row_allows(set: u32, class: u32, protocol: u32, port: u32) -> u32 {
@@ -313,17 +300,18 @@ unsafe extern "C" fn each_backend(index: u32, asked: *mut c_void) -> i64 {
     0
 }
 
-/// [`service::judge_service`] as a number. The kernel's own loop (Linux 5.17) runs it for any
-/// number of backends and verifies it once.
+/// The rest of [`service::judge_service`], as a number, once it is known where the backends stand.
+/// The kernel's own loop (Linux 5.17) runs it for any number of them and verifies it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn netpol_judge_service(set: u32, endpoint: u32, key: *const ServiceKey) -> u32 {
-    // SAFETY: the verifier lets only null or a readable key through.
-    let Some(key) = (unsafe { key.as_ref() }) else { return ToService::Denied as u32 };
-    let Some((offset, count)) = service::find_service(&Kernel, key) else {
-        return ToService::None as u32;
-    };
-    let mut asked = Asked::new(set as u16, endpoint as u16, key.protocol, offset);
+pub extern "C" fn netpol_ask_backends(
+    set: u32,
+    endpoint: u32,
+    protocol: u32,
+    offset: u32,
+    count: u32,
+) -> u32 {
+    let mut asked = Asked::new(set as u16, endpoint as u16, protocol as u8, offset);
     // SAFETY: the callback and its context are as the helper wants them; count is 16 bits wide,
     // below the helper's limit.
     unsafe {
@@ -390,18 +378,21 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn class_of(&self, address: &Address) -> u32 {
-        netpol_class_of(address)
+        verdict::class_of(&Kernel, address)
     }
 
     #[inline(always)]
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
-        netpol_row_allows(u32::from(set), class, u32::from(protocol), u32::from(port)) == 1
+        verdict::row_allows(&Kernel, set, class, protocol, port)
     }
 
     #[inline(always)]
     fn judge_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
-        let answer = netpol_judge_service(u32::from(set), u32::from(endpoint), key);
-        ToService::from_number(answer)
+        let Some((offset, count)) = service::find_service(&Kernel, key) else {
+            return ToService::None;
+        };
+        let (set, endpoint, protocol) = (set.into(), endpoint.into(), key.protocol.into());
+        ToService::from_number(netpol_ask_backends(set, endpoint, protocol, offset, count))
     }
 
     #[inline(always)]

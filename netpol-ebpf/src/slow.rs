@@ -5,6 +5,8 @@
 //! multiply. Arguments are plain numbers and pointers to plain structs, as that requires; a null
 //! pointer, which no caller passes, is answered by a drop.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
@@ -13,86 +15,119 @@ use netpol_common::verdict::{
     self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
 };
 
-use crate::frame::{self, RawSkb, Skb};
+use crate::frame::{RawSkb, Skb};
 use crate::maps::{self, Kernel};
-use crate::{ALLOW, DENY, events, stamp};
+use crate::{ALLOW, DENY, Seen, events, stamp};
 
 /// How often a packet is judged at most because its endpoint's policies changed meanwhile. Each
 /// time takes about a microsecond, and a change much more.
 const MOST_TIMES: u32 = 4;
 
-/// The verdict on `skb`, as a tc return code.
-#[inline(always)]
-pub fn judge(skb: *mut __sk_buff, direction: u32) -> i32 {
-    until_settled(direction_of(direction), || judge_once(skb, direction))
-}
-
 /// Not a tc return code: the endpoint's policies changed while the packet was judged by them.
 pub const AGAIN: i32 = 0x100;
+/// Likewise: the packet was read, and has a flow by which to judge it.
+pub const FLOW: i32 = 0x101;
 
-/// What `once` says when it is not [`AGAIN`].
+/// The verdict, as a tc return code, on a packet that is in `seen` already, or that `read` settles
+/// or puts there ([`FLOW`]) to be judged by `judge`.
 #[inline(always)]
-pub fn until_settled(direction: Direction, once: impl Fn() -> i32) -> i32 {
+pub fn judge(
+    direction: Direction,
+    mut is_read: bool,
+    seen: &mut MaybeUninit<Seen>,
+    read: impl Fn(&mut MaybeUninit<Seen>) -> i32,
+    judge: impl Fn(&Seen) -> i32,
+) -> i32 {
     let mut times = 0;
     while times < MOST_TIMES {
-        let code = once();
+        let mut code = if is_read { FLOW } else { read(seen) };
+        if code == FLOW {
+            // SAFETY: whoever says so has written it.
+            code = judge(unsafe { seen.assume_init_ref() });
+        }
         if code != AGAIN {
             return code;
         }
+        is_read = false;
         times += 1;
     }
     events::count(0, direction, Reason::Inconsistent);
     DENY
 }
 
-/// Whether the entry of the endpoint with this interface is another one now. Apart for its stack.
-#[inline(never)]
+/// Whether the entry of the endpoint with this interface is another one now.
+#[inline(always)]
 pub fn has_changed(ifindex: u32, endpoint: &Endpoint) -> bool {
     maps::endpoint_at(ifindex).is_some_and(|now| now != *endpoint)
 }
 
+/// Reads the packet to its end and settles it, if it has no flow by which to judge it.
 #[inline(never)]
-fn judge_once(skb: *mut __sk_buff, direction: u32) -> i32 {
-    let Some(endpoint) = maps::endpoint(skb) else {
+pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -> i32 {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let ifindex = unsafe { (*skb).ifindex };
+    let Some(endpoint) = maps::endpoint_at(ifindex) else {
         events::count(0, direction_of(direction), Reason::UnknownEndpoint);
         return DENY;
     };
-    let mut packet = Packet::default();
     let mut inner = Packet::default();
-    let parsed = netpol_parse(skb, direction, &mut packet, &mut inner);
-    let direction = direction_of(direction);
+    let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
+    let parsed = netpol_parse(skb, direction, &mut seen.packet, &mut inner);
     if parsed == PASS {
         return ALLOW;
     }
+    let Seen { endpoint, packet, .. } = seen;
     let verdict = if parsed < PACKET {
-        Verdict::unpack(netpol_refused(&endpoint, direction as u32, &packet, parsed))
+        Verdict::unpack(netpol_refused(endpoint, direction, packet, parsed))
     } else {
-        let arrival = match direction {
-            // What the pod sent to itself through a Service may come from a node's address, but
-            // bears its stamp.
-            Direction::Ingress => Arrival::ingress(
-                is_generated_here(skb, packet.has_fragment_header) || stamp::is_own(skb),
-            ),
-            Direction::Egress => Arrival::egress(),
-        };
+        let arrival = arrival_of_packet(skb, direction_of(direction), packet);
+        if verdict::has_flow(&Kernel, endpoint, arrival, packet) {
+            return FLOW;
+        }
         let inner = if parsed == RELATED { Some(&inner) } else { None };
-        verdict::judge(&Kernel, &endpoint, arrival, &mut packet, inner)
+        verdict::judge_apart(&Kernel, endpoint, arrival, packet, inner)
     };
+    settle(skb, direction_of(direction), seen, verdict)
+}
+
+/// Judges a packet that has a flow.
+#[inline(never)]
+pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> i32 {
+    let direction = direction_of(direction);
+    let arrival = arrival_of_packet(skb, direction, &seen.packet);
+    let verdict = verdict::judge_tracked(&Kernel, &seen.endpoint, arrival, &seen.packet);
+    settle(skb, direction, seen, verdict)
+}
+
+#[inline(always)]
+fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet) -> Arrival {
+    match direction {
+        // What the pod sent to itself through a Service may come from a node's address, but
+        // bears its stamp.
+        Direction::Ingress => Arrival::ingress(
+            is_generated_here(skb, packet.has_fragment_header) || stamp::is_own(skb),
+        ),
+        Direction::Egress => Arrival::egress(),
+    }
+}
+
+/// Does what the verdict says, if it still holds.
+#[inline(always)]
+fn settle(skb: *mut __sk_buff, direction: Direction, seen: &Seen, verdict: Verdict) -> i32 {
     // Rows are complete for the policy sets that are in use. A packet that was held up while its
     // endpoint got others may have met classes that its own sets know nothing of.
-    // SAFETY: the context pointer is valid for the run of the program.
-    if has_changed(unsafe { (*skb).ifindex }, &endpoint) {
+    if has_changed(seen.ifindex, &seen.endpoint) {
         return AGAIN;
     }
     if verdict.is_noted {
-        events::note(skb, &endpoint, direction, &packet, &verdict);
+        events::note(skb, &seen.endpoint, direction, &seen.packet, &verdict);
     }
     // A packet that cannot be stamped must not pass for one that need not be.
     if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
 }
 
 /// Fails closed on an interface of no known endpoint, and says what was dropped. Not called by
-/// [`judge_once`], so that their stacks do not add up.
+/// [`read`], so that their stacks do not add up.
 #[inline(never)]
 pub fn refuse(skb: *mut __sk_buff, direction: u32) -> i32 {
     let mut packet = Packet::default();
@@ -109,8 +144,7 @@ pub fn refuse(skb: *mut __sk_buff, direction: u32) -> i32 {
 /// __netif_receive_skb_core). The one exception: when the kernel cuts a forwarded IPv6 packet
 /// anew, even into one piece, what it makes forgets where it came from (net/ipv6/ip6_output.c:
 /// ip6_copy_metadata); but what it cuts for a socket of this host still belongs to the socket.
-/// Apart for the caller's stack.
-#[inline(never)]
+#[inline(always)]
 fn is_generated_here(skb: *mut __sk_buff, has_fragment_header: bool) -> bool {
     // SAFETY: the context pointer is valid for the run of the program.
     let has_come_in = unsafe { (*skb).ingress_ifindex } != 0;
@@ -124,7 +158,7 @@ pub const RELATED: u32 = 0x101;
 /// It passes always.
 pub const PASS: u32 = 0x102;
 
-/// [`packet::parse`]; plain packets are read straight from the linear part.
+/// [`packet::parse`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn netpol_parse(
@@ -133,7 +167,7 @@ pub extern "C" fn netpol_parse(
     packet: *mut Packet,
     inner: *mut Packet,
 ) -> u32 {
-    parse::<false>(&Skb(skb), skb, direction, packet, inner)
+    parse(&Skb(skb), direction, packet, inner)
 }
 
 /// [`packet::parse`] on a device without link-layer header.
@@ -145,31 +179,16 @@ pub extern "C" fn netpol_parse_raw(
     packet: *mut Packet,
     inner: *mut Packet,
 ) -> u32 {
-    parse::<true>(&RawSkb(skb), skb, direction, packet, inner)
+    parse(&RawSkb(skb), direction, packet, inner)
 }
 
 #[inline(always)]
-fn parse<const RAW: bool>(
-    frame: &impl Frame,
-    skb: *mut __sk_buff,
-    direction: u32,
-    packet: *mut Packet,
-    inner: *mut Packet,
-) -> u32 {
+fn parse(frame: &impl Frame, direction: u32, packet: *mut Packet, inner: *mut Packet) -> u32 {
     // SAFETY: the verifier lets only null or a writable Packet through, and the caller's two are
     // different.
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
         return Reason::Inconsistent as u32;
     };
-    // Most first packets of flows are as plain as all others.
-    let common = match frame::common_v4::<RAW>(skb, direction_of(direction)) {
-        None => frame::common_v6::<RAW>(skb, direction_of(direction)),
-        common => common,
-    };
-    if let Some(common) = common {
-        *packet = common;
-        return PACKET;
-    }
     outcome_word(packet::parse(frame, direction_of(direction), packet, inner))
 }
 

@@ -64,8 +64,7 @@ pub fn sender(skb: *mut __sk_buff) -> Option<(u32, Endpoint)> {
 }
 
 /// Whether the packet is stamped by the very endpoint whose interface it is about to leave by.
-/// Apart for its stack.
-#[inline(never)]
+#[inline(always)]
 pub fn is_own(skb: *mut __sk_buff) -> bool {
     if !is_on(skb) {
         return false;

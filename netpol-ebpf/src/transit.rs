@@ -2,6 +2,8 @@
 //! that they were translated to. Judged as what the pod that sent them sends, by the same rules
 //! and in the same flow table. Must never touch a packet that is not stamped.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::Packet;
@@ -9,10 +11,10 @@ use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict}
 
 use crate::maps::{self, Kernel};
 use crate::slow::{
-    AGAIN, PACKET, PASS, RELATED, has_changed, netpol_parse, netpol_parse_raw, refusal_reason,
-    until_settled,
+    self, AGAIN, FLOW, PACKET, PASS, RELATED, has_changed, netpol_parse, netpol_parse_raw,
+    refusal_reason,
 };
-use crate::{ALLOW, DENY, events, known, stamp};
+use crate::{ALLOW, DENY, PLAIN, Seen, events, known, stamp};
 
 /// The verdict on `skb` as a tc return code; `RAW`: the device has no link-layer header.
 #[inline(always)]
@@ -20,7 +22,9 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
     if !stamp::is_on(skb) {
         return ALLOW;
     }
+    let mut seen = MaybeUninit::uninit();
     let mut sender = 0;
+    let mut is_read = false;
     if let Some((ifindex, endpoint)) = stamp::sender(skb) {
         sender = ifindex;
         // Back to whoever sent it: the program there has to recognise it.
@@ -28,63 +32,105 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
         if ifindex == unsafe { (*skb).ifindex } {
             return ALLOW;
         }
-        if is_established::<RAW>(skb, &endpoint) {
+        let known = look::<RAW>(skb, ifindex, &endpoint, &mut seen);
+        if known == Known::Yes as u32 || known == Known::Stamped as u32 {
             stamp::clear(skb);
             return ALLOW;
         }
+        is_read = known == PLAIN;
     }
-    until_settled(Direction::Egress, || judge::<RAW>(skb, sender))
+    slow::judge(
+        Direction::Egress,
+        is_read,
+        &mut seen,
+        |seen| read::<RAW>(skb, sender, seen),
+        |seen| judge_flow(skb, seen),
+    )
 }
 
-/// A function of its own, so that its stack is not added to that of [`judge`].
+/// A function of its own, so that its stack is not added to that of judging.
 #[inline(never)]
-fn is_established<const RAW: bool>(skb: *mut __sk_buff, endpoint: &Endpoint) -> bool {
-    known::<RAW>(skb, endpoint, Arrival::transit()) as u32 != Known::No as u32
+fn look<const RAW: bool>(
+    skb: *mut __sk_buff,
+    ifindex: u32,
+    endpoint: &Endpoint,
+    seen: &mut MaybeUninit<Seen>,
+) -> u32 {
+    known::<RAW>(skb, ifindex, *endpoint, Arrival::transit(), seen)
 }
 
-/// `sender`: the interface of whoever stamped the packet, 0 if the stamp does not say so any more.
+/// Reads the packet to its end and settles it, if it has no flow by which to judge it. `sender`:
+/// the interface of whoever stamped the packet, 0 if the stamp does not say so any more.
 #[inline(never)]
-fn judge<const RAW: bool>(skb: *mut __sk_buff, sender: u32) -> i32 {
-    let mut packet = Packet::default();
+fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUninit<Seen>) -> i32 {
     let mut inner = Packet::default();
+    let (ifindex, endpoint) = (sender, Endpoint::NOBODY);
+    let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
     let egress = Direction::Egress as u32;
     let parsed = if RAW {
-        netpol_parse_raw(skb, egress, &mut packet, &mut inner)
+        netpol_parse_raw(skb, egress, &mut seen.packet, &mut inner)
     } else {
-        netpol_parse(skb, egress, &mut packet, &mut inner)
+        netpol_parse(skb, egress, &mut seen.packet, &mut inner)
     };
     if parsed == PASS {
         return ALLOW;
     }
     // Then its source says so, unless that was translated too.
-    let sender = if sender == 0 { interface_of(&packet) } else { sender };
-    let Some(endpoint) = maps::endpoint_at(sender) else {
+    if sender == 0 {
+        seen.ifindex = interface_of(&seen.packet);
+    }
+    let Some(endpoint) = maps::endpoint_at(seen.ifindex) else {
         events::count(0, Direction::Egress, Reason::ServiceMixed);
         return DENY;
     };
-    // SAFETY: the context pointer is valid for the run of the program.
-    let is_back = sender == unsafe { (*skb).ifindex };
+    seen.endpoint = endpoint;
     // The stamp stays on what goes to its sender, who has to recognise it.
-    if is_back || parsed >= PACKET && owns(&endpoint, &packet) {
+    // SAFETY: the context pointer is valid for the run of the program.
+    if seen.ifindex == unsafe { (*skb).ifindex } {
         return ALLOW;
     }
-    let verdict = if parsed >= PACKET {
-        let inner = if parsed == RELATED { Some(&inner) } else { None };
-        verdict::judge(&Kernel, &endpoint, Arrival::transit(), &mut packet, inner)
-    } else if endpoint.sets[Direction::Egress as usize] == 0 {
-        stamp::clear(skb);
+    if parsed < PACKET {
+        if seen.endpoint.sets[Direction::Egress as usize] == 0 {
+            stamp::clear(skb);
+            return ALLOW;
+        }
+        return settle(skb, seen, Verdict::drop(refusal_reason(parsed), 0));
+    }
+    let Seen { endpoint, packet, .. } = seen;
+    if verdict::has_flow(&Kernel, endpoint, Arrival::transit(), packet) {
+        return FLOW;
+    }
+    if owns(endpoint, packet) {
         return ALLOW;
-    } else {
-        Verdict::drop(refusal_reason(parsed), 0)
-    };
+    }
+    let inner = if parsed == RELATED { Some(&inner) } else { None };
+    let verdict = verdict::judge_apart(&Kernel, endpoint, Arrival::transit(), packet, inner);
+    settle(skb, seen, verdict)
+}
+
+/// Judges a packet that has a flow.
+#[inline(never)]
+fn judge_flow(skb: *mut __sk_buff, seen: &Seen) -> i32 {
+    let Seen { endpoint, packet, .. } = seen;
+    // As above.
+    if owns(endpoint, packet) {
+        return ALLOW;
+    }
+    let verdict = verdict::judge_tracked(&Kernel, endpoint, Arrival::transit(), packet);
+    settle(skb, seen, verdict)
+}
+
+/// Does what the verdict says, if it still holds.
+#[inline(always)]
+fn settle(skb: *mut __sk_buff, seen: &Seen, verdict: Verdict) -> i32 {
     // As at the first look, see slow.rs.
-    if has_changed(sender, &endpoint) {
+    if has_changed(seen.ifindex, &seen.endpoint) {
         return AGAIN;
     }
     if verdict.is_noted {
-        events::note(skb, &endpoint, Direction::Egress, &packet, &verdict);
+        events::note(skb, &seen.endpoint, Direction::Egress, &seen.packet, &verdict);
     } else if verdict.has_evicted {
-        events::count(endpoint.id, Direction::Egress, Reason::FlowEvicted);
+        events::count(seen.endpoint.id, Direction::Egress, Reason::FlowEvicted);
     }
     if !verdict.is_allowed {
         return DENY;

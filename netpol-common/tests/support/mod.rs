@@ -80,6 +80,12 @@ impl flow::Bucket for AtomicBucket<'_> {
     fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool {
         self.0[word].compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
+
+    fn store_zero(self, byte: usize) {
+        let mut mask = [0xff; 8];
+        mask[byte % 8] = 0;
+        self.0[byte / 8].fetch_and(u64::from_ne_bytes(mask), Ordering::Relaxed);
+    }
 }
 
 /// Idle limits that are all different and short.

@@ -101,6 +101,12 @@ impl flow::Bucket for Bucket<'_> {
     fn compare_and_swap(self, word: usize, old: u64, new: u64) -> bool {
         self.0[word].compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
+
+    fn store_zero(self, byte: usize) {
+        let mut mask = [0xff; 8];
+        mask[byte % 8] = 0;
+        self.0[byte / 8].fetch_and(u64::from_ne_bytes(mask), Ordering::Relaxed);
+    }
 }
 
 impl<'a> flow::Table for &'a Mapped {

@@ -1,0 +1,155 @@
+//! Packets that have no flow, or whose headers do not say which: fragments, ICMP errors and what
+//! cannot be read. Must never enter a flow.
+
+use super::established::{is_older, stamp_bit};
+use super::policy::is_transit_ready;
+use super::tracked::judge_opened;
+use super::{Arrival, Endpoint, Judge, Known, Maps, Verdict};
+use crate::flow;
+use crate::layout::Reason;
+use crate::packet::{Kind, Packet};
+
+/// Whether the packet has a flow by which to judge it. Fragments after the first get the ports of
+/// their datagram's first one, if that is known.
+#[inline(always)]
+pub fn has_flow<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &mut Packet,
+) -> bool {
+    if packet.is_first_fragment {
+        maps.remember_fragment(endpoint.id, arrival.direction, packet);
+    }
+    if packet.kind as u8 == Kind::Fragment as u8 {
+        let ports = maps.fragment_ports(endpoint.id, arrival.direction, packet);
+        if ports != 0 {
+            (packet.local_port, packet.remote_port) = ((ports >> 32) as u16, (ports >> 16) as u16);
+            packet.protocol = (ports >> 8) as u8;
+            packet.kind = Kind::Flow;
+        }
+    }
+    packet.kind as u8 == Kind::Flow as u8
+}
+
+/// Judges a packet that has no flow; `inner` as for [`super::judge`].
+#[inline(always)]
+pub fn judge_apart<J: Judge>(
+    maps: &J,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    inner: Option<&Packet>,
+) -> Verdict {
+    if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
+        return Verdict::drop(reason, 0);
+    }
+    // What a pod says about a packet goes to that packet's sender. Else any flow would let it
+    // send anything, as the rest of an error, to anybody.
+    if let Some(inner) = inner
+        && (arrival.is_towards_pod() || packet.remote.is_same(&inner.remote))
+    {
+        let known = if inner.local.family == 6 {
+            maps.is_related6(endpoint, inner)
+        } else {
+            maps.is_related4(endpoint, inner)
+        };
+        if known as u32 != Known::No as u32 {
+            let is_stamped = known as u32 == Known::Stamped as u32
+                && !arrival.is_towards_pod()
+                && !arrival.is_translated;
+            return Verdict { is_stamped, ..Verdict::PASS };
+        }
+    }
+    judge_alone(maps, endpoint, arrival, packet)
+}
+
+/// Judges a packet that could not be parsed to its end, for this reason. Where no policy isolates
+/// it passes like any other, and like any other only from the pod's own address if it has one.
+#[inline(always)]
+pub fn judge_refused<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    reason: Reason,
+) -> Verdict {
+    if endpoint.is_isolated(arrival.direction) {
+        return Verdict::drop(reason, 0);
+    }
+    // Neighbours talk from link-local addresses; of other packets none or both were read.
+    if packet.local.family == 0 || reason as u8 == Reason::RouterMessage as u8 {
+        return Verdict::PASS;
+    }
+    match refuses_source(maps, endpoint, arrival, packet) {
+        Some(reason) => Verdict::drop(reason, 0),
+        None => Verdict::PASS,
+    }
+}
+
+/// Judges a packet that belongs to no flow, and whose source is in order, by itself: ICMP that is
+/// neither request nor reply, an unrelated ICMP error, a later fragment of an unknown datagram.
+#[inline(always)]
+fn judge_alone<M: Maps>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+) -> Verdict {
+    let Arrival { direction, is_from_node, is_translated } = arrival;
+    if is_from_node || !endpoint.is_isolated(direction) {
+        return Verdict::PASS;
+    }
+    let class = maps.class_of(&packet.remote);
+    // Without ports only "everything" matches: protocol 255 (reserved) is in no port set.
+    let passes = maps.owns(endpoint.id, &packet.remote)
+        || maps.row_allows(endpoint.set(direction), class, NO_PORTS, 0);
+    if passes {
+        // Whether it will be translated, as part of somebody's flow, cannot be told.
+        let is_stamped = !arrival.is_towards_pod() && !is_translated && is_transit_ready(maps);
+        return Verdict { is_stamped, class, ..Verdict::PASS };
+    }
+    let reason =
+        if packet.kind as u8 == Kind::Fragment as u8 { Reason::Fragment } else { Reason::Policy };
+    Verdict::drop(reason, class)
+}
+
+const NO_PORTS: u8 = 255;
+
+/// A pod may send from its own addresses only. On its way a packet may have got another one.
+#[inline(always)]
+pub(super) fn refuses_source<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+) -> Option<Reason> {
+    let is_spoofed = !arrival.is_towards_pod()
+        && !arrival.is_translated
+        && maps.checks_source()
+        && !maps.owns(endpoint.id, &packet.local);
+    if is_spoofed { Some(Reason::SourceAddress) } else { None }
+}
+
+/// Whether the flow that an ICMP error quotes, with this key in `table`, is known and still
+/// allowed.
+#[inline(always)]
+pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
+    maps: &M,
+    table: &T,
+    key: &flow::Key<KEY>,
+    endpoint: &Endpoint,
+    inner: &Packet,
+) -> Known {
+    let hash = flow::hash(key, maps.secret());
+    let Some(entry) = flow::find(table, key, hash) else { return Known::No };
+    if entry.is_expired(&maps.clock()) || is_older(entry.epoch(), endpoint.born) {
+        return Known::No;
+    }
+    if entry.epoch() == endpoint.epoch || maps.keeps_established() {
+        return Known::of(entry.state);
+    }
+    let ask = |direction| Ok(maps.judge_flow(endpoint, direction, false, inner));
+    let Ok(judged) = judge_opened(entry.state, ask) else { return Known::No };
+    if judged.is_allowed { Known::of(stamp_bit(judged.is_stamped)) } else { Known::No }
+}

@@ -1,0 +1,113 @@
+//! The common case, a packet of a flow that is known, and what the flow table's bits say. Must never
+//! ask the policies: what they have not settled is somebody else's.
+
+use super::{Arrival, Endpoint, Known};
+use crate::flow::{self, Clock, Entry, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENER, STAMPED};
+use crate::layout::{Direction, EPOCH_MASK};
+use crate::packet::{FIN, Packet, SCTP, TCP};
+
+/// Whether the common case holds: a packet of a flow that was judged in the current epoch and
+/// does not try to open it. Notes that it was seen.
+#[inline(always)]
+pub fn is_established<T: flow::Table, const KEY: usize>(
+    table: &T,
+    key: &flow::Key<KEY>,
+    hash: u64,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    clock: &Clock,
+) -> Known {
+    // Who opens a flow a second time matters, and whether it is the node is not known here.
+    if packet.is_opening {
+        return Known::No;
+    }
+    let Some(entry) = flow::find(table, key, hash) else { return Known::No };
+    // Nor, towards the pod, whether a packet of a flow that the node opened is the node's.
+    let may_pose = is_nodes(entry.state) && arrival.is_towards_pod();
+    if entry.epoch() != endpoint.epoch || entry.is_expired(clock) || may_pose {
+        return Known::No;
+    }
+    // What was to be translated has not been.
+    if arrival.is_translated && entry.state & STAMPED != 0 {
+        return Known::No;
+    }
+    note(&entry, arrival, packet, clock);
+    if arrival.is_towards_pod() { Known::Yes } else { Known::of(entry.state) }
+}
+
+#[inline(always)]
+pub(super) fn note<B: flow::Bucket>(
+    entry: &Entry<B>,
+    arrival: Arrival,
+    packet: &Packet,
+    clock: &Clock,
+) {
+    let mut bits = flow::packet_bits(packet, !arrival.is_towards_pod(), entry.state);
+    if arrival.is_translated {
+        bits |= translated_bits(packet);
+    }
+    entry.touch(clock.now, bits, packet.is_opening);
+}
+
+/// What a packet of the pod's tells of the answers, which come back untranslated and are noted in
+/// the flow to the Service.
+#[inline(always)]
+const fn translated_bits(packet: &Packet) -> u64 {
+    let mut bits = 0;
+    if packet.protocol == TCP {
+        if !packet.is_opening {
+            bits |= flow::REPLIED;
+        }
+        if packet.detail & FIN != 0 {
+            bits |= flow::FIN_REMOTE;
+        }
+    }
+    bits
+}
+
+/// Whether the node opened the flow.
+#[inline(always)]
+pub(super) const fn is_nodes(state: u64) -> bool {
+    state & OPENER == OPENED_BY_NODE
+}
+
+/// [`STAMPED`] where that is so.
+#[inline(always)]
+pub(super) const fn stamp_bit(is_stamped: bool) -> u64 {
+    if is_stamped { STAMPED } else { 0 }
+}
+
+/// The state bits of a flow that is opened in this direction.
+#[inline(always)]
+pub(super) const fn opener_bits(direction: Direction, is_from_node: bool) -> u64 {
+    match direction {
+        Direction::Ingress if is_from_node => OPENED_BY_NODE,
+        Direction::Ingress => OPENED_BY_REMOTE,
+        Direction::Egress => 0,
+    }
+}
+
+/// Whether this packet starts a connection, even where one with the same ports is known. (A ping
+/// is one flow although each of its requests could open it.)
+#[inline(always)]
+pub(super) const fn starts_over(packet: &Packet) -> bool {
+    packet.is_opening && has_opening(packet)
+}
+
+/// Whether this packet belongs to a connection that another packet must have opened.
+#[inline(always)]
+pub(super) const fn is_midway(packet: &Packet) -> bool {
+    !packet.is_opening && has_opening(packet)
+}
+
+#[inline(always)]
+const fn has_opening(packet: &Packet) -> bool {
+    matches!(packet.protocol, TCP | SCTP)
+}
+
+/// Whether epoch `a` came before `b`, modulo their range.
+#[inline(always)]
+pub(super) const fn is_older(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b) & EPOCH_MASK > EPOCH_MASK / 2
+}

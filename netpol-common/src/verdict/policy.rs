@@ -1,0 +1,109 @@
+//! What the policies say: of a flow in the direction that it was opened in, of a class, of a Service.
+//! Must never look at the flow table.
+
+use super::{Endpoint, Judged, Maps, Policies};
+use crate::layout::{Address, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
+use crate::packet::Packet;
+use crate::ports;
+use crate::service::ToService;
+
+#[inline(always)]
+pub(super) fn is_transit_ready<M: Maps + ?Sized>(maps: &M) -> bool {
+    maps.flags() & TRANSIT_READY != 0
+}
+
+/// What the policies say of a flow opened in `direction`.
+#[inline(always)]
+pub fn judge_flow<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    is_translated: bool,
+    packet: &Packet,
+) -> Judged {
+    let set = endpoint.set(direction);
+    let is_egress = direction as u8 == Direction::Egress as u8;
+    if is_egress && !(set == 0 && is_translated) {
+        let to_service = judge_service(maps, endpoint, set, is_translated, packet);
+        if let Some(judged) = to_service {
+            return judged;
+        }
+    }
+    if set == 0 {
+        return Judged::ALLOWED;
+    }
+    let port = if is_egress { packet.remote_port } else { packet.local_port };
+    let class = maps.class_of(&packet.remote);
+    let is_allowed = maps.row_allows(set, class, packet.protocol, port)
+        // A pod always reaches itself.
+        || maps.owns(endpoint.id, &packet.remote);
+    if is_allowed && is_egress && !is_translated && maps.flags() & SERVICES_INCOMPLETE != 0 {
+        // It may be a Service after all.
+        return Judged { class, ..Judged::stamped_if(is_transit_ready(maps)) };
+    }
+    Judged { is_allowed, class, ..Judged::DENIED }
+}
+
+/// What the policies say of a flow to a Service, if they need not look at the address.
+#[inline(always)]
+fn judge_service<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    set: u16,
+    is_translated: bool,
+    packet: &Packet,
+) -> Option<Judged> {
+    let key = ServiceKey {
+        address: packet.remote,
+        port: packet.remote_port,
+        protocol: packet.protocol,
+        reserved: 0,
+    };
+    match maps.judge_service(set, endpoint.id, &key) {
+        ToService::None => None,
+        ToService::Own if is_translated => Some(Judged::ALLOWED),
+        ToService::Own => Some(Judged::STAMPED),
+        // Whoever is not isolated is stamped to be recognised by itself, and for nothing else.
+        _ if set == 0 => None,
+        // Nobody has translated it. Where nobody is known to whom it would be, it remains a packet
+        // to this address; else who it will be is decided elsewhere.
+        ToService::Empty if is_translated => None,
+        ToService::Mixed if is_translated => Some(Judged::UNDECIDABLE),
+        ToService::Mixed | ToService::Empty => Some(Judged::stamped_if(is_transit_ready(maps))),
+        ToService::Undecidable => Some(Judged::UNDECIDABLE),
+        // Whoever translates may know of backends that are not known here yet, and goes on with
+        // those that are not known here any more.
+        ToService::Allowed => {
+            let is_stamped = !is_translated && is_transit_ready(maps);
+            Some(Judged { is_stamped, ..Judged::ALLOWED })
+        }
+        ToService::Denied => Some(Judged::DENIED),
+    }
+}
+
+/// The class of an address: its own, else that of the longest block around it, else 0.
+#[inline(always)]
+pub fn class_of<P: Policies>(maps: &P, address: &Address) -> u32 {
+    // Twice, because an element that is being reused says so by a wrong echo.
+    let mut attempt = 0;
+    while attempt < 2 {
+        match maps.exact_class(address) {
+            None => break,
+            Some(exact) if (exact >> 32) as u32 == address.echo() => return exact as u32,
+            Some(_) => attempt += 1,
+        }
+    }
+    maps.block_class(address).unwrap_or_default()
+}
+
+/// Whether `set` allows this protocol and destination port for `class`.
+#[inline(always)]
+pub fn row_allows<P: Policies>(maps: &P, set: u16, class: u32, protocol: u8, port: u16) -> bool {
+    if let Some(row) = maps.row(set, class) {
+        return ports::allows(maps, &row, protocol, port);
+    }
+    match maps.row(set, 0) {
+        Some(row) => ports::allows(maps, &row, protocol, port),
+        None => false,
+    }
+}

@@ -1,0 +1,213 @@
+//! Packets that have a flow, known or new: the flow table says which policies matter. Must never
+//! change the table before all is known that the verdict needs.
+
+use super::apart::refuses_source;
+use super::established::{
+    is_midway, is_nodes, is_older, note, opener_bits, stamp_bit, starts_over,
+};
+use super::{Answers, Arrival, Endpoint, Judge, Judged, Looked, Maps, Verdict};
+use crate::flow::{
+    self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, STAMPED,
+};
+use crate::layout::{Direction, Reason};
+use crate::packet::Packet;
+
+/// Judges a packet that has a flow. The flow table says which policies matter, and they are asked
+/// from here and not from there, because in the kernel either has little stack left.
+#[inline(always)]
+pub fn judge_tracked<J: Judge>(
+    maps: &J,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+) -> Verdict {
+    let mut answers = Answers::default();
+    // What opens a connection is nearly always new: that saves one look.
+    if packet.is_opening && !arrival.is_from_node {
+        let Arrival { direction, is_translated, .. } = arrival;
+        answers.set(direction, maps.judge_flow(endpoint, direction, is_translated, packet));
+    }
+    let mut looks = 0;
+    // Once both directions are answered nothing is left to ask.
+    while looks < 3 {
+        let looked = if packet.local.family == 6 {
+            maps.judge_in6(endpoint, arrival, packet, answers)
+        } else {
+            maps.judge_in4(endpoint, arrival, packet, answers)
+        };
+        match looked {
+            Ok(verdict) => return verdict,
+            Err(direction) => {
+                let judged = maps.judge_flow(endpoint, direction, arrival.is_translated, packet);
+                answers.set(direction, judged);
+            }
+        }
+        looks += 1;
+    }
+    Verdict::drop(Reason::Inconsistent, 0)
+}
+
+/// Judges a packet of a flow with this key in `table`, by what the policies answered so far.
+/// Changes nothing before it has all answers that it needs.
+#[inline(always)]
+pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
+    maps: &M,
+    table: &T,
+    key: &flow::Key<KEY>,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    answers: Answers,
+) -> Looked {
+    let opener = opener_bits(arrival.direction, arrival.is_from_node);
+    let clock = maps.clock();
+    let hash = flow::hash(key, maps.secret());
+    let mut is_remembered = true;
+    // A connection that goes on after it was idle for its time is still that of who opened it, as
+    // long as its entry has not been given away. Else the answer of a server would make it the
+    // server's own, and who opened it could not be cut off any more.
+    if let Some(entry) = flow::find(table, key, hash)
+        && (is_midway(packet) || !entry.is_expired(&clock))
+        && !is_older(entry.epoch(), endpoint.born)
+        && !(packet.is_opening && entry.state & OPENER != opener)
+        && !poses_as_node(entry.state, arrival)
+    {
+        if !(arrival.is_translated && entry.state & STAMPED != 0) {
+            return judge_known(maps, &entry, endpoint, arrival, packet, &clock, answers);
+        }
+        // The entry is that of the first look: nobody has translated the packet. It must neither
+        // pass by that entry nor replace it.
+        is_remembered = false;
+    }
+    let verdict = judge_new(maps, endpoint, arrival, packet, is_remembered, answers)?;
+    if !verdict.is_allowed || packet.is_answer || !is_remembered {
+        return Ok(verdict);
+    }
+    let bits = new_bits(arrival, packet, verdict.is_stamped, answers)?;
+    let inserted = flow::insert(table, key, hash, endpoint.epoch, bits, &clock);
+    Ok(Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict })
+}
+
+/// Bits for opener and stamp of a flow that is entered because of this packet, which passes.
+///
+/// A connection that is met midway was forgotten (or never seen), and either end may have opened
+/// it. Where the policies of the other direction would not have let it, this one was; else nobody
+/// knows, and it has to stay allowed in both: whoever it was, a change that forbids it cuts it.
+/// What a packet's own direction does not allow never passes on the ground that it could be an
+/// answer: anybody could send such answers.
+#[inline(always)]
+fn new_bits(
+    arrival: Arrival,
+    packet: &Packet,
+    is_stamped: bool,
+    answers: Answers,
+) -> Result<u64, Direction> {
+    let seen = opener_bits(arrival.direction, arrival.is_from_node) | stamp_bit(is_stamped);
+    // Nobody opens a connection from a Service's address, nor with a packet that is stamped.
+    if !is_midway(packet) || arrival.is_from_node || arrival.is_translated || is_stamped {
+        return Ok(seen);
+    }
+    let other = if arrival.is_towards_pod() { Direction::Egress } else { Direction::Ingress };
+    let judged = answers.get(other)?;
+    if judged.is_allowed {
+        return Ok(OPENED_UNSEEN | stamp_bit(judged.is_stamped));
+    }
+    Ok(seen)
+}
+
+/// Whether somebody else sends to the pod in a flow that the node opened: a forged source.
+#[inline(always)]
+const fn poses_as_node(state: u64, arrival: Arrival) -> bool {
+    is_nodes(state) && arrival.is_towards_pod() && !arrival.is_from_node
+}
+
+/// Judges a packet of a known flow: as long as that is allowed in the direction it was opened in,
+/// its packets pass both ways.
+#[inline(always)]
+fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
+    maps: &M,
+    entry: &Entry<B>,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    clock: &Clock,
+    answers: Answers,
+) -> Looked {
+    let opener_bits = entry.state & OPENER;
+    let mut is_stamped = entry.state & STAMPED != 0;
+    let is_expired = entry.is_expired(clock);
+    if entry.epoch() != endpoint.epoch || is_expired {
+        let judged = judge_opened(entry.state, |direction| answers.get(direction))?;
+        let is_kept = maps.keeps_established() && !starts_over(packet) && !is_expired;
+        if judged.is_allowed {
+            // A flow that is kept goes on as it is: what is stamped from its middle on would be
+            // judged as new where it leaves. A new one with its ports is judged as such.
+            if !is_kept || is_stamped == judged.is_stamped {
+                is_stamped = judged.is_stamped;
+                entry.renew(endpoint.epoch, opener_bits | stamp_bit(is_stamped));
+            }
+        } else if !is_kept {
+            // The entry stays as it is, with its old epoch: whichever end sends next, the flow is
+            // judged in its opening direction again, until it has been idle for its time. A
+            // denied packet does not keep it from being idle, nor does one of the node's, which
+            // passes in any case but makes the flow no better.
+            if arrival.is_from_node {
+                return Ok(Verdict::PASS);
+            }
+            let cut = if packet.is_opening { Reason::Policy } else { Reason::PolicyCut };
+            return Ok(Verdict::drop(judged.reason(cut), judged.class));
+        }
+    }
+    note(entry, arrival, packet, clock);
+    Ok(Verdict { is_stamped: is_stamped && !arrival.is_towards_pod(), ..Verdict::PASS })
+}
+
+/// Judges a packet of no known flow; `is_new`: of no flow at all that could be answered.
+#[inline(always)]
+fn judge_new<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+    is_new: bool,
+    answers: Answers,
+) -> Looked {
+    let Arrival { direction, is_from_node, is_translated } = arrival;
+    if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
+        return Ok(Verdict::drop(reason, 0));
+    }
+    if is_from_node {
+        return Ok(Verdict { is_noted: true, ..Verdict::PASS });
+    }
+    // An answer to something never seen opens nothing: an isolated pod has not asked for it.
+    if packet.is_answer && endpoint.is_isolated(direction) && is_new {
+        return Ok(Verdict::drop(Reason::Policy, 0));
+    }
+    let judged = answers.get(direction)?;
+    Ok(if judged.is_allowed {
+        // The flow was noted where it began.
+        let Judged { is_stamped, class, .. } = judged;
+        Verdict { is_noted: !is_translated, is_stamped, class, ..Verdict::PASS }
+    } else {
+        Verdict::drop(judged.reason(Reason::Policy), judged.class)
+    })
+}
+
+/// What the policies say of a flow with this state word; `ask`: what they say by direction.
+#[inline(always)]
+pub(super) fn judge_opened(
+    state: u64,
+    ask: impl Fn(Direction) -> Result<Judged, Direction>,
+) -> Result<Judged, Direction> {
+    let opener = state & OPENER;
+    if opener == OPENED_BY_NODE {
+        return Ok(Judged::ALLOWED);
+    }
+    if opener != 0 {
+        let judged = ask(Direction::Ingress)?;
+        if opener == OPENED_BY_REMOTE || !judged.is_allowed {
+            return Ok(judged);
+        }
+    }
+    ask(Direction::Egress)
+}
