@@ -21,7 +21,6 @@ mod rows;
 mod services;
 mod sets;
 mod settle;
-mod strings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,8 +35,7 @@ pub use plan::{
 use rustc_hash::FxHashMap;
 
 use self::engine::{Engine, Touched};
-use self::strings::Strings;
-use crate::model::{Change, Cluster, Direction, ObjectName, Pod, Policy, Str};
+use crate::model::{Change, Cluster, Direction, ObjectName, Pod, Policy, Str, Strings};
 
 /// The compiler: the cluster, the local endpoints and everything derived from them.
 #[derive(Debug)]
@@ -53,6 +51,8 @@ pub struct Compiler {
     adopted: Vec<SetId>,
     /// Set numbers of a former run whose content could not be read.
     reserved_sets: Vec<u16>,
+    /// What [`Compiler::take_in`] touched.
+    taken_in: Dirty,
 }
 
 /// A local endpoint.
@@ -82,6 +82,14 @@ struct Dirty {
     endpoints: BTreeSet<EndpointId>,
 }
 
+impl Dirty {
+    fn add(&mut self, other: Self) {
+        self.touched.pods.extend(other.touched.pods);
+        self.touched.blocks.extend(other.touched.blocks);
+        self.endpoints.extend(other.endpoints);
+    }
+}
+
 impl Default for Compiler {
     fn default() -> Self {
         Self::new()
@@ -105,7 +113,19 @@ impl Compiler {
             unnumbered: BTreeSet::new(),
             adopted: Vec::new(),
             reserved_sets: Vec::new(),
+            taken_in: Dirty::default(),
         }
+    }
+
+    /// Stores changes whose consequences can wait: they are in the plan of the next call that
+    /// gives one. For the initial sync, in which most objects are known before those that they
+    /// depend on.
+    pub fn take_in(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut dirty = std::mem::take(&mut self.taken_in);
+        for change in changes {
+            self.note(change, &mut dirty);
+        }
+        self.taken_in = dirty;
     }
 
     /// Takes one change into account. After each step of the plan every verdict is the one of
@@ -118,11 +138,8 @@ impl Compiler {
     /// steps a verdict may also be that of the old policies on the new pods, as if the changes of
     /// pods had come first.
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
-        let mut dirty = Dirty::default();
-        for change in changes {
-            self.note(change, &mut dirty);
-        }
-        self.settle(dirty)
+        self.take_in(changes);
+        self.settle(Dirty::default())
     }
 
     /// From now on this endpoint is the interface of that pod. Before the pod is known, no policy

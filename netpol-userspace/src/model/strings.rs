@@ -1,13 +1,13 @@
-//! Makes pods share their strings: a cluster has a hundred thousand pods and a few hundred label
-//! keys, values, namespaces and nodes. Must never change what a pod says.
+//! Makes objects share their strings: a cluster has a hundred thousand pods and a few hundred label
+//! keys, values, namespaces and nodes. Must never change what an object says.
 
 use rustc_hash::FxHashSet;
 
-use crate::model::{Pod, Str};
+use super::{Pod, Str};
 
-/// The strings that pods share.
+/// The strings that objects share.
 #[derive(Debug, Default)]
-pub(super) struct Strings {
+pub struct Strings {
     known: FxHashSet<Str>,
     /// How many there were after the last clean-up.
     n_kept: usize,
@@ -32,7 +32,8 @@ impl Strings {
         pod.labels = labels.into_iter().collect();
     }
 
-    fn share(&mut self, string: &mut Str) {
+    /// Makes it the one that is equal to it, if there is one.
+    pub fn share(&mut self, string: &mut Str) {
         if let Some(known) = self.known.get(string) {
             *string = known.clone();
             return;
