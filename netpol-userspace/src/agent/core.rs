@@ -556,10 +556,10 @@ impl Core {
     /// Writes down new numbers before they are used, together with those still in the maps, so
     /// that the next agent does not take either for free should this one end half-way.
     fn write_ahead(&mut self) {
-        let mut ids = self.compiler.export_ids();
         if self.are_endpoints_written {
-            return self.note_numbers(&ids);
+            return self.note_numbers();
         }
+        let mut ids = self.compiler.export_ids();
         for (content, id) in &self.written_ids.sets {
             ids.sets.entry(content.clone()).or_insert(*id);
         }
@@ -572,8 +572,8 @@ impl Core {
 
     /// The same where only numbers are new: what people read of a change can wait until it is in
     /// force.
-    fn note_numbers(&mut self, ids: &Ids) {
-        let news = journal::news(ids, &self.written_ids);
+    fn note_numbers(&mut self) {
+        let news = self.compiler.new_ids();
         if let Err(error) = journal::append(&self.run_dir, &news) {
             self.note_unwritten(&error);
         }
@@ -586,6 +586,8 @@ impl Core {
         }
         self.written_ids = state.ids.clone();
         self.are_endpoints_written = true;
+        // All of them are written now.
+        let _ = self.compiler.new_ids();
     }
 
     fn note_unwritten(&mut self, error: &anyhow::Error) {
@@ -617,15 +619,14 @@ impl Core {
     }
 
     fn state_with(&self, ids: Ids) -> State {
-        let tables = self.compiler.tables();
         State {
             version: VERSION,
             node: self.node_name.clone(),
             pid: std::process::id(),
             bpffs: self.bpffs.clone(),
             status: self.status(),
-            endpoints: view::endpoints(&self.compiler, &tables, self.numbered_endpoints()),
-            classes: view::classes(&self.compiler, &tables),
+            endpoints: view::endpoints(&self.compiler, self.numbered_endpoints()),
+            classes: view::classes(&self.compiler),
             ids,
         }
     }

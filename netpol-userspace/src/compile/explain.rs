@@ -61,7 +61,7 @@ impl Compiler {
     pub fn service_fronts(&self, id: &ObjectName) -> Vec<ServiceFront> {
         let Some(service) = self.cluster.service(id) else { return Vec::new() };
         let slices = self.cluster.slices.get(&id.namespace);
-        let slices = slices.into_iter().flat_map(|slices| slices.values());
+        let slices = slices.into_iter().flat_map(|slices| slices.values()).map(|slice| &**slice);
         let slices: Vec<&EndpointSlice> = slices.filter(|slice| slice.service == id.name).collect();
         let fronts = services::fronts(service, &slices, &self.cluster).into_iter();
         fronts

@@ -200,6 +200,16 @@ impl Compiler {
         }
     }
 
+    /// The sets of an endpoint.
+    pub fn endpoint_sets(&self, id: EndpointId) -> Option<EndpointSets> {
+        self.endpoints.get(&id).map(|endpoint| endpoint.sets)
+    }
+
+    /// Every class that some address or block has.
+    pub fn classes_in_use(&self) -> impl Iterator<Item = ClassId> {
+        self.engine.classes.iter().map(|(id, _)| id)
+    }
+
     /// Everything that is known.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
@@ -208,6 +218,24 @@ impl Compiler {
     /// Whether any policy isolates this pod in any direction.
     pub fn is_isolated(&self, pod: &Pod) -> bool {
         Direction::BOTH.into_iter().any(|d| isolating(&self.cluster, pod, d).next().is_some())
+    }
+
+    /// The numbers given since this was last asked that are in use, likewise: to name all of them
+    /// takes longer than most changes do.
+    pub fn new_ids(&mut self) -> Ids {
+        let Engine { atoms, sets, classes, .. } = &mut self.engine;
+        let new_sets = std::mem::take(&mut sets.unnoted).into_iter();
+        let new_sets = new_sets.filter_map(|id| Some((id.0, sets.get(id)?)));
+        let new_classes = std::mem::take(&mut classes.unnoted).into_iter();
+        let new_classes = new_classes.filter_map(|id| Some((id.0, classes.get(id)?)));
+        Ids {
+            next_set: sets.ids.next(),
+            next_class: classes.ids.next(),
+            sets: new_sets.map(|(id, set)| (ids::set_key(&set.content, atoms), id)).collect(),
+            classes: new_classes
+                .map(|(id, class)| (ids::class_key(&class.atoms, atoms), id))
+                .collect(),
+        }
     }
 
     /// The numbers in use, for [`Compiler::adopt`] of the next run.
@@ -301,5 +329,6 @@ fn isolating<'a>(
     let here = cluster.policies.get(&pod.id.namespace).filter(|_| pod.is_networked());
     here.into_iter()
         .flat_map(|policies| policies.values())
+        .map(|policy| &**policy)
         .filter(move |policy| policy.rules(direction).is_some() && policy.pods.matches(&pod.labels))
 }
