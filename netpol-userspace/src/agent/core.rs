@@ -236,7 +236,7 @@ impl Core {
         let begun = StdInstant::now();
         self.is_synced = true;
         self.sandboxes.find_interfaces(&self.snapshot.interfaces);
-        let outdated = self.sandboxes.outdated(self.compiler.cluster());
+        let outdated = self.outdated_pods();
         // The tables are reconciled as a whole below.
         let _plan = self.compiler.apply_all(outdated.into_iter().map(Change::Pod));
         self.note_node();

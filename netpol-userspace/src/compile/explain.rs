@@ -56,6 +56,11 @@ impl Compiler {
         self.cluster.pod(entry.owner.as_ref()?)
     }
 
+    /// All networked pods that claim an address.
+    pub fn pods_at(&self, address: IpAddr) -> Vec<ObjectName> {
+        self.engine.addresses.claimants(address)
+    }
+
     /// Where a Service is reached and where its packets may go, whether or not Services are
     /// followed now.
     pub fn service_fronts(&self, id: &ObjectName) -> Vec<ServiceFront> {
