@@ -121,8 +121,7 @@ impl Compiler {
         let before = engine::namespace_labels(&self.cluster, name).into_owned();
         self.cluster.apply(change);
         // Atoms that do not exist yet will look at all pods by themselves.
-        if before == *engine::namespace_labels(&self.cluster, name)
-            || self.engine.atoms.is_empty()
+        if before == *engine::namespace_labels(&self.cluster, name) || self.engine.atoms.is_empty()
         {
             return;
         }
