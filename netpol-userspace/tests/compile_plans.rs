@@ -193,6 +193,60 @@ fn a_restart_finds_the_same_numbers() {
     assert_eq!(after.tables(), before.tables());
 }
 
+/// What the source says before it has said everything is taken in object by object, in any order.
+#[test]
+fn a_restart_finds_the_same_numbers_whatever_is_read_first() {
+    let mut before = compiler(FROM_B);
+    before.apply(put_policy(&policy("x/p", FROM_C)));
+    before.apply(put_policy(&policy("x/q", FROM_B)));
+    let objects = [
+        put_pod(&pod("x/c", "app=c", "10.0.0.4", "")),
+        put_pod(&pod("x/a2", "app=a", "10.0.0.2", "")),
+        put_policy(&policy("x/q", FROM_B)),
+        // Not yet as it was when the agent ended.
+        put_pod(&pod("x/b", "app=c", "10.0.0.4", "")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.3", "")),
+        put_policy(&policy("x/p", FROM_C)),
+        put_pod(&pod("x/a1", "app=a", "10.0.0.1", "")),
+    ];
+    for n_first in 0..=objects.len() {
+        let mut after = Compiler::new();
+        after.adopt(&before.export_ids());
+        for object in &objects[..n_first] {
+            after.take_in([object.clone()]);
+        }
+        after.apply_all(objects[n_first..].to_vec());
+        after.set_endpoint(TWO, name("x/a2"));
+        after.set_endpoint(ONE, name("x/a1"));
+        assert_eq!(after.tables(), before.tables(), "{n_first} taken in");
+        assert_eq!(after.forget_adopted(), []);
+    }
+}
+
+/// Each number is named once, before anybody could use it, and none is left out.
+#[test]
+fn new_numbers_are_those_that_were_not_there_before() {
+    let mut compiler = compiler(FROM_B);
+    let mut noted = compiler.new_ids();
+    for rule in [FROM_C, FROM_B, FROM_C] {
+        let before = compiler.export_ids();
+        compiler.apply(put_policy(&policy("x/p", rule)));
+        let (now, new) = (compiler.export_ids(), compiler.new_ids());
+        assert_eq!((new.next_set, new.next_class), (now.next_set, now.next_class));
+        let is_new = |(key, id): &(&String, &u16)| before.sets.get(*key) != Some(*id);
+        assert!(new.sets.iter().eq(now.sets.iter().filter(is_new)), "{new:?}");
+        let is_new = |(key, id): &(&String, &u32)| before.classes.get(*key) != Some(*id);
+        assert!(new.classes.iter().eq(now.classes.iter().filter(is_new)), "{new:?}");
+        noted.sets.extend(new.sets);
+        noted.classes.extend(new.classes);
+        // The closed set has its number always.
+        let in_use = now.sets.iter().filter(|(_, id)| **id != 1);
+        assert!(in_use.clone().all(|(key, id)| noted.sets.get(key) == Some(id)), "{noted:?}");
+        assert!(now.classes.iter().all(|(key, id)| noted.classes.get(key) == Some(id)));
+        assert!(compiler.new_ids().sets.is_empty() && compiler.new_ids().classes.is_empty());
+    }
+}
+
 /// Objects changed while the agent was away: what the endpoints still use keeps its meaning until
 /// they are switched.
 #[test]

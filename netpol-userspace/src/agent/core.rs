@@ -50,8 +50,6 @@ pub struct Core {
     source: Handle,
     source_kind: &'static str,
 
-    /// Changes read before everything was; applied together.
-    backlog: Vec<Change>,
     is_synced: bool,
     /// The maps equal the compiler's tables as far as they could be made to.
     is_reconciled: bool,
@@ -128,7 +126,6 @@ impl Core {
             watcher,
             source,
             source_kind,
-            backlog: Vec::new(),
             is_synced: false,
             is_reconciled: false,
             revision,
@@ -189,17 +186,21 @@ impl Core {
 
     fn handle_changes(&mut self, changes: Vec<Change>) {
         self.revision += changes.len() as u64;
-        if !self.is_synced {
-            self.backlog.extend(changes);
-            return;
-        }
         let begun = StdInstant::now();
         let mut is_local = false;
         for mut change in changes {
             is_local |= self.note_local(&change);
             self.amend(&mut change);
-            let plan = self.compiler.apply(change);
-            self.carry_out(&plan);
+            if self.is_synced {
+                let plan = self.compiler.apply(change);
+                self.carry_out(&plan);
+            } else {
+                // What follows from one object without the others is nothing to be put in force.
+                self.compiler.take_in([change]);
+            }
+        }
+        if !self.is_synced {
+            return;
         }
         if is_local {
             self.watcher.rescan();
@@ -233,16 +234,12 @@ impl Core {
     /// Everything that existed has been read: only now may anything be removed.
     fn handle_synced(&mut self) {
         let begun = StdInstant::now();
-        let mut backlog = std::mem::take(&mut self.backlog);
-        self.note_node();
-        self.sandboxes.find_interfaces(&self.snapshot.interfaces);
-        for change in &mut backlog {
-            self.note_local(change);
-            self.amend(change);
-        }
-        // The tables are reconciled as a whole below.
-        let _plan = self.compiler.apply_all(backlog);
         self.is_synced = true;
+        self.sandboxes.find_interfaces(&self.snapshot.interfaces);
+        let outdated = self.outdated_pods();
+        // The tables are reconciled as a whole below.
+        let _plan = self.compiler.apply_all(outdated.into_iter().map(Change::Pod));
+        self.note_node();
         self.rematch();
         self.reconcile();
         self.numbers.forget_adopted();
@@ -276,8 +273,10 @@ impl Core {
         for failure in self.datapath.set_exits(&self.snapshot.exits) {
             self.note_failure(failure);
         }
-        let plan = self.compiler.set_node_addresses(self.snapshot.own_addresses.clone());
-        self.carry_out(&plan);
+        if self.is_synced {
+            let plan = self.compiler.set_node_addresses(self.snapshot.own_addresses.clone());
+            self.carry_out(&plan);
+        }
     }
 
     /// Someone wants to know when what was written before now is in force.
@@ -557,10 +556,10 @@ impl Core {
     /// Writes down new numbers before they are used, together with those still in the maps, so
     /// that the next agent does not take either for free should this one end half-way.
     fn write_ahead(&mut self) {
-        let mut ids = self.compiler.export_ids();
         if self.are_endpoints_written {
-            return self.note_numbers(&ids);
+            return self.note_numbers();
         }
+        let mut ids = self.compiler.export_ids();
         for (content, id) in &self.written_ids.sets {
             ids.sets.entry(content.clone()).or_insert(*id);
         }
@@ -573,8 +572,8 @@ impl Core {
 
     /// The same where only numbers are new: what people read of a change can wait until it is in
     /// force.
-    fn note_numbers(&mut self, ids: &Ids) {
-        let news = journal::news(ids, &self.written_ids);
+    fn note_numbers(&mut self) {
+        let news = self.compiler.new_ids();
         if let Err(error) = journal::append(&self.run_dir, &news) {
             self.note_unwritten(&error);
         }
@@ -587,6 +586,8 @@ impl Core {
         }
         self.written_ids = state.ids.clone();
         self.are_endpoints_written = true;
+        // All of them are written now.
+        let _ = self.compiler.new_ids();
     }
 
     fn note_unwritten(&mut self, error: &anyhow::Error) {
@@ -618,15 +619,14 @@ impl Core {
     }
 
     fn state_with(&self, ids: Ids) -> State {
-        let tables = self.compiler.tables();
         State {
             version: VERSION,
             node: self.node_name.clone(),
             pid: std::process::id(),
             bpffs: self.bpffs.clone(),
             status: self.status(),
-            endpoints: view::endpoints(&self.compiler, &tables, self.numbered_endpoints()),
-            classes: view::classes(&self.compiler, &tables),
+            endpoints: view::endpoints(&self.compiler, self.numbered_endpoints()),
+            classes: view::classes(&self.compiler),
             ids,
         }
     }

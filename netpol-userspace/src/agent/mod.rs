@@ -37,8 +37,10 @@ const SOURCE_QUEUE: usize = 1_024;
 /// How often attachments are compared with the kernel's, failed writes are tried again, and
 /// garbage is removed.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// Least pause between two writings of the state file.
+/// Least pause between two writings of the state file, and how many times as long as the last one
+/// took it is: with much to write and many changes it may not be most of what the agent does.
 const PUBLISH: Duration = Duration::from_millis(50);
+const PUBLISH_SHARE: u32 = 20;
 
 /// Runs the agent until SIGTERM or SIGINT. What it put in force stays in force. `installer` is
 /// called when new pods can be told of.
@@ -85,6 +87,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
         "netpol agent started"
     );
 
+    let maps = datapath.maps(&pins)?;
     let watcher = endpoint::Watcher::spawn(endpoint::Options {
         netns_dir: options.netns_dir.clone(),
         ..endpoint::Options::default()
@@ -98,7 +101,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
     let (asked_tx, mut asked) = mpsc::channel(16);
     let (told_tx, mut told) = mpsc::channel(64);
     let askers = serve::Askers { waits: waits_tx, asked: asked_tx, told: told_tx };
-    let (mut failed, note) = serve::start(&options, &pins, state_rx, askers)?;
+    let (mut failed, note) = serve::start(&options, maps, state_rx, askers)?;
     core.add_note(note);
     core.write_state(&state_tx);
     let mut reports = match installer {
@@ -131,8 +134,9 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
             _ = housekeeping.tick() => core.housekeeping(),
             () = sleep_until(core.next_deadline()), if core.has_deadline() => core.deadline(),
             () = sleep_until(next_publish), if core.is_dirty() => {
+                let begun = Instant::now();
                 core.write_state(&state_tx);
-                next_publish = Instant::now() + PUBLISH;
+                next_publish = Instant::now() + PUBLISH.max(begun.elapsed() * PUBLISH_SHARE);
             }
         }
         core.settle_admissions();

@@ -2,7 +2,7 @@
 //! addresses a pod has before its status says so, and which it has no more although its status
 //! still does. Pure: files are written by the plugin, and removed by who calls this.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -180,21 +180,20 @@ impl Sandboxes {
     }
 
     /// The pods whose addresses are not what they should be by now, amended: those that lose one
-    /// first.
-    pub fn outdated(&mut self, cluster: &Cluster) -> Vec<Pod> {
-        // All pods of the cluster are looked at, so each of them has to be quick.
+    /// first. `claimants` are the networked pods that claim an address: a pod that starts must not
+    /// wait for a look at all pods of the cluster.
+    pub fn outdated(
+        &mut self,
+        cluster: &Cluster,
+        claimants: impl Fn(IpAddr) -> Vec<ObjectName>,
+    ) -> Vec<Pod> {
         let sandboxes = || self.list.iter().map(|entry| &entry.sandbox);
-        let names: HashSet<ObjectName> = sandboxes().map(Sandbox::name).collect();
-        let addresses: HashSet<IpAddr> =
-            sandboxes().flat_map(|sandbox| sandbox.addresses.iter().copied()).collect();
-        let concerned = |pod: &&Pod| {
-            pod.addresses.iter().any(|address| addresses.contains(address))
-                || names.contains(&pod.id)
-                || self.by_status.contains_key(&pod.id)
-        };
-        let pods: Vec<&Pod> = cluster.all_pods().filter(concerned).collect();
+        let addresses = sandboxes().flat_map(|sandbox| sandbox.addresses.iter().copied());
+        let mut concerned: BTreeSet<ObjectName> = addresses.flat_map(claimants).collect();
+        concerned.extend(sandboxes().map(Sandbox::name));
+        concerned.extend(self.by_status.keys().cloned());
         let mut outdated = Vec::new();
-        for pod in pods {
+        for pod in concerned.iter().filter_map(|id| cluster.pod(id)) {
             let mut amended = self.by_status(pod);
             self.amend(&mut amended);
             if amended != *pod {

@@ -22,7 +22,7 @@ use super::questions::Question;
 use super::sandbox::{Answer, Told};
 use super::state::{State, Status, socket_path};
 use super::view;
-use crate::datapath::{Maps, Pins};
+use crate::datapath::Maps;
 use crate::observe::metrics::{self, AgentCounters};
 use crate::source::Watches;
 
@@ -93,12 +93,12 @@ impl Published {
 /// not served, if anything.
 pub fn start(
     options: &Options,
-    pins: &Pins,
+    maps: Maps,
     state: watch::Receiver<Arc<Published>>,
     askers: Askers,
 ) -> Result<(mpsc::Receiver<anyhow::Error>, Option<String>)> {
     let (failed_tx, failed) = mpsc::channel(2);
-    let context = Context { state, askers, maps: Arc::new(Maps::open(pins, false)?) };
+    let context = Context { state, askers, maps: Arc::new(maps) };
 
     let path = socket_path(&options.run_dir);
     let socket =

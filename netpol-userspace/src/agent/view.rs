@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::state::{DirectionView, EndpointView, Rule, WatchView};
-use crate::compile::{ClassId, Compiler, EndpointId, Tables};
+use crate::compile::{ClassId, Compiler, EndpointId};
 use crate::endpoint::{Endpoint, Interface};
 use crate::model::{Direction, ObjectName};
 use crate::source::Watch;
@@ -11,7 +11,6 @@ use crate::source::Watch;
 /// The views of all endpoints, sorted by namespace and name.
 pub fn endpoints<'a>(
     compiler: &Compiler,
-    tables: &Tables,
     endpoints: impl Iterator<Item = (EndpointId, &'a Endpoint)>,
 ) -> Vec<EndpointView> {
     let mut views: Vec<EndpointView> = endpoints
@@ -23,8 +22,8 @@ pub fn endpoints<'a>(
             ifindex: endpoint.ifindex,
             ips: endpoint.addresses.clone(),
             id: id.0,
-            ingress: direction(compiler, tables, id, Direction::Ingress),
-            egress: direction(compiler, tables, id, Direction::Egress),
+            ingress: direction(compiler, id, Direction::Ingress),
+            egress: direction(compiler, id, Direction::Egress),
         })
         .collect();
     views.sort_by(|a, b| (&a.namespace, &a.pod, a.ifindex).cmp(&(&b.namespace, &b.pod, b.ifindex)));
@@ -75,14 +74,9 @@ pub fn remember(
     endpoints
 }
 
-fn direction(
-    compiler: &Compiler,
-    tables: &Tables,
-    id: EndpointId,
-    direction: Direction,
-) -> DirectionView {
+fn direction(compiler: &Compiler, id: EndpointId, direction: Direction) -> DirectionView {
     let policies = compiler.endpoint_policies(id, direction);
-    let set = tables.endpoints.get(&id).map_or(0, |sets| match direction {
+    let set = compiler.endpoint_sets(id).map_or(0, |sets| match direction {
         Direction::Ingress => sets.ingress.0,
         Direction::Egress => sets.egress.0,
     });
@@ -100,10 +94,7 @@ fn direction(
 }
 
 /// Names of the classes in use. Any block may get the closed class, when the tables are full.
-pub fn classes(compiler: &Compiler, tables: &Tables) -> BTreeMap<u32, Vec<String>> {
-    let mut names = BTreeMap::new();
-    for &class in tables.classes.values().chain([&ClassId::CLOSED]) {
-        names.entry(class.0).or_insert_with(|| compiler.class_names(class));
-    }
-    names
+pub fn classes(compiler: &Compiler) -> BTreeMap<u32, Vec<String>> {
+    let classes = compiler.classes_in_use().chain([ClassId::CLOSED]);
+    classes.map(|class| (class.0, compiler.class_names(class))).collect()
 }

@@ -95,6 +95,15 @@ impl Addresses {
         changed
     }
 
+    /// All pods that say that they have `address`.
+    pub fn claimants(&self, address: IpAddr) -> Vec<ObjectName> {
+        if let Some(claimants) = self.contested.get(&address) {
+            return claimants.clone();
+        }
+        let entry = self.entries.get(&IpNet::from(address));
+        entry.and_then(|entry| entry.owner.clone()).into_iter().collect()
+    }
+
     /// Addresses with several claimants: the address, who has it, all who claim it.
     pub fn contested(&self) -> impl Iterator<Item = (IpAddr, Option<&ObjectName>, &[ObjectName])> {
         self.contested.iter().map(|(&address, claimants)| {

@@ -120,7 +120,9 @@ impl Compiler {
     fn note_namespace(&mut self, name: &Str, change: Change, dirty: &mut Dirty) {
         let before = engine::namespace_labels(&self.cluster, name).into_owned();
         self.cluster.apply(change);
-        if before == *engine::namespace_labels(&self.cluster, name) {
+        // Atoms that do not exist yet will look at all pods by themselves.
+        if before == *engine::namespace_labels(&self.cluster, name) || self.engine.atoms.is_empty()
+        {
             return;
         }
         let pods = self.cluster.pods.get(name).into_iter().flat_map(|pods| pods.values());

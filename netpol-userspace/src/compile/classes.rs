@@ -31,6 +31,8 @@ pub(super) struct Classes {
     pub adopted: HashMap<String, u32>,
     /// Classes whose rows are still to be computed.
     pub fresh: Vec<ClassId>,
+    /// Classes whose numbers have not been asked for yet.
+    pub unnoted: Vec<ClassId>,
     maybe_dead: Vec<ClassId>,
     /// Whether a class could not be numbered since this was last cleared.
     pub exhausted: bool,
@@ -45,6 +47,7 @@ impl Classes {
             ids: IdPool::new(ClassId::CLOSED.0 + 1, last),
             adopted: HashMap::new(),
             fresh: Vec::new(),
+            unnoted: Vec::new(),
             maybe_dead: Vec::new(),
             exhausted: false,
         }
@@ -81,6 +84,7 @@ impl Classes {
         self.by_content.insert(content.clone(), id);
         self.by_id.insert(id, Class { atoms: content, sets: Vec::new(), n_addresses: 1 });
         self.fresh.push(id);
+        self.unnoted.push(id);
         id
     }
 

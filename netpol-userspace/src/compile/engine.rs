@@ -416,5 +416,6 @@ fn pods_of<'a>(cluster: &'a Cluster, atom: &'a Atom) -> impl Iterator<Item = &'a
         .into_iter()
         .chain(in_matching)
         .flat_map(|(_, pods)| pods.values())
+        .map(|pod| &**pod)
         .filter(move |pod| pods.is_some_and(|selector| selector.matches(&pod.labels)))
 }

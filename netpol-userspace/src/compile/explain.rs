@@ -56,12 +56,17 @@ impl Compiler {
         self.cluster.pod(entry.owner.as_ref()?)
     }
 
+    /// All networked pods that claim an address.
+    pub fn pods_at(&self, address: IpAddr) -> Vec<ObjectName> {
+        self.engine.addresses.claimants(address)
+    }
+
     /// Where a Service is reached and where its packets may go, whether or not Services are
     /// followed now.
     pub fn service_fronts(&self, id: &ObjectName) -> Vec<ServiceFront> {
         let Some(service) = self.cluster.service(id) else { return Vec::new() };
         let slices = self.cluster.slices.get(&id.namespace);
-        let slices = slices.into_iter().flat_map(|slices| slices.values());
+        let slices = slices.into_iter().flat_map(|slices| slices.values()).map(|slice| &**slice);
         let slices: Vec<&EndpointSlice> = slices.filter(|slice| slice.service == id.name).collect();
         let fronts = services::fronts(service, &slices, &self.cluster).into_iter();
         fronts

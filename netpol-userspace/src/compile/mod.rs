@@ -21,7 +21,6 @@ mod rows;
 mod services;
 mod sets;
 mod settle;
-mod strings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,8 +35,7 @@ pub use plan::{
 use rustc_hash::FxHashMap;
 
 use self::engine::{Engine, Touched};
-use self::strings::Strings;
-use crate::model::{Change, Cluster, Direction, ObjectName, Pod, Policy, Str};
+use crate::model::{Change, Cluster, Direction, ObjectName, Pod, Policy, Str, Strings};
 
 /// The compiler: the cluster, the local endpoints and everything derived from them.
 #[derive(Debug)]
@@ -53,6 +51,8 @@ pub struct Compiler {
     adopted: Vec<SetId>,
     /// Set numbers of a former run whose content could not be read.
     reserved_sets: Vec<u16>,
+    /// What [`Compiler::take_in`] touched.
+    taken_in: Dirty,
 }
 
 /// A local endpoint.
@@ -82,6 +82,14 @@ struct Dirty {
     endpoints: BTreeSet<EndpointId>,
 }
 
+impl Dirty {
+    fn add(&mut self, other: Self) {
+        self.touched.pods.extend(other.touched.pods);
+        self.touched.blocks.extend(other.touched.blocks);
+        self.endpoints.extend(other.endpoints);
+    }
+}
+
 impl Default for Compiler {
     fn default() -> Self {
         Self::new()
@@ -105,7 +113,19 @@ impl Compiler {
             unnumbered: BTreeSet::new(),
             adopted: Vec::new(),
             reserved_sets: Vec::new(),
+            taken_in: Dirty::default(),
         }
+    }
+
+    /// Stores changes whose consequences can wait: they are in the plan of the next call that
+    /// gives one. For the initial sync, in which most objects are known before those that they
+    /// depend on.
+    pub fn take_in(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut dirty = std::mem::take(&mut self.taken_in);
+        for change in changes {
+            self.note(change, &mut dirty);
+        }
+        self.taken_in = dirty;
     }
 
     /// Takes one change into account. After each step of the plan every verdict is the one of
@@ -118,11 +138,8 @@ impl Compiler {
     /// steps a verdict may also be that of the old policies on the new pods, as if the changes of
     /// pods had come first.
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
-        let mut dirty = Dirty::default();
-        for change in changes {
-            self.note(change, &mut dirty);
-        }
-        self.settle(dirty)
+        self.take_in(changes);
+        self.settle(Dirty::default())
     }
 
     /// From now on this endpoint is the interface of that pod. Before the pod is known, no policy
@@ -183,6 +200,16 @@ impl Compiler {
         }
     }
 
+    /// The sets of an endpoint.
+    pub fn endpoint_sets(&self, id: EndpointId) -> Option<EndpointSets> {
+        self.endpoints.get(&id).map(|endpoint| endpoint.sets)
+    }
+
+    /// Every class that some address or block has.
+    pub fn classes_in_use(&self) -> impl Iterator<Item = ClassId> {
+        self.engine.classes.iter().map(|(id, _)| id)
+    }
+
     /// Everything that is known.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
@@ -191,6 +218,24 @@ impl Compiler {
     /// Whether any policy isolates this pod in any direction.
     pub fn is_isolated(&self, pod: &Pod) -> bool {
         Direction::BOTH.into_iter().any(|d| isolating(&self.cluster, pod, d).next().is_some())
+    }
+
+    /// The numbers given since this was last asked that are in use, likewise: to name all of them
+    /// takes longer than most changes do.
+    pub fn new_ids(&mut self) -> Ids {
+        let Engine { atoms, sets, classes, .. } = &mut self.engine;
+        let new_sets = std::mem::take(&mut sets.unnoted).into_iter();
+        let new_sets = new_sets.filter_map(|id| Some((id.0, sets.get(id)?)));
+        let new_classes = std::mem::take(&mut classes.unnoted).into_iter();
+        let new_classes = new_classes.filter_map(|id| Some((id.0, classes.get(id)?)));
+        Ids {
+            next_set: sets.ids.next(),
+            next_class: classes.ids.next(),
+            sets: new_sets.map(|(id, set)| (ids::set_key(&set.content, atoms), id)).collect(),
+            classes: new_classes
+                .map(|(id, class)| (ids::class_key(&class.atoms, atoms), id))
+                .collect(),
+        }
     }
 
     /// The numbers in use, for [`Compiler::adopt`] of the next run.
@@ -284,5 +329,6 @@ fn isolating<'a>(
     let here = cluster.policies.get(&pod.id.namespace).filter(|_| pod.is_networked());
     here.into_iter()
         .flat_map(|policies| policies.values())
+        .map(|policy| &**policy)
         .filter(move |policy| policy.rules(direction).is_some() && policy.pods.matches(&pod.labels))
 }

@@ -74,7 +74,7 @@ pub(super) struct Services {
     /// Keys with more than one claimant.
     contested: BTreeSet<ServiceKey>,
     /// The Services that have a backend with this address.
-    by_address: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    by_address: BTreeSet<(IpAddr, ObjectName)>,
     /// Services to look at again.
     touched: BTreeSet<ObjectName>,
     /// What the tables hold.
@@ -251,9 +251,11 @@ impl Services {
             let node = &self.here.node;
             keys.extend(self.claims.keys().filter(|key| node.contains(&key.address)));
         }
+        let first = ObjectName::new("", "");
         for block in moved {
-            let inside = self.by_address.range(block.network()..=block.broadcast());
-            stale.extend(inside.flat_map(|(_, services)| services.iter().cloned()));
+            let inside = self.by_address.range((block.network(), first.clone())..);
+            let inside = inside.take_while(|(address, _)| *address <= block.broadcast());
+            stale.extend(inside.map(|(_, service)| service.clone()));
         }
         for id in &stale {
             let fronts = self.known.get_mut(id).map(|derived| &mut derived.fronts);
@@ -303,9 +305,9 @@ impl Services {
         }
         let Some(service) = cluster.service(id) else { return };
         let names = self.slices.get(id).into_iter().flatten();
-        let slices: Vec<&EndpointSlice> = names
-            .filter_map(|name| cluster.slices.get(&id.namespace).and_then(|all| all.get(name)))
-            .collect();
+        let all = cluster.slices.get(&id.namespace);
+        let slices: Vec<&EndpointSlice> =
+            names.filter_map(|name| Some(&**all?.get(name)?)).collect();
         let fronts = fronts(service, &slices, cluster);
         if fronts.is_empty() {
             return;
@@ -313,14 +315,15 @@ impl Services {
         for front in &fronts {
             keys.extend(front.keys.iter().copied());
             for key in &front.keys {
-                let claimants = self.claims.entry(*key).or_default();
+                // Hardly ever is there another one.
+                let claimants = self.claims.entry(*key).or_insert_with(|| Vec::with_capacity(1));
                 claimants.push(id.clone());
                 if claimants.len() > 1 {
                     self.contested.insert(*key);
                 }
             }
             for (address, _) in &*front.targets {
-                self.by_address.entry(*address).or_default().insert(id.clone());
+                self.by_address.insert((*address, id.clone()));
             }
         }
         self.known.insert(id.clone(), Derived { created: service.created, fronts });
@@ -340,11 +343,7 @@ impl Services {
                 }
             }
             for (address, _) in &*front.targets {
-                let Some(services) = self.by_address.get_mut(address) else { continue };
-                services.remove(id);
-                if services.is_empty() {
-                    self.by_address.remove(address);
-                }
+                self.by_address.remove(&(*address, id.clone()));
             }
         }
     }

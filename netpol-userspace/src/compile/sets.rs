@@ -112,6 +112,8 @@ pub(super) struct Sets {
     pub ids: IdPool,
     /// Sets whose rows are still to be computed.
     pub fresh: Vec<SetId>,
+    /// Sets whose numbers have not been asked for yet.
+    pub unnoted: Vec<SetId>,
     maybe_dead: Vec<SetId>,
     /// Whether a set could not be numbered since this was last cleared.
     pub exhausted: bool,
@@ -130,6 +132,7 @@ impl Sets {
             by_content: HashMap::from_iter([(nothing, CLOSED)]),
             ids: IdPool::new(u32::from(CLOSED.0) + 1, u32::from(last)),
             fresh: Vec::new(),
+            unnoted: Vec::new(),
             maybe_dead: Vec::new(),
             exhausted: false,
         }
@@ -178,6 +181,7 @@ impl Sets {
         self.by_content.insert(content, id);
         self.by_id.insert(id, set);
         self.fresh.push(id);
+        self.unnoted.push(id);
     }
 
     /// Whether a set with this content exists.

@@ -20,8 +20,10 @@ pub(super) const NOT_ISOLATED: EndpointSets =
     EndpointSets { ingress: SetId::NONE, egress: SetId::NONE };
 
 impl Compiler {
-    /// Works off what was touched.
-    pub(super) fn settle(&mut self, mut dirty: Dirty) -> Plan {
+    /// Works off what was touched, also by [`Compiler::take_in`].
+    pub(super) fn settle(&mut self, also: Dirty) -> Plan {
+        let mut dirty = std::mem::take(&mut self.taken_in);
+        dirty.add(also);
         dirty.endpoints.append(&mut self.unnumbered);
         let switches: Vec<(EndpointId, EndpointSets)> =
             dirty.endpoints.iter().map(|&id| (id, self.compile_endpoint(id))).collect();

@@ -2,6 +2,7 @@
 //! compared with what this build expects before anything is read from or written to it.
 
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray};
 use netpol_common::flow;
@@ -28,15 +29,15 @@ pub type CounterWords = [u64; layout::N_COUNTERS];
 /// Every map that userspace touches.
 pub struct Maps {
     /// [`layout::Endpoint`]s.
-    pub endpoints: Mapped,
+    pub endpoints: Arc<Mapped>,
     /// IPv4 flow buckets.
-    pub flows4: Mapped,
+    pub flows4: Arc<Mapped>,
     /// IPv6 flow buckets.
-    pub flows6: Mapped,
+    pub flows6: Arc<Mapped>,
     /// The interval arena.
-    pub intervals: Mapped,
+    pub intervals: Arc<Mapped>,
     /// [`layout::Control`].
-    pub control: Mapped,
+    pub control: Arc<Mapped>,
     /// Exact classes.
     pub addresses: HashMap<MapData, AddressBytes, u64>,
     /// Classes of blocks.
@@ -44,7 +45,7 @@ pub struct Maps {
     /// Verdict rows.
     pub rows: HashMap<MapData, RowKeyBytes, RowBytes>,
     /// The arena of kinds of backends.
-    pub backends: Mapped,
+    pub backends: Arc<Mapped>,
     /// Services.
     pub services: HashMap<MapData, ServiceKeyBytes, u64>,
     /// Interfaces of local endpoints by their addresses.
@@ -176,17 +177,42 @@ impl Maps {
             return Err(DatapathError::NotRunning { bpffs: pins.bpffs.clone() });
         }
         check_pinned(pins)?;
+        // Observers write the leases that turn events on.
+        let is_writable = |name: &str| is_writer || name == names::CONTROL;
+        Self::around(pins, |name| mapped(pins, name, is_writable(name)).map(Arc::new))
+    }
+
+    /// The same maps once more, for another task of this process: their memory is mapped once,
+    /// since all that is mapped counts as resident.
+    pub fn open_again(&self, pins: &Pins) -> Result<Self, DatapathError> {
+        Self::around(pins, |name| {
+            let known = match name {
+                names::ENDPOINTS => &self.endpoints,
+                names::FLOWS4 => &self.flows4,
+                names::FLOWS6 => &self.flows6,
+                names::INTERVALS => &self.intervals,
+                names::CONTROL => &self.control,
+                names::BACKENDS => &self.backends,
+                _ => return mapped(pins, name, false).map(Arc::new),
+            };
+            Ok(known.clone())
+        })
+    }
+
+    fn around(
+        pins: &Pins,
+        mapped: impl Fn(&'static str) -> Result<Arc<Mapped>, DatapathError>,
+    ) -> Result<Self, DatapathError> {
         Ok(Self {
-            endpoints: mapped(pins, names::ENDPOINTS, is_writer)?,
-            flows4: mapped(pins, names::FLOWS4, is_writer)?,
-            flows6: mapped(pins, names::FLOWS6, is_writer)?,
-            intervals: mapped(pins, names::INTERVALS, is_writer)?,
-            // Observers write the leases that turn events on.
-            control: mapped(pins, names::CONTROL, true)?,
+            endpoints: mapped(names::ENDPOINTS)?,
+            flows4: mapped(names::FLOWS4)?,
+            flows6: mapped(names::FLOWS6)?,
+            intervals: mapped(names::INTERVALS)?,
+            control: mapped(names::CONTROL)?,
             addresses: open(pins, names::ADDRESSES)?,
             blocks: open(pins, names::BLOCKS)?,
             rows: open(pins, names::ROWS)?,
-            backends: mapped(pins, names::BACKENDS, is_writer)?,
+            backends: mapped(names::BACKENDS)?,
             services: open(pins, names::SERVICES)?,
             sources: open(pins, names::SOURCES)?,
             own_addresses: open(pins, names::OWN_ADDRESSES)?,

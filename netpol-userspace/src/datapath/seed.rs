@@ -36,10 +36,10 @@ pub fn seed(maps: &Maps, endpoint: EndpointId, connections: &[Connection], epoch
         };
         if connection.local.is_ipv4() {
             let key = flow::key4(&packet, endpoint.0);
-            enter(&&maps.flows4, &key, secret, epoch, opener, &clock);
+            enter(&&*maps.flows4, &key, secret, epoch, opener, &clock);
         } else {
             let key = flow::key6(&packet, endpoint.0);
-            enter(&&maps.flows6, &key, secret, epoch, opener, &clock);
+            enter(&&*maps.flows6, &key, secret, epoch, opener, &clock);
         }
     }
 }

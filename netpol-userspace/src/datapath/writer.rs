@@ -134,6 +134,11 @@ impl Datapath {
         &mut self.programs
     }
 
+    /// The maps once more, for who reads them beside this.
+    pub fn maps(&self, pins: &Pins) -> Result<Maps, DatapathError> {
+        self.maps.open_again(pins)
+    }
+
     /// `tcx` or `clsact`.
     pub fn attach_mode(&self) -> &'static str {
         self.attacher.name()

@@ -1,4 +1,4 @@
-//! Questions to rtnetlink, asked in the namespace of the thread that opened the socket.
+//! Questions to netlink, asked in the namespace of the thread that opened the socket.
 //!
 //! What is in a pod's namespace is asked for by target-netnsid (Linux 4.20), so nobody needs to
 //! enter it, and the kernel resolves the id while it answers. Reads the few attributes that matter
@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{
     NLA_TYPE_MASK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -74,129 +74,34 @@ pub(super) struct Peer {
 }
 
 /// A socket for questions.
-pub(super) struct Rtnl {
+pub(super) struct Asker {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-impl Rtnl {
-    /// Opens it in the calling thread's namespace, where it stays whoever uses it.
-    pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+impl Asker {
+    /// Opens it in the calling thread's namespace, where it stays whoever uses it. `protocol` is
+    /// one of [`netlink_sys::protocols`].
+    pub fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         // Only the kernel may answer.
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Without it the kernel ignores the filters of a dump and dumps our own namespace.
-        socket.set_netlink_get_strict_chk(true).map_err(|error| {
-            let need = "netlink's strict checking is not available, Linux 4.20 or newer is needed";
-            io::Error::new(error.kind(), format!("{need}: {error}"))
-        })?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER_LEN) })
-    }
-
-    /// All veth and netkit links whose peer is in another namespace, and all by which packets can
-    /// leave.
-    pub fn links(&mut self) -> io::Result<Links> {
-        // A dump that changes interrupted may lack a link; it is rarely interrupted twice.
-        let mut n_attempts = 0;
-        loop {
-            n_attempts += 1;
-            let mut request = LinkMessage::default();
-            request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-            let mut links = Links::default();
-            let complete =
-                self.ask(RouteNetlinkMessage::GetLink(request), NLM_F_DUMP, |kind, body| {
-                    if kind == libc::RTM_NEWLINK
-                        && let Some(raw) = RawLink::parse(body)
-                    {
-                        links.exits.extend(raw.as_exit());
-                        links.pods.extend(raw.into_pod_link());
-                    }
-                })?;
-            if complete || n_attempts == 10 {
-                return Ok(links);
-            }
-        }
-    }
-
-    /// The peer of `link`, or `None` if it or its namespace is gone, or is not its peer any more.
-    pub fn peer(&mut self, link: &Link) -> io::Result<Option<Peer>> {
-        let mut request = LinkMessage::default();
-        request.header.index = link.peer_ifindex;
-        // The same attribute as IFLA_TARGET_NETNSID, by its first name.
-        request.attributes.push(LinkAttribute::IfNetnsId(link.nsid));
-        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let mut raw = None;
-        let asked = self.ask(RouteNetlinkMessage::GetLink(request), 0, |kind, body| {
-            if kind == libc::RTM_NEWLINK {
-                raw = RawLink::parse(body);
-            }
-        });
-        if none_if_gone(asked)?.is_none() {
-            return Ok(None);
-        }
-        // The id may have come to mean another namespace since the link was read: the peer of our
-        // link refers back to it.
-        let is_pair = |raw: &RawLink| raw.link.unwrap_or(raw.ifindex) == link.ifindex;
-        let Some(raw) = raw.filter(is_pair) else { return Ok(None) };
-        let Some(addresses) = self.addresses(link)? else { return Ok(None) };
-        Ok(Some(Peer { name: raw.name, mac: raw.mac, addresses }))
-    }
-
-    /// The addresses of the peer of `link`, sorted.
-    fn addresses(&mut self, link: &Link) -> io::Result<Option<Vec<IpAddr>>> {
-        let mut request = AddressMessage::default();
-        request.header.index = link.peer_ifindex;
-        request.attributes.push(AddressAttribute::TargetNetNsId(link.nsid));
-        let mut addresses = Vec::new();
-        let asked = self.ask(RouteNetlinkMessage::GetAddress(request), NLM_F_DUMP, |kind, body| {
-            if kind == libc::RTM_NEWADDR
-                && let Some((peer_ifindex, address)) = parse_address(body)
-                && peer_ifindex == link.peer_ifindex
-            {
-                addresses.push(address);
-            }
-        });
-        addresses.sort_unstable();
-        addresses.dedup();
-        Ok(none_if_gone(asked)?.map(|_| addresses))
-    }
-
-    /// The addresses of this namespace.
-    pub fn own_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
-        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let mut addresses = BTreeSet::new();
-        self.ask(request, NLM_F_DUMP, |kind, body| {
-            if kind == libc::RTM_NEWADDR {
-                addresses.extend(parse_address(body).map(|(_, address)| address));
-            }
-        })?;
-        Ok(addresses)
-    }
-
-    /// Which id `netns` has in our namespace, if it has one.
-    pub fn nsid_of(&mut self, netns: impl AsFd) -> io::Result<Option<i32>> {
-        let mut request = NsidMessage::default();
-        let fd = netns.as_fd().as_raw_fd().cast_unsigned();
-        request.attributes.push(NsidAttribute::Fd(fd));
-        let mut nsid = None;
-        self.ask(RouteNetlinkMessage::GetNsId(request), 0, |kind, body| {
-            if kind == libc::RTM_NEWNSID {
-                nsid = parse_nsid(body);
-            }
-        })?;
-        Ok(nsid.filter(|&nsid| nsid >= 0))
     }
 
     /// Sends `request`, calls `each` with type and body of every message of the answer, and
     /// returns whether the answer is consistent: no change interrupted a dump.
-    fn ask(
+    pub fn ask<T>(
         &mut self,
-        request: RouteNetlinkMessage,
+        request: T,
         flags: u16,
         mut each: impl FnMut(u16, &[u8]),
-    ) -> io::Result<bool> {
+    ) -> io::Result<bool>
+    where
+        T: NetlinkSerializable + Into<NetlinkPayload<T>>,
+    {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -225,6 +130,117 @@ impl Rtnl {
                 }
             }
         }
+    }
+}
+
+/// A socket for questions to rtnetlink.
+pub(super) struct Rtnl(Asker);
+
+impl Rtnl {
+    /// Opens it in the calling thread's namespace, where it stays whoever uses it.
+    pub fn open() -> io::Result<Self> {
+        let asker = Asker::open(NETLINK_ROUTE)?;
+        // Without it the kernel ignores the filters of a dump and dumps our own namespace.
+        asker.socket.set_netlink_get_strict_chk(true).map_err(|error| {
+            let need = "netlink's strict checking is not available, Linux 4.20 or newer is needed";
+            io::Error::new(error.kind(), format!("{need}: {error}"))
+        })?;
+        Ok(Self(asker))
+    }
+
+    /// All veth and netkit links whose peer is in another namespace, and all by which packets can
+    /// leave.
+    pub fn links(&mut self) -> io::Result<Links> {
+        // A dump that changes interrupted may lack a link; it is rarely interrupted twice.
+        let mut n_attempts = 0;
+        loop {
+            n_attempts += 1;
+            let mut request = LinkMessage::default();
+            request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+            let mut links = Links::default();
+            let complete =
+                self.0.ask(RouteNetlinkMessage::GetLink(request), NLM_F_DUMP, |kind, body| {
+                    if kind == libc::RTM_NEWLINK
+                        && let Some(raw) = RawLink::parse(body)
+                    {
+                        links.exits.extend(raw.as_exit());
+                        links.pods.extend(raw.into_pod_link());
+                    }
+                })?;
+            if complete || n_attempts == 10 {
+                return Ok(links);
+            }
+        }
+    }
+
+    /// The peer of `link`, or `None` if it or its namespace is gone, or is not its peer any more.
+    pub fn peer(&mut self, link: &Link) -> io::Result<Option<Peer>> {
+        let mut request = LinkMessage::default();
+        request.header.index = link.peer_ifindex;
+        // The same attribute as IFLA_TARGET_NETNSID, by its first name.
+        request.attributes.push(LinkAttribute::IfNetnsId(link.nsid));
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let mut raw = None;
+        let asked = self.0.ask(RouteNetlinkMessage::GetLink(request), 0, |kind, body| {
+            if kind == libc::RTM_NEWLINK {
+                raw = RawLink::parse(body);
+            }
+        });
+        if none_if_gone(asked)?.is_none() {
+            return Ok(None);
+        }
+        // The id may have come to mean another namespace since the link was read: the peer of our
+        // link refers back to it.
+        let is_pair = |raw: &RawLink| raw.link.unwrap_or(raw.ifindex) == link.ifindex;
+        let Some(raw) = raw.filter(is_pair) else { return Ok(None) };
+        let Some(addresses) = self.addresses(link)? else { return Ok(None) };
+        Ok(Some(Peer { name: raw.name, mac: raw.mac, addresses }))
+    }
+
+    /// The addresses of the peer of `link`, sorted.
+    fn addresses(&mut self, link: &Link) -> io::Result<Option<Vec<IpAddr>>> {
+        let mut request = AddressMessage::default();
+        request.header.index = link.peer_ifindex;
+        request.attributes.push(AddressAttribute::TargetNetNsId(link.nsid));
+        let mut addresses = Vec::new();
+        let asked =
+            self.0.ask(RouteNetlinkMessage::GetAddress(request), NLM_F_DUMP, |kind, body| {
+                if kind == libc::RTM_NEWADDR
+                    && let Some((peer_ifindex, address)) = parse_address(body)
+                    && peer_ifindex == link.peer_ifindex
+                {
+                    addresses.push(address);
+                }
+            });
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(none_if_gone(asked)?.map(|_| addresses))
+    }
+
+    /// The addresses of this namespace.
+    pub fn own_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut addresses = BTreeSet::new();
+        self.0.ask(request, NLM_F_DUMP, |kind, body| {
+            if kind == libc::RTM_NEWADDR {
+                addresses.extend(parse_address(body).map(|(_, address)| address));
+            }
+        })?;
+        Ok(addresses)
+    }
+
+    /// Which id `netns` has in our namespace, if it has one.
+    pub fn nsid_of(&mut self, netns: impl AsFd) -> io::Result<Option<i32>> {
+        let mut request = NsidMessage::default();
+        let fd = netns.as_fd().as_raw_fd().cast_unsigned();
+        request.attributes.push(NsidAttribute::Fd(fd));
+        let mut nsid = None;
+        self.0.ask(RouteNetlinkMessage::GetNsId(request), 0, |kind, body| {
+            if kind == libc::RTM_NEWNSID {
+                nsid = parse_nsid(body);
+            }
+        })?;
+        Ok(nsid.filter(|&nsid| nsid >= 0))
     }
 }
 

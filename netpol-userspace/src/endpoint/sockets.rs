@@ -7,6 +7,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
+use netlink_packet_core::{NLM_F_DUMP, Parseable as _};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
+};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+
+use super::netlink::Asker;
 use crate::model::Direction;
 use crate::netns::Netns;
 
@@ -33,10 +41,14 @@ pub struct Connection {
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// State numbers of /proc/net/tcp (include/net/tcp_states.h).
+/// State numbers (include/net/tcp_states.h).
 const TIME_WAIT: u8 = 6;
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
+/// The last one that is of interest: a connection whose second packet was sent.
+const NEW_SYN_RECV: u8 = 12;
+/// Length of `inet_diag_msg` (linux/inet_diag.h).
+const INET_DIAG_LEN: usize = 72;
 
 /// What clients' ports are chosen from where the namespace does not say
 /// (Documentation/networking/ip-sysctl.rst: ip_local_port_range).
@@ -46,15 +58,58 @@ const CLIENT_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 /// has sent to is nowhere recorded.
 pub fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
     netns.run(|| {
-        let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
-        let tcp = read("tcp")? + &read("tcp6").unwrap_or_default();
-        let udp = read("udp")? + &read("udp6").unwrap_or_default();
+        // A kernel may have been built without sock_diag.
+        let tcp = ask_tcp().or_else(|_| read_rows("tcp"))?;
+        let udp = read_rows("udp")?;
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
         let clients = range.ok().and_then(|text| parse_range(&text)).unwrap_or(CLIENT_PORTS);
-        let mut all = parse(TCP, &tcp, &clients);
-        all.extend(parse(UDP, &udp, &clients));
+        let mut all = connections_among(TCP, &tcp, &clients);
+        all.extend(connections_among(UDP, &udp, &clients));
         Ok(all)
     })?
+}
+
+/// The TCP sockets of the calling thread's namespace, but those that are closed. To read them from
+/// /proc/net/tcp takes a hundred times as long: it looks at every bucket of the whole machine's
+/// table of sockets, one by one, for each read.
+fn ask_tcp() -> io::Result<Vec<Row>> {
+    let mut asker = Asker::open(NETLINK_SOCK_DIAG)?;
+    let states = (1..=NEW_SYN_RECV).filter(|state| !matches!(*state, TIME_WAIT | CLOSE));
+    let states = states.fold(0, |mask, state| mask | 1 << state);
+    let mut rows = Vec::new();
+    let families = [(libc::AF_INET, SocketId::new_v4()), (libc::AF_INET6, SocketId::new_v6())];
+    for (family, socket_id) in families {
+        let request = InetRequest {
+            family: family as u8,
+            protocol: TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::from_bits_retain(states),
+            socket_id,
+        };
+        asker.ask(SockDiagMessage::InetRequest(request), NLM_F_DUMP, |_, body| {
+            rows.extend(row_of(body));
+        })?;
+    }
+    Ok(rows)
+}
+
+/// The row of a sock_diag answer.
+fn row_of(body: &[u8]) -> Option<Row> {
+    let header = InetResponseHeader::parse(body.get(..INET_DIAG_LEN)?).ok()?;
+    let id = header.socket_id;
+    Some(Row {
+        // An IPv4-mapped address (a dual-stack socket) is IPv4 on the wire.
+        local: (id.source_address.to_canonical(), id.source_port),
+        remote: (id.destination_address.to_canonical(), id.destination_port),
+        state: header.state,
+    })
+}
+
+/// The rows of both families' tables in /proc.
+fn read_rows(protocol: &str) -> io::Result<Vec<Row>> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+    let text = read(protocol)? + &read(&format!("{protocol}6")).unwrap_or_default();
+    Ok(parse(&text))
 }
 
 fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
@@ -69,9 +124,13 @@ struct Row {
     state: u8,
 }
 
-/// Connections of the concatenated IPv4 and IPv6 tables of one protocol.
-fn parse(protocol: u8, text: &str, clients: &RangeInclusive<u16>) -> Vec<Connection> {
-    let rows: Vec<Row> = text.lines().filter_map(parse_row).collect();
+/// The rows of concatenated IPv4 and IPv6 tables.
+fn parse(text: &str) -> Vec<Row> {
+    text.lines().filter_map(parse_row).collect()
+}
+
+/// Connections among the sockets of one protocol.
+fn connections_among(protocol: u8, rows: &[Row], clients: &RangeInclusive<u16>) -> Vec<Connection> {
     let is_unconnected = |row: &Row| row.remote.0.is_unspecified() || row.remote.1 == 0;
     let listening: HashSet<u16> = rows
         .iter()
@@ -146,7 +205,7 @@ mod tests {
    3: 0101010A:C352 0201010A:01BB 06 00000000:00000000
    4: 0000000000000000FFFF00000101010A:0050 0000000000000000FFFF00000301010A:1000 08 0:0
 ";
-        let all = parse(TCP, text, &CLIENT_PORTS);
+        let all = connections_among(TCP, &parse(text), &CLIENT_PORTS);
         let seen: Vec<_> =
             all.iter().map(|c| (c.remote.to_string(), c.remote_port, c.opened)).collect();
         assert_eq!(
@@ -167,13 +226,13 @@ mod tests {
    3: 0101010A:C351 0201010A:C352 01 00000000:00000000
 ";
         for protocol in [TCP, UDP] {
-            let all = parse(protocol, text, &CLIENT_PORTS);
+            let all = connections_among(protocol, &parse(text), &CLIENT_PORTS);
             let opened: Vec<_> = all.iter().map(|connection| connection.opened).collect();
             // A client may have chosen a port for itself, and both may be of the clients' range.
             assert_eq!(opened, [Direction::Ingress, Direction::Egress, Direction::Egress]);
         }
         // Where clients are given other ports.
-        let all = parse(TCP, text, &(1_024..=40_000));
+        let all = connections_among(TCP, &parse(text), &(1_024..=40_000));
         let opened: Vec<_> = all.iter().map(|connection| connection.opened).collect();
         assert_eq!(opened, [Direction::Egress, Direction::Ingress, Direction::Egress]);
         assert_eq!(parse_range("32768\t60999\n"), Some(CLIENT_PORTS));
@@ -239,7 +298,52 @@ mod tests {
             assert!(found.contains(&server), "{server:?} in {found:?}");
         }
         assert!(found.iter().any(|c| c.protocol == UDP && c.remote_port == 53));
+        let (asked, read) = netns.run(|| (ask_tcp(), read_rows("tcp")))?;
+        let of = |rows: &[Row]| {
+            connections_among(TCP, rows, &CLIENT_PORTS).into_iter().collect::<HashSet<_>>()
+        };
+        assert_eq!(of(&asked?), of(&read?), "both ways tell the same");
         drop((listener, streams, servers, udp));
+        Ok(())
+    }
+
+    /// Its answer to the client's first packet may be the first one that the programs see.
+    #[test]
+    fn a_connection_that_is_being_opened_is_one() -> io::Result<()> {
+        let netns = Netns::create_anonymous()?;
+        let sockets = netns.run(|| -> io::Result<_> {
+            for command in [
+                "ip link set lo up",
+                "ip address add 10.7.0.1/32 dev lo",
+                "nft add table ip t",
+                "nft add chain ip t c { type filter hook output priority 0; }",
+                "nft add rule ip t c tcp sport 80 drop",
+            ] {
+                let mut words = command.split_whitespace();
+                let program = words.next().expect("a command");
+                let status = std::process::Command::new(program).args(words).status()?;
+                assert!(status.success(), "{command}");
+            }
+            let listener = TcpListener::bind("[::]:80")?;
+            let client = std::thread::spawn(|| {
+                let to = "10.7.0.1:80".parse().expect("an address");
+                TcpStream::connect_timeout(&to, std::time::Duration::from_secs(60))
+            });
+            Ok((listener, client))
+        })??;
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let opened = loop {
+            let found = connections(&netns)?;
+            let served = found.into_iter().find(|c| c.local_port == 80);
+            match served {
+                Some(connection) => break connection.opened,
+                None => assert!(std::time::Instant::now() < end, "it was never seen"),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        assert_eq!(opened, Direction::Ingress);
+        // The client's attempt ends with the server's namespace, and nobody waits for it.
+        drop(sockets);
         Ok(())
     }
 }

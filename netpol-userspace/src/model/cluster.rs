@@ -6,19 +6,23 @@ use rustc_hash::FxHashMap;
 
 use super::{Change, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Service, Str};
 
+/// Objects by namespace, then name. Most namespaces have few of a kind, for which a map would keep
+/// the room of eleven.
+pub type ByNamespace<T> = FxHashMap<Str, BTreeMap<Str, Box<T>>>;
+
 /// Every known object, by name. A namespace that is only referred to has no entry here.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
     /// Namespaces by name.
     pub namespaces: FxHashMap<Str, Namespace>,
     /// Pods by namespace, then name.
-    pub pods: FxHashMap<Str, BTreeMap<Str, Pod>>,
+    pub pods: ByNamespace<Pod>,
     /// Policies by namespace, then name.
-    pub policies: FxHashMap<Str, BTreeMap<Str, Policy>>,
+    pub policies: ByNamespace<Policy>,
     /// Services by namespace, then name.
-    pub services: FxHashMap<Str, BTreeMap<Str, Service>>,
+    pub services: ByNamespace<Service>,
     /// EndpointSlices by namespace, then name.
-    pub slices: FxHashMap<Str, BTreeMap<Str, EndpointSlice>>,
+    pub slices: ByNamespace<EndpointSlice>,
     /// Nodes by name.
     pub nodes: FxHashMap<Str, Node>,
 }
@@ -26,32 +30,32 @@ pub struct Cluster {
 impl Cluster {
     /// The pod of that name.
     pub fn pod(&self, id: &ObjectName) -> Option<&Pod> {
-        self.pods.get(&id.namespace)?.get(&id.name)
+        self.pods.get(&id.namespace)?.get(&id.name).map(|object| &**object)
     }
 
     /// The policy of that name.
     pub fn policy(&self, id: &ObjectName) -> Option<&Policy> {
-        self.policies.get(&id.namespace)?.get(&id.name)
+        self.policies.get(&id.namespace)?.get(&id.name).map(|object| &**object)
     }
 
     /// The Service of that name.
     pub fn service(&self, id: &ObjectName) -> Option<&Service> {
-        self.services.get(&id.namespace)?.get(&id.name)
+        self.services.get(&id.namespace)?.get(&id.name).map(|object| &**object)
     }
 
     /// The EndpointSlice of that name.
     pub fn slice(&self, id: &ObjectName) -> Option<&EndpointSlice> {
-        self.slices.get(&id.namespace)?.get(&id.name)
+        self.slices.get(&id.namespace)?.get(&id.name).map(|object| &**object)
     }
 
     /// All pods.
     pub fn all_pods(&self) -> impl Iterator<Item = &Pod> {
-        self.pods.values().flat_map(BTreeMap::values)
+        self.pods.values().flat_map(BTreeMap::values).map(|object| &**object)
     }
 
     /// All policies.
     pub fn all_policies(&self) -> impl Iterator<Item = &Policy> {
-        self.policies.values().flat_map(BTreeMap::values)
+        self.policies.values().flat_map(BTreeMap::values).map(|object| &**object)
     }
 
     /// Stores one change. Returns whether anything differs from before.
@@ -85,14 +89,15 @@ impl Cluster {
     }
 }
 
-type ByNamespace<T> = FxHashMap<Str, BTreeMap<Str, T>>;
-
 fn put<T: PartialEq>(store: &mut ByNamespace<T>, id: &ObjectName, object: T) -> bool {
     let by_name = store.entry(id.namespace.clone()).or_default();
-    if by_name.get(&id.name) == Some(&object) {
-        return false;
+    match by_name.get_mut(&id.name) {
+        Some(known) if **known == object => return false,
+        Some(known) => **known = object,
+        None => {
+            by_name.insert(id.name.clone(), Box::new(object));
+        }
     }
-    by_name.insert(id.name.clone(), object);
     true
 }
 

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod policy;
 pub mod selector;
 pub mod service;
+mod strings;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
     AddressFamily, EndpointSlice, Node, Service, ServicePort, SliceEndpoint, SlicePort,
 };
+pub use strings::Strings;
 
 /// A shared immutable string: names and labels are repeated thousands of times in a cluster.
 pub type Str = Arc<str>;
@@ -196,4 +198,17 @@ pub enum Change {
     Node(Node),
     /// A node is gone.
     NodeGone(Str),
+}
+
+impl Change {
+    /// The name of the object, if it is in a namespace and exists.
+    pub fn name_mut(&mut self) -> Option<&mut ObjectName> {
+        match self {
+            Self::Pod(pod) => Some(&mut pod.id),
+            Self::Policy(policy) => Some(&mut policy.id),
+            Self::Service(service) => Some(&mut service.id),
+            Self::EndpointSlice(slice) => Some(&mut slice.id),
+            _ => None,
+        }
+    }
 }

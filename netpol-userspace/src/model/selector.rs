@@ -2,12 +2,13 @@
 //! never parse or validate user input, that is `source::convert`'s.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::Str;
 
-/// A sorted label set. Small: two words per label and no spare capacity.
+/// A sorted label set. Cheap to clone: the replicas of a pod share theirs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Labels(Box<[(Str, Str)]>);
+pub struct Labels(Arc<[(Str, Str)]>);
 
 impl Labels {
     /// The value of `key`, if the label is there.
@@ -19,6 +20,11 @@ impl Labels {
     /// All labels in key order.
     pub fn iter(&self) -> impl Iterator<Item = (&Str, &Str)> {
         self.0.iter().map(|(k, v)| (k, v))
+    }
+
+    /// How many have this very memory.
+    pub(super) fn n_sharers(&self) -> usize {
+        Arc::strong_count(&self.0)
     }
 
     /// Number of labels.
@@ -35,9 +41,18 @@ impl Labels {
 impl<K: Into<Str>, V: Into<Str>> FromIterator<(K, V)> for Labels {
     /// The last value of a repeated key wins.
     fn from_iter<I: IntoIterator<Item = (K, V)>>(iter: I) -> Self {
-        let map: std::collections::BTreeMap<Str, Str> =
+        let mut list: Vec<(Str, Str)> =
             iter.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        Self(map.into_iter().collect())
+        // Stable, so that equal keys stay in their order.
+        list.sort_by(|(a, _), (b, _)| a.cmp(b));
+        list.dedup_by(|(key, value), (kept_key, kept)| {
+            let is_same = key == kept_key;
+            if is_same {
+                std::mem::swap(value, kept);
+            }
+            is_same
+        });
+        Self(list.into())
     }
 }
 

@@ -138,6 +138,7 @@ fn selected<'a>(policy: &Policy, cluster: &'a Cluster) -> Vec<&'a Pod> {
 
 fn in_namespace<'a>(cluster: &'a Cluster, namespace: &Str, pods: &Selector) -> Vec<&'a Pod> {
     let all = cluster.pods.get(namespace).into_iter().flat_map(|pods| pods.values());
+    let all = all.map(|pod| &**pod);
     all.filter(|pod| pod.is_networked() && pods.matches(&pod.labels)).collect()
 }
 

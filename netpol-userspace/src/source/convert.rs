@@ -199,6 +199,7 @@ pub fn pod_addresses<'a>(
     if let (false, Some(text)) = (listed, pod_ip.filter(|text| !text.is_empty())) {
         add_address("status.podIP", text, &mut addresses, problems);
     }
+    addresses.shrink_to_fit();
     addresses
 }
 

@@ -63,7 +63,7 @@ impl Core {
                 let attachment = sandbox.attachment();
                 tracing::debug!(pod = %sandbox.name(), container = sandbox.container, "told of");
                 self.sandboxes.add(*sandbox);
-                self.note_interfaces();
+                self.sandboxes.find_interfaces(&self.snapshot.interfaces);
                 if self.sandboxes.standing(&attachment) == Standing::NoInterface {
                     self.watcher.rescan();
                 }
@@ -103,13 +103,19 @@ impl Core {
         }
     }
 
+    /// The pods whose addresses are not what sandboxes say.
+    pub(super) fn outdated_pods(&mut self) -> Vec<Pod> {
+        let claimants = |address| self.compiler.pods_at(address);
+        self.sandboxes.outdated(self.compiler.cluster(), claimants)
+    }
+
     /// The sandboxes are others than before: so may be pods' addresses, and whose interfaces are.
     fn note_sandboxes(&mut self) {
         if !self.is_synced {
             return;
         }
         let begun = StdInstant::now();
-        for pod in self.sandboxes.outdated(self.compiler.cluster()) {
+        for pod in self.outdated_pods() {
             let plan = self.compiler.apply(Change::Pod(pod));
             self.carry_out(&plan);
         }

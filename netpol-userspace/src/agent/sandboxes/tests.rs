@@ -72,11 +72,20 @@ impl World {
         self.cluster.apply(Change::Pod(pod));
     }
 
+    fn outdated(&mut self) -> Vec<Pod> {
+        let claimants = |address: IpAddr| {
+            let networked = self.cluster.all_pods().filter(|pod| pod.is_networked());
+            let claiming = networked.filter(|pod| pod.addresses.contains(&address));
+            claiming.map(|pod| pod.id.clone()).collect()
+        };
+        self.sandboxes.outdated(&self.cluster, claimants)
+    }
+
     fn settle(&mut self) {
-        for pod in self.sandboxes.outdated(&self.cluster) {
+        for pod in self.outdated() {
             self.cluster.apply(Change::Pod(pod));
         }
-        assert!(self.sandboxes.outdated(&self.cluster).is_empty(), "settled at once");
+        assert!(self.outdated().is_empty(), "settled at once");
     }
 
     fn add(&mut self, sandbox: Sandbox) {

@@ -177,6 +177,7 @@ fn slice_endpoint(
     let conditions = endpoint.conditions.as_ref();
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
     let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
+    addresses.shrink_to_fit();
     (!addresses.is_empty()).then_some(SliceEndpoint { addresses, ready, serving })
 }
 

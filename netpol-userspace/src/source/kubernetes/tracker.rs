@@ -4,9 +4,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+use rustc_hash::FxHashMap;
+
 use super::Out;
 use super::seen::{Kind, Seen};
-use crate::model::{ObjectName, Str};
+use crate::model::{Change, ObjectName, Str, Strings};
 use crate::source::convert;
 
 #[derive(Debug)]
@@ -17,6 +19,8 @@ struct Known {
     local: bool,
     /// Whether a version of it was sent.
     sent: bool,
+    /// The last list that it was in, or that was the last one when it was seen.
+    list: u32,
 }
 
 /// What a consistent read of the API server found.
@@ -40,9 +44,13 @@ struct Awaited {
 pub struct Tracker {
     kind: Kind,
     node: Str,
-    known: HashMap<ObjectName, Known>,
-    /// During a list: what it has mentioned.
-    mentioned: Option<HashSet<ObjectName>>,
+    known: FxHashMap<ObjectName, Known>,
+    /// Namespaces of known objects.
+    namespaces: Strings,
+    /// How many lists have begun.
+    lists: u32,
+    /// One of them goes on.
+    is_listing: bool,
     synced: bool,
     /// The highest version delivered since the last list began.
     newest: u64,
@@ -55,8 +63,10 @@ impl Tracker {
         Self {
             kind,
             node: node.into(),
-            known: HashMap::new(),
-            mentioned: None,
+            known: FxHashMap::default(),
+            namespaces: Strings::default(),
+            lists: 0,
+            is_listing: false,
             synced: false,
             newest: 0,
             awaited: None,
@@ -75,16 +85,20 @@ impl Tracker {
 
     /// A list begins, maybe after one that did not complete.
     pub fn list_begins(&mut self) {
-        self.mentioned = Some(HashSet::new());
+        self.lists = self.lists.wrapping_add(1);
+        self.is_listing = true;
         self.newest = 0;
     }
 
     /// A list is complete: what it did not mention is gone.
     pub fn list_ends(&mut self, out: &mut Out) {
         self.synced = true;
-        let Some(mentioned) = self.mentioned.take() else { return };
-        let gone: Vec<ObjectName> =
-            self.known.keys().filter(|id| !mentioned.contains(*id)).cloned().collect();
+        if !std::mem::take(&mut self.is_listing) {
+            return;
+        }
+        let is_gone = |known: &Known| known.list != self.lists;
+        let gone = self.known.iter().filter(|(_, known)| is_gone(known));
+        let gone: Vec<ObjectName> = gone.map(|(id, _)| id.clone()).collect();
         for id in gone {
             self.remove(&id, out);
         }
@@ -93,16 +107,14 @@ impl Tracker {
     /// The kind may not be listed, and can be done without: nothing more is to be expected.
     pub fn is_denied(&mut self) {
         self.synced = true;
-        self.mentioned = None;
+        self.is_listing = false;
     }
 
     /// An object exists in this version.
-    pub fn exists(&mut self, seen: Seen, out: &mut Out) {
+    pub fn exists(&mut self, mut seen: Seen, out: &mut Out) {
+        self.share_names(&mut seen);
         let title = self.kind.title(&seen.id);
         self.newest = self.newest.max(seen.version);
-        if let Some(mentioned) = &mut self.mentioned {
-            mentioned.insert(seen.id.clone());
-        }
         if let Some(awaited) = &mut self.awaited
             && seen.version > awaited.version
         {
@@ -114,6 +126,7 @@ impl Tracker {
             version: seen.version,
             local: self.kind != Kind::Pod || seen.node.as_ref() == Some(&self.node),
             sent: seen.change.is_some() || sent_before,
+            list: self.lists,
         };
         self.known.insert(seen.id, known);
         let usable = seen.change.is_some();
@@ -125,6 +138,29 @@ impl Tracker {
         } else {
             let what = convert::join(&seen.problems);
             out.problem(title, message(&what, usable, sent_before));
+        }
+    }
+
+    /// Names and uids are most of what is kept of an object: no second copy of any stays.
+    fn share_names(&mut self, seen: &mut Seen) {
+        match self.known.get_key_value(&seen.id) {
+            Some((id, known)) => {
+                seen.id = id.clone();
+                if seen.uid == known.uid {
+                    seen.uid = known.uid.clone();
+                }
+            }
+            None => self.namespaces.share(&mut seen.id.namespace),
+        }
+        if let Some(name) = seen.change.as_mut().and_then(Change::name_mut)
+            && *name == seen.id
+        {
+            *name = seen.id.clone();
+        }
+        if let Some(Change::Pod(pod)) = &mut seen.change
+            && pod.uid == seen.uid
+        {
+            pod.uid = seen.uid.clone();
         }
     }
 
@@ -161,7 +197,7 @@ impl Tracker {
     /// list does not: in the middle of one nothing is sure.
     pub fn is_reached(&self) -> bool {
         self.synced
-            && self.mentioned.is_none()
+            && !self.is_listing
             && self
                 .awaited
                 .as_ref()

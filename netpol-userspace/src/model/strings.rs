@@ -1,16 +1,19 @@
-//! Makes pods share their strings: a cluster has a hundred thousand pods and a few hundred label
-//! keys, values, namespaces and nodes. Must never change what a pod says.
+//! Makes objects share their strings: a cluster has a hundred thousand pods and a few hundred label
+//! keys, values, namespaces and nodes. Must never change what an object says.
 
 use rustc_hash::FxHashSet;
 
-use crate::model::{Pod, Str};
+use super::{Labels, Pod, Str};
 
-/// The strings that pods share.
+/// The strings that objects share.
 #[derive(Debug, Default)]
-pub(super) struct Strings {
+pub struct Strings {
     known: FxHashSet<Str>,
     /// How many there were after the last clean-up.
     n_kept: usize,
+    /// Whole label sets.
+    labels: FxHashSet<Labels>,
+    n_kept_labels: usize,
 }
 
 impl Strings {
@@ -23,16 +26,30 @@ impl Strings {
         for port in &mut pod.ports {
             self.share(&mut port.name);
         }
-        let mut labels: Vec<(Str, Str)> =
-            pod.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        for (key, value) in &mut labels {
-            self.share(key);
-            self.share(value);
-        }
-        pod.labels = labels.into_iter().collect();
+        self.share_labels(&mut pod.labels);
     }
 
-    fn share(&mut self, string: &mut Str) {
+    fn share_labels(&mut self, labels: &mut Labels) {
+        if let Some(known) = self.labels.get(labels) {
+            *labels = known.clone();
+            return;
+        }
+        let share = |(key, value): (&Str, &Str)| {
+            let (mut key, mut value) = (key.clone(), value.clone());
+            self.share(&mut key);
+            self.share(&mut value);
+            (key, value)
+        };
+        *labels = labels.iter().map(share).collect();
+        if self.labels.len() > 2 * self.n_kept_labels + 1024 {
+            self.labels.retain(|labels| labels.n_sharers() > 1);
+            self.n_kept_labels = self.labels.len();
+        }
+        self.labels.insert(labels.clone());
+    }
+
+    /// Makes it the one that is equal to it, if there is one.
+    pub fn share(&mut self, string: &mut Str) {
         if let Some(known) = self.known.get(string) {
             *string = known.clone();
             return;
