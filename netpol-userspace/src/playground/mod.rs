@@ -13,7 +13,7 @@ mod agents;
 #[cfg(test)]
 mod examples_tests;
 mod expect;
-mod isolation;
+pub mod isolation;
 mod manifests;
 mod matrix;
 mod outcome;

@@ -8,6 +8,7 @@ pub mod datapath;
 pub mod progress;
 pub mod report;
 pub mod sample;
+pub mod system;
 
 /// How a subject is run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use netpol_bench::report::Report;
-use netpol_bench::{Options, datapath};
+use netpol_bench::{Options, datapath, system};
 
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
@@ -31,12 +31,15 @@ struct Args {
 enum Subject {
     /// Nanoseconds per packet of the loaded programs, next to one that does nothing
     Datapath,
+    /// Packets and connections between two pods, next to other ways to filter
+    System,
 }
 
 impl Subject {
     fn run(self, options: &Options) -> Result<Report> {
         match self {
             Self::Datapath => datapath::run(options),
+            Self::System => system::run(options),
         }
     }
 }

@@ -36,6 +36,11 @@ impl Samples {
         self.with(base, |sample, base| sample / base)
     }
 
+    /// In another unit.
+    pub fn times(&self, factor: f64) -> Self {
+        self.0.iter().map(|sample| sample * factor).collect()
+    }
+
     fn with(&self, base: &Self, each: impl Fn(f64, f64) -> f64) -> Self {
         Self(self.0.iter().zip(&base.0).map(|(sample, base)| each(*sample, *base)).collect())
     }
