@@ -13,7 +13,7 @@ mod agents;
 #[cfg(test)]
 mod examples_tests;
 mod expect;
-pub mod isolation;
+mod isolation;
 mod manifests;
 mod matrix;
 mod outcome;

@@ -2,10 +2,17 @@
 //! to the kernel without it and to the ways of its peers. Rounds are interleaved, and figures are
 //! differences and ratios within one run: those of one machine mean nothing on another.
 //!
+//! A subject is a function that gives a [`report::Report`]. It runs as the first process of
+//! namespaces of its own (`isolation.rs`), where it may leave everything lying about but must
+//! never write to standard output: there the report goes to the process outside, which shows it.
+//!
 //! Nothing here is a test, and no test may be made of a time.
 
 pub mod datapath;
+pub mod isolation;
+pub mod machine;
 pub mod progress;
+pub mod render;
 pub mod report;
 pub mod sample;
 pub mod system;

@@ -1,15 +1,16 @@
 //! What a benchmark found: tables, goals and plots, as they are printed, written as JSON and drawn.
 //! Must never measure.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::sample::Figure;
 
 /// All that one run found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// `datapath`, `system`, `agent` or `latency`.
-    pub subject: &'static str,
+    /// One of [`SUBJECTS`].
+    #[serde(deserialize_with = "subject")]
+    pub subject: Subject,
     /// Whether it was run with `--quick`: too short to conclude much from.
     pub is_quick: bool,
     /// The tables, in the order in which they are printed.
@@ -22,8 +23,20 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+/// The name of what is measured.
+pub type Subject = &'static str;
+
+/// What can be measured.
+pub const SUBJECTS: [Subject; 4] = ["datapath", "system", "agent", "latency"];
+
+fn subject<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Subject, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let known = SUBJECTS.into_iter().find(|known| *known == name);
+    known.ok_or_else(|| serde::de::Error::custom(format!("there is no subject {name}")))
+}
+
 /// A table of figures.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Table {
     /// What the figures are.
     pub title: String,
@@ -34,7 +47,7 @@ pub struct Table {
 }
 
 /// A row of a table.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
     /// What was measured.
     pub name: String,
@@ -43,7 +56,7 @@ pub struct Row {
 }
 
 /// A limit that a figure is to keep.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Goal {
     /// What was measured.
     pub measure: String,
@@ -56,7 +69,7 @@ pub struct Goal {
 }
 
 /// What a figure is held against, in its unit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Limit {
     /// Less is better.
@@ -66,7 +79,7 @@ pub enum Limit {
 }
 
 /// What can be said of a goal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// Both quartiles keep the limit.
@@ -93,7 +106,7 @@ impl Goal {
 }
 
 /// A chart of lines.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plot {
     /// Name of the file, without `.svg`.
     pub file: String,
@@ -108,7 +121,7 @@ pub struct Plot {
 }
 
 /// A line of a chart.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
     /// What it shows.
     pub name: String,

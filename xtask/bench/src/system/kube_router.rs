@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use netpol_userspace::netns::Netns;
 
-use super::population::{PORTS, Population, is_measured, local_pods};
+use super::population::{PORTS, Population, local_pods};
 use super::tools::feed;
 
 /// Where each of the built-in chains leads.
@@ -19,8 +19,8 @@ const CHAINS: [(&str, &str); 3] = [
     ("FORWARD", "KUBE-ROUTER-FORWARD"),
     ("OUTPUT", "KUBE-ROUTER-OUTPUT"),
 ];
-/// The policy that isolates the pods that are not measured.
-const OTHER_POLICY: &str = "KUBE-NWPLCY-OTHER";
+/// What allows everything to pods that no policy selects.
+const DEFAULT: &str = "KUBE-NWPLCY-DEFAULT";
 
 /// Puts them in force on the node.
 pub fn install(node: &Netns, population: Population) -> Result<()> {
@@ -31,11 +31,10 @@ pub fn install(node: &Netns, population: Population) -> Result<()> {
 /// Of each policy the pods that it selects and those that are their peers, for each direction.
 fn sets(population: Population) -> String {
     let mut text = String::new();
-    let measured: Vec<Ipv4Addr> = local_pods().filter(|pod| is_measured(*pod)).collect();
     for policy in 0..population.policies {
         let peers = population.peers(policy);
         for name in ["DST-I", "SRC-E"] {
-            set(&mut text, name, policy, &measured);
+            set(&mut text, name, policy, &[population.selected(policy)]);
         }
         for name in ["SRC-I", "DST-E"] {
             set(&mut text, name, policy, &peers);
@@ -56,7 +55,7 @@ fn rules(population: Population) -> String {
     for (_, chain) in CHAINS {
         let _ = writeln!(text, ":{chain} - [0:0]");
     }
-    let _ = writeln!(text, ":KUBE-NWPLCY-COMMON - [0:0]\n:{OTHER_POLICY} - [0:0]");
+    let _ = writeln!(text, ":KUBE-NWPLCY-COMMON - [0:0]\n:{DEFAULT} - [0:0]");
     for policy in 0..population.policies {
         let _ = writeln!(text, ":KUBE-NWPLCY-{policy} - [0:0]");
     }
@@ -67,6 +66,8 @@ fn rules(population: Population) -> String {
         let _ = writeln!(text, "-A {built_in} {} -j {chain}", comment("kube-router netpol"));
     }
     common(&mut text);
+    let mark = "-j MARK --set-xmark 0x10000/0x10000";
+    let _ = writeln!(text, "-A {DEFAULT} {mark}");
     for policy in 0..population.policies {
         policy_rules(&mut text, policy);
     }
@@ -134,13 +135,14 @@ fn pod_rules(text: &mut String, pod: Ipv4Addr, population: Population) {
     let node = comment("rule to permit the traffic to pods when source is the pod's local node");
     let _ = writeln!(text, "-A {chain} -j KUBE-NWPLCY-COMMON");
     let _ = writeln!(text, "-A {chain} {node} -m addrtype --src-type LOCAL -d {pod} -j ACCEPT");
-    if is_measured(pod) {
-        for policy in 0..population.policies {
-            let about = comment(&format!("run through nw policy {policy}"));
-            let _ = writeln!(text, "-A {chain} {about} -j KUBE-NWPLCY-{policy}");
+    for policy in population.selecting(pod) {
+        let about = comment(&format!("run through nw policy {policy}"));
+        let _ = writeln!(text, "-A {chain} {about} -j KUBE-NWPLCY-{policy}");
+    }
+    if population.selecting(pod).next().is_none() {
+        for side in ["-d", "-s"] {
+            let _ = writeln!(text, "-A {chain} {side} {pod} -j {DEFAULT}");
         }
-    } else {
-        let _ = writeln!(text, "-A {chain} -j {OTHER_POLICY}");
     }
     let unmarked = "-m mark ! --mark 0x10000/0x10000";
     for rest in [

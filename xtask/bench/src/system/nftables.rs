@@ -17,11 +17,11 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use netpol_userspace::netns::Netns;
 
-use super::population::{PORTS, Population, is_measured, local_pods};
+use super::population::{PORTS, Population, local_pods};
 use super::tools::feed;
 
 /// Policies between two looks at the mark.
-const GROUP: u32 = 5;
+const GROUP: usize = 5;
 
 /// Conntrack and nothing else, as the rules of kube-proxy bring it.
 pub fn install_conntrack(node: &Netns) -> Result<()> {
@@ -61,18 +61,11 @@ fn chains(population: Population) -> String {
         }
     }
     for direction in ["in", "out"] {
-        endpoint(&mut text, direction, "measured", 0..population.policies);
-        for pod in local_pods().filter(|pod| !is_measured(*pod)) {
-            endpoint(&mut text, direction, &name(pod), 0..0);
+        let mut elements = Vec::new();
+        for pod in isolated(population) {
+            endpoint(&mut text, direction, pod, population);
+            elements.push(format!("{pod} : goto {}", chain(direction, pod)));
         }
-    }
-    for direction in ["in", "out"] {
-        let elements: Vec<String> = local_pods()
-            .map(|pod| {
-                let chain = if is_measured(pod) { "measured".to_owned() } else { name(pod) };
-                format!("{pod} : goto endpoint-{direction}-{chain}")
-            })
-            .collect();
         let _ = writeln!(
             text,
             " map dispatch-{direction} {{ type ipv4_addr : verdict; elements = {{ {} }}; }}",
@@ -92,14 +85,19 @@ fn chains(population: Population) -> String {
 "
 }
 
+/// Pods that some policy selects.
+fn isolated(population: Population) -> impl Iterator<Item = Ipv4Addr> {
+    local_pods().filter(move |pod| population.selecting(*pod).next().is_some())
+}
+
 /// The chain of an endpoint in one direction.
-fn endpoint(text: &mut String, direction: &str, name: &str, policies: std::ops::Range<u32>) {
-    let _ = writeln!(text, " chain endpoint-{direction}-{name} {{");
+fn endpoint(text: &mut String, direction: &str, pod: Ipv4Addr, population: Population) {
+    let _ = writeln!(text, " chain {} {{", chain(direction, pod));
     *text += "  ct state established,related accept\n  ct state invalid drop\n  \
               meta mark set meta mark & 0xfffcffff\n";
-    for policy in policies {
+    for (number, policy) in population.selecting(pod).enumerate() {
         let _ = writeln!(text, "  meta mark & 0x30000 == 0 jump policy-{direction}-{policy}");
-        if policy % GROUP == GROUP - 1 {
+        if number % GROUP == GROUP - 1 {
             *text += "  meta mark & 0x10000 == 0x10000 return\n";
         }
     }
@@ -109,21 +107,19 @@ fn endpoint(text: &mut String, direction: &str, name: &str, policies: std::ops::
 fn one_set(population: Population) -> String {
     let mut text = format!(
         "table ip bench {{\n set pods {{ type ipv4_addr; elements = {{ {} }}; }}\n",
-        list(local_pods())
+        list(isolated(population))
     );
-    let measured: Vec<Ipv4Addr> = local_pods().filter(|pod| is_measured(*pod)).collect();
     let _ = writeln!(
         text,
         " set allowed {{ type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval;\n  \
          elements = {{"
     );
     for policy in 0..population.policies {
+        let pod = population.selected(policy);
         for peer in population.peers(policy) {
-            for pod in &measured {
-                for protocol in ["tcp", "udp"] {
-                    let (first, last) = (PORTS.start(), PORTS.end());
-                    let _ = writeln!(text, "   {pod} . {peer} . {protocol} . {first}-{last},");
-                }
+            for protocol in ["tcp", "udp"] {
+                let (first, last) = (PORTS.start(), PORTS.end());
+                let _ = writeln!(text, "   {pod} . {peer} . {protocol} . {first}-{last},");
             }
         }
     }
@@ -139,8 +135,8 @@ fn one_set(population: Population) -> String {
 "
 }
 
-fn name(pod: Ipv4Addr) -> String {
-    format!("{:08x}", u32::from(pod))
+fn chain(direction: &str, pod: Ipv4Addr) -> String {
+    format!("endpoint-{direction}-{:08x}", u32::from(pod))
 }
 
 fn list(addresses: impl IntoIterator<Item = Ipv4Addr>) -> String {
