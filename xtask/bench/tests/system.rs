@@ -4,7 +4,6 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -12,17 +11,11 @@ use netpol_bench::report::Table;
 use netpol_bench::system::{Settings, run_with};
 
 /// Names of what could be left behind where others see it.
-fn leftovers() -> BTreeSet<String> {
-    let own = std::process::id().to_string();
-    let listed = |dir: &str| -> Vec<String> {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path().to_string_lossy().into_owned()).collect()
-    };
-    let mut all: BTreeSet<String> = listed("/run/netpol-playground").into_iter().collect();
-    all.retain(|path| path.ends_with(&own));
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    all.extend(mounts.lines().filter(|line| line.contains(&own)).map(str::to_owned));
-    all
+fn leftovers() -> Vec<String> {
+    let own = format!("netpol-bench-{}", std::process::id());
+    let entries = fs::read_dir("/sys/fs/bpf").unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| *name == own).collect()
 }
 
 fn row_names(table: &Table) -> Vec<&str> {
@@ -62,7 +55,7 @@ fn a_small_run_has_every_figure_and_leaves_nothing_behind() {
                 let figure = cell.unwrap_or_else(|| panic!("{}: no {column}", row.name));
                 assert!(figure.median.is_finite(), "{}: {column}: {figure:?}", row.name);
                 // What is added to the bare path may be less than the noise.
-                let is_sum = !column.contains("added");
+                let is_sum = !column.contains("+ns");
                 assert!(!is_sum || figure.median > 0.0, "{}: {column}: {figure:?}", row.name);
             }
         }
@@ -72,5 +65,5 @@ fn a_small_run_has_every_figure_and_leaves_nothing_behind() {
     for plot in &report.plots {
         assert!(plot.lines.iter().all(|line| line.points.len() == settings.scales.len()));
     }
-    assert_eq!(leftovers(), BTreeSet::new());
+    assert_eq!(leftovers(), Vec::<String>::new());
 }

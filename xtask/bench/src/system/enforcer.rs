@@ -22,9 +22,11 @@ use netpol_userspace::model::{
     Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
     Service, ServicePort, SliceEndpoint, SlicePort,
 };
+use netpol_userspace::netns::Netns;
 
 use super::pair::{BRIDGE, CLIENT, INTERFACES, NODE, SERVER, Wiring};
-use super::population::{PEERS, PORTS, Population, remote};
+use super::population::{PEERS, PORTS, Population, is_measured, local_pods, remote};
+use super::tools::ip;
 
 const NAMESPACE: &str = "default";
 const THIS_NODE: &str = "this";
@@ -46,11 +48,8 @@ pub enum Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if let Self::Netpol(datapath, pins) = self {
-            for id in ids() {
-                // The namespace, and with it the interface, goes in any case.
-                let _ = datapath.remove_endpoint(id);
-            }
+        if let Self::Netpol(_, pins) = self {
+            // With its pins the programs go, except where the namespace has gone before.
             let _ = pins.remove_all();
         }
     }
@@ -80,7 +79,8 @@ pub fn attach_nothing() -> Result<Attached> {
     Ok(Attached::Nothing { _programs: Box::new(programs) })
 }
 
-/// netpol with these policies. Must run in the namespace of the node.
+/// netpol with these policies. Must run in the namespace of the node, which has the interfaces of
+/// the other pods.
 pub fn enforce(
     bpffs: &Path,
     wiring: Wiring,
@@ -98,8 +98,9 @@ pub fn enforce(
     check(datapath.set_exits(&exits(wiring)?))?;
     // As at an agent's start, the tables are put in force as a whole.
     let _ = compiler.apply_all(changes(population, selected));
-    for (id, (interface, address)) in ids().zip(INTERFACES.into_iter().zip([CLIENT, SERVER])) {
-        datapath.add_endpoint(id, ifindex(interface)?, [IpAddr::V4(address)])?;
+    for (number, address) in local_pods().enumerate() {
+        let id = EndpointId(u16::try_from(number + 1)?);
+        datapath.add_endpoint(id, ifindex(&interface(address))?, [IpAddr::V4(address)])?;
         let _ = compiler.set_endpoint(id, pod_name(address));
     }
     check(datapath.reconcile(&compiler.tables())?)?;
@@ -115,8 +116,21 @@ pub fn enforce(
     Ok(attached)
 }
 
-fn ids() -> impl Iterator<Item = EndpointId> {
-    [EndpointId(1), EndpointId(2)].into_iter()
+/// The node's end of the pod's interface.
+fn interface(pod: Ipv4Addr) -> String {
+    match pod {
+        CLIENT => INTERFACES[0].to_owned(),
+        SERVER => INTERFACES[1].to_owned(),
+        other => format!("pod{}", other.octets()[3]),
+    }
+}
+
+/// Interfaces for the pods that are not measured, which only the policies know.
+pub fn add_other_interfaces(node: &Netns) -> Result<()> {
+    let others = local_pods().filter(|pod| !is_measured(*pod)).map(interface);
+    let lines = others
+        .map(|name| format!("link add {name} type veth peer name {name}x\nlink set {name} up\n"));
+    ip(node, &lines.collect::<String>())
 }
 
 fn check(failures: Vec<EndpointFailure>) -> Result<()> {
@@ -128,12 +142,11 @@ fn check(failures: Vec<EndpointFailure>) -> Result<()> {
 
 /// All interfaces but loopback, as discovery finds them.
 fn exits(wiring: Wiring) -> Result<Vec<Exit>> {
-    let bridge = (wiring == Wiring::Bridge).then_some(BRIDGE);
-    INTERFACES
-        .into_iter()
-        .chain(bridge)
-        .map(|name| Ok(Exit { ifindex: ifindex(name)?, incarnation: 1, has_link_header: true }))
-        .collect()
+    let bridge = (wiring == Wiring::Bridge).then(|| BRIDGE.to_owned());
+    let exit = |name: String| -> Result<Exit> {
+        Ok(Exit { ifindex: ifindex(&name)?, incarnation: 1, has_link_header: true })
+    };
+    local_pods().map(interface).chain(bridge).map(exit).collect()
 }
 
 fn ifindex(name: &str) -> Result<u32> {
@@ -147,17 +160,20 @@ fn ifindex(name: &str) -> Result<u32> {
 fn changes(population: Population, selected: Selected) -> Vec<Change> {
     let mut changes =
         vec![Change::Namespace(Namespace { name: NAMESPACE.into(), labels: Labels::default() })];
-    let app = match selected {
-        Selected::Both => "measured",
-        Selected::Neither => "unselected",
-    };
-    let group = group(population.allowing());
-    for address in [CLIENT, SERVER] {
-        changes.push(pod(address, Some(THIS_NODE), &[("app", app), ("group", &group)]));
+    for address in local_pods() {
+        let app = match selected {
+            Selected::Neither if is_measured(address) => "unselected".to_owned(),
+            _ => app(address),
+        };
+        // Whoever is allowed by a policy carries its label.
+        let other = if address == CLIENT { SERVER } else { CLIENT };
+        let allowed_by = population.selecting(other).find(|one| population.is_allowing(*one));
+        let group = allowed_by.filter(|_| is_measured(address)).map_or("none".into(), group);
+        changes.push(pod(address, Some(THIS_NODE), &[("app", &app), ("group", &group)]));
     }
     for policy in 0..population.policies {
-        let group = self::group(policy);
-        changes.push(policy_object(policy, &group));
+        let group = group(policy);
+        changes.push(policy_object(policy, &app(population.selected(policy)), &group));
         for peer in 0..PEERS {
             let address = remote(policy * PEERS + peer);
             changes.push(pod(address, Some("elsewhere"), &[("group", &group)]));
@@ -165,6 +181,10 @@ fn changes(population: Population, selected: Selected) -> Vec<Change> {
     }
     changes.extend(service());
     changes
+}
+
+fn app(pod: Ipv4Addr) -> String {
+    format!("app{}", pod.octets()[3])
 }
 
 fn group(policy: u32) -> String {
@@ -189,7 +209,7 @@ fn pod(address: Ipv4Addr, node: Option<&str>, labels: &[(&str, &str)]) -> Change
     })
 }
 
-fn policy_object(number: u32, group: &str) -> Change {
+fn policy_object(number: u32, app: &str, group: &str) -> Change {
     let rule = Rule {
         peers: Peers::Only(vec![Peer::Pods {
             namespaces: NamespaceScope::Named(NAMESPACE.into()),
@@ -207,7 +227,7 @@ fn policy_object(number: u32, group: &str) -> Change {
     let rules = |_: Direction| Some(vec![rule.clone()]);
     Change::Policy(Policy {
         id: ObjectName::new(NAMESPACE, format!("policy-{number}")),
-        pods: select("app", "measured"),
+        pods: select("app", app),
         ingress: rules(Direction::Ingress),
         egress: rules(Direction::Egress),
     })

@@ -3,8 +3,8 @@
 //! two filters. `packets` and `traffic` say how it is measured, `population` which policies are
 //! enforced, `kube_router` and `nftables` what of the peers is modelled.
 //!
-//! Everything is in namespaces of its own, with a private mount namespace for pinned maps: it goes
-//! with the process, however that ends.
+//! Everything is in namespaces of its own; what netpol pins is below a directory that goes with
+//! the last site, or with the namespaces that [`crate::isolation`] made.
 
 mod enforcer;
 mod kube_router;
@@ -19,10 +19,11 @@ mod traffic;
 mod trial;
 mod variant;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use netpol_userspace::playground::isolation::PrivateDir;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::pair::Wiring;
 use self::population::Population;
@@ -30,6 +31,8 @@ use self::rounds::{Group, Measure, Pace};
 use self::variant::Variant;
 use crate::report::Report;
 use crate::{Options, progress};
+
+const BPFFS: &str = "/sys/fs/bpf";
 
 /// How much is measured.
 #[derive(Debug, Clone)]
@@ -69,8 +72,7 @@ pub fn run(options: &Options) -> Result<Report> {
     run_with(&Settings::new(options))
 }
 
-/// Measures as much as these say. Must be called once in a process, and before there are threads
-/// that need to see what is mounted.
+/// Measures as much as these say.
 pub fn run_with(settings: &Settings) -> Result<Report> {
     tools::require()?;
     let groups =
@@ -78,14 +80,42 @@ pub fn run_with(settings: &Settings) -> Result<Report> {
     let samples: usize = groups.iter().map(|group| group.sites.len() * group.measures.len()).sum();
     let seconds = (samples * settings.rounds) as f64 * settings.slice.as_secs_f64();
     progress::say(format_args!("about {:.0} minutes, and some for setting up", seconds / 60.0));
-    let dir = PrivateDir::enter()?;
-    dir.mount_bpffs()?;
+    raise_file_limit();
+    let bpffs = Bpffs::new();
     let pace = Pace { rounds: settings.rounds, slice: settings.slice };
-    let measure = |group: &Group, name: &str| rounds::measure(group, pace, &dir.bpffs().join(name));
+    let measure = |group: &Group, name: &str| rounds::measure(group, pace, &bpffs.0.join(name));
     let [routed, bridge, curves] = &groups;
     let found =
         [measure(routed, "routed")?, measure(bridge, "bridge")?, measure(curves, "curves")?];
     Ok(results::report(settings, &groups, &found))
+}
+
+/// Where netpol pins, on the mounted bpffs.
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    fn new() -> Self {
+        Self(Path::new(BPFFS).join(format!("netpol-bench-{}", std::process::id())))
+    }
+}
+
+impl Drop for Bpffs {
+    /// Of directories alone; whoever pinned something has taken it away.
+    fn drop(&mut self) {
+        for group in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            for site in std::fs::read_dir(group.path()).into_iter().flatten().flatten() {
+                let _ = std::fs::remove_dir(site.path());
+            }
+            let _ = std::fs::remove_dir(group.path());
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// Each flow is a socket; the usual soft limit of 1024 is too low.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// All ways to filter with the usual number of policies.

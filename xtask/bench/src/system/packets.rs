@@ -12,7 +12,7 @@ use anyhow::{Result, anyhow, bail};
 
 use super::pair::Pair;
 use super::population::OPEN;
-use super::traffic::{End, PATIENCE, SMALL, bind, dial_here, establish, pin};
+use super::traffic::{End, PATIENCE, SMALL, bind, dial_here, establish, pin, undisturbed};
 
 /// Packets that are sent before any is received, and timed together.
 const BATCH: usize = 64;
@@ -77,8 +77,7 @@ fn on_one_processor(work: impl FnOnce() -> Result<f64> + Send) -> Result<f64> {
 }
 
 /// Nanoseconds per packet in batches, as long as it is to go on: asked with the number of batches
-/// and the time since the first. Of the batches the slowest quarter is left out: those in which
-/// something else ran.
+/// and the time since the first.
 fn batches<'a>(
     server: &UdpSocket,
     senders: &mut impl Iterator<Item = &'a UdpSocket>,
@@ -89,12 +88,7 @@ fn batches<'a>(
     while go_on(times.len(), begin.elapsed()) {
         times.push(batch(server, senders)?.as_nanos() as f64 / BATCH as f64);
     }
-    times.sort_by(f64::total_cmp);
-    times.truncate((times.len() * 3).div_ceil(4));
-    if times.is_empty() {
-        bail!("no time was given to measure in");
-    }
-    Ok(times.iter().sum::<f64>() / times.len() as f64)
+    undisturbed(times)
 }
 
 fn batch<'a>(

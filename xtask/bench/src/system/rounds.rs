@@ -63,17 +63,17 @@ impl Measure {
         matches!(self, Self::OneFlow | Self::ManyFlows | Self::Unanswered | Self::NewFlows)
     }
 
-    /// The head of its column.
+    /// As tables call it; of what netperf measures too, by its names.
     pub fn name(self) -> &'static str {
         match self {
             Self::OneFlow => "1 flow",
             Self::ManyFlows => "1,000 flows",
-            Self::Unanswered => "1,000 flows, unanswered",
+            Self::Unanswered => "unanswered",
             Self::NewFlows => "new flows",
-            Self::TcpRequests => "TCP requests",
-            Self::TcpConnections => "TCP connections",
-            Self::UdpRequests => "UDP requests",
-            Self::UdpPackets => "UDP packets",
+            Self::TcpRequests => "TCP_RR",
+            Self::TcpConnections => "TCP_CRR",
+            Self::UdpRequests => "UDP_RR",
+            Self::UdpPackets => "UDP pps",
             Self::Stream => "TCP stream",
         }
     }

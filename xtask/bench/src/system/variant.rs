@@ -99,6 +99,7 @@ fn install(
     let node = &pair.node;
     let bpffs = bpffs.to_owned();
     let keep = |selected| {
+        enforcer::add_other_interfaces(node)?;
         Keeper::start(node, move || enforcer::enforce(&bpffs, wiring, population, selected))
     };
     match variant {
