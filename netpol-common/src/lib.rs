@@ -13,4 +13,5 @@ pub mod layout;
 pub mod packet;
 pub mod ports;
 pub mod service;
+pub mod spread;
 pub mod verdict;

@@ -109,20 +109,20 @@ pub extern "C" fn netpol_addresses_v6(
 }
 
 /// The linear part of the packet.
-struct Linear {
+pub struct Linear {
     data: usize,
     end: usize,
 }
 
 impl Linear {
     #[inline(always)]
-    fn of(skb: *mut __sk_buff) -> Self {
+    pub fn of(skb: *mut __sk_buff) -> Self {
         // SAFETY: the context pointer is valid for the run of the program.
         unsafe { Self { data: (*skb).data as usize, end: (*skb).data_end as usize } }
     }
 
     #[inline(always)]
-    fn at<T: Copy>(&self, offset: usize) -> Option<T> {
+    pub fn at<T: Copy>(&self, offset: usize) -> Option<T> {
         if self.data + offset + size_of::<T>() > self.end {
             return None;
         }
@@ -130,9 +130,20 @@ impl Linear {
         // above; packets may be read unaligned.
         Some(unsafe { core::ptr::read_unaligned((self.data + offset) as *const T) })
     }
+
+    /// Writes where there are so many bytes, else nothing. For measurements only: netpol changes
+    /// no packet.
+    #[inline(always)]
+    pub fn put<T: Copy>(&self, offset: usize, value: T) {
+        if self.data + offset + size_of::<T>() <= self.end {
+            // SAFETY: the bytes lie between data and data_end, as the verifier sees from the check.
+            unsafe { core::ptr::write_unaligned((self.data + offset) as *mut T, value) }
+        }
+    }
 }
 
-const ETHERTYPE: usize = 12;
+/// Where the ethertype stands.
+pub const ETHERTYPE: usize = 12;
 
 /// Where the network header begins.
 #[inline(always)]
@@ -220,15 +231,4 @@ fn common_transport(
         _ => return None,
     }
     Some(packet)
-}
-
-/// Counts up the port numbers of an IPv4 or IPv6 packet without options, as one number.
-#[inline(always)]
-pub fn renumber(skb: *mut __sk_buff) {
-    let linear = Linear::of(skb);
-    let Some(ethertype) = linear.at::<u16>(ETHERTYPE) else { return };
-    let ports = if ethertype == 0x0800u16.to_be() { 34 } else { 54 };
-    let Some(number) = linear.at::<u32>(ports) else { return };
-    // SAFETY: the bytes lie between data and data_end, as the verifier saw from the read.
-    unsafe { core::ptr::write_unaligned((linear.data + ports) as *mut u32, number.wrapping_add(1)) }
 }

@@ -11,6 +11,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod bench;
 mod events;
 mod frame;
 mod maps;
@@ -54,28 +55,6 @@ pub fn netpol_transit(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn netpol_transit_raw(ctx: TcContext) -> i32 {
     transit::run::<true>(ctx.skb.skb)
-}
-
-/// Does nothing: the floor of every measurement. Never attached by the agent, which does not even
-/// load it.
-#[classifier]
-pub fn netpol_nothing(_ctx: TcContext) -> i32 {
-    ALLOW
-}
-
-/// [`netpol_ingress`] on a packet of a flow that was never seen: gives it other ports first. For
-/// measurements, and loaded only for them.
-#[classifier]
-pub fn netpol_fresh_ingress(ctx: TcContext) -> i32 {
-    frame::renumber(ctx.skb.skb);
-    run(ctx.skb.skb, Direction::Ingress)
-}
-
-/// [`netpol_egress`] likewise.
-#[classifier]
-pub fn netpol_fresh_egress(ctx: TcContext) -> i32 {
-    frame::renumber(ctx.skb.skb);
-    run(ctx.skb.skb, Direction::Egress)
 }
 
 /// The common packet of an established flow is settled here, without a helper call; everything

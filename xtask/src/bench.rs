@@ -1,14 +1,18 @@
 //! `cargo xtask bench`: measurements that anyone can repeat, as ratios within one run. What is
 //! measured and how it is shown is in `xtask/bench`; here it is only built and started.
+//!
+//! At the end this process becomes that program, so that Ctrl-C and signals reach it and nobody
+//! else, its exit code is the command's, and no parent returns to the prompt while it cleans up.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 
-use crate::run::{self, Stage};
+use crate::run::{self, announce};
 use crate::workspace::Workspace;
-use crate::{build, capabilities};
+use crate::{build, capabilities, setup};
 
 /// Options of `bench`.
 #[derive(clap::Args)]
@@ -54,16 +58,36 @@ impl Subject {
     fn is_optimised(self) -> bool {
         self != Self::Datapath
     }
+
+    /// Whether the program `netpol` itself is run.
+    fn has_agent(self) -> bool {
+        matches!(self, Self::Agent | Self::Latency)
+    }
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    // Before anything is built, which takes minutes.
+    if !setup::is_root() {
+        bail!(
+            "measuring loads eBPF programs and makes network namespaces, which only root may do; \
+             nothing was built or measured. Run it as root: sudo -E cargo xtask bench {}",
+            args.subject.name()
+        );
+    }
     capabilities::require()?;
     let _object = build::object(workspace)?;
-    let stage = Stage::start(format!("building and measuring: {}", args.subject.name()));
+    let netpol = match args.subject.has_agent() {
+        true => Some(build::netpol(workspace, args.subject.is_optimised())?),
+        false => None,
+    };
     let mut command = run::cargo();
+    // The caller's directory stays the one that names of files are relative to.
     command.args(["run", "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml"));
     if args.subject.is_optimised() {
         command.arg("--release");
+    }
+    if let Some(program) = netpol {
+        command.env("NETPOL_PROGRAM", program);
     }
     command.args(["--package", "netpol-bench", "--", args.subject.name()]);
     if args.quick {
@@ -75,7 +99,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if let Some(directory) = &args.plot {
         command.arg("--plot").arg(directory);
     }
-    run::visible(command, "it needs root and a quiet machine")?;
-    stage.done();
-    Ok(ExitCode::SUCCESS)
+    announce(format_args!("building and measuring: {}", args.subject.name()));
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start `{}`", run::display(&command)))
 }

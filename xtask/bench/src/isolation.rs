@@ -14,8 +14,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::Options;
 use crate::report::Report;
+use crate::{Options, progress};
 
 /// Where a subject may put files: seen by it and its children alone.
 const PRIVATE: &str = "/run";
@@ -76,7 +76,7 @@ async fn supervise(subject: &str, options: &Options) -> Result<End> {
     };
     let (kind, what) = signals[index];
     end(child).await?;
-    eprintln!("{what}: nothing was concluded, and nothing is left behind");
+    progress::say(format_args!("{what}: nothing was concluded, and nothing is left behind"));
     let number = u8::try_from(kind.as_raw_value()).context("a signal's number")?;
     Ok(End::Stopped(ExitCode::from(ENDED_BY_SIGNAL + number)))
 }

@@ -8,9 +8,12 @@
 //!
 //! Nothing here is a test, and no test may be made of a time.
 
+pub mod agent;
 pub mod datapath;
 pub mod isolation;
+pub mod latency;
 pub mod machine;
+pub mod program;
 pub mod progress;
 pub mod render;
 pub mod report;

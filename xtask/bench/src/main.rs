@@ -12,7 +12,7 @@ use netpol_bench::isolation::{self, End};
 use netpol_bench::machine::Machine;
 use netpol_bench::render::{json, plot, tables};
 use netpol_bench::report::Report;
-use netpol_bench::{Options, datapath, system};
+use netpol_bench::{Options, agent, datapath, latency, progress, system};
 
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
@@ -41,6 +41,10 @@ enum Subject {
     Datapath,
     /// Packets and connections between two pods, next to other ways to filter
     System,
+    /// Time, memory and map writes of the agent, on synthetic clusters
+    Agent,
+    /// Time from a policy file's write to the first packet judged by it
+    Latency,
 }
 
 impl Subject {
@@ -48,6 +52,8 @@ impl Subject {
         match self {
             Self::Datapath => "datapath",
             Self::System => "system",
+            Self::Agent => "agent",
+            Self::Latency => "latency",
         }
     }
 
@@ -55,6 +61,8 @@ impl Subject {
         match self {
             Self::Datapath => datapath::run(options),
             Self::System => system::run(options),
+            Self::Agent => agent::run(options),
+            Self::Latency => latency::run(options),
         }
     }
 }
@@ -104,7 +112,7 @@ fn show(args: &Args, machine: &Machine, report: &Report) -> Result<()> {
     }
     if let Some(directory) = &args.plot {
         for file in plot::draw_all(&report.plots, directory)? {
-            eprintln!("drawn: {}", file.display());
+            progress::say(format_args!("drawn: {}", file.display()));
         }
     }
     Ok(())

@@ -33,24 +33,40 @@ impl Samples {
     /// Round by round, this less the base: what interleaved rounds are for. Both must have been
     /// sampled in the same rounds.
     pub fn above(&self, base: &Self) -> Self {
-        self.with(base, 0.0, |sample, base| sample - base)
+        self.with(base, Some(0.0), |sample, base| sample - base)
+    }
+
+    /// Round by round, both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        self.with(other, None, |sample, other| sample + other)
     }
 
     /// Round by round, this as a share of the base.
     pub fn share_of(&self, base: &Self) -> Self {
-        self.with(base, 1.0, |sample, base| sample / base)
+        self.with(base, Some(1.0), |sample, base| sample / base)
     }
 
-    /// In another unit.
-    pub fn times(&self, factor: f64) -> Self {
-        let values = self.values.iter().map(|sample| sample * factor).collect();
-        Self { values, no_difference: self.no_difference.map(|none| none * factor) }
+    /// The same where nobody asks whether there is a difference: how many times the base, or
+    /// whether a curve is flat.
+    pub fn multiple_of(&self, base: &Self) -> Self {
+        Self { no_difference: None, ..self.share_of(base) }
     }
 
-    fn with(&self, base: &Self, neutral: f64, each: impl Fn(f64, f64) -> f64) -> Self {
+    /// The same samples in another unit.
+    pub fn each(&self, change: impl Fn(f64) -> f64) -> Self {
+        let values = self.values.iter().copied().map(&change).collect();
+        Self { values, no_difference: self.no_difference.map(change) }
+    }
+
+    fn with(
+        &self,
+        base: &Self,
+        no_difference: Option<f64>,
+        each: impl Fn(f64, f64) -> f64,
+    ) -> Self {
         let pairs = self.values.iter().zip(&base.values);
         let values = pairs.map(|(sample, base)| each(*sample, *base)).collect();
-        Self { values, no_difference: Some(neutral) }
+        Self { values, no_difference }
     }
 }
 
@@ -78,7 +94,7 @@ pub struct Figure {
     pub high: f64,
     /// How many samples there were.
     pub rounds: usize,
-    /// Of a comparison: what it would be if there were no difference: 0, 1 or 100 %.
+    /// Of a comparison: what it would be if there were no difference, 0 or 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_difference: Option<f64>,
 }

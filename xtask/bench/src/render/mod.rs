@@ -22,6 +22,11 @@ impl fmt::Display for Short {
     }
 }
 
+/// A whole number.
+pub fn count(number: u64) -> String {
+    grouped(&number.to_string())
+}
+
 /// With a comma before every three digits from the end.
 fn grouped(whole: &str) -> String {
     let (sign, digits) = whole.split_at(usize::from(whole.starts_with('-')));

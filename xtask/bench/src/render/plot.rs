@@ -57,15 +57,16 @@ fn draw(plot: &Plot, area: DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) 
     let right = points().map(|point| point.0).fold(0.0, f64::max);
     let top = points().map(|point| point.1).fold(0.0, f64::max);
     ensure!(left > 0.0, "a logarithmic axis begins above zero");
-    let failed = |error| anyhow!("{error:?}");
+    let headroom = 1.1 + 0.06 * plot.lines.len() as f64;
     area.fill(&WHITE).map_err(|error| anyhow!("{error}"))?;
     let mut chart = ChartBuilder::on(&area)
         .caption(&plot.title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        // The outermost points stand inside the frame, also if there is but one.
-        .build_cartesian_2d((left / 1.2..right * 1.2).log_scale(), 0.0..(top * 1.15).max(1.0))
+        // The outermost points stand inside the frame, also if there is but one, and the legend
+        // above them.
+        .build_cartesian_2d((left / 1.2..right * 1.2).log_scale(), 0.0..(top * headroom).max(1.0))
         .map_err(|error| anyhow!("{error}"))?;
     chart
         .configure_mesh()
@@ -73,8 +74,8 @@ fn draw(plot: &Plot, area: DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) 
         .bold_line_style(RGBColor(225, 225, 225))
         .x_desc(&plot.x)
         .y_desc(&plot.y)
-        .x_label_formatter(&|x| Short(*x).to_string().trim_end_matches(".00").to_owned())
-        .y_label_formatter(&|y| Short(*y).to_string().trim_end_matches(".0").to_owned())
+        .x_label_formatter(&|x| label(*x))
+        .y_label_formatter(&|y| label(*y))
         .axis_desc_style(("sans-serif", 14))
         .label_style(("sans-serif", 12))
         .draw()
@@ -95,7 +96,15 @@ fn draw(plot: &Plot, area: DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) 
         .label_font(("sans-serif", 12))
         .draw()
         .map_err(|error| anyhow!("{error}"))?;
-    area.present().map_err(|error| failed(error.to_string()))
+    area.present().map_err(|error| anyhow!("{error}"))
+}
+
+/// Of an axis: whole numbers without a fraction.
+fn label(number: f64) -> String {
+    if number.fract() == 0.0 && number >= 0.0 {
+        return super::count(number as u64);
+    }
+    Short(number).to_string()
 }
 
 #[cfg(test)]

@@ -117,7 +117,11 @@ impl Found {
     /// Costs as nanoseconds above the base, rates as percent of it.
     pub fn compared(&self, site: (Variant, Population), measure: Measure) -> Option<Samples> {
         let (taken, base) = (self.taken(site, measure)?, self.taken(self.base, measure)?);
-        Some(if measure.is_cost() { taken.above(base) } else { taken.share_of(base).times(100.0) })
+        Some(if measure.is_cost() {
+            taken.above(base)
+        } else {
+            taken.share_of(base).each(|share| share * 100.0)
+        })
     }
 }
 

@@ -1,0 +1,198 @@
+//! `cargo xtask bench latency`: how long it takes from a policy file's write (its rename into
+//! place) to the first packet that is judged by it. One node with many pods and policies, a real
+//! agent, and a pod that sends to another one about every 100 microseconds while the policy that
+//! decides it is rewritten. Must never count a packet that an earlier edit has judged.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::agent::lab::Lab;
+use crate::agent::probe::Probe;
+use crate::agent::synthetic::LOCAL_NODE;
+use crate::report::{Report, Row, Table};
+use crate::sample::{Samples, quantile};
+use crate::{Options, program, progress};
+
+/// Local pods besides the two that talk.
+const PODS: u32 = 50;
+/// Policies besides the one that is edited.
+const POLICIES: u32 = 100;
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
+/// No packet goes there; the laboratory wires it all the same.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+/// Edits follow each other with these pauses.
+const PAUSES: [(&str, Duration); 2] =
+    [("edits apart", Duration::from_millis(150)), ("edits at once", Duration::ZERO)];
+/// What the edit does to the packets.
+const TURNS: [(&str, bool); 2] = [("to denied", false), ("to allowed", true)];
+/// Rounds, and edits to denied and to allowed in each.
+const FULL: (u32, u32) = (5, 40);
+const QUICK: (u32, u32) = (2, 8);
+const MILLISECONDS: f64 = 1e3;
+
+/// Measures.
+///
+/// # Errors
+/// Something cannot be made, the agent complains, or an edit never comes into force.
+pub fn run(options: &Options) -> Result<Report> {
+    let (rounds, edits) = if options.is_quick { QUICK } else { FULL };
+    let manifests = Manifests::new()?;
+    let pods: Vec<Ipv4Addr> = [SERVER, CLIENT].into_iter().chain((0..PODS).map(other)).collect();
+    progress::say(format_args!("a node with {} pods", pods.len()));
+    let mut lab = Lab::set_up(program::netpol()?, &pods, OUTSIDE)?;
+    let agent = lab.start_with("--manifests", &manifests.directory())?;
+    agent.wait_ready(pods.len())?;
+    let mut probe = Probe::new(&lab.pod(CLIENT)?, &lab.pod(SERVER)?, SERVER)?;
+    probe.until(true, Instant::now()).context("before anything has changed")?;
+    let mut rows: Vec<[Samples; 3]> = vec![Default::default(); PAUSES.len() * TURNS.len()];
+    for round in 0..rounds {
+        progress::say(format_args!("round {} of {rounds}", round + 1));
+        for ((_, pause), rows) in PAUSES.into_iter().zip(rows.chunks_mut(TURNS.len())) {
+            let times = edit_by_turns(&manifests, &mut probe, pause, edits)?;
+            for (times, row) in times.into_iter().zip(rows) {
+                tell(times, row)?;
+            }
+        }
+    }
+    agent.check()?;
+    Ok(report(&rows, options, rounds * edits))
+}
+
+/// The seconds that edits took, by turn.
+fn edit_by_turns(
+    manifests: &Manifests,
+    probe: &mut Probe,
+    pause: Duration,
+    edits: u32,
+) -> Result<[Vec<f64>; 2]> {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..edits {
+        for ((what, is_allowed), times) in TURNS.into_iter().zip(&mut times) {
+            probe.send_for(pause);
+            let since = Instant::now();
+            manifests.edit(is_allowed)?;
+            let time = probe.until(is_allowed, since).context(what)?;
+            times.push(time.as_secs_f64());
+        }
+    }
+    Ok(times)
+}
+
+/// One sample for each column.
+fn tell(mut times: Vec<f64>, row: &mut [Samples; 3]) -> Result<()> {
+    times.sort_by(f64::total_cmp);
+    for (samples, share) in row.iter_mut().zip([0.5, 0.99, 1.0]) {
+        let time = quantile(&times, share).context("invariant: there were edits")?;
+        samples.push(time * MILLISECONDS);
+    }
+    Ok(())
+}
+
+fn report(rows: &[[Samples; 3]], options: &Options, n_edits: u32) -> Report {
+    let names = PAUSES.iter().flat_map(|(pause, _)| TURNS.map(|(turn, _)| (pause, turn)));
+    let rows = names.zip(rows).map(|((pause, turn), samples)| Row {
+        name: format!("{pause}, {turn}"),
+        cells: samples.iter().map(Samples::figure).collect(),
+    });
+    let table = Table {
+        title: "from a policy file's write to the first packet judged by it".into(),
+        columns: ["p50 ms", "p99 ms", "max ms"].map(str::to_owned).to_vec(),
+        rows: rows.collect(),
+    };
+    let pods = PODS + 2;
+    Report {
+        subject: "latency",
+        is_quick: options.is_quick,
+        tables: vec![table],
+        goals: Vec::new(),
+        plots: Vec::new(),
+        notes: vec![format!(
+            "{pods} pods on the node, {} policies; {n_edits} edits for each row, their percentiles \
+             taken in each round.",
+            POLICIES + 1
+        )],
+    }
+}
+
+/// Address of another pod.
+fn other(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 244, 0, 100).to_bits() + number)
+}
+
+/// The directory that the agent reads.
+struct Manifests(tempfile::TempDir);
+
+impl Manifests {
+    /// With every pod and policy; the one that is edited allows.
+    fn new() -> Result<Self> {
+        let this = Self(tempfile::tempdir().context("make a temporary directory")?);
+        fs::create_dir(this.directory())?;
+        this.write("pod-server", &pod("server", SERVER, json!({"app": "server"})))?;
+        this.write("pod-client", &pod("client", CLIENT, json!({"app": "client"})))?;
+        for number in 0..PODS {
+            let name = format!("other-{number}");
+            let labels = json!({"n": format!("n{number}")});
+            this.write(&format!("pod-{name}"), &pod(&name, other(number), labels))?;
+        }
+        for number in 0..POLICIES {
+            let labels = |number: u32| json!({"n": format!("n{}", number % PODS)});
+            let ports = json!([{"port": 8000 + number}]);
+            let policy =
+                policy(&format!("other-{number}"), labels(number), labels(number + 1), ports);
+            this.write(&format!("policy-{number}"), &policy)?;
+        }
+        this.edit(true)?;
+        Ok(this)
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.0.path().join("manifests")
+    }
+
+    /// Rewrites the policy that decides.
+    fn edit(&self, is_allowed: bool) -> Result<()> {
+        let who = if is_allowed { "client" } else { "nobody" };
+        let policy = policy("server", json!({"app": "server"}), json!({"app": who}), json!([]));
+        self.write("policy-server", &policy)
+    }
+
+    /// In one step. JSON is YAML.
+    fn write(&self, name: &str, object: &Value) -> Result<()> {
+        let draft = self.0.path().join(format!("{name}.new"));
+        fs::write(&draft, object.to_string())?;
+        let place = self.directory().join(format!("{name}.yaml"));
+        fs::rename(draft, &place).with_context(|| format!("write {}", place.display()))
+    }
+}
+
+fn pod(name: &str, address: Ipv4Addr, labels: Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": "default", "uid": format!("uid-{name}"), "labels": labels,
+        },
+        "spec": {"nodeName": LOCAL_NODE, "containers": [{"name": "c"}]},
+        "status": {"podIP": address, "podIPs": [{"ip": address}], "phase": "Running"},
+    })
+}
+
+/// Those with these labels are sent to by those with the others.
+fn policy(name: &str, to: Value, from: Value, ports: Value) -> Value {
+    let peers = json!([{"podSelector": {"matchLabels": from}}]);
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "podSelector": {"matchLabels": to},
+            "ingress": [{"from": peers, "ports": ports}],
+        },
+    })
+}
