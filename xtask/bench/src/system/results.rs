@@ -190,7 +190,7 @@ fn notes() -> Vec<String> {
          the policies with every such packet.",
         "TCP_RR, UDP_RR: requests and answers of one byte; TCP_CRR: a connection for each; pps: \
          small packets of one flow that arrive. The two ends run on a processor each.",
-        "The slowest quarter of a sample's batches is left out: other programs ran then.",
+        "Of the batches of a sample the slower half is left out: in those other programs ran too.",
         "kube-network-policies asks a process about first packets; here a set in the kernel judges \
          them, which is the least that design can cost.",
     ]

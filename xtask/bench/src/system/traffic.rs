@@ -283,10 +283,10 @@ fn per_second(time: Duration, mut work: impl FnMut() -> Result<()>) -> Result<f6
     Ok(BATCH as f64 / undisturbed(times)?)
 }
 
-/// The mean without the slowest quarter, in which something else ran.
+/// The mean of the faster half: in the other one something else ran too.
 pub fn undisturbed(mut times: Vec<f64>) -> Result<f64> {
     times.sort_by(f64::total_cmp);
-    times.truncate((times.len() * 3).div_ceil(4));
+    times.truncate(times.len().div_ceil(2));
     if times.is_empty() {
         bail!("no time was given to measure in");
     }
