@@ -116,7 +116,11 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
 
 fn has_library(workspace: &Workspace, args: &Args) -> bool {
     let Some(package) = &args.package else { return true };
-    workspace.root().join(package).join("src/lib.rs").exists()
+    // Packages stand in directories of their name, or below xtask of its last part.
+    let below_xtask = package.strip_prefix("netpol-").map(|name| format!("xtask/{name}"));
+    let directories = [Some(package.clone()), below_xtask];
+    let mut directories = directories.iter().flatten();
+    directories.any(|directory| workspace.root().join(directory).join("src/lib.rs").exists())
 }
 
 /// Passes the output through as it comes and counts results on the way.

@@ -52,6 +52,8 @@ pub struct Plan {
     pub load: Duration,
     /// Pods replaced by others.
     pub n_replaced: usize,
+    /// How often memory is looked at meanwhile.
+    pub n_looks: usize,
 }
 
 impl Plan {
@@ -66,11 +68,12 @@ impl Plan {
             ],
             pods_apart: Some((2, 3)),
             n_local: 110,
-            n_rounds: 5,
+            n_rounds: 3,
             n_edits: 40,
             n_events: 2_000,
             load: Duration::from_secs(10),
             n_replaced: 100_000,
+            n_looks: 40,
         }
     }
 
@@ -101,6 +104,7 @@ impl Plan {
             n_events: 20,
             load: Duration::from_millis(500),
             n_replaced: 100,
+            n_looks: 8,
             ..Self::quick()
         }
     }
@@ -145,8 +149,8 @@ pub fn measure(plan: &Plan, netpol: PathBuf) -> Result<Report> {
     };
     inside::measure(plan, &clusters, &mut report)?;
     let (server, agent) = starts::measure(plan, &clusters, &mut lab, &mut report)?;
-    in_force::measure(plan, &lab, &server, &agent, &mut report)?;
-    churn::measure(plan, &server, &agent, &mut report)?;
+    let life = in_force::measure(plan, &lab, &server, &agent, &mut report)?;
+    churn::measure(plan, &server, &agent, life, &mut report)?;
     server.check()?;
     agent.check()?;
     Ok(report)

@@ -67,7 +67,9 @@ fn every_row_is_there(report: &Value) {
     }
     assert_eq!(packets.len(), 28);
     assert_eq!(names(&tables[1]).len(), 4);
-    assert_eq!(names(&tables[2]), ["established, TCP IPv4", "established, TCP IPv6"]);
+    let flows =
+        ["established, TCP IPv4", "new, TCP IPv4", "established, TCP IPv6", "new, TCP IPv6"];
+    assert_eq!(names(&tables[2]), flows);
     for table in &tables[3..] {
         let [first, ..] = names(table)[..] else { panic!("{table}") };
         assert_eq!((names(table).len(), first), (3, "established, TCP IPv4, in"));

@@ -11,34 +11,38 @@ use super::lab::Agent;
 use super::objects::Kind;
 use super::server::Server;
 use super::synthetic::Life;
-use super::{MEBIBYTE, Plan, SEED, figure, row, table};
+use super::{MEBIBYTE, Plan, figure, row, table};
 use crate::progress;
 use crate::report::{Goal, Limit, Line, Plot, Report};
 use crate::sample::Samples;
 
-/// How often memory is looked at.
-const LOOKS: usize = 40;
 /// What may lie between the sending of the last event and its being read.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Growth in hundredths over the last quarter that counts as none.
 const FLAT: f64 = 1.0;
 
-/// Replaces pods.
-pub fn measure(plan: &Plan, server: &Server, agent: &Agent, report: &mut Report) -> Result<()> {
+/// Replaces pods of those that there are.
+pub fn measure(
+    plan: &Plan,
+    server: &Server,
+    agent: &Agent,
+    mut life: Life,
+    report: &mut Report,
+) -> Result<()> {
     progress::say(format_args!("{} pods replaced by others", plan.n_replaced));
-    let mut life = Life::of(server.objects().cluster(), SEED + 2);
     let mut resident = Vec::new();
     let begun = Instant::now();
     let processor = agent.process().processor_time()?;
-    for look in 1..=LOOKS {
-        for _ in plan.n_replaced * (look - 1) / LOOKS..plan.n_replaced * look / LOOKS {
+    for look in 1..=plan.n_looks {
+        let until = |look: usize| plan.n_replaced * look / plan.n_looks;
+        for _ in until(look - 1)..until(look) {
             for (what, pod) in life.replace() {
                 send_pod(server, what, &pod)?;
             }
         }
         wait_read(server, agent)?;
         let bytes = agent.process().memory()?.resident;
-        resident.push(((plan.n_replaced * look / LOOKS) as f64, bytes as f64 / MEBIBYTE));
+        resident.push((until(look) as f64, bytes as f64 / MEBIBYTE));
     }
     let used = agent.process().processor_time()?.saturating_sub(processor);
     let n_events = (plan.n_replaced * 4) as f64;
@@ -60,8 +64,9 @@ fn wait_read(server: &Server, agent: &Agent) -> Result<()> {
 }
 
 fn tell(resident: Vec<(f64, f64)>, rate: Samples, each: Samples, report: &mut Report) {
+    let quarter = |number: usize| resident.len() * number / 4;
     let part = |from: usize, to: usize| -> Samples {
-        resident[LOOKS * from / 4..LOOKS * to / 4].iter().map(|(_, mib)| *mib).collect()
+        resident[quarter(from)..quarter(to)].iter().map(|(_, mib)| *mib).collect()
     };
     let quarters = [part(0, 1), part(1, 2), part(2, 3), part(3, 4)];
     let base = figure(&quarters[2]).median;

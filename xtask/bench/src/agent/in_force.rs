@@ -27,14 +27,14 @@ const BEAT: Duration = Duration::from_millis(10);
 const PAUSE: std::ops::Range<u64> = 20..120;
 const MILLISECOND: f64 = 1e-3;
 
-/// Measures with an agent that is ready.
+/// Measures with an agent that is ready. Returns the pods as they are afterwards.
 pub fn measure(
     plan: &Plan,
     lab: &Lab,
     server: &Server,
     agent: &Agent,
     report: &mut Report,
-) -> Result<()> {
+) -> Result<Life> {
     let mut probe = Probe::new(&lab.pod(door::CLIENT)?, &lab.pod(door::SERVER)?, door::SERVER)?;
     probe.until(true, Instant::now()).context("before anything has changed")?;
     let mut bench = Bench { plan, server, probe, rng: Rng::with_seed(SEED) };
@@ -54,7 +54,7 @@ pub fn measure(
         Ok(loaded)
     })?;
     tell(&quiet, &loaded, report);
-    Ok(())
+    Ok(life)
 }
 
 /// Ends the load also where measuring fails.

@@ -41,7 +41,9 @@ pub struct Lab {
 impl Lab {
     /// The node with pods at these addresses, and with a host outside at the last one.
     pub fn set_up(program: PathBuf, pods: &[Ipv4Addr], outside: Ipv4Addr) -> Result<Self> {
-        let dir = tempfile::tempdir().context("make a temporary directory")?;
+        let prefix = format!("netpol-bench-{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir();
+        let dir = dir.context("make a temporary directory")?;
         let node = Netns::create_anonymous().context("make a network namespace")?;
         let mut lab = Self { dir, node, program, names: Vec::new(), n_agents: 0 };
         lab.wire(pods.iter().chain([&outside]))?;

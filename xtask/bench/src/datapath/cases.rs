@@ -43,6 +43,8 @@ pub enum Before {
     Answered,
     /// They hold nothing.
     Empty,
+    /// They hold connections with so many peers.
+    Holding(u32),
     /// They hold as much as they can.
     Full,
 }
@@ -146,6 +148,10 @@ impl Case {
                 scene.forget_flows();
                 &[]
             }
+            Before::Holding(count) => {
+                scene.forget_flows();
+                return open_in_turn(scene, opening, count);
+            }
             Before::Full => return fill(scene, opening),
         };
         for packet in packets {
@@ -162,6 +168,10 @@ impl Case {
         self.shape.frame_with(Spread { state, ..spread }, part * self.repeat())
     }
 
+    fn evicted_per_mille(&self) -> u64 {
+        self.spread.filter(|spread| spread.count > 1).map_or(0, |_| EVICTED_PER_MILLE)
+    }
+
     /// Whether what was counted is what the row says.
     fn check(&self, counted: impl Fn(Reason) -> u64) -> Result<()> {
         let runs = u64::from(PARTS * self.repeat());
@@ -169,7 +179,7 @@ impl Case {
         let new = counted(Reason::NewFlow);
         let is_right = match self.kind {
             Kind::Passing => new == 0 && dropped == 0,
-            Kind::Established => new <= runs * EVICTED_PER_MILLE / 1_000 && dropped == 0,
+            Kind::Established => new <= runs * self.evicted_per_mille() / 1_000 && dropped == 0,
             Kind::New => new == runs && dropped == 0,
             Kind::Denied => counted(Reason::Policy) == runs && dropped == runs && new == 0,
         };
@@ -262,7 +272,11 @@ mod tests {
         assert!(case(Kind::Denied).check(only(Reason::Policy, denied)).is_ok());
         assert!(case(Kind::Denied).check(only(Reason::Truncated, denied)).is_err());
         assert!(case(Kind::Established).check(|_| 0).is_ok());
-        assert!(case(Kind::Established).check(only(Reason::NewFlow, denied)).is_err());
+        assert!(case(Kind::Established).check(only(Reason::NewFlow, 1)).is_err());
+        let many = |count| case(Kind::Established).spread(fresh(count));
+        assert!(many(1_000).check(only(Reason::NewFlow, 1)).is_ok());
+        assert!(many(1_000).check(only(Reason::NewFlow, denied)).is_err());
+        assert!(many(1).check(only(Reason::NewFlow, 1)).is_err());
         assert!(case(Kind::Established).check(only(Reason::Policy, 1)).is_err());
     }
 }

@@ -95,13 +95,16 @@ pub fn all() -> [Curve; 5] {
 }
 
 fn of_flows(scene: &mut Scene, size: u32) -> Result<Vec<Case>> {
-    let spread = Spread { state: 0, count: size, first_port: 0, flags: ADDRESS };
+    let known = Spread { state: 0, count: size, first_port: 0, flags: ADDRESS };
     let mut cases = Vec::new();
-    for (name, remote) in [("established, TCP IPv4", peer(0)), ("established, TCP IPv6", peer6(0))]
-    {
+    for (family, remote) in [("TCP IPv4", peer(0)), ("TCP IPv6", peer6(0))] {
         let syn = Shape::syn(remote, false, PORT);
         open(scene, syn, size)?;
-        cases.push(Case::new(name, Kind::Established, syn.later()).spread(spread));
+        let established =
+            Case::new(format!("established, {family}"), Kind::Established, syn.later());
+        cases.push(established.spread(known).after(Before::Holding(size)));
+        // On top of them, from other ports.
+        cases.push(Case::new(format!("new, {family}"), Kind::New, syn).spread(fresh(size)));
     }
     Ok(cases)
 }
@@ -162,7 +165,8 @@ impl Curve {
         if self.is_to_be_flat {
             report.goals.push(self.goal(&all)?);
         } else {
-            report.notes.extend(all.iter().filter_map(|series| self.note(series, sizes)));
+            report.notes.extend(all.iter().filter_map(|series| memory(series, sizes)));
+            report.notes.extend(all.chunks(2).filter_map(|pair| new_in_memory(pair, sizes)));
         }
         Ok(())
     }
@@ -205,18 +209,32 @@ impl Curve {
             best_peer: None,
         })
     }
+}
 
-    /// What the memory costs.
-    fn note(&self, series: &Series, sizes: [u32; 3]) -> Option<String> {
-        let added = series.times.last()?.above(series.times.first()?).figure()?.median;
-        Some(format!(
-            "{}: {} flows in random order cost {added:.0} ns a packet more than {}, which is memory \
-             traffic.",
-            series.name,
-            crate::render::count(sizes[2].into()),
-            crate::render::count(sizes[0].into()),
-        ))
+/// What memory costs established packets.
+fn memory(series: &Series, sizes: [u32; 3]) -> Option<String> {
+    if !series.name.starts_with("established") {
+        return None;
     }
+    let added = series.times.last()?.above(series.times.first()?).figure()?.median;
+    let [few, _, many] = sizes.map(|size| crate::render::count(size.into()));
+    Some(format!(
+        "{}: {many} flows in random order cost {added:.0} ns a packet more than {few}, which is \
+         memory traffic.",
+        series.name
+    ))
+}
+
+/// Established packets and new flows, both with as much memory to visit.
+fn new_in_memory(pair: &[Series], sizes: [u32; 3]) -> Option<String> {
+    let [established, new] = pair else { return None };
+    let times = new.times.last()?.multiple_of(established.times.last()?).figure()?.median;
+    let many = crate::render::count(sizes[2].into());
+    Some(format!(
+        "{}: with {many} live flows it costs {} times an established packet.",
+        new.name,
+        crate::render::Short(times)
+    ))
 }
 
 /// By name, in the order of the scenes.

@@ -122,9 +122,9 @@ pub fn noise(report: &Report) -> Option<String> {
     }
     let advice = if report.is_quick { "leave out --quick, and use" } else { "use" };
     Some(format!(
-        "Too noisy to conclude: in {noisy} of {} rows a difference (~) is smaller than its spread, \
-         so it may be none, and {unclear} of {} goals lie within it; for more, {advice} a machine \
-         that does nothing else.",
+        "Of {} rows {noisy} have a difference (~) that is smaller than its spread, and of {} goals \
+         {unclear} are unclear: there this run was too noisy to conclude. For more, {advice} a \
+         machine that does nothing else.",
         rows.len(),
         report.goals.len()
     ))
@@ -172,7 +172,7 @@ mod tests {
         assert!(text.contains("~1.00 ±3.50") && text.contains("A note."), "{text}");
         assert!(text.contains("unclear") && text.contains("at most 2.50"), "{text}");
         assert!(!text.lines().any(|line| line.ends_with(' ')), "{text}");
-        assert!(text.contains("in 1 of 1 rows") && text.contains("1 of 1 goals"), "{text}");
+        assert!(text.contains("Of 1 rows 1 have") && text.contains("of 1 goals 1 are"), "{text}");
     }
 
     #[test]
@@ -182,6 +182,8 @@ mod tests {
         report.goals[0].seen = figure_of(2.0, 2.1, 2.2, None);
         assert_eq!(noise(&report), None);
         report.goals[0].seen = figure_of(2.0, 2.4, 2.6, None);
-        assert!(noise(&report).expect("unclear").contains("1 of 1 goals"));
+        assert!(noise(&report).expect("unclear").contains(
+            "Of 1 rows 0 have a difference (~) that is smaller than its spread, and of 1 goals 1"
+        ));
     }
 }

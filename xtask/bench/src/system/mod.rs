@@ -144,7 +144,11 @@ fn group(wiring: Wiring, settings: &Settings) -> Group {
 fn curves(settings: &Settings) -> Group {
     let mut sites = vec![(Variant::Bare, Population::new(0))];
     for variant in results::CURVES {
-        sites.extend(settings.scales.iter().map(|scale| (variant, Population::new(*scale))));
+        let scales =
+            settings.scales.iter().copied().filter(|scale| {
+                variant != Variant::KubeRouter || *scale <= results::KUBE_ROUTER_LIMIT
+            });
+        sites.extend(scales.map(|scale| (variant, Population::new(scale))));
     }
     Group { wiring: Wiring::Routed, sites, measures: results::CURVE_MEASURES.to_vec() }
 }

@@ -9,6 +9,8 @@ use crate::sample::{Figure, Samples};
 
 /// The ways to filter whose growth is shown.
 pub const CURVES: [Variant; 3] = [Variant::Chains, Variant::KubeRouter, Variant::Netpol];
+/// The most policies of which kube-router's sets, four for each, are made in less than minutes.
+pub const KUBE_ROUTER_LIMIT: u32 = 1_000;
 /// In which quantities.
 pub const CURVE_MEASURES: [Measure; 4] =
     [Measure::ManyFlows, Measure::Unanswered, Measure::TcpConnections, Measure::UdpPackets];
@@ -191,6 +193,8 @@ fn notes() -> Vec<String> {
         "TCP_RR, UDP_RR: requests and answers of one byte; TCP_CRR: a connection for each; pps: \
          small packets of one flow that arrive. The two ends run on a processor each.",
         "Of the batches of a sample the slower half is left out: in those other programs ran too.",
+        "kube-router is left out where there are so many policies that making its IP sets, four \
+         for each, takes minutes.",
         "kube-network-policies asks a process about first packets; here a set in the kernel judges \
          them, which is the least that design can cost.",
     ]
