@@ -18,6 +18,9 @@ pub(crate) struct Args {
     arguments: Vec<OsString>,
 }
 
+/// The commands that put netpol's images on a cluster.
+const INSTALLING: [&str; 4] = ["conformance", "deploy", "load-image", "scenarios"];
+
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.arguments.iter().any(|word| word == "up" || word == "scenarios") {
         setup::ensure_for_tests()?;
@@ -27,8 +30,10 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 
 /// Runs the package's program.
 pub(crate) fn forward(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {
-    // The package uses netpol's own code, which holds the object.
-    if !workspace.ebpf_object().exists() {
+    // The package uses netpol's own code, which holds the object. What installs netpol must not
+    // install that of an earlier state; all others, such as `kubectl`, stay quick and quiet.
+    let installs = arguments.iter().any(|word| INSTALLING.iter().any(|name| word == name));
+    if installs || !workspace.ebpf_object().exists() {
         build::object(workspace)?;
     }
     let mut command = run::cargo();
