@@ -97,6 +97,13 @@ const PROBES: &[Probe] = &[
         isolates: false,
     },
     Probe {
+        name: "sets of addresses (ipset)",
+        try_it: address_sets,
+        advice: "needs CAP_NET_ADMIN and the kernel's IP sets, and iptables' match for them \
+                 (modprobe ip_set_hash_ip xt_set)",
+        isolates: false,
+    },
+    Probe {
         name: "the BPF filesystem",
         try_it: bpf_filesystem,
         advice: "needs CAP_SYS_ADMIN; in a container also an LSM profile that allows mount",
@@ -171,6 +178,12 @@ fn translation() -> Result<()> {
     tool("iptables", &["-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT"])?;
     tool("ip6tables", &["-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT"])?;
     tool("conntrack", &["--version"])
+}
+
+/// As kube-router filters, which benchmarks compare with.
+fn address_sets() -> Result<()> {
+    tool("ipset", &["create", "xn", "hash:ip"])?;
+    tool("iptables", &["-A", "FORWARD", "-m", "set", "--match-set", "xn", "src", "-j", "ACCEPT"])
 }
 
 /// Its switch exists once per network namespace, if the module is there at all.

@@ -138,7 +138,7 @@ fn facts() -> Facts {
         nightly_with_src: nightly_has_src(),
         linker: linker_path().and_then(|path| version_of(&path)),
         iproute2: find_program("ip").is_some() && find_program("tc").is_some(),
-        nat_tools: ["nft", "iptables-restore", "ip6tables-restore", "conntrack"]
+        nat_tools: ["nft", "iptables-restore", "ip6tables-restore", "conntrack", "ipset"]
             .iter()
             .all(|name| find_program(name).is_some()),
         cluster_tools: ["containerd", "runc"].iter().all(|name| find_program(name).is_some())

@@ -36,8 +36,8 @@ impl fmt::Display for Version {
     }
 }
 
-/// Packages with `nft`, `iptables` and `conntrack`, which only tests need.
-const NAT_TOOLS: [&str; 3] = ["nftables", "iptables", "conntrack"];
+/// Packages with `nft`, `iptables`, `conntrack` and `ipset`, which only tests and benchmarks need.
+const NAT_TOOLS: [&str; 4] = ["nftables", "iptables", "conntrack", "ipset"];
 
 /// Packages of what runs containers on the test cluster's nodes.
 const CLUSTER_TOOLS: [&str; 3] = ["containerd", "runc", "containernetworking-plugins"];
@@ -63,7 +63,8 @@ pub(crate) struct Facts {
     pub(crate) linker: Option<Version>,
     /// iproute2's `ip` and `tc` are there.
     pub(crate) iproute2: bool,
-    /// The tools by which tests translate addresses as kube-proxy does are there, or not asked for.
+    /// The tools by which tests translate addresses as kube-proxy does, and benchmarks filter as
+    /// others do, are there, or not asked for.
     pub(crate) nat_tools: bool,
     /// The test cluster's nodes can run containers, or it is not asked for.
     pub(crate) cluster_tools: bool,
@@ -261,7 +262,7 @@ mod tests {
             [
                 "apt-get update",
                 "apt-get install --yes --no-install-recommends \
-                 rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack \
+                 rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack ipset \
                  containerd runc containernetworking-plugins golang-go",
                 "cargo install bpf-linker --version 0.10.3 --locked --force \
                  --config profile.release.opt-level=0 --config profile.release.debug=false",
@@ -273,7 +274,7 @@ mod tests {
     fn what_only_tests_need_comes_by_itself_where_the_rest_is_there() {
         let plan = plan(&Facts { nat_tools: false, ..complete_debian() });
         let what: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
-        assert_eq!(what, ["nftables, iptables, conntrack"]);
+        assert_eq!(what, ["nftables, iptables, conntrack, ipset"]);
         assert!(plan.steps[0].why.contains("tests"), "{}", plan.steps[0].why);
     }
 

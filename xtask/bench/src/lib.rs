@@ -18,6 +18,7 @@ pub mod progress;
 pub mod render;
 pub mod report;
 pub mod sample;
+pub mod system;
 
 /// How a subject is run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

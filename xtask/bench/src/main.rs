@@ -12,7 +12,7 @@ use netpol_bench::isolation::{self, End};
 use netpol_bench::machine::Machine;
 use netpol_bench::render::{json, plot, tables};
 use netpol_bench::report::Report;
-use netpol_bench::{Options, agent, datapath, latency, progress};
+use netpol_bench::{Options, agent, datapath, latency, progress, system};
 
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
@@ -39,6 +39,8 @@ struct Args {
 enum Subject {
     /// Nanoseconds per packet of the loaded programs, next to one that does nothing
     Datapath,
+    /// Packets and connections between two pods, next to other ways to filter
+    System,
     /// Time, memory and map writes of the agent, on synthetic clusters
     Agent,
     /// Time from a policy file's write to the first packet judged by it
@@ -49,6 +51,7 @@ impl Subject {
     fn name(self) -> &'static str {
         match self {
             Self::Datapath => "datapath",
+            Self::System => "system",
             Self::Agent => "agent",
             Self::Latency => "latency",
         }
@@ -57,6 +60,7 @@ impl Subject {
     fn run(self, options: &Options) -> Result<Report> {
         match self {
             Self::Datapath => datapath::run(options),
+            Self::System => system::run(options),
             Self::Agent => agent::run(options),
             Self::Latency => latency::run(options),
         }
