@@ -97,7 +97,7 @@ fn disturb(rig: &mut Rig, threads: Vec<thread::ScopedJoinHandle<'_, ()>>, bucket
 
 /// Every flow in the table is one that policies allow.
 fn read(maps: &Maps, buckets: u32) -> usize {
-    let flows = (0..buckets).filter_map(|index| (&maps.flows4).bucket(index));
+    let flows = (0..buckets).filter_map(|index| (&*maps.flows4).bucket(index));
     flows.flat_map(Slot::<KEY4>::read).map(|slot| assert_eq!(slot.local_port(), ALLOWED)).count()
 }
 

@@ -203,6 +203,8 @@ impl Agent {
             let mut command = Command::new(program);
             command.args(["playground", "--child-of", &std::process::id().to_string(), "--"]);
             command.args(arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
+            // As the DaemonSet does, see deploy/base/daemonset.yaml.
+            command.env("MALLOC_TRIM_THRESHOLD_", "131072");
             command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
             command
         };
