@@ -174,8 +174,11 @@ pub struct Endpoint {
     pub policy: u64,
     /// Flows judged before this epoch belong to an earlier owner of the id and are void.
     pub born: u64,
+    /// One of its own IPv4 addresses, see [`own4`], so that most packets' sources need no
+    /// look into the table of all ([`OwnAddress`]); zero: ask that.
+    pub own4: u64,
     /// Room to grow to a cache line.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
 }
 
 /// Marks a [`Endpoint::policy`] as written: a zeroed word must not mean "not isolated".
@@ -185,6 +188,13 @@ pub const POLICY_VALID: u64 = 1 << 63;
 #[inline(always)]
 pub const fn policy_word(epoch: u32, ingress: u16, egress: u16) -> u64 {
     POLICY_VALID | ((epoch & EPOCH_MASK) as u64) << 32 | (ingress as u64) << 16 | egress as u64
+}
+
+/// An IPv4 address as in [`Endpoint::own4`], in network byte order in memory; zero for others, and
+/// for the one that nobody has.
+#[inline(always)]
+pub const fn own4(address: &Address) -> u32 {
+    if address.family == 4 { address.words[0] } else { 0 }
 }
 
 /// Epochs have 31 bits and are compared modulo that.

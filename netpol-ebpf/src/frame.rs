@@ -151,6 +151,32 @@ const fn l3(raw: bool) -> usize {
     if raw { 0 } else { LINK_HEADER as usize }
 }
 
+/// A field of the linear part at a constant offset, in memory's byte order, read by one
+/// instruction whether it is aligned or not. LLVM 22 reads one byte after the other where it
+/// cannot see the alignment; allowed to do otherwise (allows-misaligned-mem-access), it does so on
+/// the stack too, which the verifier refuses.
+macro_rules! field {
+    ($linear:expr, $type:ty, $width:literal, $offset:expr) => {{
+        let linear: &Linear = $linear;
+        if linear.data + $offset + size_of::<$type>() > linear.end {
+            return None;
+        }
+        let value: u64;
+        // SAFETY: the bytes lie between data and data_end, as the verifier sees from the check
+        // above; it lets packets be read unaligned where the machine can.
+        unsafe {
+            core::arch::asm!(
+                concat!("{value} = *(", $width, " *)({data} + {offset})"),
+                value = lateout(reg) value,
+                data = in(reg) linear.data,
+                offset = const $offset,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        value as $type
+    }};
+}
+
 /// The ethertype in network byte order.
 #[inline(always)]
 fn ethertype<const RAW: bool>(skb: *mut __sk_buff, linear: &Linear) -> Option<u16> {
@@ -158,61 +184,71 @@ fn ethertype<const RAW: bool>(skb: *mut __sk_buff, linear: &Linear) -> Option<u1
         // SAFETY: the context pointer is valid for the run of the program.
         return Some(unsafe { (*skb).protocol } as u16);
     }
-    linear.at(ETHERTYPE)
+    Some(field!(linear, u16, "u16", ETHERTYPE))
 }
 
 /// An untagged IPv4 TCP or UDP packet without options and not a fragment, else `None`; `RAW`: on a
 /// device without link-layer header.
 #[inline(always)]
 pub fn common_v4<const RAW: bool>(skb: *mut __sk_buff, direction: Direction) -> Option<Packet> {
-    let (linear, l3) = (Linear::of(skb), l3(RAW));
+    let linear = Linear::of(skb);
     // The last byte first: one bounds check serves all the reads (UDP is the shortest).
-    let ports: [u8; 4] = linear.at(l3 + 20)?;
+    let ports = field!(&linear, u32, "u32", l3(RAW) + 20).to_ne_bytes();
     let ethertype = ethertype::<RAW>(skb, &linear)?;
-    let version: u8 = linear.at(l3)?;
-    let fragment: u16 = linear.at(l3 + 6)?;
-    let length = u16::from_be(linear.at(l3 + 2)?) as u32;
+    let version: u8 = linear.at(l3(RAW))?;
+    let fragment = field!(&linear, u16, "u16", l3(RAW) + 6);
+    let length = u32::from(u16::from_be(field!(&linear, u16, "u16", l3(RAW) + 2)));
     // SAFETY: the context pointer is valid for the run of the program.
     let (frame_length, vlan) = unsafe { ((*skb).len, (*skb).vlan_present) };
     if ethertype != 0x0800u16.to_be()
         || version != 0x45
         || fragment & 0x3fffu16.to_be() != 0
         || vlan != 0
-        || l3 as u32 + length > frame_length
+        || l3(RAW) as u32 + length > frame_length
     {
         return None;
     }
     let mut packet = Packet::default();
-    let source = Address::v4(linear.at(l3 + 12)?);
-    let destination = Address::v4(linear.at(l3 + 16)?);
+    let source = Address::v4(field!(&linear, u32, "u32", l3(RAW) + 12));
+    let destination = Address::v4(field!(&linear, u32, "u32", l3(RAW) + 16));
     set_addresses(&mut packet, direction, source, destination);
-    packet.protocol = linear.at(l3 + 9)?;
-    common_transport(&linear, l3 + 20, length.checked_sub(20)?, direction, ports, packet)
+    packet.protocol = linear.at(l3(RAW) + 9)?;
+    common_transport(&linear, l3(RAW) + 20, length.checked_sub(20)?, direction, ports, packet)
 }
 
 /// An untagged IPv6 TCP or UDP packet without extension headers, else `None`.
 #[inline(always)]
 pub fn common_v6<const RAW: bool>(skb: *mut __sk_buff, direction: Direction) -> Option<Packet> {
-    let (linear, l3) = (Linear::of(skb), l3(RAW));
-    let ports: [u8; 4] = linear.at(l3 + 40)?;
+    let linear = Linear::of(skb);
+    let ports = field!(&linear, u32, "u32", l3(RAW) + 40).to_ne_bytes();
     let ethertype = ethertype::<RAW>(skb, &linear)?;
-    let version: u8 = linear.at(l3)?;
-    let length = u16::from_be(linear.at(l3 + 4)?) as u32;
+    let version: u8 = linear.at(l3(RAW))?;
+    let length = u32::from(u16::from_be(field!(&linear, u16, "u16", l3(RAW) + 4)));
     // SAFETY: the context pointer is valid for the run of the program.
     let (frame_length, vlan) = unsafe { ((*skb).len, (*skb).vlan_present) };
     if ethertype != 0x86ddu16.to_be()
         || version >> 4 != 6
         || vlan != 0
-        || l3 as u32 + 40 + length > frame_length
+        || l3(RAW) as u32 + 40 + length > frame_length
     {
         return None;
     }
     let mut packet = Packet::default();
-    let source = Address::v6(linear.at(l3 + 8)?);
-    let destination = Address::v6(linear.at(l3 + 24)?);
+    let source = Address::v6([
+        field!(&linear, u32, "u32", l3(RAW) + 8),
+        field!(&linear, u32, "u32", l3(RAW) + 12),
+        field!(&linear, u32, "u32", l3(RAW) + 16),
+        field!(&linear, u32, "u32", l3(RAW) + 20),
+    ]);
+    let destination = Address::v6([
+        field!(&linear, u32, "u32", l3(RAW) + 24),
+        field!(&linear, u32, "u32", l3(RAW) + 28),
+        field!(&linear, u32, "u32", l3(RAW) + 32),
+        field!(&linear, u32, "u32", l3(RAW) + 36),
+    ]);
     set_addresses(&mut packet, direction, source, destination);
-    packet.protocol = linear.at(l3 + 6)?;
-    common_transport(&linear, l3 + 40, length, direction, ports, packet)
+    packet.protocol = linear.at(l3(RAW) + 6)?;
+    common_transport(&linear, l3(RAW) + 40, length, direction, ports, packet)
 }
 
 #[inline(always)]

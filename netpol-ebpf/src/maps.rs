@@ -114,6 +114,14 @@ pub fn slot_of(ifindex: u32) -> Option<u32> {
     None
 }
 
+/// [`layout::Endpoint::own4`] of the endpoint with this interface; 0: not known here.
+#[inline(always)]
+pub fn own4(ifindex: u32) -> u32 {
+    let Some(slot) = slot_of(ifindex).and_then(|slot| ENDPOINTS.get_ptr(slot)) else { return 0 };
+    // SAFETY: as for the other words, see endpoint_words.
+    unsafe { read_volatile(&raw const (*slot).own4) as u32 }
+}
+
 /// What a slot of the endpoint table holds.
 pub struct EndpointWords {
     identity: u64,

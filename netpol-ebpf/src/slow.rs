@@ -9,7 +9,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
-use netpol_common::layout::{Direction, Reason};
+use netpol_common::layout::{self, Direction, Reason};
 use netpol_common::packet::{self, Frame, Outcome, Packet};
 use netpol_common::verdict::{
     self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
@@ -107,7 +107,12 @@ fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet)
         Direction::Ingress => Arrival::ingress(
             is_generated_here(skb, packet.has_fragment_header) || stamp::is_own(skb),
         ),
-        Direction::Egress => Arrival::egress(),
+        Direction::Egress => {
+            // SAFETY: the context pointer is valid for the run of the program.
+            let own = maps::own4(unsafe { (*skb).ifindex });
+            let is_own_source = own != 0 && own == layout::own4(&packet.local);
+            Arrival { is_own_source, ..Arrival::egress() }
+        }
     }
 }
 
@@ -320,6 +325,7 @@ fn arrival_word(arrival: Arrival) -> u32 {
     arrival.direction as u32
         | u32::from(arrival.is_from_node) << 1
         | u32::from(arrival.is_translated) << 2
+        | u32::from(arrival.is_own_source) << 3
 }
 
 #[inline(always)]
@@ -328,6 +334,7 @@ fn arrival_of(word: u32) -> Arrival {
         direction: direction_of(word & 1),
         is_from_node: word & 2 != 0,
         is_translated: word & 4 != 0,
+        is_own_source: word & 8 != 0,
     }
 }
 

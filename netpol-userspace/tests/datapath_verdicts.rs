@@ -235,6 +235,32 @@ fn a_pod_sends_from_its_own_addresses_only() {
 }
 
 #[test]
+fn a_pods_own_addresses_are_those_it_has_now() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        rig.isolate(1, 0);
+        let sends = |rig: &mut Rig, address: &str, port: u16| {
+            let source = address.parse().unwrap();
+            rig.passes_frame(Egress, &frame(&packet(source, PEER.parse().unwrap(), &udp(port, 53))))
+        };
+        let (first, second, third) = ("10.1.0.1", "10.1.0.5", "10.1.0.9");
+        let all: [(&[&str], [bool; 3]); 5] = [
+            (&[second], [false, true, false]),
+            (&[second, third], [false, true, true]),
+            (&[third], [false, false, true]),
+            (&[], [false, false, false]),
+            (&[first], [true, false, false]),
+        ];
+        for (number, (addresses, allowed)) in (1000..).zip(all) {
+            let addresses = addresses.iter().map(|address| address.parse().unwrap());
+            rig.datapath.add_endpoint(common::ID, rig.ifindex, addresses).unwrap();
+            let seen = [first, second, third].map(|address| sends(&mut rig, address, number));
+            assert_eq!(seen, allowed, "{number}");
+        }
+    });
+}
+
+#[test]
 fn icmp_errors_pass_for_known_flows_only() {
     in_node(|| {
         let mut rig = Rig::new();

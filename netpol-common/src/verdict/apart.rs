@@ -96,7 +96,7 @@ fn judge_alone<M: Maps>(
     arrival: Arrival,
     packet: &Packet,
 ) -> Verdict {
-    let Arrival { direction, is_from_node, is_translated } = arrival;
+    let Arrival { direction, is_from_node, is_translated, .. } = arrival;
     if is_from_node || !endpoint.is_isolated(direction) {
         return Verdict::PASS;
     }
@@ -126,6 +126,7 @@ pub(super) fn refuses_source<M: Maps + ?Sized>(
 ) -> Option<Reason> {
     let is_spoofed = !arrival.is_towards_pod()
         && !arrival.is_translated
+        && !arrival.is_own_source
         && maps.checks_source()
         && !maps.owns(endpoint.id, &packet.local);
     if is_spoofed { Some(Reason::SourceAddress) } else { None }

@@ -58,25 +58,35 @@ pub struct Arrival {
     pub is_from_node: bool,
     /// From the pod, and seen where it leaves the node or enters another pod: it was stamped.
     pub is_translated: bool,
+    /// From the pod, and known to come from an address of its own ([`layout::Endpoint::own4`]);
+    /// of others all that it has must be asked for.
+    ///
+    /// [`layout::Endpoint::own4`]: crate::layout::Endpoint::own4
+    pub is_own_source: bool,
 }
 
 impl Arrival {
     /// Towards the pod.
     #[inline(always)]
     pub const fn ingress(is_from_node: bool) -> Self {
-        Self { direction: Direction::Ingress, is_from_node, is_translated: false }
+        Self { is_from_node, ..Self::of(Direction::Ingress) }
     }
 
     /// From the pod.
     #[inline(always)]
     pub const fn egress() -> Self {
-        Self { direction: Direction::Egress, is_from_node: false, is_translated: false }
+        Self::of(Direction::Egress)
     }
 
     /// From the pod, on its way.
     #[inline(always)]
     pub const fn transit() -> Self {
-        Self { direction: Direction::Egress, is_from_node: false, is_translated: true }
+        Self { is_translated: true, ..Self::of(Direction::Egress) }
+    }
+
+    #[inline(always)]
+    const fn of(direction: Direction) -> Self {
+        Self { direction, is_from_node: false, is_translated: false, is_own_source: false }
     }
 
     #[inline(always)]

@@ -172,7 +172,7 @@ fn judge_new<M: Maps + ?Sized>(
     is_new: bool,
     answers: Answers,
 ) -> Looked {
-    let Arrival { direction, is_from_node, is_translated } = arrival;
+    let Arrival { direction, is_from_node, is_translated, .. } = arrival;
     if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
         return Ok(Verdict::drop(reason, 0));
     }

@@ -223,7 +223,8 @@ impl<'a> World<'a> {
         is_from_node: bool,
         frame: &[u8],
     ) -> Verdict {
-        let arrival = Arrival { direction, is_from_node, is_translated: false };
+        let arrival =
+            Arrival { direction, is_from_node, is_translated: false, is_own_source: false };
         let (mut packet, mut inner) = (Packet::default(), Packet::default());
         let outcome = packet::parse(&Bytes(frame), direction, &mut packet, &mut inner);
         let inner = match outcome {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use netpol_common::layout;
 
 use super::error::DatapathError;
-use super::writer::{Datapath, address_of, full_or, ignore_missing};
+use super::writer::{Datapath, OWN4, address_of, full_or, ignore_missing};
 use crate::compile::EndpointId;
 
 impl Datapath {
@@ -33,7 +33,13 @@ impl Datapath {
                 endpoint.other_addresses.push(address);
             }
         }
-        // Out before in: the table has room for what every endpoint may have and no more.
+        // Out before in: the table has room for what every endpoint may have and no more. What
+        // goes is not in the endpoint's entry any more either; an earlier release may have left
+        // anything there.
+        if let Some(slot) = endpoint.slot {
+            let kept = own4(endpoint.addresses.intersection(&wanted));
+            self.maps.endpoints.store(slot, OWN4, kept);
+        }
         let ifindex = endpoint.ifindex;
         for address in endpoint.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
             super::transit::forget_source(&mut self.maps, address, ifindex)?;
@@ -57,6 +63,9 @@ impl Datapath {
                     result = Err(full_or(error, "own-address table", limit));
                 }
             }
+        }
+        if let Some(slot) = endpoint.slot {
+            self.maps.endpoints.store(slot, OWN4, own4(&endpoint.addresses));
         }
         result
     }
@@ -87,6 +96,12 @@ impl Datapath {
             .map(|(_, address)| address)
             .collect()
     }
+}
+
+/// The one of these addresses that stands in the endpoint's entry, see [`layout::Endpoint::own4`].
+pub(super) fn own4<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> u64 {
+    let first = addresses.into_iter().filter(|address| address.is_ipv4()).min();
+    first.map_or(0, |address| layout::own4(&address_of(*address)).into())
 }
 
 fn own_address(id: EndpointId, address: IpAddr) -> [u8; 24] {

@@ -19,6 +19,7 @@ use super::error::{DatapathError, bpf_error, io_error};
 use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
+use super::own_addresses::own4;
 use super::pins::Pins;
 use super::rows::Rows;
 use super::transit::{CONTROL_FLAGS, Transit};
@@ -30,6 +31,7 @@ use crate::lock::Lock;
 const IDENTITY: usize = 0;
 const POLICY: usize = 1;
 const BORN: usize = 2;
+pub(super) const OWN4: usize = 3;
 /// Word index of [`layout::Control::epoch`].
 const CONTROL_EPOCH: usize = 4;
 
@@ -374,6 +376,7 @@ impl Datapath {
         let Some(slot) = free.next().filter(|_| may_have_entry) else { return false };
         // Whatever the flow table holds under this id is an earlier endpoint's.
         table.store(slot, BORN, u64::from(endpoint.born));
+        table.store(slot, OWN4, own4(&endpoint.addresses));
         table.store(slot, POLICY, word);
         table.store(slot, IDENTITY, identity_word(endpoint.ifindex, id));
         endpoint.slot = Some(slot);
@@ -490,6 +493,7 @@ pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
     endpoints.store(slot, IDENTITY, 0);
     endpoints.store(slot, POLICY, 0);
     endpoints.store(slot, BORN, 0);
+    endpoints.store(slot, OWN4, 0);
 }
 
 /// The slots an interface may be found in.
