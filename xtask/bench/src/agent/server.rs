@@ -221,22 +221,27 @@ fn follow(shared: Arc<Shared>, kind: Kind, params: &Params) -> Response {
         log.n_forgotten + old
     };
     let changed = shared.changed.subscribe();
-    let state = (shared, changed, cursor, Instant::now() + limit);
+    let begun = Instant::now();
+    let state = (shared, changed, cursor, begun + limit, begun + BOOKMARK);
     let stream = futures::stream::unfold(
         state,
-        move |(shared, mut changed, mut cursor, end)| async move {
+        move |(shared, mut changed, mut cursor, end, due)| async move {
             loop {
                 changed.borrow_and_update();
                 let text = take(&shared, kind, &mut cursor);
                 if let Some(text) = text {
-                    return Some((Ok::<_, std::io::Error>(text), (shared, changed, cursor, end)));
+                    return Some((
+                        Ok::<_, std::io::Error>(text),
+                        (shared, changed, cursor, end, due),
+                    ));
                 }
-                let pause = (Instant::now() + BOOKMARK).min(end);
-                let woken = tokio::time::timeout_at(pause, changed.changed()).await;
-                if Instant::now() >= end || matches!(woken, Ok(Err(_))) {
+                // Due whatever happens to objects of other kinds meanwhile.
+                let woken = tokio::time::timeout_at(due.min(end), changed.changed()).await;
+                let now = Instant::now();
+                if now >= end || matches!(woken, Ok(Err(_))) {
                     return None;
                 }
-                if woken.is_err() {
+                if now >= due {
                     let version = shared.version.load(Ordering::SeqCst);
                     let text = format!(
                         "{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\
@@ -244,7 +249,7 @@ fn follow(shared: Arc<Shared>, kind: Kind, params: &Params) -> Response {
                         kind.name(),
                         kind.api_version(),
                     );
-                    return Some((Ok(text), (shared, changed, cursor, end)));
+                    return Some((Ok(text), (shared, changed, cursor, end, now + BOOKMARK)));
                 }
             }
         },
