@@ -8,7 +8,7 @@ use common::{ID, POD, POD6, Rig, ack, in_node, syn, syn_ack, udp};
 use netpol_common::layout::Reason;
 use netpol_userspace::compile::{ClassId, SetId, Step};
 use netpol_userspace::datapath::run::Place;
-use netpol_userspace::datapath::{AttachMode, LoadOptions, observe};
+use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Maps, observe};
 use netpol_userspace::frames::{Transport, frame, frame_of_type, packet};
 use netpol_userspace::model::Direction::{Egress, Ingress};
 
@@ -257,6 +257,28 @@ fn a_pods_own_addresses_are_those_it_has_now() {
             let seen = [first, second, third].map(|address| sends(&mut rig, address, number));
             assert_eq!(seen, allowed, "{number}");
         }
+    });
+}
+
+#[test]
+fn what_an_earlier_release_left_in_an_entry_says_nothing_of_addresses() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        rig.isolate(1, 0);
+        let Rig { datapath, maps, ifindex, other_ifindex, cleanup } = rig;
+        drop(datapath);
+        // It gives a pod another address, or the entry to another pod, and leaves this word.
+        let former = [10, 1, 0, 9];
+        let table = Maps::open(&cleanup.0, true).unwrap().endpoints;
+        let slot = (0..table.len()).find(|&slot| table.load(slot, 0) != 0).unwrap();
+        table.store(slot, 3, u32::from_ne_bytes(former).into());
+        let options = LoadOptions::default();
+        let datapath = Datapath::open(&cleanup.0, &options, AttachMode::Auto).unwrap();
+        let mut rig = Rig { datapath, maps, ifindex, other_ifindex, cleanup };
+        let forged = packet(former.into(), PEER.parse().unwrap(), &udp(1000, 53));
+        assert!(!rig.passes_frame(Egress, &frame(&forged)));
+        assert_eq!(rig.counted(Egress, Reason::SourceAddress), 1);
+        assert!(rig.goes_out(PEER, &udp(1000, 53)), "its own address is in the table");
     });
 }
 

@@ -427,6 +427,8 @@ impl Core {
 
     /// Makes the maps equal to the compiler's tables.
     fn reconcile(&mut self) {
+        // All numbers, since until it succeeds what is published names only those written before.
+        self.are_endpoints_written = false;
         self.write_ahead();
         self.failures.clear();
         match self.datapath.reconcile(&self.compiler.tables()) {

@@ -34,8 +34,7 @@ impl Datapath {
             }
         }
         // Out before in: the table has room for what every endpoint may have and no more. What
-        // goes is not in the endpoint's entry any more either; an earlier release may have left
-        // anything there.
+        // goes leaves the endpoint's entry first.
         if let Some(slot) = endpoint.slot {
             let kept = own4(endpoint.addresses.intersection(&wanted));
             self.maps.endpoints.store(slot, OWN4, kept);

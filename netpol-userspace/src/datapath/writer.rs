@@ -103,6 +103,11 @@ impl Datapath {
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
         let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
+        // An earlier release has left this word as it was, whosever the entry became. Its programs
+        // do not read it; these do as soon as they are attached, and zero lets them ask the table.
+        for slot in 0..maps.endpoints.len() {
+            maps.endpoints.store(slot, OWN4, 0);
+        }
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
