@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use netpol_needs::Need;
 
 use crate::run::{self, announce};
+use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
-use crate::{build, capabilities, setup};
+use crate::{build, capabilities, cluster, setup};
 
 /// Options of `bench`.
 #[derive(clap::Args)]
@@ -59,6 +61,11 @@ impl Subject {
         self != Self::Datapath
     }
 
+    /// What is measured beside netpol.
+    fn needs(self) -> &'static [Need] {
+        if self == Self::System { &[Need::Translation] } else { &[] }
+    }
+
     /// Whether the program `netpol` itself is run.
     fn has_agent(self) -> bool {
         matches!(self, Self::Agent | Self::Latency)
@@ -74,22 +81,22 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             args.subject.name()
         );
     }
-    capabilities::require()?;
-    let _object = build::object(workspace)?;
+    let needs = args.subject.needs();
+    let _object = build::object_for(workspace, &Wanted::with(needs.iter().copied()))?;
+    capabilities::require(needs)?;
     let netpol = match args.subject.has_agent() {
         true => Some(build::netpol(workspace, args.subject.is_optimised())?),
         false => None,
     };
-    let mut command = run::cargo();
     // The caller's directory stays the one that names of files are relative to.
-    command.args(["run", "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml"));
+    let mut command = cluster::package(workspace, "netpol-bench");
     if args.subject.is_optimised() {
         command.arg("--release");
     }
     if let Some(program) = netpol {
         command.env("NETPOL_PROGRAM", program);
     }
-    command.args(["--package", "netpol-bench", "--", args.subject.name()]);
+    command.args(["--", args.subject.name()]);
     if args.quick {
         command.arg("--quick");
     }

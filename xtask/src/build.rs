@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::run::{self, Stage, announce};
+use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
 use crate::{ebpf, setup};
 
@@ -31,9 +32,14 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sets up what is missing and builds the eBPF object.
+/// Sets up what is missing to build, and builds the eBPF object.
 pub(crate) fn object(workspace: &Workspace) -> Result<PathBuf> {
-    let toolchain = setup::ensure()?;
+    object_for(workspace, &Wanted::build())
+}
+
+/// The same for a command that needs more than to build: all of it is set up first.
+pub(crate) fn object_for(workspace: &Workspace, wanted: &Wanted) -> Result<PathBuf> {
+    let toolchain = setup::ensure(wanted)?;
     let stage = Stage::start("building the eBPF object");
     let object = ebpf::build(workspace, toolchain)?;
     stage.done();
@@ -44,7 +50,9 @@ pub(crate) fn object(workspace: &Workspace) -> Result<PathBuf> {
 
 /// Builds the binary around an object that is already there.
 pub(crate) fn netpol(workspace: &Workspace, release: bool) -> Result<PathBuf> {
-    let stage = Stage::start("building netpol");
+    let usual =
+        if release { "usually 4 min the first time" } else { "usually 1 min the first time" };
+    let stage = Stage::start(format!("building netpol ({usual})"));
     let mut command = run::cargo();
     command.current_dir(workspace.root());
     command.args(["build", "--package", "netpol-userspace", "--bin", "netpol"]);

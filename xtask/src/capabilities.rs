@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 use std::thread;
 
 use anyhow::{Result, anyhow};
+use netpol_needs::Need;
 
 use crate::probe;
 use crate::run;
@@ -23,6 +24,8 @@ struct Probe {
     advice: &'static str,
     /// Without it the later probes would fail for its lack, or touch the machine itself.
     isolates: bool,
+    /// Only who has this need needs it.
+    only_for: Option<Need>,
 }
 
 const PROBES: &[Probe] = &[
@@ -31,30 +34,35 @@ const PROBES: &[Probe] = &[
         try_it: root,
         advice: "run as root: sudo -E cargo xtask test",
         isolates: true,
+        only_for: None,
     },
     Probe {
         name: "network and mount namespaces (unshare)",
         try_it: || Ok(probe::own_namespaces()?),
         advice: "a container needs CAP_SYS_ADMIN, and a seccomp profile that allows unshare",
         isolates: true,
+        only_for: None,
     },
     Probe {
         name: "veth interfaces",
         try_it: || tool("ip", &["link", "add", "xa", "type", "veth", "peer", "name", "xb"]),
         advice: "needs CAP_NET_ADMIN, iproute2 and the kernel module veth (modprobe veth)",
         isolates: false,
+        only_for: None,
     },
     Probe {
         name: "bridges",
         try_it: || tool("ip", &["link", "add", "xbr", "type", "bridge"]),
         advice: "needs CAP_NET_ADMIN and the kernel module bridge (modprobe bridge)",
         isolates: false,
+        only_for: None,
     },
     Probe {
         name: "bridged packets that meet netfilter (br_netfilter)",
         try_it: bridge_netfilter,
         advice: "needs the kernel module br_netfilter (modprobe br_netfilter)",
         isolates: false,
+        only_for: Some(Need::Translation),
     },
     Probe {
         name: "VXLAN interfaces",
@@ -64,30 +72,35 @@ const PROBES: &[Probe] = &[
         },
         advice: "needs CAP_NET_ADMIN and the kernel module vxlan (modprobe vxlan)",
         isolates: false,
+        only_for: None,
     },
     Probe {
         name: "BPF maps",
         try_it: || Ok(probe::bpf_map()?),
         advice: "needs CAP_BPF (or CAP_SYS_ADMIN) and CONFIG_BPF_SYSCALL",
         isolates: false,
+        only_for: None,
     },
     Probe {
         name: "BPF classifier programs",
         try_it: || probe::bpf_program().map(drop).map_err(Into::into),
         advice: "needs CAP_BPF and CAP_NET_ADMIN, and CONFIG_NET_CLS_BPF",
         isolates: false,
+        only_for: None,
     },
     Probe {
         name: "TCX attachment",
         try_it: || Ok(probe::tcx(LOOPBACK)?),
         advice: "needs Linux 6.6 or newer; netpol itself falls back to clsact, but its tests try both",
         isolates: false,
+        only_for: None,
     },
     Probe {
         name: "clsact attachment",
         try_it: || tool("tc", &["qdisc", "add", "dev", "lo", "clsact"]),
         advice: "needs CAP_NET_ADMIN and the kernel module sch_ingress (modprobe sch_ingress)",
         isolates: false,
+        only_for: None,
     },
     Probe {
         name: "address translation (nftables, iptables)",
@@ -95,6 +108,7 @@ const PROBES: &[Probe] = &[
         advice: "needs CAP_NET_ADMIN and the kernel's nf_tables, nf_nat, and iptables' nat table \
                  (modprobe nf_tables nft_chain_nat iptable_nat)",
         isolates: false,
+        only_for: Some(Need::Translation),
     },
     Probe {
         name: "sets of addresses (ipset)",
@@ -102,18 +116,40 @@ const PROBES: &[Probe] = &[
         advice: "needs CAP_NET_ADMIN and the kernel's IP sets, and iptables' match for them \
                  (modprobe ip_set_hash_ip xt_set)",
         isolates: false,
+        only_for: Some(Need::Translation),
     },
     Probe {
         name: "the BPF filesystem",
         try_it: bpf_filesystem,
         advice: "needs CAP_SYS_ADMIN; in a container also an LSM profile that allows mount",
         isolates: false,
+        only_for: None,
     },
 ];
 
-pub(crate) fn command() -> Result<ExitCode> {
-    let results = try_all()?;
-    for (probe, result) in PROBES.iter().zip(&results) {
+/// Options of `capabilities`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// For tests with these needs only [default: for all]
+    #[arg(value_parser = need)]
+    needs: Vec<Need>,
+    /// For tests that need nothing
+    #[arg(long, conflicts_with = "needs")]
+    bare: bool,
+}
+
+fn need(name: &str) -> Result<Need, String> {
+    let all = || Need::ALL.map(Need::name).join(", ");
+    Need::of_name(name).ok_or_else(|| format!("there are {}", all()))
+}
+
+pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    let probes = match (args.needs.as_slice(), args.bare) {
+        ([], false) => probes(&Need::ALL),
+        (needs, _) => probes(needs),
+    };
+    let results = try_all(&probes)?;
+    for (probe, result) in probes.iter().zip(&results) {
         match result {
             Ok(()) => run::say(format_args!("ok         {}", probe.name)),
             Err(error) => run::say(format_args!(
@@ -122,18 +158,19 @@ pub(crate) fn command() -> Result<ExitCode> {
             )),
         }
     }
-    for probe in &PROBES[results.len()..] {
+    for probe in &probes[results.len()..] {
         run::say(format_args!("not tried  {}", probe.name));
     }
     let complete = results.iter().all(Result::is_ok);
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Fails with the names of what this machine or user cannot do.
-pub(crate) fn require() -> Result<()> {
+/// Fails with the names of what this machine or user cannot do of what is needed.
+pub(crate) fn require(needs: &[Need]) -> Result<()> {
+    let probes = probes(needs);
     let mut text = String::from("the tests need what this machine or user does not have:");
     let mut complete = true;
-    for (probe, result) in PROBES.iter().zip(try_all()?) {
+    for (probe, result) in probes.iter().zip(try_all(&probes)?) {
         if let Err(error) = result {
             complete = false;
             text.push_str(&format!("\n  {}: {error:#}\n    {}", probe.name, probe.advice));
@@ -142,12 +179,19 @@ pub(crate) fn require() -> Result<()> {
     if complete { Ok(()) } else { Err(anyhow!(text)) }
 }
 
+/// Those that matter to who has these needs.
+fn probes(needs: &[Need]) -> Vec<&'static Probe> {
+    let matters = |probe: &&Probe| probe.only_for.is_none_or(|need| needs.contains(&need));
+    PROBES.iter().filter(matters).collect()
+}
+
 /// Runs the probes on one thread, whose namespaces, and all that was made in them, end with it.
 /// There are fewer results than probes if one failed that the later ones must not go without.
-fn try_all() -> Result<Vec<Result<()>>> {
-    let thread = thread::spawn(|| {
+fn try_all(probes: &[&'static Probe]) -> Result<Vec<Result<()>>> {
+    let probes = probes.to_vec();
+    let thread = thread::spawn(move || {
         let mut results = Vec::new();
-        for probe in PROBES {
+        for probe in probes {
             let result = (probe.try_it)();
             let stop = result.is_err() && probe.isolates;
             results.push(result);
@@ -232,9 +276,16 @@ mod tests {
             assert!(!mounts.contains(&mine), "{mounts}");
         };
         state();
-        let results = try_all().expect("the probing thread ends");
+        let all = probes(&Need::ALL);
+        let results = try_all(&all).expect("the probing thread ends");
         assert!(results.len() == PROBES.len() && results.iter().all(Result::is_ok), "{results:?}");
         state();
+    }
+
+    #[test]
+    fn what_only_some_need_is_asked_only_of_them() {
+        assert!(probes(&[]).iter().all(|probe| probe.only_for.is_none()));
+        assert!(probes(&[]).len() < probes(&[Need::Translation]).len());
     }
 
     #[test]

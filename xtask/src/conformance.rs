@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use netpol_needs::Need;
 
+use crate::cluster;
 use crate::workspace::Workspace;
-use crate::{cluster, setup};
 
 /// Options of `conformance`, all of them the package's own.
 #[derive(clap::Args)]
@@ -19,18 +20,21 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let words = || args.arguments.iter().filter_map(|word| word.to_str());
     let has = |option: &str| {
-        args.arguments.iter().filter_map(|word| word.to_str()).any(|word| {
+        words().any(|word| {
             word.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
         })
     };
     let mut arguments: Vec<OsString> = vec!["conformance".into()];
     arguments.extend(args.arguments.iter().cloned());
-    if !has("--help") && !has("-h") {
-        setup::ensure_for_tests()?;
-        if !has("--output") {
-            arguments.extend(["--output".into(), workspace.target().join("conformance").into()]);
-        }
+    if !has("--help") && !has("-h") && !has("--output") {
+        arguments.extend(["--output".into(), workspace.target().join("conformance").into()]);
     }
-    cluster::forward(workspace, &arguments)
+    let is_legacy = words().any(|word| {
+        let suite = word.strip_prefix("--suite=").unwrap_or(word);
+        suite == "legacy" || suite == "all"
+    });
+    let more: &[Need] = if is_legacy { &[Need::LegacySuite] } else { &[] };
+    cluster::forward(workspace, &arguments, more)
 }

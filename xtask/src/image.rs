@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::build;
 use crate::run::{self, Stage};
+use crate::toolchain::{Cross, Wanted};
 use crate::workspace::Workspace;
 
 /// Options of `image`.
@@ -63,6 +64,15 @@ impl Arch {
         }
     }
 
+    /// What it takes to compile for it on another processor.
+    fn cross(self) -> Cross {
+        let package = match self {
+            Self::Amd64 => "gcc-x86-64-linux-gnu",
+            Self::Arm64 => "gcc-aarch64-linux-gnu",
+        };
+        Cross { target: self.target(), compiler: self.compiler(), package }
+    }
+
     /// The cross compiler, as Debian calls it.
     fn compiler(self) -> &'static str {
         match self {
@@ -78,8 +88,10 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         Some(arch) => arch,
         None => host.as_ref().copied().map_err(|error| anyhow::anyhow!("{error}"))?,
     };
-    let _object = build::object(workspace)?;
-    let binary = static_binary(workspace, arch, host.ok() != Some(arch))?;
+    let is_cross = host.ok() != Some(arch);
+    let cross = is_cross.then(|| arch.cross());
+    let _object = build::object_for(workspace, &Wanted { cross, ..Wanted::build() })?;
+    let binary = static_binary(workspace, arch, is_cross)?;
     let output = match &args.output {
         Some(output) => env::current_dir().context("the working directory is gone")?.join(output),
         None => workspace.target().join(format!("netpol-{}.tar", arch.name())),
@@ -108,14 +120,7 @@ fn static_binary(workspace: &Workspace, arch: Arch, is_cross: bool) -> Result<Pa
         command.env(format!("CARGO_TARGET_{upper}_LINKER"), arch.compiler());
         command.env(format!("CC_{}", arch.target().replace('-', "_")), arch.compiler());
     }
-    let advice = format!(
-        "fix the error above; for another processor than this machine's it takes its standard \
-         library (`rustup target add {}`) and a cross compiler (Debian: apt-get install \
-         gcc-{})",
-        arch.target(),
-        arch.compiler().trim_end_matches("-gcc"),
-    );
-    run::visible(command, &advice)?;
+    run::visible(command, "fix the error above")?;
     stage.done();
     Ok(workspace.netpol(&format!("{}/release", arch.target())))
 }

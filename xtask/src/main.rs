@@ -19,11 +19,13 @@ mod check;
 mod cluster;
 mod conformance;
 mod ebpf;
+mod fresh;
 mod image;
 mod lines;
 mod manifests;
 mod probe;
 mod run;
+mod selection;
 mod setup;
 mod source;
 mod summary;
@@ -42,7 +44,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install what the build needs and this machine lacks
+    /// Install the packages that building, tests and benchmarks need and this machine lacks
     Setup(setup::Args),
     /// Build the eBPF object and the binary `netpol` around it
     Build(build::Args),
@@ -54,6 +56,8 @@ enum Command {
     Manifests,
     /// Run every test: unit, property, datapath, network namespaces, documentation
     Test(test::Args),
+    /// Both commands of the README on a machine that has nothing yet, made for it
+    Fresh(fresh::Args),
     /// Measure, as ratios within one run
     Bench(bench::Args),
     /// A real Kubernetes cluster in namespaces of this machine: up, down, status, kubectl, ...
@@ -65,7 +69,7 @@ enum Command {
     /// The repository's own rules only (part of `check` and of `test`)
     Tidy,
     /// Whether this machine and user can run the tests; names what is missing
-    Capabilities,
+    Capabilities(capabilities::Args),
     /// Lines per crate and module
     Lines,
 }
@@ -92,12 +96,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Image(args) => image::command(workspace, &args),
         Command::Manifests => manifests::command(workspace),
         Command::Test(args) => test::command(workspace, &args),
+        Command::Fresh(args) => fresh::command(workspace, &args),
         Command::Bench(args) => bench::command(workspace, &args),
         Command::Cluster(args) => cluster::command(workspace, &args),
         Command::Conformance(args) => conformance::command(workspace, &args),
         Command::Check(args) => check::command(workspace, &args),
         Command::Tidy => tidy::command(workspace),
-        Command::Capabilities => capabilities::command(),
+        Command::Capabilities(args) => capabilities::command(&args),
         Command::Lines => lines::command(workspace),
     }
 }

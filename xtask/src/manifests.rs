@@ -4,17 +4,21 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use netpol_needs::Need;
 
-use crate::build;
 use crate::run;
+use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
+use crate::{build, cluster};
 
 pub(crate) fn command(workspace: &Workspace) -> Result<ExitCode> {
     // The crate depends on netpol-userspace, which embeds the object.
-    let _object = build::object(workspace)?;
-    let mut command = run::cargo();
-    command.current_dir(workspace.root());
-    command.args(["run", "--quiet", "--package", "netpol-cluster", "--bin", "netpol-manifests"]);
+    let _object = build::object_for(workspace, &Wanted::with([Need::Kubectl]))?;
+    let mut kubectl = cluster::package(workspace, "netpol-cluster");
+    kubectl.args(["--", "build", Need::Kubectl.name()]);
+    run::visible(kubectl, "see above")?;
+    let mut command = cluster::package(workspace, "netpol-cluster");
+    command.args(["--bin", "netpol-manifests"]);
     run::visible(command, "fix the error above")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,9 +6,11 @@ use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::{File, TryLockError};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -47,6 +49,28 @@ impl Stage {
     /// Says how long the stage took.
     pub(crate) fn done(self) {
         announce(format_args!("{}: {:.1} s", self.name, self.started.elapsed().as_secs_f64()));
+    }
+}
+
+/// How often a wait says that it still waits.
+const WORD_EVERY: Duration = Duration::from_secs(5);
+
+/// Waits until nobody else has the lock of this file, and says every few seconds what it waits for:
+/// `whom` completes "waiting for ...". The lock ends with the file, or with this process.
+pub(crate) fn take_turn(file: &File, whom: &str) -> io::Result<()> {
+    let started = Instant::now();
+    let mut next = Duration::ZERO;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => return Ok(()),
+        }
+        if started.elapsed() >= next {
+            announce(format_args!("waiting for {whom} ({} s)", next.as_secs()));
+            next += WORD_EVERY;
+        }
+        sleep(Duration::from_millis(100));
     }
 }
 

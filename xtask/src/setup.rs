@@ -1,18 +1,21 @@
-//! `cargo xtask setup`: looks at the machine, and installs what the build and the tests lack or
-//! says how.
+//! `cargo xtask setup`: looks at the machine, and installs what a command lacks or says how. Every
+//! command asks for all that it is going to need, at once and before it begins.
 //!
 //! It must be safe to run at any time: when nothing is missing it changes nothing and takes
 //! a few hundredths of a second. The decision what is missing is `toolchain`'s.
 
+use std::collections::BTreeSet;
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use netpol_needs::Need;
 
 use crate::run::{self, announce};
-use crate::toolchain::{Facts, MINIMUM_RUST, Plan, Step, Toolchain, Version, plan};
+use crate::toolchain::{Cross, CrossFacts, Facts, MINIMUM_RUST, Plan, Step, Toolchain, Version};
+use crate::toolchain::{Wanted, plan};
 use crate::workspace::Workspace;
 
 /// The distribution's compiler and the directory of its ready-made libraries.
@@ -25,6 +28,8 @@ const PACKAGED_CORE_DIR: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 
 /// Where distributions and upstream put CNI plugins.
 const CNI_DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+/// Where dpkg keeps what it was at when it was interrupted.
+const DPKG_UPDATES: &str = "/var/lib/dpkg/updates";
 
 /// Options of `setup`.
 #[derive(clap::Args)]
@@ -35,28 +40,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let wanted = Wanted::with(Need::ALL);
     if args.print {
-        let plan = plan(&facts());
+        let plan = plan(&facts(&wanted), &wanted);
         run::say(describe(&plan));
         return Ok(ExitCode::SUCCESS);
     }
-    ensure_for_tests()?;
+    ensure(&wanted)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Installs what building needs and is missing, or fails with the commands to run; returns the
-/// compiler to use.
-pub(crate) fn ensure() -> Result<Toolchain> {
-    ensure_with(|| Facts { nat_tools: true, cluster_tools: true, go: true, ..facts() })
-}
-
-/// The same with what only tests need.
-pub(crate) fn ensure_for_tests() -> Result<Toolchain> {
-    ensure_with(facts)
-}
-
-fn ensure_with(facts: fn() -> Facts) -> Result<Toolchain> {
-    let before = plan(&facts());
+/// Installs what is wanted and missing, or fails with the commands to run; returns the compiler to
+/// use.
+pub(crate) fn ensure(wanted: &Wanted) -> Result<Toolchain> {
+    let before = plan(&facts(wanted), wanted);
     if before.steps.is_empty() {
         announce(describe(&before));
         return Ok(before.toolchain);
@@ -67,10 +64,12 @@ fn ensure_with(facts: fn() -> Facts) -> Result<Toolchain> {
             describe(&before)
         );
     }
-    for step in &before.steps {
+    let _turn = turn()?;
+    // Who had the turn before may have installed it.
+    for step in &plan(&facts(wanted), wanted).steps {
         install(step)?;
     }
-    let after = plan(&facts());
+    let after = plan(&facts(wanted), wanted);
     if !after.steps.is_empty() {
         bail!(
             "everything was installed without an error, and yet {}\nThe distribution's Rust must be \
@@ -83,11 +82,30 @@ fn ensure_with(facts: fn() -> Facts) -> Result<Toolchain> {
     Ok(after.toolchain)
 }
 
+/// The compiler to use, when everything is there.
+pub(crate) fn toolchain() -> Toolchain {
+    plan(&facts(&Wanted::build()), &Wanted::build()).toolchain
+}
+
+/// Two that install at once would get in each other's way: package managers do not all wait.
+fn turn() -> Result<File> {
+    let path = env::temp_dir().join("netpol-setup.lock");
+    let open = File::options().create(true).append(true).open(&path);
+    let file = open.with_context(|| format!("cannot open {}", path.display()))?;
+    run::take_turn(&file, "another `cargo xtask` that installs what is missing")
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
 fn install(step: &Step) -> Result<()> {
     let stage = run::Stage::start(format!("installing {}, to {}", step.what, step.why));
     for words in &step.commands {
         announce(format_args!("running {}", words.join(" ")));
-        run::indented(installer(words), "see above; what it installs is needed for the build")?;
+        run::indented(
+            installer(words),
+            "see above. Nothing is broken by that: run the same command again when the reason is \
+             gone, and it goes on with what is missing",
+        )?;
     }
     stage.done();
     Ok(())
@@ -127,8 +145,8 @@ fn describe(plan: &Plan) -> String {
     text
 }
 
-/// Looks at the machine; starts at most two programs, each of which only prints its version.
-fn facts() -> Facts {
+/// Looks at the machine; starts at most three programs, each of which only prints what is there.
+fn facts(wanted: &Wanted) -> Facts {
     Facts {
         debian: is_debian(&fs::read_to_string("/etc/os-release").unwrap_or_default())
             && Path::new("/usr/bin/apt-get").exists(),
@@ -138,15 +156,34 @@ fn facts() -> Facts {
         nightly_with_src: nightly_has_src(),
         linker: linker_path().and_then(|path| version_of(&path)),
         iproute2: find_program("ip").is_some() && find_program("tc").is_some(),
-        nat_tools: ["nft", "iptables-restore", "ip6tables-restore", "conntrack", "ipset"]
-            .iter()
-            .all(|name| find_program(name).is_some()),
-        cluster_tools: ["containerd", "runc"].iter().all(|name| find_program(name).is_some())
-            && CNI_DIRECTORIES.iter().any(|path| Path::new(path).join("bridge").exists()),
+        programs: packaged_programs(),
         go: find_program("go").is_some()
             || Path::new("/usr/local/go/bin/go").exists()
             || env::var_os("KUBEBUILDER_ASSETS").is_some(),
+        debootstrap: find_program("debootstrap").is_some(),
+        interrupted: fs::read_dir(DPKG_UPDATES).is_ok_and(|mut files| files.next().is_some()),
+        cross: wanted.cross.map_or_else(CrossFacts::default, cross),
     }
+}
+
+/// Those that are there, of all that some need has.
+fn packaged_programs() -> BTreeSet<&'static str> {
+    let all = Need::ALL.iter().flat_map(|need| need.programs());
+    // There are too many bridges: this one is a CNI plugin.
+    let is_there = |name: &str| match name {
+        "bridge" => CNI_DIRECTORIES.iter().any(|path| Path::new(path).join(name).exists()),
+        // Only Debian's static one is found by everyone who needs it.
+        "busybox" => Path::new("/bin/busybox").exists(),
+        _ => find_program(name).is_some(),
+    };
+    all.map(|program| program.0).filter(|name| is_there(name)).collect()
+}
+
+fn cross(cross: Cross) -> CrossFacts {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--print", "target-libdir", "--target", cross.target]);
+    let library = run::output(rustc, "").is_ok_and(|path| Path::new(path.trim()).exists());
+    CrossFacts { compiler: find_program(cross.compiler).is_some(), library }
 }
 
 fn is_debian(os_release: &str) -> bool {
@@ -242,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_plan_that_lacks_something_tells_the_commands() {
-        let text = describe(&plan(&Facts::default()));
+        let text = describe(&plan(&Facts::default(), &Wanted::build()));
         assert!(text.contains("rustup toolchain install nightly --component rust-src"), "{text}");
         assert!(text.contains("cargo install bpf-linker"), "{text}");
         assert!(text.contains("iproute2"), "{text}");

@@ -1,16 +1,22 @@
-//! `cargo xtask test`: builds what the tests embed, makes sure that they can run here, runs
-//! them all, and closes with one line that adds them up.
+//! `cargo xtask test`: makes ready what the tests need, runs them all, and closes with one line that
+//! adds them up.
 //!
-//! It never skips: what cannot be tested is an error that names what is missing.
+//! It never skips: what cannot be tested is an error that names what is missing. And nothing is
+//! installed, fetched or built once the first test runs, so that no test waits for that.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use netpol_needs::Need;
 
 use crate::run::{self, Stage, announce};
+use crate::selection::{Scope, Selection};
 use crate::summary::Summary;
+use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
 use crate::{build, capabilities, setup};
 
@@ -35,37 +41,27 @@ pub(crate) struct Args {
     /// Show what tests print
     #[arg(long)]
     show_output: bool,
+    /// Make ready what these tests need, and stop before the first one
+    #[arg(long)]
+    prepare: bool,
 }
-
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Scope {
-    /// Everything
-    All,
-    /// Tests beside the code
-    Unit,
-    /// Whole-system tests: network namespaces, datapath, the binary
-    #[value(alias = "system")]
-    Root,
-    /// Examples in the documentation
-    Doc,
-    /// The loaded programs against the reference evaluator, against another parser, and against
-    /// their own code, on random clusters and frames; see --cases and --seed. A case is a cluster
-    /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
-    /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
-    Fuzz,
-}
-
-/// The test programs of [`Scope::Fuzz`].
-const FUZZERS: [&str; 4] =
-    ["datapath_fuzz", "datapath_raw", "datapath_differential", "change_flood"];
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let privilege = Privilege::find()?;
-    setup::ensure_for_tests()?;
-    let _object = build::object(workspace)?;
-    privilege.check_capabilities()?;
-    let stage = Stage::start("building and running the tests");
-    let mut command = cargo_test(workspace, args);
+    let selection = Selection {
+        scope: args.scope,
+        package: args.package.clone(),
+        filter: args.filter.clone(),
+        has_library: has_library(workspace, args),
+    };
+    let needs = prepare(workspace, &selection)?;
+    privilege.check_capabilities(&needs)?;
+    if args.prepare {
+        announce("everything is ready; run the same without --prepare");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let stage = Stage::start("running the tests");
+    let mut command = cargo_test(workspace, args, &selection);
     privilege.apply(&mut command);
     let (summary, status) = run_and_count(command, &mut std::io::stdout().lock())?;
     stage.done();
@@ -78,25 +74,48 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
-    let mut command = run::cargo();
-    command.current_dir(workspace.root()).args(["test", "--no-fail-fast"]);
-    match &args.package {
-        Some(package) => command.args(["--package", package]),
-        // Built with everything else, and with the same features, before any test runs.
-        None => command.arg("--workspace").env("NETPOL_PROGRAM", workspace.netpol("debug")),
-    };
-    match args.scope {
-        Scope::All => &mut command,
-        // cargo refuses `--lib` for a package that has no library.
-        Scope::Unit if !has_library(workspace, args) => command.arg("--bins"),
-        Scope::Unit => command.args(["--lib", "--bins"]),
-        Scope::Root => command.args(["--test", "*"]),
-        Scope::Doc => command.arg("--doc"),
-        Scope::Fuzz => {
-            FUZZERS.iter().fold(&mut command, |command, name| command.args(["--test", name]))
+/// Makes everything ready that these tests need, and returns what that was.
+fn prepare(workspace: &Workspace, selection: &Selection) -> Result<BTreeSet<Need>> {
+    let started = Instant::now();
+    let possible = selection.possible_needs();
+    announce(
+        "making ready what the tests need (on a machine that has nothing usually 15 min on two \
+         processors; what is there is kept)",
+    );
+    // Without a filter they are known before anything is built; with one only afterwards.
+    let first = if selection.filter.is_none() { possible.clone() } else { BTreeSet::new() };
+    let _object = build::object_for(workspace, &Wanted::with(first))?;
+    let stage = Stage::start("building the test programs (usually 4 min the first time)");
+    let mut command = selection.cargo_test(workspace);
+    command.arg("--no-run");
+    run::visible(command, "fix the error above")?;
+    stage.done();
+    let needs = match selection.filter {
+        Some(_) if !possible.is_empty() => {
+            let needs = selection.needs(workspace)?;
+            setup::ensure(&Wanted::with(needs.clone()))?;
+            needs
         }
+        _ => possible,
     };
+    if needs.contains(&Need::Netpol) && selection.package.is_some() {
+        build::netpol(workspace, false)?;
+    }
+    let kubernetes = Need::KUBERNETES.into_iter().filter(|need| needs.contains(need));
+    let kubernetes: Vec<&str> = kubernetes.map(Need::name).collect();
+    if !kubernetes.is_empty() {
+        // Built with its tests, and with the same features.
+        let mut command = Command::new(workspace.target().join("debug/netpol-cluster"));
+        command.arg("build").args(kubernetes).stdout(Stdio::null());
+        run::visible(command, "see above")?;
+    }
+    announce(format_args!("everything is ready: {:.0} s", started.elapsed().as_secs_f64()));
+    Ok(needs)
+}
+
+fn cargo_test(workspace: &Workspace, args: &Args, selection: &Selection) -> Command {
+    let mut command = selection.cargo_test(workspace);
+    command.env("NETPOL_PROGRAM", workspace.netpol("debug"));
     for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", args.seed)] {
         if let Some(value) = value {
             command.env(variable, value.to_string());
@@ -107,7 +126,7 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
     if std::io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none() {
         command.arg("--color=always");
     }
-    if args.show_output || matches!(args.scope, Scope::Fuzz) {
+    if args.show_output || args.scope == Scope::Fuzz {
         command.arg("--show-output");
     }
     command.args(&args.filter);
@@ -184,13 +203,18 @@ impl Privilege {
     }
 
     /// Fails with the names of what is missing.
-    fn check_capabilities(&self) -> Result<()> {
+    fn check_capabilities(&self, needs: &BTreeSet<Need>) -> Result<()> {
+        let needs: Vec<Need> = needs.iter().copied().collect();
         match self {
-            Self::Root => capabilities::require(),
+            Self::Root => capabilities::require(&needs),
             Self::Sudo => {
                 let this = env::current_exe().context("cannot tell where this xtask is")?;
                 let mut command = Command::new("sudo");
                 command.arg("-E").arg(this).arg("capabilities");
+                match needs.as_slice() {
+                    [] => command.arg("--bare"),
+                    needs => command.args(needs.iter().map(|need| need.name())),
+                };
                 // Not through `run`: sudo may have to ask for a password.
                 let status = command.status().context("cannot start sudo")?;
                 if status.success() {

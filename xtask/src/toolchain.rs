@@ -3,7 +3,10 @@
 //! Pure: facts about the machine go in, a plan comes out. Looking at the machine and carrying
 //! the plan out is `setup`'s; nothing here may read a file or start a program.
 
+use std::collections::BTreeSet;
 use std::fmt;
+
+use netpol_needs::Need;
 
 /// The bpf-linker release that this repository is built and tested with.
 pub(crate) const LINKER_VERSION: Version = Version(0, 10, 3);
@@ -36,15 +39,47 @@ impl fmt::Display for Version {
     }
 }
 
-/// Packages with `nft`, `iptables`, `conntrack` and `ipset`, which only tests and benchmarks need.
-const NAT_TOOLS: [&str; 4] = ["nftables", "iptables", "conntrack", "ipset"];
-
-/// Packages of what runs containers on the test cluster's nodes.
-const CLUSTER_TOOLS: [&str; 3] = ["containerd", "runc", "containernetworking-plugins"];
-
 /// The package of Go, which builds Kubernetes' programs; it may be any version, since an old one
 /// fetches a newer one.
 const GO: &str = "golang-go";
+
+/// What is to be done with the machine, which decides what it must have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// netpol is compiled.
+    pub(crate) build: bool,
+    /// Network namespaces are wired.
+    pub(crate) namespaces: bool,
+    /// A fresh root file system is made.
+    pub(crate) fresh: bool,
+    /// netpol is compiled for this other processor, as Debian calls it.
+    pub(crate) cross: Option<Cross>,
+    /// What tests, clusters and benchmarks need besides.
+    pub(crate) needs: BTreeSet<Need>,
+}
+
+impl Wanted {
+    /// To compile netpol and run it in namespaces.
+    pub(crate) fn build() -> Self {
+        Self { build: true, namespaces: true, ..Self::default() }
+    }
+
+    /// The same, and these.
+    pub(crate) fn with(needs: impl IntoIterator<Item = Need>) -> Self {
+        Self { needs: needs.into_iter().collect(), ..Self::build() }
+    }
+}
+
+/// Another processor that netpol is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cross {
+    /// As rustc calls it.
+    pub(crate) target: &'static str,
+    /// Its C compiler, as Debian calls it.
+    pub(crate) compiler: &'static str,
+    /// The Debian package of that.
+    pub(crate) package: &'static str,
+}
 
 /// What was seen on this machine.
 #[derive(Clone, Debug, Default)]
@@ -63,13 +98,25 @@ pub(crate) struct Facts {
     pub(crate) linker: Option<Version>,
     /// iproute2's `ip` and `tc` are there.
     pub(crate) iproute2: bool,
-    /// The tools by which tests translate addresses as kube-proxy does, and benchmarks filter as
-    /// others do, are there, or not asked for.
-    pub(crate) nat_tools: bool,
-    /// The test cluster's nodes can run containers, or it is not asked for.
-    pub(crate) cluster_tools: bool,
-    /// Go is there, or a directory of Kubernetes' programs, or it is not asked for.
+    /// Programs of packages that are there, of all that some need has.
+    pub(crate) programs: BTreeSet<&'static str>,
+    /// Go is there, or a directory of Kubernetes' programs.
     pub(crate) go: bool,
+    /// debootstrap is there.
+    pub(crate) debootstrap: bool,
+    /// An installation of packages was interrupted and has to be ended first.
+    pub(crate) interrupted: bool,
+    /// The compiler and the standard library for the other processor that is wanted, if any.
+    pub(crate) cross: CrossFacts,
+}
+
+/// What is there for another processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CrossFacts {
+    /// Its compiler.
+    pub(crate) compiler: bool,
+    /// Rust's standard library for it.
+    pub(crate) library: bool,
 }
 
 /// A compiler that can build for bpfel-unknown-none.
@@ -87,7 +134,7 @@ pub(crate) struct Step {
     /// What is installed.
     pub(crate) what: String,
     /// What it is for.
-    pub(crate) why: &'static str,
+    pub(crate) why: String,
     /// How: commands, each as its words.
     pub(crate) commands: Vec<Vec<String>>,
 }
@@ -105,7 +152,7 @@ pub(crate) struct Plan {
 
 /// Decides. A compiler that is already there wins over one that would have to be installed, and
 /// the distribution's over nightly, because it is a fixed version that needs no rebuilt `core`.
-pub(crate) fn plan(facts: &Facts) -> Plan {
+pub(crate) fn plan(facts: &Facts, wanted: &Wanted) -> Plan {
     let automatic = facts.debian && facts.root;
     let packaged = facts.packaged_bpf_core && facts.packaged_rust >= Some(MINIMUM_RUST);
     let toolchain = match (packaged, facts.nightly_with_src) {
@@ -114,63 +161,99 @@ pub(crate) fn plan(facts: &Facts) -> Plan {
         (false, false) if automatic => Toolchain::Packaged,
         (false, false) => Toolchain::Nightly,
     };
-    let toolchain_missing = !packaged && !facts.nightly_with_src;
+    let toolchain_missing = wanted.build && !packaged && !facts.nightly_with_src;
     let mut steps = Vec::new();
-    let mut packages = Vec::new();
+    let mut packages = Packages::default();
     if toolchain_missing && toolchain == Toolchain::Packaged {
-        packages.extend(DEBIAN_RUST);
+        for name in DEBIAN_RUST {
+            packages.add(name, "compile the datapath for the kernel");
+        }
     } else if toolchain_missing {
         steps.push(nightly());
     }
-    if !facts.iproute2 {
-        packages.push("iproute2");
+    if wanted.namespaces && !facts.iproute2 {
+        packages.add("iproute2", "wire network namespaces together (ip, tc)");
     }
-    if !facts.nat_tools {
-        packages.extend(NAT_TOOLS);
+    for need in &wanted.needs {
+        for (program, package) in need.programs() {
+            if !facts.programs.contains(program) {
+                packages.add(package, need.purpose());
+            }
+        }
+        if Need::KUBERNETES.contains(need) && !facts.go {
+            packages.add(GO, "build Kubernetes' programs");
+        }
     }
-    if !facts.cluster_tools {
-        packages.extend(CLUSTER_TOOLS);
+    if wanted.fresh && !facts.debootstrap {
+        packages.add("debootstrap", "make a root file system that has nothing yet");
     }
-    if !facts.go {
-        packages.push(GO);
+    if let Some(cross) = wanted.cross
+        && !facts.cross.compiler
+    {
+        packages.add(cross.package, "compile netpol for another processor");
     }
-    if !packages.is_empty() {
-        steps.push(install_packages(facts, &packages));
+    steps.extend(packages.step(facts));
+    if let Some(cross) = wanted.cross
+        && !facts.cross.library
+    {
+        steps.push(Step {
+            what: format!("Rust's standard library for {}", cross.target),
+            why: "compile netpol for another processor".to_owned(),
+            commands: vec![words(&["rustup", "target", "add", cross.target])],
+        });
     }
-    if facts.linker < Some(LINKER_VERSION) {
+    if wanted.build && facts.linker < Some(LINKER_VERSION) {
         steps.push(linker());
     }
     Plan { toolchain, steps, automatic }
 }
 
-fn install_packages(facts: &Facts, names: &[&str]) -> Step {
-    let prefix: &[&str] = if facts.root { &[] } else { &["sudo"] };
-    let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
-    let commands = if facts.debian {
-        vec![
-            words(&[prefix, &["apt-get", "update"]].concat()),
-            words(&[prefix, &install, names].concat()),
-        ]
-    } else {
-        // Only tools get here. They have these names everywhere; the package manager has not.
-        vec![words(&[&["<your distribution's package manager>", "install"], names].concat())]
-    };
-    let why = if names.contains(&DEBIAN_RUST[0]) {
-        "compile the datapath for the kernel, and wire network namespaces"
-    } else if names.contains(&NAT_TOOLS[0]) {
-        "try Services as kube-proxy translates them (tests only)"
-    } else if names.iter().any(|name| *name == GO || CLUSTER_TOOLS.contains(name)) {
-        "run a real cluster on this machine (tests only)"
-    } else {
-        "wire network namespaces together (ip, tc)"
-    };
-    Step { what: names.join(", "), why, commands }
+/// Packages to install, in the order in which they were asked for, and what for.
+#[derive(Default)]
+struct Packages {
+    names: Vec<&'static str>,
+    reasons: Vec<&'static str>,
+}
+
+impl Packages {
+    fn add(&mut self, name: &'static str, reason: &'static str) {
+        if !self.names.contains(&name) {
+            self.names.push(name);
+        }
+        if !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+    }
+
+    fn step(&self, facts: &Facts) -> Option<Step> {
+        if self.names.is_empty() {
+            return None;
+        }
+        let sudo: &[&str] = if facts.root { &[] } else { &["sudo"] };
+        // Whoever else installs packages at the moment is waited for.
+        let apt = ["apt-get", "-o", "DPkg::Lock::Timeout=600"];
+        let install = ["install", "--yes", "--no-install-recommends"];
+        let names = self.names.as_slice();
+        let commands = if facts.debian {
+            let repair = words(&[sudo, &["dpkg", "--configure", "-a"]].concat());
+            let mut commands = if facts.interrupted { vec![repair] } else { Vec::new() };
+            commands.push(words(&[sudo, &apt, &["update"]].concat()));
+            commands.push(words(&[sudo, &apt, &install, names].concat()));
+            commands
+        } else {
+            // They have these names in most distributions; the package manager has not.
+            let manager = "<your distribution's package manager>";
+            vec![words(&[&[manager, "install"], names].concat())]
+        };
+        let (what, why) = (names.join(", "), self.reasons.join("; "));
+        Some(Step { what, why, commands })
+    }
 }
 
 fn nightly() -> Step {
     Step {
         what: "rustup's nightly toolchain with rust-src".to_owned(),
-        why: "compile the datapath for the kernel, with a `core` built from source",
+        why: "compile the datapath for the kernel, with a `core` built from source".to_owned(),
         commands: vec![words(&[
             "rustup",
             "toolchain",
@@ -186,7 +269,9 @@ fn linker() -> Step {
     let version = LINKER_VERSION.to_string();
     Step {
         what: format!("bpf-linker {version}"),
-        why: "link the datapath into one object with type information (built from source)",
+        why:
+            "link the datapath into one object with type information (built from source; a minute)"
+                .to_owned(),
         commands: vec![words(&[
             "cargo",
             "install",
@@ -235,10 +320,30 @@ mod tests {
             nightly_with_src: false,
             linker: Some(LINKER_VERSION),
             iproute2: true,
-            nat_tools: true,
-            cluster_tools: true,
+            programs: Need::ALL
+                .iter()
+                .flat_map(|need| need.programs())
+                .map(|program| program.0)
+                .collect(),
             go: true,
+            debootstrap: true,
+            interrupted: false,
+            cross: CrossFacts { compiler: true, library: true },
         }
+    }
+
+    fn everything() -> Wanted {
+        Wanted { fresh: true, cross: Some(ARM), ..Wanted::with(Need::ALL) }
+    }
+
+    const ARM: Cross = Cross {
+        target: "aarch64-unknown-linux-gnu",
+        compiler: "aarch64-linux-gnu-gcc",
+        package: "gcc-aarch64-linux-gnu",
+    };
+
+    fn build(facts: &Facts) -> Plan {
+        plan(facts, &Wanted::build())
     }
 
     fn shell(plan: &Plan) -> Vec<String> {
@@ -247,23 +352,26 @@ mod tests {
 
     #[test]
     fn nothing_to_do_when_all_is_there() {
-        let plan = plan(&complete_debian());
+        let plan = plan(&complete_debian(), &everything());
         assert_eq!(plan.toolchain, Toolchain::Packaged);
         assert!(plan.steps.is_empty());
     }
 
     #[test]
-    fn bare_debian_as_root_installs_everything_by_itself() {
-        let plan = plan(&Facts { debian: true, root: true, ..Facts::default() });
+    fn bare_debian_as_root_installs_everything_by_itself_and_at_once() {
+        let facts = Facts { debian: true, root: true, ..Facts::default() };
+        let plan = plan(&facts, &everything());
         assert_eq!(plan.toolchain, Toolchain::Packaged);
         assert!(plan.automatic);
         assert_eq!(
             shell(&plan),
             [
-                "apt-get update",
-                "apt-get install --yes --no-install-recommends \
+                "apt-get -o DPkg::Lock::Timeout=600 update",
+                "apt-get -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends \
                  rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack ipset \
-                 containerd runc containernetworking-plugins golang-go",
+                 containernetworking-plugins python3-minimal golang-go containerd runc busybox-static debootstrap \
+                 gcc-aarch64-linux-gnu",
+                "rustup target add aarch64-unknown-linux-gnu",
                 "cargo install bpf-linker --version 0.10.3 --locked --force \
                  --config profile.release.opt-level=0 --config profile.release.debug=false",
             ]
@@ -271,24 +379,33 @@ mod tests {
     }
 
     #[test]
-    fn what_only_tests_need_comes_by_itself_where_the_rest_is_there() {
-        let plan = plan(&Facts { nat_tools: false, ..complete_debian() });
-        let what: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
-        assert_eq!(what, ["nftables, iptables, conntrack, ipset"]);
-        assert!(plan.steps[0].why.contains("tests"), "{}", plan.steps[0].why);
+    fn what_is_not_wanted_is_not_installed() {
+        let bare = Facts { debian: true, root: true, ..Facts::default() };
+        assert_eq!(plan(&bare, &Wanted::default()).steps, []);
+        let only = Facts { programs: BTreeSet::new(), go: false, ..complete_debian() };
+        assert_eq!(build(&only).steps, []);
+        for (need, packages) in [
+            (Need::Translation, "nftables, iptables, conntrack, ipset"),
+            (Need::NetworkPlugins, "containernetworking-plugins"),
+            (Need::ControlPlane, "golang-go"),
+        ] {
+            let plan = plan(&only, &Wanted::with([need]));
+            let what: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
+            assert_eq!(what, [packages], "{need}");
+            assert!(plan.steps[0].why.contains(need.purpose()) || need == Need::ControlPlane);
+        }
     }
 
     #[test]
-    fn what_the_cluster_needs_comes_by_itself_where_the_rest_is_there() {
-        let plan = plan(&Facts { cluster_tools: false, go: false, ..complete_debian() });
-        let what: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
-        assert_eq!(what, ["containerd, runc, containernetworking-plugins, golang-go"]);
-        assert!(plan.steps[0].why.contains("cluster"), "{}", plan.steps[0].why);
+    fn an_interrupted_installation_is_ended_before_the_next_one() {
+        let plan = build(&Facts { interrupted: true, iproute2: false, ..complete_debian() });
+        assert_eq!(shell(&plan)[0], "dpkg --configure -a");
+        assert_eq!(build(&Facts { interrupted: true, ..complete_debian() }).steps, []);
     }
 
     #[test]
     fn elsewhere_the_way_is_nightly_and_a_person_runs_the_commands() {
-        let plan = plan(&Facts { root: true, iproute2: true, ..Facts::default() });
+        let plan = build(&Facts { root: true, iproute2: true, ..Facts::default() });
         assert_eq!(plan.toolchain, Toolchain::Nightly);
         assert!(!plan.automatic);
         assert_eq!(shell(&plan)[0], "rustup toolchain install nightly --component rust-src");
@@ -296,10 +413,12 @@ mod tests {
 
     #[test]
     fn debian_without_root_never_installs_by_itself() {
-        let plan = plan(&Facts { debian: true, ..Facts::default() });
+        let plan = build(&Facts { debian: true, ..Facts::default() });
         assert!(!plan.automatic);
         assert_eq!(plan.toolchain, Toolchain::Nightly);
-        assert!(shell(&plan).contains(&"sudo apt-get update".to_owned()));
+        assert!(
+            shell(&plan).contains(&"sudo apt-get -o DPkg::Lock::Timeout=600 update".to_owned())
+        );
     }
 
     #[test]
@@ -309,7 +428,7 @@ mod tests {
             Facts { packaged_bpf_core: false, ..complete_debian() },
             Facts { packaged_rust: None, ..complete_debian() },
         ] {
-            let plan = plan(&Facts { nightly_with_src: true, ..facts });
+            let plan = build(&Facts { nightly_with_src: true, ..facts });
             assert_eq!(plan.toolchain, Toolchain::Nightly);
             assert!(plan.steps.is_empty());
         }
@@ -317,16 +436,16 @@ mod tests {
 
     #[test]
     fn the_distributions_compiler_wins_over_an_installed_nightly() {
-        let plan = plan(&Facts { nightly_with_src: true, ..complete_debian() });
+        let plan = build(&Facts { nightly_with_src: true, ..complete_debian() });
         assert_eq!(plan.toolchain, Toolchain::Packaged);
     }
 
     #[test]
     fn an_old_linker_is_replaced_and_a_newer_one_kept() {
-        let old = plan(&Facts { linker: Some(Version(0, 9, 15)), ..complete_debian() });
+        let old = build(&Facts { linker: Some(Version(0, 9, 15)), ..complete_debian() });
         assert_eq!(old.steps.len(), 1);
         assert!(old.steps[0].what.contains("bpf-linker"));
-        let newer = plan(&Facts { linker: Some(Version(0, 11, 0)), ..complete_debian() });
+        let newer = build(&Facts { linker: Some(Version(0, 11, 0)), ..complete_debian() });
         assert!(newer.steps.is_empty());
     }
 

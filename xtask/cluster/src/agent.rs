@@ -3,48 +3,34 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::manifests;
-use crate::process::run;
 
 /// The image that deploy/netpol.yaml names.
 pub const IMAGE: &str = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"));
 
-/// Says where a `netpol` of this checkout is, so that none is built.
+/// Says where the `netpol` of this checkout is; `cargo xtask` builds it and sets this.
 const PROGRAM: &str = "NETPOL_PROGRAM";
 
-/// The checkout's program: the one that `NETPOL_PROGRAM` names, else built in the profile `dev` if
-/// it is not up to date.
+/// The checkout's program: the one that `NETPOL_PROGRAM` names.
 ///
 /// # Errors
-/// It cannot be built; the error has what cargo said.
+/// It is not set, or names nothing.
 pub fn program() -> Result<PathBuf> {
-    if let Some(path) = env::var_os(PROGRAM).map(PathBuf::from) {
-        ensure!(path.exists(), "{PROGRAM} is {}, which does not exist", path.display());
-        return Ok(path);
-    }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--package", "netpol-userspace", "--bin", "netpol"]);
-    command.args(["--message-format", "json"]).current_dir(workspace);
-    built(&mut command, "netpol")
+    given(PROGRAM)
 }
 
-/// Builds a program with a cargo command that tells in JSON what it does. Cargo says where it put
-/// it: the target directory is the user's choice.
-pub(crate) fn built(command: &mut Command, name: &str) -> Result<PathBuf> {
-    let messages = run(command)?;
-    let executable = messages.lines().rev().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_wanted = message["target"]["name"] == name;
-        message["executable"].as_str().filter(|_| is_wanted).map(PathBuf::from)
-    });
-    executable.with_context(|| format!("cargo built no program {name}"))
+/// A program that `cargo xtask` has built and names in this variable. Nothing is built here, where
+/// somebody already waits for it.
+pub(crate) fn given(variable: &str) -> Result<PathBuf> {
+    let path = env::var_os(variable).map(PathBuf::from).with_context(|| {
+        format!("{variable} is not set: start this by `cargo xtask`, which builds what it names")
+    })?;
+    ensure!(path.exists(), "{variable} is {}, which does not exist", path.display());
+    Ok(path)
 }
 
 /// Gives every node an image of this program.

@@ -1,17 +1,15 @@
-//! Kubernetes' own programs: given by the user, or built once from upstream's Go modules and kept
-//! outside the checkout. Must never run them, nor fetch anything but Go modules.
+//! Kubernetes' own programs: which there are, and where they are: given by the user, or built once
+//! and kept outside the checkout. Must never build, fetch or run one: `prepare` makes them ready
+//! before anything waits for them.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-
-use crate::go;
-use crate::turns;
+use netpol_needs::Need;
 
 /// The version that `kubernetes/go.mod` and `e2e/go.mod` pin.
 pub const VERSION: &str = "v1.36.3";
@@ -25,10 +23,10 @@ const GIVEN: [&str; 2] = ["KUBEBUILDER_ASSETS", "NETPOL_KUBERNETES_BIN"];
 /// A Go module of ours that pins versions of upstream's packages. One per set of programs, so that
 /// a change of one does not rebuild the programs of another.
 #[derive(Debug, PartialEq, Eq)]
-struct Module {
+pub(crate) struct Module {
     /// Its directory in this crate.
     name: &'static str,
-    version: &'static str,
+    pub(crate) version: &'static str,
     /// The files that decide what is built.
     sources: &'static [&'static str],
 }
@@ -50,9 +48,9 @@ static LEGACY_SUITE: Module = Module {
 pub struct Program {
     /// As upstream's releases call it.
     pub name: &'static str,
-    package: &'static str,
-    module: &'static Module,
-    is_test: bool,
+    pub(crate) package: &'static str,
+    pub(crate) module: &'static Module,
+    pub(crate) is_test: bool,
 }
 
 macro_rules! programs {
@@ -106,34 +104,88 @@ pub const GINKGO_LEGACY: Program = Program {
     is_test: false,
 };
 
-/// What a control plane needs.
-pub const CONTROL_PLANE: &[Program] = &[ETCD, APISERVER];
-/// What a whole cluster needs.
-pub const CLUSTER: &[Program] =
+const CONTROL_PLANE: &[Program] = &[ETCD, APISERVER, KUBECTL];
+const NODES: &[Program] =
     &[ETCD, APISERVER, CONTROLLER_MANAGER, SCHEDULER, KUBELET, KUBE_PROXY, KUBECTL, AGNHOST];
 
-/// Where one wanted program is.
+/// The programs that make up a need; none if it is no need of Kubernetes' programs.
+#[must_use]
+pub fn of(need: Need) -> &'static [Program] {
+    match need {
+        Need::Kubectl => &[KUBECTL],
+        Need::ControlPlane => CONTROL_PLANE,
+        Need::Nodes => NODES,
+        Need::Dns => &[COREDNS],
+        Need::Suite => &[E2E, GINKGO],
+        Need::LegacySuite => &[E2E_LEGACY, GINKGO_LEGACY],
+        Need::Translation | Need::NetworkPlugins | Need::Python | Need::Netpol => &[],
+    }
+}
+
+/// Where one program is.
 ///
 /// # Errors
-/// The directory that the user gave cannot be read, Go is missing or too old, or a build failed.
-pub fn ensure(program: Program) -> Result<PathBuf> {
+/// It is not there: the error says how to make it ready. Or the directory that the user gave cannot
+/// be read.
+pub fn find(program: Program) -> Result<PathBuf> {
+    check_declared(program)?;
+    if let Some(path) = ready(program)? {
+        return Ok(path);
+    }
+    let name = program.name;
+    let directory = program.module.cache()?;
+    bail!(
+        "{name} {} is not ready in {}: `cargo xtask cluster build` builds it, and so does \
+         `cargo xtask test` before the first test; or give a directory of programs in {}",
+        program.module.version,
+        directory.display(),
+        GIVEN[0]
+    )
+}
+
+/// A test program that uses what it does not declare would fail on a machine that has only what is
+/// declared. It fails everywhere.
+fn check_declared(program: Program) -> Result<()> {
+    let executable = env::current_exe().unwrap_or_default();
+    let Some(test) = netpol_needs::test_program(&executable) else {
+        return Ok(());
+    };
+    let mut declared = netpol_needs::of(test).iter();
+    let is_declared = declared.any(|need| {
+        let included = Need::KUBERNETES.into_iter().filter(|other| need.includes(*other));
+        included.flat_map(of).any(|one| one.name == program.name)
+    });
+    ensure!(
+        is_declared,
+        "the test program {test} uses {}, and the table of netpol-needs does not say so",
+        program.name
+    );
+    Ok(())
+}
+
+/// The program if it is there in full.
+pub(crate) fn ready(program: Program) -> Result<Option<PathBuf>> {
     if let Some(given) = given(program)? {
-        return Ok(given);
+        return Ok(Some(given));
     }
     let directory = program.module.cache()?;
     let path = directory.join(program.name);
-    if path.exists() {
-        return Ok(path);
-    }
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("create directory {}", directory.display()))?;
-    // Builds of several processes take turns, since each of them uses the whole machine.
-    let _lock = turns::wait(&directory, "another build of Kubernetes' programs")?;
-    if !path.exists() {
-        build(program, &path)?;
-    }
-    Ok(path)
+    let is_whole = sizes(&directory).get(program.name).is_some_and(|size| {
+        fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == *size)
+    });
+    Ok(is_whole.then_some(path))
 }
+
+/// The programs that were finished in a cache directory, and how many bytes each has: what was cut
+/// short by a power failure or a full disk is not taken for whole.
+pub(crate) fn sizes(directory: &Path) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string(directory.join(FINISHED)).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.filter_map(|(size, name)| Some((name.to_owned(), size.parse().ok()?))).collect()
+}
+
+/// The file of finished programs: lines of a size in bytes and a name.
+pub(crate) const FINISHED: &str = "finished";
 
 fn given(program: Program) -> Result<Option<PathBuf>> {
     for variable in GIVEN {
@@ -171,12 +223,17 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 impl Module {
-    fn directory(&self) -> PathBuf {
+    /// Its name, for people.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn directory(&self) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join(self.name)
     }
 
     /// Where its programs are kept.
-    fn cache(&self) -> Result<PathBuf> {
+    pub(crate) fn cache(&self) -> Result<PathBuf> {
         let name = format!("{}-{}-{:016x}", self.name, self.version, self.fingerprint()?);
         Ok(cache()?.join(name))
     }
@@ -191,42 +248,4 @@ impl Module {
         }
         Ok(hasher.finish())
     }
-}
-
-fn build(program: Program, path: &Path) -> Result<()> {
-    let go = go::find()?;
-    let started = Instant::now();
-    let release = program.module.version;
-    eprintln!("building {} {release} (once; minutes)", program.name);
-    let unfinished = path.with_extension("unfinished");
-    let version = "k8s.io/component-base/version";
-    let numbers: Vec<&str> = release.trim_start_matches('v').split('.').collect();
-    let flags = format!(
-        "-s -w -X {version}.gitVersion={release} -X {version}.gitMajor={} -X {version}.gitMinor={} \
-         -X {version}.gitTreeState=clean",
-        numbers[0], numbers[1]
-    );
-    let verb: &[&str] = if program.is_test { &["test", "-c"] } else { &["build"] };
-    let mut command = Command::new(&go);
-    command
-        .current_dir(program.module.directory())
-        .args(verb)
-        .args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
-        .arg(&unfinished)
-        .arg(program.package)
-        .env("CGO_ENABLED", "0")
-        .env("GOTOOLCHAIN", "local")
-        .stdin(Stdio::null());
-    let output = command.output().with_context(|| format!("start {}", go.display()))?;
-    if !output.status.success() {
-        bail!(
-            "cannot build {} with {}:\n{}",
-            program.name,
-            go.display(),
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        );
-    }
-    fs::rename(&unfinished, path).with_context(|| format!("move to {}", path.display()))?;
-    eprintln!("building {}: {:.0} s", program.name, started.elapsed().as_secs_f64());
-    Ok(())
 }

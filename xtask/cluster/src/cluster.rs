@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netpol_userspace::lock::Lock;
+use netpol_needs::Need;
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::NodeAddresses;
@@ -22,7 +22,7 @@ use crate::network::{self, Network};
 use crate::node::{self, ProxyMode, Settings};
 use crate::pki::{self, Authority};
 use crate::process::{output, run, wait_for};
-use crate::turns;
+use crate::turns::{self, Turn};
 
 /// What cluster to bring up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,9 +82,11 @@ impl Cluster {
 
     fn bring_up(options: &Options, life: Life) -> Result<Self> {
         check(options)?;
-        for &program in binaries::CLUSTER {
-            binaries::ensure(program)?;
+        // What is missing is named before anything is begun.
+        for &program in binaries::of(Need::Nodes) {
+            binaries::find(program)?;
         }
+        let archive = images::archive()?;
         let _turn = lock(&options.name)?;
         remove_dead(&options.name)?;
         let directory = directory_of(&options.name)?;
@@ -103,7 +105,7 @@ impl Cluster {
         if life == Life::Attached {
             fs::write(directory.join(ATTACHED), "")?;
         }
-        let result = Self::start(options, &directory, life);
+        let result = Self::start(options, &directory, life, &archive);
         if result.is_err() && !options.keep {
             let explained = result.map_err(|error| error.context(logs_of_ended(&directory)));
             remove(&options.name)?;
@@ -112,10 +114,9 @@ impl Cluster {
         result
     }
 
-    fn start(options: &Options, directory: &Path, life: Life) -> Result<Self> {
+    fn start(options: &Options, directory: &Path, life: Life, archive: &Path) -> Result<Self> {
         let mut step = Steps::new();
         let pki = Authority::ensure(&directory.join("pki"))?;
-        let archive = images::archive(&directory.join("images"))?;
         let home = directory.join("machines/control");
         let control = match Machine::open("control", &home)? {
             Some(machine) => machine,
@@ -135,7 +136,6 @@ impl Cluster {
         };
         let nodes = thread::scope(|scope| {
             let cluster = &cluster;
-            let archive = &archive;
             let nodes: Vec<_> = (0..options.nodes)
                 .map(|index| scope.spawn(move || cluster.start_machine(index, archive)))
                 .collect();
@@ -245,9 +245,9 @@ impl Cluster {
     /// which sees the host's files.
     ///
     /// # Errors
-    /// There is no kubectl, and it cannot be built.
+    /// There is no kubectl.
     pub fn kubectl_command(&self) -> Result<Command> {
-        let mut command = self.control.command(binaries::ensure(binaries::KUBECTL)?);
+        let mut command = self.control.command(binaries::find(binaries::KUBECTL)?);
         control_plane::kubectl_options(&mut command, &self.pki);
         Ok(command)
     }
@@ -310,7 +310,7 @@ impl Cluster {
         self.nodes[index].kill()?;
         let before = self.report(&name)?;
         cgroup::remove(&self.cgroup(&name))?;
-        let archive = images::archive(&self.directory.join("images"))?;
+        let archive = images::archive()?;
         self.nodes[index] = self.start_machine(number, &archive)?;
         self.start_kubernetes(index)?;
         self.wait_for_node(&self.nodes[index], NodeAddresses(number), before.as_deref())
@@ -456,7 +456,7 @@ fn locks(name: &str) -> Result<PathBuf> {
     Ok(binaries::cache()?.join("cluster-locks").join(name))
 }
 
-fn lock(name: &str) -> Result<Lock> {
+fn lock(name: &str) -> Result<Turn> {
     turns::wait(&locks(name)?, &format!("another process that brings {name} up or takes it down"))
 }
 

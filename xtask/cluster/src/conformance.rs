@@ -7,11 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
+use netpol_needs::Need;
 
 use crate::agent::{self, Plugin};
 use crate::cluster::take_down;
 use crate::network::Network;
 use crate::node::ProxyMode;
+use crate::prepare as prepare_programs;
 use crate::{Cluster, Options};
 
 mod prepare;
@@ -105,9 +107,9 @@ impl Suites {
 pub fn command(args: &Args) -> Result<ExitCode> {
     let output = std::path::absolute(&args.output)?;
     fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
-    for suite in args.suite.suites() {
-        suite.build()?;
-    }
+    // All of it, before anything is begun.
+    let suites = args.suite.suites().iter().map(|suite| suite.need());
+    prepare_programs::ensure(&suites.chain([Need::Nodes]).collect::<Vec<_>>())?;
     let mut reports = Vec::new();
     for &mode in args.proxy_mode.modes() {
         reports.extend(on_cluster(args, mode, &output)?);

@@ -53,12 +53,12 @@ pub(crate) fn start_daemon(machine: &Machine, pki: &Authority, name: &str) -> Re
         "kube-scheduler" => (binaries::SCHEDULER, component(pki, "kube-scheduler")),
         other => bail!("{other} is no part of the control plane, which is {}", DAEMONS.join(", ")),
     };
-    machine.start_daemon(name, &binaries::ensure(program)?, &arguments)
+    machine.start_daemon(name, &binaries::find(program)?, &arguments)
 }
 
 /// Waits until the API server says that it is ready.
 pub(crate) fn wait_until_ready(machine: &Machine, pki: &Authority) -> Result<()> {
-    let kubectl = binaries::ensure(binaries::KUBECTL)?;
+    let kubectl = binaries::find(binaries::KUBECTL)?;
     wait_for("the API server to be ready", Duration::from_secs(180), || {
         for name in &DAEMONS[..NEEDED] {
             if machine.daemon(name).is_none() {

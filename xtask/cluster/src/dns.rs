@@ -26,7 +26,7 @@ pub fn install(cluster: &Cluster) -> Result<()> {
 fn image(cluster: &Cluster) -> Result<PathBuf> {
     let path = cluster.directory().join("images/coredns.tar");
     if !path.exists() {
-        let mut image = Image::of_program(IMAGE, "coredns", binaries::ensure(binaries::COREDNS)?);
+        let mut image = Image::of_program(IMAGE, "coredns", binaries::find(binaries::COREDNS)?);
         image.entries.push(Entry::directory("/tmp", 0o1777));
         image.write(&path)?;
     }

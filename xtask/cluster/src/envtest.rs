@@ -169,7 +169,7 @@ impl ApiServer {
     }
 
     fn program(&self, program: Program) -> Result<Command> {
-        Ok(Command::new(binaries::ensure(program)?))
+        Ok(Command::new(binaries::find(program)?))
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Child> {

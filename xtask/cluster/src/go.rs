@@ -43,6 +43,15 @@ pub(crate) fn find() -> Result<PathBuf> {
     })
 }
 
+/// Where this `go` keeps what it compiled.
+///
+/// # Errors
+/// It does not say.
+pub(crate) fn cache(go: &Path) -> Result<PathBuf> {
+    let said = run(Command::new(go).args(["env", "GOCACHE"]).current_dir("/"))?;
+    Ok(PathBuf::from(said.trim()))
+}
+
 /// 26 of "go version go1.26.8 linux/amd64".
 fn minor_version(go: &Path) -> Option<u32> {
     // Not the version that some go.mod above asks for.

@@ -18,7 +18,9 @@ pub mod manifests;
 pub mod network;
 pub mod node;
 pub mod pki;
+pub mod prepare;
 pub mod process;
+mod progress;
 pub mod scenarios;
 mod turns;
 

@@ -8,8 +8,10 @@ use clap::{Parser, Subcommand};
 use netpol_cluster::network::Network;
 use netpol_cluster::node::{self, ProxyMode};
 use netpol_cluster::{
-    Cluster, Options, agent, binaries, cluster, conformance, control_plane, forward, scenarios,
+    Cluster, Options, agent, binaries, cluster, conformance, control_plane, forward, prepare,
+    scenarios,
 };
+use netpol_needs::Need;
 
 /// A real Kubernetes cluster on this machine, in namespaces of its own.
 #[derive(Parser)]
@@ -19,6 +21,9 @@ struct Cli {
     /// Which cluster; several can run side by side
     #[arg(long, default_value = "netpol", global = true)]
     name: String,
+    /// Fail at once when something of Kubernetes is not ready, instead of building it
+    #[arg(long, global = true)]
+    no_prepare: bool,
     #[command(subcommand)]
     action: Action,
 }
@@ -99,8 +104,12 @@ enum Action {
     },
     /// Run upstream's NetworkPolicy tests with netpol on a cluster of their own
     Conformance(conformance::Args),
-    /// Find or build Kubernetes' programs, and print where they are
-    Build,
+    /// Build those of Kubernetes' programs that are not ready, and print where all are
+    Build {
+        /// What of them: kubectl, control-plane, nodes, dns, suite, legacy-suite [default: all]
+        #[arg(value_parser = need)]
+        what: Vec<Need>,
+    },
     /// Forward a port of this host's loopback to the API server
     #[command(hide = true)]
     Forward,
@@ -116,8 +125,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// What has to be ready before an action begins.
+fn needs(action: &Action) -> &'static [Need] {
+    match action {
+        Action::Up { .. } => &[Need::Nodes],
+        Action::Scenarios { .. } => &[Need::Nodes, Need::Dns],
+        // The suites know what they need; the others use a cluster that is there.
+        _ => &[],
+    }
+}
+
+fn need(name: &str) -> Result<Need, String> {
+    let known = Need::of_name(name).filter(|need| Need::KUBERNETES.contains(need));
+    known.ok_or_else(|| {
+        format!("of Kubernetes there are {}", Need::KUBERNETES.map(Need::name).join(", "))
+    })
+}
+
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let name = cli.name;
+    if !cli.no_prepare {
+        prepare::ensure(needs(&cli.action))?;
+    }
     match cli.action {
         Action::Up { nodes, proxy_mode, network, keep, foreground } => {
             let options = Options { name, nodes, proxy_mode, network, keep };
@@ -177,10 +206,16 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             println!("{}", cluster.kubectl(&["-n", "netpol", "get", "pods", "-o", "wide"])?);
         }
         Action::Conformance(args) => return conformance::command(&args),
-        Action::Build => {
-            for &program in binaries::CLUSTER {
-                println!("{}", binaries::ensure(program)?.display());
+        Action::Build { what } => {
+            let what = if what.is_empty() { Need::KUBERNETES.to_vec() } else { what };
+            prepare::ensure(&what)?;
+            let mut paths = Vec::new();
+            for program in what.iter().flat_map(|need| binaries::of(*need)) {
+                paths.push(binaries::find(*program)?);
             }
+            paths.sort();
+            paths.dedup();
+            paths.iter().for_each(|path| println!("{}", path.display()));
         }
     }
     Ok(ExitCode::SUCCESS)

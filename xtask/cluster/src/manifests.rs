@@ -33,7 +33,7 @@ pub fn file() -> PathBuf {
 /// # Errors
 /// There is no kubectl and it cannot be built, or it refuses the directory.
 pub fn render(directory: &Path) -> Result<String> {
-    let kubectl = binaries::ensure(binaries::KUBECTL)?;
+    let kubectl = binaries::find(binaries::KUBECTL)?;
     let output = Command::new(&kubectl)
         .arg("kustomize")
         .arg(directory)

@@ -95,11 +95,11 @@ pub(crate) fn start_daemon(machine: &Machine, name: &str, addresses: NodeAddress
                 ("hostname-override", machine.name()),
                 ("node-ip", &format!("{ipv4},{ipv6}")),
             ]);
-            machine.start_daemon(name, &binaries::ensure(binaries::KUBELET)?, &arguments)
+            machine.start_daemon(name, &binaries::find(binaries::KUBELET)?, &arguments)
         }
         "kube-proxy" => {
             let arguments = words(&[("config", &file("kube-proxy.json"))]);
-            machine.start_daemon(name, &binaries::ensure(binaries::KUBE_PROXY)?, &arguments)
+            machine.start_daemon(name, &binaries::find(binaries::KUBE_PROXY)?, &arguments)
         }
         other => bail!("{other} is no part of a node, which is {}", DAEMONS.join(", ")),
     }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::progress::WORD_EVERY;
+
 /// Runs a program to its end and returns what it printed.
 ///
 /// # Errors
@@ -50,9 +52,14 @@ pub fn wait_for(
     mut is_done: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
     let started = Instant::now();
+    let mut next = WORD_EVERY;
     while !is_done()? {
         if started.elapsed() > patience {
             bail!("waited {} s for {what} in vain", patience.as_secs());
+        }
+        if started.elapsed() > next {
+            eprintln!("    waiting for {what} ({} s)", next.as_secs());
+            next += WORD_EVERY;
         }
         std::thread::sleep(Duration::from_millis(200));
     }

@@ -23,7 +23,7 @@ impl Named {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_netpol-cluster"));
-        command.args(["--name", &self.0]).args(arguments);
+        command.args(["--name", &self.0, "--no-prepare"]).args(arguments);
         command
     }
 
@@ -80,7 +80,7 @@ fn a_cluster_is_brought_up_used_from_the_host_repaired_and_taken_down() {
     let up = ["up", "--proxy-mode", "nftables", "--network", "bridge-routes"];
     named.run(&up);
     let kubeconfig = named.run(&["kubeconfig"]);
-    let kubectl = binaries::ensure(binaries::KUBECTL).unwrap();
+    let kubectl = binaries::find(binaries::KUBECTL).unwrap();
     let from_host = |arguments: &[&str]| {
         run(Command::new(&kubectl).args(["--kubeconfig", kubeconfig.trim()]).args(arguments))
     };

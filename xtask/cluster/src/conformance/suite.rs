@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use netpol_needs::Need;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
 use crate::Cluster;
@@ -49,11 +50,11 @@ impl Suite {
         }
     }
 
-    pub(super) fn build(self) -> Result<()> {
-        let (ginkgo, tests) = self.programs();
-        binaries::ensure(ginkgo)?;
-        binaries::ensure(tests)?;
-        Ok(())
+    pub(super) fn need(self) -> Need {
+        match self {
+            Self::Current => Need::Suite,
+            Self::Legacy => Need::LegacySuite,
+        }
     }
 
     /// The beginning of its specs' names, as a regular expression. The old release has the newer
@@ -148,7 +149,7 @@ impl Run<'_> {
 
     fn follow(&self, outcome: &Outcome) -> Result<bool> {
         let (ginkgo, tests) = self.suite.programs();
-        let (ginkgo, tests) = (binaries::ensure(ginkgo)?, binaries::ensure(tests)?);
+        let (ginkgo, tests) = (binaries::find(ginkgo)?, binaries::find(tests)?);
         // The control plane's machine reaches the API server, and sees this host's files.
         let mut command = self.cluster.control().command(&ginkgo);
         command

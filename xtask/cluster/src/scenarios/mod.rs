@@ -3,7 +3,6 @@
 //! lost, what they deny must not pass; figures are told, not judged.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -149,22 +148,14 @@ fn names() -> String {
     ALL.map(|scenario| scenario.name).join(", ")
 }
 
-/// What pods and nodes run, built if it was not given.
+/// What pods run: static, so that it is an image by itself, of which hundreds start fast.
+const TRAFFIC: &str = "NETPOL_TRAFFIC";
+
+/// What pods and nodes run.
 fn programs(args: &Args) -> Result<Programs> {
     let netpol = match &args.binary {
         Some(binary) => std::path::absolute(binary)?,
         None => agent::program()?,
     };
-    Ok(Programs { netpol, traffic: traffic()? })
-}
-
-/// Static, so that it is an image by itself, of which hundreds start fast.
-fn traffic() -> Result<PathBuf> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["rustc", "-p", "netpol-traffic", "--bin", "traffic"]);
-    command.args(["--message-format", "json", "--target", &target]);
-    command.args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
-    agent::built(&mut command, "traffic")
+    Ok(Programs { netpol, traffic: agent::given(TRAFFIC)? })
 }

@@ -1,0 +1,189 @@
+//! Which tests a run selects, and what those need. Must never run a test.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use netpol_needs::{Need, TABLE};
+
+use crate::run;
+use crate::workspace::Workspace;
+
+/// A part of the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Scope {
+    /// Everything
+    All,
+    /// Tests beside the code
+    Unit,
+    /// Whole-system tests: network namespaces, datapath, the binary
+    #[value(alias = "system")]
+    Root,
+    /// Examples in the documentation
+    Doc,
+    /// The loaded programs against the reference evaluator, against another parser, and against
+    /// their own code, on random clusters and frames; see --cases and --seed. A case is a cluster
+    /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
+    /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
+    Fuzz,
+}
+
+/// The test programs of [`Scope::Fuzz`].
+const FUZZERS: [&str; 4] =
+    ["datapath_fuzz", "datapath_raw", "datapath_differential", "change_flood"];
+
+/// The one row of the table whose tests stand beside the code.
+const UNIT: &str = "xtask";
+
+/// The tests that a run selects.
+#[derive(Clone, Debug)]
+pub(crate) struct Selection {
+    /// Which part of them.
+    pub(crate) scope: Scope,
+    /// Those of one package only.
+    pub(crate) package: Option<String>,
+    /// Those whose name contains this only.
+    pub(crate) filter: Option<String>,
+    /// The package has a library.
+    pub(crate) has_library: bool,
+}
+
+impl Selection {
+    /// `cargo test` of the selected programs, without what follows the programs' names.
+    pub(crate) fn cargo_test(&self, workspace: &Workspace) -> Command {
+        let mut command = run::cargo();
+        command.current_dir(workspace.root()).args(["test", "--no-fail-fast"]);
+        match &self.package {
+            Some(package) => command.args(["--package", package]),
+            None => command.arg("--workspace"),
+        };
+        match self.scope {
+            Scope::All => &mut command,
+            // cargo refuses `--lib` for a package that has no library.
+            Scope::Unit if !self.has_library => command.arg("--bins"),
+            Scope::Unit => command.args(["--lib", "--bins"]),
+            Scope::Root => command.args(["--test", "*"]),
+            Scope::Doc => command.arg("--doc"),
+            Scope::Fuzz => {
+                FUZZERS.iter().fold(&mut command, |command, name| command.args(["--test", name]))
+            }
+        };
+        command
+    }
+
+    /// What the selected programs need if the filter leaves out none of them.
+    pub(crate) fn possible_needs(&self) -> BTreeSet<Need> {
+        let rows = TABLE.iter().filter(|(program, package, _)| {
+            self.has(program) && self.package.as_ref().is_none_or(|wanted| wanted == package)
+        });
+        rows.flat_map(|row| row.2).copied().collect()
+    }
+
+    /// What those programs need that have a selected test. They have to be built.
+    pub(crate) fn needs(&self, workspace: &Workspace) -> Result<BTreeSet<Need>> {
+        if self.scope == Scope::Doc {
+            return Ok(BTreeSet::new());
+        }
+        let mut command = self.cargo_test(workspace);
+        if self.scope == Scope::All {
+            // Examples in the documentation need nothing, and listing them takes long.
+            command.args(["--lib", "--bins", "--tests"]);
+        }
+        command.args(["--", "--list"]).args(&self.filter).env("CARGO_TERM_COLOR", "never");
+        let programs = with_tests(command)?;
+        Ok(programs.iter().flat_map(|program| netpol_needs::of(program)).copied().collect())
+    }
+
+    fn has(&self, program: &str) -> bool {
+        match self.scope {
+            Scope::All => true,
+            Scope::Unit => program == UNIT,
+            Scope::Root => program != UNIT,
+            Scope::Doc => false,
+            Scope::Fuzz => FUZZERS.contains(&program),
+        }
+    }
+}
+
+/// The programs among those that cargo runs which list a test. Cargo says on standard error which
+/// one it runs; both streams go into one pipe, so that their order says whose a test is.
+fn with_tests(mut command: Command) -> Result<BTreeSet<String>> {
+    let shown = run::display(&command);
+    let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
+    let stderr = writer.try_clone().context("cannot duplicate a pipe")?;
+    let spawned = command.stdin(Stdio::null()).stdout(writer).stderr(stderr).spawn();
+    let mut child = spawned.with_context(|| format!("cannot start `{shown}`"))?;
+    // It holds the pipe's write ends; without dropping it the reading below never ends.
+    drop(command);
+    let mut text = String::new();
+    let mut programs = BTreeSet::new();
+    let mut program = None;
+    for line in BufReader::new(reader).lines() {
+        let line = line.context("cannot read the list of tests")?;
+        if let Some(next) = running(&line) {
+            program = Some(next);
+        } else if line.ends_with(": test")
+            && let Some(program) = &program
+        {
+            programs.insert(program.clone());
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+    if !status.success() {
+        bail!("`{shown}` failed ({status}):\n{text}");
+    }
+    Ok(programs)
+}
+
+/// The test program that cargo says it runs:
+/// `Running tests/wire_icmp.rs (target/debug/deps/wire_icmp-0123456789abcdef)`.
+fn running(line: &str) -> Option<String> {
+    let rest = line.trim_start().strip_prefix("Running ")?;
+    let (_, path) = rest.strip_suffix(')')?.rsplit_once('(')?;
+    netpol_needs::test_program(Path::new(path)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selection(scope: Scope, package: Option<&str>) -> Selection {
+        Selection { scope, package: package.map(str::to_owned), filter: None, has_library: true }
+    }
+
+    #[test]
+    fn a_part_of_the_tests_needs_a_part_of_what_all_need() {
+        let needs = |scope, package| selection(scope, package).possible_needs();
+        assert!(needs(Scope::All, None).contains(&Need::Nodes));
+        assert!(!needs(Scope::Unit, None).contains(&Need::Nodes));
+        assert!(needs(Scope::Fuzz, None).is_empty() && needs(Scope::Doc, None).is_empty());
+        assert!(needs(Scope::All, Some("netpol-common")).is_empty());
+        let userspace = needs(Scope::Root, Some("netpol-userspace"));
+        assert!(userspace.contains(&Need::Translation) && !userspace.contains(&Need::Kubectl));
+    }
+
+    #[test]
+    fn programs_are_taken_from_what_cargo_says_and_count_only_with_a_test() {
+        let line = |name: &str| {
+            format!("     Running tests/{name}.rs (target/debug/deps/{name}-0123456789abcdef)")
+        };
+        let mut command = Command::new("printf");
+        command.arg("%s\\n").args([line("a"), "x::y: test".to_owned(), line("b")]);
+        command.args(["", "0 tests, 0 benchmarks"]);
+        let programs = with_tests(command).expect("printf runs");
+        assert_eq!(programs, BTreeSet::from(["a".to_owned()]));
+        assert_eq!(running("     Running unittests src/lib.rs (x/y-1)"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_listed_is_told_with_the_reason() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo because >&2; exit 3"]);
+        let error = with_tests(command).expect_err("it fails").to_string();
+        assert!(error.contains("because") && error.contains("exit status: 3"), "{error}");
+    }
+}
