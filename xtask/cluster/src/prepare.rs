@@ -175,7 +175,15 @@ impl Build {
 
     /// `go VERB` in the directory of a module of ours.
     fn command(&self, module: &Module, verb: &[&str]) -> Command {
-        let mut command = Command::new(&self.go);
+        // What is killed takes its compilers with it, or they would go on beside the next try.
+        let mut command = match path_of("setpriv") {
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "KILL", "--"]).arg(&self.go);
+                command
+            }
+            None => Command::new(&self.go),
+        };
         command.current_dir(module.directory()).args(verb).args(["-mod=readonly"]);
         if verb[0] != "list" {
             command.arg("-buildvcs=false");
@@ -183,6 +191,12 @@ impl Build {
         command.env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local");
         command
     }
+}
+
+/// A program of util-linux, which not every distribution has in full.
+fn path_of(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 /// What programs are made of.

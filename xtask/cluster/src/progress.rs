@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result, bail};
 
 /// How often a person hears of it.
 pub(crate) const WORD_EVERY: Duration = Duration::from_secs(5);
+/// Words of a command that are shown: it may have thousands.
+const SHOWN_WORDS: usize = 8;
 /// Lines of a failed program that are shown.
 const TAIL_LINES: usize = 15;
 
@@ -49,8 +51,9 @@ pub(crate) fn watch(
     progress: &Progress,
     mut word: impl FnMut(&str, usize) -> String,
 ) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let verb = command.get_args().next().unwrap_or_default().to_string_lossy().into_owned();
+    let words = [command.get_program()].into_iter().chain(command.get_args()).take(SHOWN_WORDS);
+    let program: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let program = program.join(" ");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start {program}"))?;
     let mut stdout = child.stdout.take().context("invariant: standard output is a pipe")?;
@@ -92,7 +95,7 @@ pub(crate) fn watch(
     let printed = printed.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     if !status.success() {
         let tail: Vec<String> = tail.into();
-        bail!("`{program} {verb}` failed ({status}):\n{}", tail.join("\n"));
+        bail!("`{program} ...` failed ({status}):\n{}", tail.join("\n"));
     }
     printed.with_context(|| format!("read what {program} printed"))
 }
