@@ -238,7 +238,7 @@ fn full(path: &Path, error: std::io::Error) -> anyhow::Error {
 fn explain(error: anyhow::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
-    let go_on = "What was compiled so far is kept: run the same command again, and it goes on.";
+    let go_on = "What was compiled so far is kept: run the same command again, and it goes on";
     if has(&["no space left on device", "No space left on device", "disk quota exceeded"]) {
         let advice = "the disk is full. Make room (NETPOL_CACHE, GOCACHE and GOMODCACHE name other \
                       places).";
