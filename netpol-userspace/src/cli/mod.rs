@@ -93,10 +93,14 @@ Examples:
     Cni(cni::Args),
     /// Try policies on real packets, without a cluster
     ///
-    /// Makes each pod of the manifests a network namespace with a server on each declared port,
-    /// on nodes that are namespaces too, enforces the manifests' NetworkPolicies there, tries
-    /// every connection and shows the results next to what the policies say. Editing a file
-    /// takes effect at once. Touches nothing else on this machine and cleans up when it ends.
+    /// Makes each pod of the manifests a network namespace, on nodes that are namespaces too,
+    /// enforces the manifests' NetworkPolicies there, tries every connection and shows the
+    /// results next to what the policies say. Pods have servers on the ports that they declare
+    /// and on those that policies name for them, and one on a port that no policy names where
+    /// else nobody would see what is closed. What in the policies probably is not meant is said
+    /// first, as by `netpol check`. Editing a file takes effect at once. Touches nothing else on
+    /// this machine and cleans up when it ends. Exit code 1 if anything was not as expected, 2 if
+    /// nothing could be tried.
     #[command(after_help = "\
 Examples:
   netpol playground examples/frontend

@@ -1,14 +1,14 @@
-//! Which ports are tried beside those that pods declare: those that policies name for a host,
-//! and one that none names where otherwise nobody would see what is closed. Pure; must never
-//! take a declared port away, nor add one where the declared ones show the same.
+//! Which ports are tried beside those that pods declare: those that policies name, and one that
+//! none names where otherwise nobody would see what is closed. Pure; must never take a declared
+//! port away, nor add more than it takes to see what a policy does.
 
 use std::collections::BTreeSet;
 
 use super::plan::{Host, Place};
 use super::pods::Port;
 use crate::model::{
-    Cluster, Direction, Labels, ObjectName, Peer, Peers, Policy, PortMatch, PortRange, Ports,
-    Protocol, Rule,
+    Cluster, Direction, ObjectName, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol,
+    Rule,
 };
 
 /// More ports that policies name are not tried on one host: a table must stay readable.
@@ -56,6 +56,13 @@ impl Facts {
     }
 }
 
+/// Whom one peer of an egress rule means.
+struct Destinations {
+    hosts: Vec<usize>,
+    /// By labels of their own, and not whole namespaces or blocks, which may be very many.
+    by_labels: bool,
+}
+
 struct Chooser<'a> {
     hosts: &'a mut [Host],
     cluster: &'a Cluster,
@@ -75,7 +82,10 @@ impl Chooser<'_> {
             for rule in policy.rules(direction).unwrap_or_default() {
                 let concerned = match direction {
                     Direction::Ingress => selected.clone(),
-                    Direction::Egress => self.destinations(rule).concat(),
+                    Direction::Egress => {
+                        let all = self.destinations(rule).into_iter();
+                        all.flat_map(|destinations| destinations.hosts).collect()
+                    }
                 };
                 for port in port_matches(rule) {
                     for &host in &concerned {
@@ -102,8 +112,8 @@ impl Chooser<'_> {
         }
     }
 
-    /// Adds what the rules of a policy name: of ingress to the pods it selects, of egress to one
-    /// destination, if there is none yet that shows it.
+    /// Adds what the rules of a policy name: of ingress to the pods it selects, of egress to the
+    /// pods with the labels it asks for, or else to one destination that shows it.
     fn add_named(&mut self, policy: &Policy) {
         let selected = self.selected(policy);
         for rule in policy.ingress.iter().flatten() {
@@ -116,7 +126,7 @@ impl Chooser<'_> {
         for rule in policy.egress.iter().flatten() {
             for destinations in self.destinations(rule) {
                 for port in port_matches(rule) {
-                    for host in self.to_show(&selected, destinations.clone(), port) {
+                    for host in self.to_show(&selected, &destinations, port) {
                         self.want(host, port);
                     }
                 }
@@ -124,24 +134,28 @@ impl Chooser<'_> {
         }
     }
 
-    /// The destinations on which to add a port of an egress rule: none if one of them has it.
+    /// The destinations on which to try a port of an egress rule.
     fn to_show(
         &self,
         selected: &[usize],
-        mut destinations: Vec<usize>,
+        destinations: &Destinations,
         port: &PortMatch,
     ) -> Vec<usize> {
         let Some(&first) = selected.first() else { return Vec::new() };
+        let mut hosts = destinations.hosts.clone();
         // A pod always reaches itself.
-        destinations.retain(|host| selected != [*host]);
-        if destinations.iter().any(|&host| self.shows(host, port)) {
+        hosts.retain(|host| selected != [*host]);
+        if destinations.by_labels {
+            return hosts;
+        }
+        if hosts.iter().any(|&host| self.shows(host, port)) {
             return Vec::new();
         }
         let section = &self.hosts[first].section;
-        destinations.sort_by_key(|&host| {
+        hosts.sort_by_key(|&host| {
             (self.hosts[host].section != *section, selected.contains(&host), host)
         });
-        match destinations[..] {
+        match hosts[..] {
             // The first of them needs another one that it can be seen to reach.
             [one, other, ..] if selected.contains(&one) => vec![one, other],
             [one, ..] => vec![one],
@@ -220,36 +234,34 @@ impl Chooser<'_> {
     /// Adds a port that no policy names to hosts of which all ports are named. Of equal pods
     /// (replicas) one is enough.
     fn show_what_is_closed(&mut self) {
-        let mut seen: BTreeSet<(String, ObjectName, Vec<(String, String)>, Vec<Port>)> =
-            BTreeSet::new();
-        for index in 0..self.hosts.len() {
-            let (host, facts) = (&self.hosts[index], &self.facts[index]);
+        let mut shown: Vec<usize> = Vec::new();
+        let wanting = |(index, host): (usize, &Host)| {
+            let facts = &self.facts[index];
+            // A pod without ports that nothing isolates has nothing that is closed.
             let concerned = facts.isolated_for_ingress || !host.ports.is_empty();
             let all_named = host.ports.iter().all(|port| facts.names(port));
-            // Without a named port, a pod that nothing isolates has nothing that is closed.
-            if !concerned || !all_named || matches!(host.place, Place::HostNetwork(_)) {
-                continue;
-            }
-            if seen.insert(self.alike(index)) {
-                self.add_unnamed(index);
+            let own = !matches!(host.place, Place::HostNetwork(_));
+            (concerned && all_named && own).then_some(index)
+        };
+        for index in self.hosts.iter().enumerate().filter_map(wanting) {
+            if !shown.iter().any(|&other| self.are_alike(other, index)) {
+                shown.push(index);
             }
         }
+        shown.into_iter().for_each(|index| self.add_unnamed(index));
     }
 
-    /// What equal pods have in common.
-    fn alike(&self, index: usize) -> (String, ObjectName, Vec<(String, String)>, Vec<Port>) {
-        let host = &self.hosts[index];
-        let pod = self.cluster.pod(&host.id).filter(|pod| !pod.labels.is_empty());
-        let labels = |labels: &Labels| -> Vec<(String, String)> {
-            labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    /// Whether two hosts are pods with the same labels, ports and namespace.
+    fn are_alike(&self, a: usize, b: usize) -> bool {
+        let (one, other) = (&self.hosts[a], &self.hosts[b]);
+        let labels = |host: &Host| {
+            let pod = self.cluster.pod(&host.id)?;
+            (!pod.labels.is_empty()).then_some(&pod.labels)
         };
-        // Those without labels are told apart by their names.
-        let id = match pod {
-            Some(_) => ObjectName::new(host.id.namespace.clone(), ""),
-            None => host.id.clone(),
-        };
-        let labels = pod.map(|pod| labels(&pod.labels)).unwrap_or_default();
-        (host.section.clone(), id, labels, host.ports.clone())
+        one.section == other.section
+            && one.id.namespace == other.id.namespace
+            && one.ports == other.ports
+            && labels(one).is_some_and(|own| labels(other) == Some(own))
     }
 
     /// Adds ports to pods that have none: to as few as it takes for every pod that is isolated
@@ -316,23 +328,25 @@ impl Chooser<'_> {
 
     /// The hosts that each peer of an egress rule means. Those on a node's network are left out:
     /// they share their ports with the node.
-    fn destinations(&self, rule: &Rule) -> Vec<Vec<usize>> {
+    fn destinations(&self, rule: &Rule) -> Vec<Destinations> {
         let with = |wanted: &dyn Fn(&Host) -> bool| -> Vec<usize> {
             let own = |host: &Host| !matches!(host.place, Place::HostNetwork(_));
             let hosts = self.hosts.iter().enumerate();
             hosts.filter(|(_, host)| own(host) && wanted(host)).map(|(index, _)| index).collect()
         };
         match &rule.peers {
-            Peers::Any => vec![with(&|_| true)],
+            Peers::Any => vec![Destinations { hosts: with(&|_| true), by_labels: false }],
             Peers::Only(peers) => peers
                 .iter()
                 .map(|peer| match peer {
-                    Peer::Pods { .. } => {
-                        self.indices(self.cluster.pods_of(peer).iter().map(|pod| &pod.id))
-                    }
-                    Peer::Block(block) => {
-                        with(&|host| host.addresses.iter().any(|&a| block.contains(a)))
-                    }
+                    Peer::Pods { pods, .. } => Destinations {
+                        hosts: self.indices(self.cluster.pods_of(peer).iter().map(|pod| &pod.id)),
+                        by_labels: !pods.is_everything(),
+                    },
+                    Peer::Block(block) => Destinations {
+                        hosts: with(&|host| host.addresses.iter().any(|&a| block.contains(a))),
+                        by_labels: false,
+                    },
                 })
                 .collect(),
         }

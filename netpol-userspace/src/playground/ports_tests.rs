@@ -136,6 +136,10 @@ fn what_egress_rules_name_is_tried_where_it_goes() {
     assert_eq!(with(&pods(json!([])), &to_db), ["db: TCP 5432, (TCP 9999)"]);
     let declared = json!([{"containerPort": 5432}, {"containerPort": 9100}]);
     assert_eq!(with(&pods(declared), &to_db), ["db: TCP 5432, TCP 9100"]);
+    let mut standby = pod("standby", json!([]));
+    standby["metadata"]["labels"]["app"] = json!("db");
+    let two = [&pods(json!([]))[..], &[standby]].concat();
+    assert_eq!(with(&two, &to_db), ["db: TCP 5432, (TCP 9999)", "standby: TCP 5432"]);
     // A block means hosts outside, and pods by their addresses.
     let block = json!([{"ipBlock": {"cidr": "203.0.113.0/24"}}]);
     let hosts = [pod("web", json!([])), outside("in", "203.0.113.9"), outside("not", "192.0.2.1")];
@@ -152,6 +156,10 @@ fn a_rule_about_everybody_adds_one_destination() {
     // Each of them has another one that it reaches.
     let all = with(&pods, dns(""));
     assert_eq!(all, ["a: UDP 53, (TCP 9999)", "b: UDP 53, (TCP 9999)"]);
+    // The same for all pods of a namespace.
+    let everybody = json!([{"podSelector": {}}]);
+    let same = egress("a", everybody, json!([{"port": 53, "protocol": "UDP"}]));
+    assert_eq!(with(&pods, same), ["b: UDP 53, (TCP 9999)"]);
     // Where one has the port, that one shows it.
     let server = pod("dns", json!([{"containerPort": 53, "protocol": "UDP"}]));
     let all = [&pods[..], &[server]].concat();
