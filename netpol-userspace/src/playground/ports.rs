@@ -265,15 +265,15 @@ impl Chooser<'_> {
     }
 
     /// Adds ports to pods that have none: to as few as it takes for every pod that is isolated
-    /// for egress to have another one of its section that it does not reach; and to all where
-    /// otherwise nothing would be tried.
+    /// for egress to have another one of its section to try; and to all (of very many, some)
+    /// where otherwise nothing would be tried.
     fn show_egress(&mut self) {
         let nothing = self.hosts.iter().all(|host| host.ports.is_empty());
         let is_empty = |host: &Host| matches!(host.place, Place::Pod(_)) && host.ports.is_empty();
         let portless = self.hosts.iter().enumerate().filter(|(_, host)| is_empty(host));
         let portless: Vec<usize> = portless.map(|(index, _)| index).collect();
         if nothing {
-            portless.into_iter().for_each(|index| self.add_unnamed(index));
+            portless.into_iter().take(MAX_ADDED).for_each(|index| self.add_unnamed(index));
             return;
         }
         for alone in 0..self.hosts.len() {

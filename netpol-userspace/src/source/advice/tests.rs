@@ -255,6 +255,7 @@ fn namespaces_that_the_files_say_nothing_of_may_be_elsewhere() {
     let whole = warned(&dns, &cluster, Known::Everything);
     assert!(whole[0].contains("no namespace in these files matches"), "{whole:?}");
     assert!(!whole[0].contains("defined elsewhere"), "{whole:?}");
+    assert!(whole[0].ends_with("Add the pods there that are meant, or correct the name"));
     let there = warned(&from(peer("ops")), &cluster, Known::SomeFiles);
     assert!(there[0].contains("(fine if they are defined elsewhere)"), "{there:?}");
 }

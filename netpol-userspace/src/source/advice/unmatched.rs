@@ -79,16 +79,20 @@ impl Files<'_> {
         let what = explain::peer(&Peer::Pods { namespaces: scope.clone(), pods: pods.clone() });
         match scope {
             NamespaceScope::Matching(selector) if found.is_empty() => {
-                if self.known == Known::SomeFiles && names_namespaces(selector) {
+                let by_name = names_namespaces(selector);
+                if self.known == Known::SomeFiles && by_name {
                     // A namespace that the files say nothing of has its pods elsewhere too.
                     return;
                 }
+                let advice = match by_name {
+                    true => "Add the pods there that are meant, or correct the name",
+                    false => "Add a Namespace object with these labels, or correct the selector",
+                };
                 warnings.add(
                     format!("{field}.namespaceSelector"),
                     format!(
                         "no namespace in these files matches ({selector}), so this peer allows \
-                         nothing{unless}. Add a Namespace object with these labels, or correct \
-                         the selector"
+                         nothing{unless}. {advice}"
                     ),
                 );
             }
