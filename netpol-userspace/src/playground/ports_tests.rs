@@ -132,7 +132,8 @@ fn what_egress_rules_name_is_tried_where_it_goes() {
     let db = json!([{"podSelector": labelled("db")}]);
     let to_db = egress("web", db, json!([{"port": 5432}]));
     let pods = |declared: Value| [pod("web", json!([])), pod("db", declared)];
-    let with = |pods: &[Value], policy: &Value| ports(&[pods, &[policy.clone()]].concat());
+    let with =
+        |pods: &[Value], policy: &Value| ports(&[pods, std::slice::from_ref(policy)].concat());
     assert_eq!(with(&pods(json!([])), &to_db), ["db: TCP 5432, (TCP 9999)"]);
     let declared = json!([{"containerPort": 5432}, {"containerPort": 9100}]);
     assert_eq!(with(&pods(declared), &to_db), ["db: TCP 5432, TCP 9100"]);
