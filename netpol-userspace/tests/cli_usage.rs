@@ -130,6 +130,29 @@ fn check_answers_by_its_exit_code() {
 }
 
 #[test]
+fn warnings_alone_are_findings_only_if_asked_for() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = |name: &str| root.join(name).to_str().expect("text").to_owned();
+    for (file, warnings) in [("tutorial.yaml", 1), ("skeleton.yaml", 3)] {
+        let file = path(&format!("tests/fixtures/first/{file}"));
+        let relaxed = netpol(&["check", &file]);
+        let said = stdout(&relaxed);
+        assert_eq!(relaxed.status.code(), Some(0), "{said}");
+        assert_eq!(said.matches("\n  warning: spec.").count(), warnings, "{said}");
+        assert_eq!(netpol(&["check", "--strict", &file]).status.code(), Some(1));
+        let json = netpol(&["check", "--strict", "-o", "json", &file]);
+        assert_eq!(json.status.code(), Some(1));
+        let list: serde_json::Value = serde_json::from_str(&stdout(&json)).expect("JSON");
+        assert_eq!(list[0]["warnings"].as_array().expect("a list").len(), warnings, "{list}");
+        assert_eq!(list[0]["errors"].as_array().expect("a list").len(), 0, "{list}");
+    }
+    let examples = netpol(&["check", "--strict", &path("examples")]);
+    let said = stdout(&examples);
+    assert_eq!(examples.status.code(), Some(0), "{said}");
+    assert!(said.ends_with(": 0 errors, 0 warnings\n"), "{said}");
+}
+
+#[test]
 fn completions_for_the_common_shells() {
     for shell in ["bash", "zsh", "fish"] {
         let output = netpol(&["completions", shell]);

@@ -9,10 +9,11 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::model::{Change, Cluster};
+use crate::source::advice::{self, Known, Subject};
 use crate::source::catalog::{Catalog, FileState, Files};
 use crate::source::directory::{self, Reader};
 use crate::source::parse::{Entry, Object};
-use crate::source::{Event, advice, explain};
+use crate::source::{Event, convert, explain};
 
 /// What is said about one object, or about a file that cannot be read.
 #[derive(Debug, Serialize)]
@@ -38,8 +39,14 @@ struct Refusal {
 }
 
 /// Checks files, directories and (`-`) standard input and writes what is found, as text or JSON.
-/// Returns whether an API server would refuse anything.
-pub fn run(files: &[PathBuf], json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
+/// Returns whether anything counts as a finding: what an API server would refuse, and with
+/// `strict` warnings, too.
+pub fn run(
+    files: &[PathBuf],
+    strict: bool,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
     let mut read = Files::new();
     for path in files {
         read_into(path, &mut read)?;
@@ -51,7 +58,9 @@ pub fn run(files: &[PathBuf], json: bool, out: &mut dyn Write) -> anyhow::Result
     } else {
         write_text(&reports, out)?;
     }
-    Ok(reports.iter().any(|report| !report.errors.is_empty()))
+    let counts =
+        |report: &Report| !report.errors.is_empty() || (strict && !report.warnings.is_empty());
+    Ok(reports.iter().any(counts))
 }
 
 fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
@@ -99,6 +108,11 @@ fn cluster(files: &Files) -> Cluster {
     for state in files.values() {
         if let FileState::Read(contents) = state {
             for pod in &contents.templates {
+                let namespace = &pod.id.namespace;
+                if !cluster.namespaces.contains_key(namespace) {
+                    let implied = convert::named_namespace(namespace, []);
+                    cluster.apply(Change::Namespace(implied));
+                }
                 cluster.apply(Change::Pod(pod.clone()));
             }
         }
@@ -153,7 +167,10 @@ fn unreadable(file: &str, reason: &str) -> Report {
 fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
     let (explanation, warnings) = match &entry.object {
         Some(Object::Policy(object, policy)) => {
-            (explain::sentences(policy), advice::warnings(object, policy, cluster))
+            let subject = Subject { object, left_empty: &entry.left_empty, policy };
+            let warnings = advice::warnings(subject, cluster, Known::SomeFiles);
+            let warnings = warnings.iter().map(ToString::to_string).collect();
+            (explain::sentences(policy), warnings)
         }
         _ => (Vec::new(), Vec::new()),
     };
@@ -230,7 +247,7 @@ mod tests {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let mut out = Vec::new();
-        let found = run(&[dir.path().to_owned()], json, &mut out).unwrap();
+        let found = run(&[dir.path().to_owned()], false, json, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         (found, text.replace(&dir.path().display().to_string(), "DIR"))
     }
@@ -286,7 +303,10 @@ mod tests {
         assert_eq!(list[0]["explanation"].as_array().unwrap().len(), 3);
         assert_eq!(
             list[0]["warnings"],
-            json!(["spec.podSelector selects no pod in these files (in namespace shop)"])
+            json!(["spec.podSelector: selects no pod in these files (pods app=web in namespace \
+                    shop), so the policy has no effect (fine if they are defined elsewhere). \
+                    Compare it with the labels of the pods (in a workload: \
+                    spec.template.metadata.labels)"])
         );
         assert_eq!(
             list[1]["errors"],
@@ -317,13 +337,13 @@ mod tests {
             assert!(text.ends_with("1 policy: 0 errors, 0 warnings\n"), "{text}");
             let unmatched = workload.replace("app: web", "app: api");
             let (_, text) = check(&[("a.yaml", &format!("{GOOD}{unmatched}"))], false);
-            assert!(text.contains("spec.podSelector selects no pod in these files"), "{text}");
+            assert!(text.contains("spec.podSelector: selects no pod in these files"), "{text}");
         }
     }
 
     #[test]
     fn a_missing_file_is_an_error_that_names_it() {
-        let error = run(&["/nonexistent.yaml".into()], false, &mut Vec::new()).unwrap_err();
+        let error = run(&["/nonexistent.yaml".into()], false, false, &mut Vec::new()).unwrap_err();
         assert!(format!("{error:#}").contains("/nonexistent.yaml"));
     }
 
@@ -333,7 +353,7 @@ mod tests {
         let path = dir.path().join("policy.txt");
         fs::write(&path, GOOD).unwrap();
         let mut out = Vec::new();
-        assert!(!run(&[path], false, &mut out).unwrap());
+        assert!(!run(&[path], false, false, &mut out).unwrap());
         assert!(String::from_utf8(out).unwrap().contains("1 policy: 0 errors"));
     }
 }

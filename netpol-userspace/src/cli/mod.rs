@@ -63,18 +63,27 @@ enum Command {
     Monitor(monitor::Args),
     /// Explain policies, and name what an API server would refuse
     ///
-    /// Says in plain sentences what each policy does, what an API server would refuse and why,
-    /// and what is probably not meant. Needs no cluster and no agent. Reads files, directories
-    /// and, as `-`, standard input. Exit code 1 if something would be refused.
+    /// Says in plain sentences what each policy does, what an API server would refuse and why
+    /// (errors), and what is probably not meant (warnings): rules left empty that open everything,
+    /// selectors that match no pod, port names that no pod has, parts without effect. Needs no
+    /// cluster and no agent. Reads files, directories and, as `-`, standard input. Pods and
+    /// workloads among them are what selectors and port names are compared with; without any,
+    /// nothing is said about these. Exit code 1 if there are errors, with --strict also if there
+    /// are only warnings.
     #[command(after_help = "\
 Examples:
   netpol check policy.yaml
+  netpol check --strict manifests/            for scripts: exit code 1 also on warnings
   netpol check manifests/ -o json
-  kubectl get networkpolicy -A -o yaml | netpol check -")]
+  kubectl get networkpolicy,pod,namespace -A -o yaml | netpol check -")]
     Check {
         /// YAML or JSON files, directories of them, or - for standard input
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+
+        /// Warnings are findings, too: exit code 1
+        #[arg(long)]
+        strict: bool,
 
         /// Output format
         #[arg(short, long, value_enum, default_value_t)]
@@ -84,10 +93,14 @@ Examples:
     Cni(cni::Args),
     /// Try policies on real packets, without a cluster
     ///
-    /// Makes each pod of the manifests a network namespace with a server on each declared port,
-    /// on nodes that are namespaces too, enforces the manifests' NetworkPolicies there, tries
-    /// every connection and shows the results next to what the policies say. Editing a file
-    /// takes effect at once. Touches nothing else on this machine and cleans up when it ends.
+    /// Makes each pod of the manifests a network namespace, on nodes that are namespaces too,
+    /// enforces the manifests' NetworkPolicies there, tries every connection and shows the
+    /// results next to what the policies say. Pods have servers on the ports that they declare
+    /// and on those that policies name for them, and one on a port that no policy names where
+    /// else nobody would see what is closed. What in the policies probably is not meant is said
+    /// first, as by `netpol check`. Editing a file takes effect at once. Touches nothing else on
+    /// this machine and cleans up when it ends. Exit code 1 if anything was not as expected, 2 if
+    /// nothing could be tried.
     #[command(after_help = "\
 Examples:
   netpol playground examples/frontend
@@ -133,9 +146,9 @@ fn run(command: Command) -> Result<bool> {
         Command::Services(args) => services::run(&args, &mut out),
         Command::Trace(args) => trace::run(&args, &mut out),
         Command::Monitor(args) => monitor::run(&args, &mut out),
-        Command::Check { files, output } => {
-            check::run(&files, output == output::TextFormat::Json, &mut out)
-                .map(|has_refusals| !has_refusals)
+        Command::Check { files, strict, output } => {
+            check::run(&files, strict, output == output::TextFormat::Json, &mut out)
+                .map(|has_findings| !has_findings)
         }
         Command::Cleanup(args) => cleanup::run(&args, &mut out),
         Command::Cni(args) => cni::run(&args, &mut out),

@@ -5,6 +5,7 @@
 //! [`Change`]s, the compiler reads the result.
 
 pub mod cluster;
+pub mod matching;
 pub mod policy;
 pub mod selector;
 pub mod service;

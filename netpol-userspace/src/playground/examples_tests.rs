@@ -5,27 +5,23 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::expect::{self, Expectations};
 use super::manifests;
-use super::plan::{Families, Host, Layout, Planner};
+use super::plan::{Families, Host, Planner};
+use super::reading::Reading;
 
 struct Examples {
-    layout: Layout,
-    expectations: Expectations,
+    reading: Reading,
 }
 
 impl Examples {
     fn read() -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-        expect::refuse_problems(&dir).unwrap();
-        let documents = manifests::read(&dir).unwrap();
-        let layout = Planner::new(2, Families::Dual).plan(&documents).unwrap();
-        let expectations = Expectations::new(&layout.manifest).unwrap();
-        Self { layout, expectations }
+        let mut planner = Planner::new(2, Families::Dual);
+        Self { reading: Reading::new(&dir, &mut planner, true).unwrap() }
     }
 
     fn host(&self, name: &str) -> &Host {
-        let found = self.layout.hosts.iter().find(|host| host.to_string() == name);
+        let found = self.reading.layout.hosts.iter().find(|host| host.to_string() == name);
         found.unwrap_or_else(|| panic!("{name} is in no example"))
     }
 
@@ -38,7 +34,7 @@ impl Examples {
         let pair = |v4: bool| -> Option<bool> {
             let of = |host: &Host| host.addresses.iter().copied().find(|a| a.is_ipv4() == v4);
             let (source, destination): (IpAddr, IpAddr) = (of(from)?, of(to)?);
-            Some(self.expectations.allows(from, source, to, destination, port).unwrap())
+            Some(self.reading.expectations.allows(from, source, to, destination, port).unwrap())
         };
         let verdicts: Vec<bool> = [pair(true), pair(false)].into_iter().flatten().collect();
         assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "{from} to {to}");
@@ -176,6 +172,40 @@ fn two_policies() {
          + two-policies/monitor two-policies/server UDP 8125
          - two-policies/passer-by two-policies/server TCP 8080",
     );
+}
+
+#[test]
+fn nothing_in_the_examples_looks_like_a_mistake() {
+    let reading = Examples::read().reading;
+    assert_eq!(reading.warnings, []);
+    assert_eq!(reading.notes, [""; 0]);
+}
+
+/// The examples declare what is worth a look: only where every port of a pod is named by policies
+/// is there one more, and of replicas on one of them.
+#[test]
+fn few_ports_are_added_to_the_examples() {
+    let reading = Examples::read().reading;
+    let added = reading.layout.hosts.iter().filter_map(|host| {
+        let port = host.unnamed.as_ref()?;
+        Some(format!("{host} {} {}", port.protocol, port.number))
+    });
+    assert_eq!(
+        added.collect::<Vec<_>>(),
+        [
+            "three-tier/web-0 TCP 9999",
+            "three-tier/api-0 TCP 9999",
+            "three-tier/db-0 TCP 9999",
+            "two-policies/server TCP 9999"
+        ]
+    );
+    let documents =
+        manifests::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap();
+    let declared = Planner::new(2, Families::Dual).plan(&documents).unwrap();
+    for (before, host) in declared.hosts.iter().zip(&reading.layout.hosts) {
+        let ports = host.ports.iter().filter(|port| Some(*port) != host.unnamed.as_ref());
+        assert_eq!(before.ports, ports.cloned().collect::<Vec<_>>(), "{host}");
+    }
 }
 
 #[test]

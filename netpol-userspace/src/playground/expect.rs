@@ -2,18 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::plan::{Host, Place};
 use super::pods::Port;
 use crate::model::{Direction, ObjectName};
 use crate::reference::Reference;
-use crate::source::catalog::{Catalog, FileState, Files};
-use crate::source::parse::{self, Key, Object};
+use crate::source::parse::{Contents, Key, Object};
 
 /// The expectations for one state of the manifests.
 #[derive(Debug)]
@@ -33,12 +30,7 @@ pub struct Policies {
 
 impl Expectations {
     /// From the manifests that the agents read.
-    pub fn new(manifest: &str) -> Result<Self> {
-        let contents = Arc::new(parse::file("manifests", manifest));
-        let files = Files::from([("manifests".to_owned(), FileState::Read(contents.clone()))]);
-        let mut catalog = Catalog::default();
-        catalog.update(&files);
-        refuse(catalog.problems())?;
+    pub fn new(contents: &Contents) -> Self {
         let (mut namespaces, mut policies) = (Vec::new(), Vec::new());
         let mut pods = BTreeMap::new();
         for entry in &contents.entries {
@@ -52,7 +44,7 @@ impl Expectations {
             }
         }
         let reference = Reference::new(namespaces, pods.values().cloned().collect(), policies);
-        Ok(Self::Policies(Box::new(Policies { reference, pods })))
+        Self::Policies(Box::new(Policies { reference, pods }))
     }
 
     /// Whether this connection is allowed: by the client's egress policies if it is a pod, and by
@@ -86,18 +78,4 @@ impl Expectations {
         };
         Ok(egress && ingress)
     }
-}
-
-/// Refuses manifests in which anything cannot be used, with the agent's own words.
-pub fn refuse_problems(dir: &Path) -> Result<()> {
-    refuse(&crate::source::load_dir(dir)?.problems.into_iter().collect())
-}
-
-fn refuse(problems: &BTreeMap<String, String>) -> Result<()> {
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let lines: Vec<String> =
-        problems.iter().map(|(object, message)| format!("{object}: {message}")).collect();
-    bail!("{}", lines.join("\n"))
 }

@@ -3,7 +3,7 @@
 //! One table per example: its servers are the columns, its hosts the rows. Hosts of other
 //! examples follow, those with the same results together in one row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -26,6 +26,17 @@ const NOT_PROBED: &str = "-";
 pub const LEGEND: &str = "Each cell is observed/expected: ✓ allowed, ✗ blocked, r refused, \
 ! error, - not probed.\n\
 Where IPv4 and IPv6 differ both are shown (4✓6✗). Differences are marked with ◀.";
+
+/// What is to be said of the ports that were added because no policy names them.
+pub fn unnamed(hosts: &[Host]) -> Option<String> {
+    let ports: BTreeSet<&Port> = hosts.iter().filter_map(|host| host.unnamed.as_ref()).collect();
+    let names: Vec<String> =
+        ports.iter().map(|port| format!("{} {}", port.protocol, port.number)).collect();
+    match names.len() {
+        0 => None,
+        _ => Some(format!("No policy names {}: tried to show what is closed.", names.join(", "))),
+    }
+}
 
 type Cells = BTreeMap<(usize, usize, Port), Vec<usize>>;
 
@@ -93,7 +104,8 @@ impl Matrix<'_> {
             let _ = writeln!(text, "{TITLE}{title}{TITLE:#}");
         }
         if columns.is_empty() {
-            let _ = writeln!(text, "{GAP}no declared ports\n");
+            let _ =
+                writeln!(text, "{GAP}no port to try: none is declared, and policies name none\n");
             return;
         }
         let mut rows: Vec<Row> = own
@@ -286,6 +298,7 @@ mod tests {
             place,
             addresses: vec![address.into()],
             ports: ports.iter().map(port).collect(),
+            unnamed: None,
             section: section.to_owned(),
         }
     }
@@ -366,7 +379,7 @@ a (namespace a)
   b/q             ✓/✓
 
 b (namespace b)
-  no declared ports
+  no port to try: none is declared, and policies name none
 
 ";
         assert_eq!(text(&hosts, &outcomes, 30), expected);

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::plan::Host;
 use super::pods::Port;
 use super::probe::Observed;
+use crate::source::advice::Warning;
 
 /// One finished probe.
 #[derive(Debug, Clone)]
@@ -76,8 +77,8 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// The machine-readable form.
-pub fn to_json(hosts: &[Host], outcomes: &[Outcome]) -> Value {
+/// The machine-readable form, with the warnings about policies.
+pub fn to_json(hosts: &[Host], outcomes: &[Outcome], warnings: &[(String, Warning)]) -> Value {
     let probes: Vec<Value> = outcomes
         .iter()
         .map(|outcome| {
@@ -92,7 +93,14 @@ pub fn to_json(hosts: &[Host], outcomes: &[Outcome]) -> Value {
             })
         })
         .collect();
-    json!({"probes": probes, "differences": Summary::of(outcomes).differences})
+    let warnings: Vec<Value> = warnings
+        .iter()
+        .map(|(object, Warning { field, message })| {
+            json!({"object": object, "field": field, "message": message})
+        })
+        .collect();
+    let differences = Summary::of(outcomes).differences;
+    json!({"probes": probes, "differences": differences, "warnings": warnings})
 }
 
 fn observed_word(observed: &Observed) -> String {

@@ -54,8 +54,10 @@ pub struct Host {
     pub place: Place,
     /// At most one of each family.
     pub addresses: Vec<IpAddr>,
-    /// Its servers.
+    /// Its servers: on the ports it declares, and on those that [`super::ports`] adds.
     pub ports: Vec<Port>,
+    /// The one of them that no policy names and that was added to show what is closed.
+    pub unnamed: Option<Port>,
     /// The example it belongs to.
     pub section: String,
 }
@@ -157,6 +159,7 @@ impl Planner {
             place,
             addresses,
             ports: pod.ports.clone(),
+            unnamed: None,
             section: pod.section.clone(),
         };
         let own: Vec<IpAddr> =

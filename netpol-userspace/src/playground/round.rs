@@ -45,46 +45,44 @@ fn prepare(
     expectations: &Expectations,
 ) -> Result<(Vec<Outcome>, Vec<Probe>)> {
     let (mut outcomes, mut probes) = (Vec::new(), Vec::new());
-    for (from, client) in hosts.iter().enumerate() {
-        for (to, server) in hosts.iter().enumerate() {
-            if client.place == Place::Outside && server.place == Place::Outside {
-                continue;
-            }
-            for (source, destination) in address_pairs(client, server) {
-                for port in &server.ports {
-                    let expected =
-                        expectations.allows(client, source, server, destination, port)?;
-                    let observed = Observed::Blocked;
-                    let port = port.clone();
-                    probes.push(Probe {
-                        space: network.space(client)?.clone(),
-                        source,
-                        destination: (destination, port.number).into(),
-                        protocol: port.protocol,
-                        server: server.to_string(),
-                        expected,
-                    });
-                    outcomes.push(Outcome {
-                        from,
-                        to,
-                        source,
-                        destination,
-                        port,
-                        expected,
-                        observed,
-                    });
-                }
-            }
+    for (from, to, source, destination) in pairs(hosts) {
+        let (client, server) = (&hosts[from], &hosts[to]);
+        for port in &server.ports {
+            let expected = expectations.allows(client, source, server, destination, port)?;
+            let observed = Observed::Blocked;
+            let port = port.clone();
+            probes.push(Probe {
+                space: network.space(client)?.clone(),
+                source,
+                destination: (destination, port.number).into(),
+                protocol: port.protocol,
+                server: server.to_string(),
+                expected,
+            });
+            outcomes.push(Outcome { from, to, source, destination, port, expected, observed });
         }
     }
     Ok((outcomes, probes))
 }
 
-/// One pair for each family that both have.
-fn address_pairs(client: &Host, server: &Host) -> impl Iterator<Item = (IpAddr, IpAddr)> {
-    client.addresses.iter().flat_map(|&source| {
-        let same = move |address: &&IpAddr| address.is_ipv4() == source.is_ipv4();
-        server.addresses.iter().filter(same).map(move |&destination| (source, destination))
+/// How many probes a round has.
+pub fn n_probes(hosts: &[Host]) -> usize {
+    pairs(hosts).map(|(_, to, _, _)| hosts[to].ports.len()).sum()
+}
+
+/// Who tries to reach whom: client and server as indices, and an address of each, once for each
+/// family that both have. What hosts outside do among themselves concerns nobody.
+fn pairs(hosts: &[Host]) -> impl Iterator<Item = (usize, usize, IpAddr, IpAddr)> {
+    let all = 0..hosts.len();
+    let ordered = all.clone().flat_map(move |from| all.clone().map(move |to| (from, to)));
+    let is_outside = |index: usize| hosts[index].place == Place::Outside;
+    let tried = ordered.filter(move |&(from, to)| !(is_outside(from) && is_outside(to)));
+    tried.flat_map(move |(from, to)| {
+        hosts[from].addresses.iter().flat_map(move |&source| {
+            let same = move |address: &&IpAddr| address.is_ipv4() == source.is_ipv4();
+            let destinations = hosts[to].addresses.iter().filter(same);
+            destinations.map(move |&destination| (from, to, source, destination))
+        })
     })
 }
 

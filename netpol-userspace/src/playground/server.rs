@@ -1,4 +1,4 @@
-//! Real servers on the declared ports of every host. Each answers with the name of its host, so
+//! Real servers on the ports of every host. Each answers with the name of its host, so
 //! that a probe knows whom it reached. Must never answer for another host or port.
 
 use std::collections::BTreeMap;
@@ -27,14 +27,14 @@ pub struct Servers {
 #[derive(Debug)]
 struct Running {
     host: Host,
-    /// Ends its tasks when dropped.
-    _tasks: JoinSet<()>,
+    /// Ended when dropped.
+    tasks: JoinSet<()>,
 }
 
 impl Servers {
-    /// Ends the servers of hosts that are gone or changed. To be called before the network
-    /// changes, so that no socket keeps an old namespace.
-    pub fn retain(&mut self, hosts: &[Host]) {
+    /// Ends the servers of hosts that are gone or changed, and waits until their ports are free.
+    /// To be called before the network changes, so that no socket keeps an old namespace.
+    pub async fn retain(&mut self, hosts: &[Host]) {
         let stays = |running: &Running| {
             hosts.iter().any(|host| {
                 let old = &running.host;
@@ -43,7 +43,13 @@ impl Servers {
                         == (old.place, &old.addresses, &old.ports)
             })
         };
-        self.running.retain(|_, running| stays(running));
+        let all = std::mem::take(&mut self.running);
+        let (stay, end): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(_, running)| stays(running));
+        self.running = stay;
+        for mut running in end.into_values() {
+            running.tasks.shutdown().await;
+        }
     }
 
     /// Starts the servers of hosts that have none yet.
@@ -53,7 +59,7 @@ impl Servers {
                 let tasks = serve(host, network.space(host)?)
                     .await
                     .with_context(|| format!("cannot start the servers of {host}"))?;
-                self.running.insert(host.id.clone(), Running { host: host.clone(), _tasks: tasks });
+                self.running.insert(host.id.clone(), Running { host: host.clone(), tasks });
             }
         }
         Ok(())

@@ -8,21 +8,34 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::agents::Agents;
-use super::expect::Expectations;
 use super::isolation::PrivateDir;
 use super::outcome::{self, Outcome, Summary};
-use super::plan::{Families, Host, Layout, Place, Planner};
+use super::plan::{Families, Place, Planner};
+use super::reading::Reading;
 use super::server::Servers;
 use super::watch::Watch;
 use super::wiring::Network;
-use super::{Options, Output, expect, manifests, matrix, round};
+use super::{Options, Output, matrix, round};
 
 const DEFAULT_WIDTH: usize = 100;
 
-/// Reads the manifests without doing anything, to refuse them early.
+/// Reads the manifests without doing anything: to refuse them early, and to say what in them
+/// probably is not meant.
 pub fn check(dir: &Path, options: &Options) -> Result<()> {
     let mut planner = Planner::new(options.nodes, options.ip_families);
-    read(dir, &mut planner, options).map(|_| ())
+    let reading = Reading::new(dir, &mut planner, !options.no_agents)?;
+    remarks(&reading);
+    reading.refuse_nothing(dir)
+}
+
+/// Says what probably is not meant, and what is not tried.
+fn remarks(reading: &Reading) {
+    for (object, warning) in &reading.warnings {
+        progress(&format!("warning: {object}: {warning}"));
+    }
+    for note in &reading.notes {
+        progress(note);
+    }
 }
 
 /// Runs until an error, or after one round with --once. `last` is what the last round saw.
@@ -49,24 +62,12 @@ pub async fn run(
     }
 }
 
-/// The manifests, planned and understood.
-struct State {
-    layout: Layout,
-    expectations: Expectations,
-}
-
-fn read(dir: &Path, planner: &mut Planner, options: &Options) -> Result<State> {
-    expect::refuse_problems(dir)?;
-    let documents = manifests::read(dir)?;
-    // The planner must not remember what turns out to have an error after all.
+fn read(dir: &Path, planner: &mut Planner, options: &Options) -> Result<Reading> {
     let mut next = planner.clone();
-    let layout = next.plan(&documents)?;
-    let expectations = match options.no_agents {
-        true => Expectations::Everything,
-        false => Expectations::new(&layout.manifest)?,
-    };
+    let reading = Reading::new(dir, &mut next, !options.no_agents)?;
+    reading.refuse_nothing(dir)?;
     *planner = next;
-    Ok(State { layout, expectations })
+    Ok(reading)
 }
 
 struct Session<'a> {
@@ -78,7 +79,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    async fn start(options: &'a Options, dir: &'a PrivateDir, state: &State) -> Result<Self> {
+    async fn start(options: &'a Options, dir: &'a PrivateDir, state: &Reading) -> Result<Self> {
         let begun = Instant::now();
         let families = families(options.ip_families);
         let network = Network::create(&dir.netns(), options.nodes, options.cni, families).await?;
@@ -105,15 +106,15 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    async fn apply(&mut self, state: &State) -> Result<()> {
+    async fn apply(&mut self, state: &Reading) -> Result<()> {
         self.wire(state).await?;
         self.wait_in_force().await
     }
 
     /// Pods, servers, and then the manifests: an agent never looks for a pod that is not there.
-    async fn wire(&mut self, state: &State) -> Result<()> {
+    async fn wire(&mut self, state: &Reading) -> Result<()> {
         let hosts = &state.layout.hosts;
-        self.servers.retain(hosts);
+        self.servers.retain(hosts).await;
         self.network.apply(hosts).await?;
         self.servers.start(hosts, &self.network).await?;
         write_manifest(self.dir, &state.layout.manifest)
@@ -129,13 +130,13 @@ impl<'a> Session<'a> {
     }
 
     /// Probes everything and shows it. Whether all was as expected.
-    async fn round(&mut self, state: &State) -> Result<bool> {
+    async fn round(&mut self, state: &Reading) -> Result<bool> {
         let hosts = &state.layout.hosts;
         let outcomes = tokio::select! {
             outcomes = round::probe_all(&self.network, hosts, &state.expectations) => outcomes?,
             error = died(&mut self.agents) => return Err(error),
         };
-        show(self.options.output, hosts, &outcomes).context("cannot write the results")?;
+        show(self.options.output, state, &outcomes).context("cannot write the results")?;
         Ok(Summary::of(&outcomes).differences == 0)
     }
 
@@ -145,14 +146,17 @@ impl<'a> Session<'a> {
         manifests: &Path,
         watch: &mut Watch,
         planner: &mut Planner,
-    ) -> Result<State> {
+    ) -> Result<Reading> {
         loop {
             tokio::select! {
                 changed = watch.changed() => changed?,
                 error = died(&mut self.agents) => return Err(error),
             }
             match read(manifests, planner, self.options) {
-                Ok(state) => return Ok(state),
+                Ok(state) => {
+                    remarks(&state);
+                    return Ok(state);
+                }
                 Err(error) => progress(&format!("{error:#}\nthe last good state stays in force")),
             }
         }
@@ -206,13 +210,19 @@ fn write_manifest(dir: &PrivateDir, manifest: &str) -> Result<()> {
     write().with_context(|| format!("cannot write {}", name.display()))
 }
 
-fn show(output: Output, hosts: &[Host], outcomes: &[Outcome]) -> std::io::Result<()> {
+fn show(output: Output, reading: &Reading, outcomes: &[Outcome]) -> std::io::Result<()> {
+    let hosts = &reading.layout.hosts;
     let mut stdout = anstream::stdout().lock();
     match output {
-        Output::Json => writeln!(stdout, "{}", outcome::to_json(hosts, outcomes))?,
+        Output::Json => {
+            writeln!(stdout, "{}", outcome::to_json(hosts, outcomes, &reading.warnings))?;
+        }
         Output::Table => {
             write!(stdout, "{}", matrix::render(hosts, outcomes, width()))?;
             writeln!(stdout, "{}", matrix::LEGEND)?;
+            if let Some(note) = matrix::unnamed(hosts) {
+                writeln!(stdout, "{note}")?;
+            }
             for difference in outcome::differences(hosts, outcomes) {
                 writeln!(stdout, "difference: {difference}")?;
             }
@@ -222,7 +232,7 @@ fn show(output: Output, hosts: &[Host], outcomes: &[Outcome]) -> std::io::Result
     stdout.flush()
 }
 
-fn described(options: &Options, state: &State) -> String {
+fn described(options: &Options, state: &Reading) -> String {
     let n_outside = state.layout.hosts.iter().filter(|host| host.place == Place::Outside).count();
     format!(
         "{} pods on {} nodes ({:?}), {n_outside} outside",

@@ -67,7 +67,8 @@ pub fn peer(peer: &Peer) -> String {
     }
 }
 
-fn pods(selector: &Selector) -> String {
+/// Pods by a selector, e.g. `pods app=web`.
+pub fn pods(selector: &Selector) -> String {
     match selector.is_everything() {
         true => "all pods".to_owned(),
         false => format!("pods {selector}"),

@@ -61,6 +61,8 @@ pub struct Entry {
     /// What is wrong with it: with `object`, the parts that are left out; without, why it is
     /// refused.
     pub problems: Vec<Problem>,
+    /// Of a policy, the fields that were written without a value ([`schema::left_empty`]).
+    pub left_empty: Vec<String>,
 }
 
 /// An accepted object, as it was written and as policy sees it.
@@ -254,16 +256,20 @@ fn entry(kind: Option<&str>, version: Option<&str>, value: Value, line: usize) -
         let concerns = own || version.starts_with("discovery.k8s.io/");
         return concerns.then(|| Entry { key, ..Entry::unknown(title, line, problem) });
     }
+    let spec = value.get("spec").filter(|_| kind == "NetworkPolicy");
+    let left_empty = spec.map(schema::left_empty).unwrap_or_default();
+    let left_empty = left_empty.iter().map(|path| format!("spec.{path}")).collect();
     let (object, problems) = match object(kind, value) {
         Ok((object, problems)) => (Some(object), problems),
         Err(problems) => (None, problems),
     };
-    Some(Entry { title, line, key, object, problems })
+    Some(Entry { title, line, key, object, problems, left_empty })
 }
 
 impl Entry {
     fn unknown(title: String, line: usize, problem: Problem) -> Self {
-        Self { title, line, key: None, object: None, problems: vec![problem] }
+        let problems = vec![problem];
+        Self { title, line, key: None, object: None, problems, left_empty: Vec::new() }
     }
 }
 

@@ -100,6 +100,33 @@ pub fn check(schema: &Schema, unknown: Unknown, value: &mut Value) -> Vec<Proble
     checker.problems
 }
 
+/// The fields below `value` that are written without a value (null or an empty list), each with
+/// its path. What is made of an object does not show them any more.
+pub fn left_empty(value: &Value) -> Vec<String> {
+    let mut paths = Vec::new();
+    walk_empty("", value, &mut paths);
+    paths
+}
+
+fn walk_empty(path: &str, value: &Value, paths: &mut Vec<String>) {
+    match value {
+        Value::Null => paths.push(path.to_owned()),
+        Value::Array(list) if list.is_empty() => paths.push(path.to_owned()),
+        Value::Array(list) => {
+            for (index, item) in list.iter().enumerate() {
+                walk_empty(&format!("{path}[{index}]"), item, paths);
+            }
+        }
+        Value::Object(map) => {
+            for (key, item) in map {
+                let separator = if path.is_empty() { "" } else { "." };
+                walk_empty(&format!("{path}{separator}{key}"), item, paths);
+            }
+        }
+        _ => {}
+    }
+}
+
 struct Checker {
     unknown: Unknown,
     problems: Vec<Problem>,
