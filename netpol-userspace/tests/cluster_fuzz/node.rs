@@ -262,8 +262,13 @@ impl Node {
         if self.model.is_stamped(&view, name, packet)? != is_stamped {
             return differs(passed, Look::Stamp { is_stamped });
         }
-        if !is_stamped || self.is_shared(name, packet.source) {
+        if !is_stamped {
             return None;
+        }
+        if self.is_shared(name, packet.source) {
+            let passed = self.passes_again(name, &frame.bytes());
+            let look = Look::Second(Box::new(packet.clone()));
+            return if passed { differs(passed, look) } else { None };
         }
         let SecondLook { translated, passes } =
             self.model.second_look(&view, name, packet, *choice)?;
@@ -271,12 +276,13 @@ impl Node {
         if passed == passes { None } else { differs(passed, Look::Second(Box::new(translated))) }
     }
 
-    /// Whether two pods of this node claim the address. The programs know who sent a packet by
-    /// other means, which cannot be tried here.
+    /// Whether another pod of this node that stamps packets claims the address. The programs know
+    /// who sent a packet by other means, which cannot be tried here; without these nobody can tell
+    /// who did, and nothing passes.
     fn is_shared(&self, name: &str, address: IpAddr) -> bool {
-        let others = self.local.iter().filter(|(other, _)| *other != name);
-        let mut known = others.filter_map(|(_, endpoint)| endpoint.known.as_ref());
-        known.any(|known| known.own.contains(&address))
+        let others = self.local.keys().filter(|other| *other != name);
+        let mut isolated = others.filter_map(|other| self.isolated(other));
+        isolated.any(|(_, own)| own.contains(&address))
     }
 
     /// Whether a stamped frame passes where it leaves the node.
