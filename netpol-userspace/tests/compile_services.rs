@@ -6,7 +6,7 @@ mod compile_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use compile_support::{change, judge, name, namespace, pod, policy, protocol_port};
+use compile_support::{change, judge, name, namespace, namespace_of, pod, policy, protocol_port};
 use compile_support::{put_namespace, put_pod, put_policy, shrink_sequence};
 use k8s_openapi::api::core::v1::Pod;
 use netpol_userspace::compile::{
@@ -118,6 +118,27 @@ struct Run {
 
 type Question = (EndpointId, Direction, Probe);
 
+fn is_isolated(tables: &Tables, endpoint: EndpointId) -> bool {
+    let sets = tables.endpoints.get(&endpoint);
+    sets.is_some_and(|sets| sets.ingress != SetId::NONE || sets.egress != SetId::NONE)
+}
+
+/// Whether a packet that passes is judged once more after translation.
+fn is_looked_at_twice(tables: &Tables, (endpoint, direction, probe): &Question) -> bool {
+    let Probe { remote, protocol, port } = *probe;
+    let sets = tables.endpoints.get(endpoint);
+    let is_isolated = sets.is_some_and(|sets| sets.egress != SetId::NONE);
+    let key = Protocol::from_number(protocol).map(|protocol| ServiceKey {
+        address: remote,
+        protocol,
+        port,
+    });
+    let is_service = key.is_some_and(|key| tables.services.contains_key(&key));
+    *direction == Direction::Egress
+        && (tables.verdict(*endpoint, *direction, remote, protocol, port) == Verdict::Mixed
+            || is_isolated && is_service)
+}
+
 fn verdict(tables: &Tables, (endpoint, direction, probe): &Question) -> Verdict {
     tables.verdict(*endpoint, *direction, probe.remote, probe.protocol, probe.port)
 }
@@ -197,7 +218,8 @@ impl Run {
                 self.follow(plan, &before, !self.scarce)?;
             }
         }
-        let gone = |pod: &String| !self.world.pods.contains_key(pod);
+        // A pod that is in another namespace now is another one.
+        let gone = |pod| namespace_of(&self.world, pod) != namespace_of(&before.0, pod);
         let gone: Vec<EndpointId> =
             self.endpoints.iter().filter(|(_, pod)| gone(pod)).map(|(id, _)| *id).collect();
         for id in gone {
@@ -233,6 +255,10 @@ impl Run {
             both.map(|(question, &found)| effect(tables, question, found)).collect()
         };
         let (all_old, all_new) = (effects(&self.datapath, &old), effects(&after, &new));
+        let was_seen: Vec<bool> =
+            questions.iter().map(|q| is_isolated(&self.datapath, q.0)).collect();
+        let all_looks: Vec<bool> =
+            questions.iter().map(|q| is_looked_at_twice(&self.datapath, q)).collect();
         let mut settled: Vec<bool> = all_old.iter().zip(&all_new).map(|(o, n)| o == n).collect();
         let mut rejudged: BTreeMap<EndpointId, usize> = BTreeMap::new();
         let mut last = old.clone();
@@ -270,6 +296,13 @@ impl Run {
             let judged_again = rejudged.get(&question.0).is_some_and(|at| *at > lost_at[index]);
             if old[index] > new[index] && !judged_again {
                 return Err(format!("{question:?} lost something but is not judged again after"));
+            }
+            // Where no programs are or were there are no flows.
+            let is_seen = was_seen[index] && is_isolated(&after, question.0);
+            let passes = old[index] != Verdict::Denied && new[index] != Verdict::Denied;
+            let looks = all_looks[index] != is_looked_at_twice(&after, question);
+            if is_seen && passes && looks && !rejudged.contains_key(&question.0) {
+                return Err(format!("{question:?} is looked at twice as before"));
             }
         }
         Ok(())

@@ -6,6 +6,7 @@
 use std::env;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     /// With `fuzz`: how many random cases
     #[arg(long, value_name = "N")]
     cases: Option<u64>,
-    /// With `fuzz`: the first case, to repeat one that failed
+    /// With `fuzz`: the first case, to repeat one that failed; else one that nobody has tried
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Show what tests print
@@ -64,8 +65,12 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     setup::ensure_for_tests()?;
     let _object = build::object(workspace)?;
     privilege.check_capabilities()?;
+    let seed = args.seed.or_else(|| matches!(args.scope, Scope::Fuzz).then(new_seed));
+    if let Some(seed) = seed {
+        announce(format!("the first case is {seed}: repeat this run with --seed {seed}"));
+    }
     let stage = Stage::start("building and running the tests");
-    let mut command = cargo_test(workspace, args);
+    let mut command = cargo_test(workspace, args, seed);
     privilege.apply(&mut command);
     let (summary, status) = run_and_count(command, &mut std::io::stdout().lock())?;
     stage.done();
@@ -78,7 +83,14 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
+/// A first case that no run has begun with before: the time in milliseconds, and room for as many
+/// cases as a run may have meanwhile.
+fn new_seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default().wrapping_mul(1_000)
+}
+
+fn cargo_test(workspace: &Workspace, args: &Args, seed: Option<u64>) -> Command {
     let mut command = run::cargo();
     command.current_dir(workspace.root()).args(["test", "--no-fail-fast"]);
     match &args.package {
@@ -97,7 +109,7 @@ fn cargo_test(workspace: &Workspace, args: &Args) -> Command {
             FUZZERS.iter().fold(&mut command, |command, name| command.args(["--test", name]))
         }
     };
-    for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", args.seed)] {
+    for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", seed)] {
         if let Some(value) = value {
             command.env(variable, value.to_string());
         }
