@@ -240,7 +240,7 @@ impl Engine {
             .flat_map(|backends| &**backends)
             .filter_map(|backend| match backend {
                 Backend::Endpoint(id) => Some(*id),
-                Backend::Kind { .. } => None,
+                Backend::Kind { .. } | Backend::Elsewhere => None,
             })
             .collect();
         // Whoever is no backend is like all others with the same set.
