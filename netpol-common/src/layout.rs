@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Layout version; maps are pinned below `<bpffs>/v<VERSION>/`.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Slots of the endpoint table: an array indexed by `ifindex % ENDPOINT_SLOTS`, then the
 /// [`ENDPOINT_PROBES`] - 1 slots after it.
@@ -305,13 +305,18 @@ pub const fn service_value(key: &ServiceKey, offset: u32, count: u16) -> Service
 }
 
 /// A kind of backend: `class << 32 | port << 16 | 1`, with [`BACKEND_ON_NODE`] where that holds;
-/// or a local endpoint that is one: `endpoint id << 32 | BACKEND_ENDPOINT | 1`.
+/// or a local endpoint that is one: `endpoint id << 32 | BACKEND_ENDPOINT | 1`; or
+/// `BACKEND_ELSEWHERE | 1`.
 pub type Backend = u64;
 
 /// The backend is the node itself: packets to it leave by no interface.
 pub const BACKEND_ON_NODE: u64 = 2;
 /// The word names a local endpoint. (The kind that it is of stands beside it.)
 pub const BACKEND_ENDPOINT: u64 = 4;
+
+/// The word is no backend: another node has the Service's address and translates, so that packets
+/// to it leave this node as they are (a node port of another node).
+pub const BACKEND_ELSEWHERE: u64 = 8;
 
 /// Packs a [`Backend`].
 #[inline(always)]

@@ -4,7 +4,8 @@
 //! seen. This module must never touch a map itself; it asks [`Policies`].
 
 use crate::layout::{
-    BACKEND_ENDPOINT, BACKEND_ON_NODE, Backend, ServiceKey, backend_class, backend_port,
+    BACKEND_ELSEWHERE, BACKEND_ENDPOINT, BACKEND_ON_NODE, Backend, ServiceKey, backend_class,
+    backend_port,
 };
 use crate::verdict::{Policies, row_allows};
 
@@ -24,6 +25,10 @@ pub enum ToService {
     Own = 4,
     /// There is none that is known of.
     Empty = 5,
+    /// As [`Self::Allowed`], and another node translates.
+    AllowedElsewhere = 7,
+    /// As [`Self::Own`], and another node translates.
+    OwnElsewhere = 8,
     /// As [`Self::Mixed`], but to one that is not allowed packets would go without leaving the
     /// node by an interface: nobody could judge them again.
     Undecidable = 6,
@@ -40,6 +45,8 @@ impl ToService {
             4 => Self::Own,
             5 => Self::Empty,
             6 => Self::Undecidable,
+            7 => Self::AllowedElsewhere,
+            8 => Self::OwnElsewhere,
             _ => Self::Denied,
         }
     }
@@ -62,11 +69,12 @@ pub struct Asked {
 }
 
 /// What was found among the backends: one that is allowed, one that is not, the endpoint itself,
-/// one that is not allowed and that no interface leads to.
+/// one that is not allowed and that no interface leads to; and that another node translates.
 const ALLOWED: u8 = 1;
 const DENIED: u8 = 2;
 const SELF: u8 = 4;
 const HIDDEN: u8 = 8;
+const ELSEWHERE: u8 = 16;
 
 impl Asked {
     /// Nobody has been asked yet.
@@ -78,7 +86,9 @@ impl Asked {
     /// Takes one backend's word into account; `allows` is asked about its class and port.
     #[inline(always)]
     pub fn add(&mut self, backend: Backend, allows: impl FnOnce(u32, u16) -> bool) {
-        self.found |= if backend & BACKEND_ENDPOINT != 0 {
+        self.found |= if backend & BACKEND_ELSEWHERE != 0 {
+            ELSEWHERE
+        } else if backend & BACKEND_ENDPOINT != 0 {
             if backend_class(backend) == self.endpoint as u32 { SELF } else { 0 }
         } else if self.set == 0 || allows(backend_class(backend), backend_port(backend)) {
             ALLOWED
@@ -93,8 +103,11 @@ impl Asked {
     #[inline(always)]
     pub const fn answer(&self) -> ToService {
         if self.found & DENIED == 0 {
+            let is_elsewhere = self.found & ELSEWHERE != 0;
             return match (self.found & SELF != 0, self.found & ALLOWED != 0) {
+                (true, _) if is_elsewhere => ToService::OwnElsewhere,
                 (true, _) => ToService::Own,
+                (false, true) if is_elsewhere => ToService::AllowedElsewhere,
                 (false, true) => ToService::Allowed,
                 (false, false) => ToService::Empty,
             };

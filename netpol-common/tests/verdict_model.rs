@@ -234,6 +234,11 @@ impl Model {
         let Some(mut known) = known else {
             return self.judge_new(direction, opener, packet);
         };
+        // The pod has the address no longer from which it opened the flow.
+        let may_be_pods = matches!(known.opener, Opener::Pod | Opener::Unseen);
+        if may_be_pods && self.is_spoofed(direction, packet) {
+            return Some(Reason::SourceAddress);
+        }
         let is_new_connection = packet.is_opening && !matches!(packet.protocol, ICMP | ICMPV6);
         let is_kept = self.keeps && !is_new_connection && is_live;
         if !self.permits_flow(known.opener, packet) && !is_kept {
@@ -259,8 +264,11 @@ impl Model {
             return Some(Reason::Policy);
         }
         if !packet.is_answer {
-            let may_be_others =
-                is_midway(packet) && opener != Opener::Node && self.permits(1 - direction, packet);
+            // From an address that it does not have the pod has opened nothing.
+            let may_be_others = is_midway(packet)
+                && opener != Opener::Node
+                && !self.is_spoofed(EGRESS, packet)
+                && self.permits(1 - direction, packet);
             let opener = if may_be_others { Opener::Unseen } else { opener };
             self.flows.insert(flow_key(packet), Known::new(opener, self.now));
         }
@@ -295,6 +303,8 @@ struct Run<'a> {
     model: Model,
     world: World<'a>,
     endpoint: Endpoint,
+    /// The pod's addresses, those too that it does not have at the moment.
+    addresses: [Address; 2],
     /// Flows that packets come back to.
     recent: Vec<FlowKey>,
 }
@@ -302,7 +312,8 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(seed: u64, tables: &'a [AtomicTable; 2]) -> Self {
         let mut random = Random(seed);
-        let own = vec![v4([10, 1, 0, 1]), v6(1, 1)];
+        let addresses = [v4([10, 1, 0, 1]), v6(1, 1)];
+        let own = addresses.to_vec();
         let mut world = World::new(&tables[0], &tables[1]);
         world.own = own.iter().map(|&address| (ID, address)).collect();
         world.keeps_established = random.one_in(3);
@@ -317,7 +328,7 @@ impl<'a> Run<'a> {
         // Epochs that wrap on the way, in some runs.
         let epoch = random.pick(&[1, EPOCH_MASK - 20, EPOCH_MASK / 2]);
         let endpoint = Endpoint { id: ID, epoch, born: epoch, sets: [0, 0] };
-        Self { random, model, world, endpoint, recent: Vec::new() }
+        Self { random, model, world, endpoint, addresses, recent: Vec::new() }
     }
 
     fn advance_epoch(&mut self) {
@@ -327,7 +338,7 @@ impl<'a> Run<'a> {
     fn remote(&mut self) -> Address {
         let n = self.random.below(3) as u8;
         if self.random.one_in(12) {
-            return self.model.own[0];
+            return self.addresses[0];
         }
         if self.random.one_in(3) { v6(2, n) } else { v4([10, 2, 0, n]) }
     }
@@ -380,6 +391,18 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The pod loses an address, or has it again.
+    fn hand_over_address(&mut self) {
+        let address = self.random.pick(&self.addresses);
+        if self.world.own.remove(&(ID, address)) {
+            self.model.own.retain(|own| *own != address);
+            self.advance_epoch();
+        } else {
+            self.world.own.insert((ID, address));
+            self.model.own.push(address);
+        }
+    }
+
     fn give_id_to_another_pod(&mut self) {
         self.advance_epoch();
         self.endpoint.born = self.endpoint.epoch;
@@ -389,7 +412,7 @@ impl<'a> Run<'a> {
     fn flow_packet(&mut self) -> Packet {
         let remote = self.remote();
         let is_v6 = remote.family == 6;
-        let mut local = self.model.own[usize::from(is_v6)];
+        let mut local = self.addresses[usize::from(is_v6)];
         if self.random.one_in(15) {
             local = if is_v6 { v6(1, 9) } else { v4([10, 1, 0, 9]) };
         }
@@ -540,6 +563,7 @@ fn every_verdict_of_random_sequences_is_the_specifications() {
             match run.random.below(40) {
                 0..=3 => run.change_policy(),
                 4 if run.random.one_in(10) => run.give_id_to_another_pod(),
+                5 => run.hand_over_address(),
                 _ => {}
             }
             run.pass_time();

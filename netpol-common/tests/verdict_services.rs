@@ -8,7 +8,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use netpol_common::flow;
 use netpol_common::layout::{
-    Address, Reason, SERVICES_INCOMPLETE, TRANSIT_READY, backend, backend_endpoint,
+    Address, BACKEND_ELSEWHERE, Reason, SERVICES_INCOMPLETE, TRANSIT_READY, backend,
+    backend_endpoint,
 };
 use netpol_common::packet::{ACK, ICMP, Kind, Packet, SYN, TCP, UDP, set_tcp_flags};
 use netpol_common::verdict::{Arrival, Endpoint, Verdict};
@@ -352,6 +353,55 @@ fn what_nobody_translated_does_not_pass_by_the_entry_of_the_first_look() {
     assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(ACK)).is_stamped, "still");
 }
 
+/// Anybody may make a Service of any address, and perhaps nobody translates what is sent to it.
+#[test]
+fn what_nobody_translated_is_judged_by_the_address_that_it_carries() {
+    let tables = tables();
+    let (mut world, endpoint) = mixed(&tables);
+    let itself = backend_endpoint(ID);
+    for words in [vec![backend(1, TARGET, false)], vec![backend(1, TARGET, false), itself]] {
+        world.service_of(vip(1, false), TCP, 80, &words);
+        world.exact.remove(&vip(1, false));
+        for flags in [SYN, ACK] {
+            assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(flags)).is_stamped);
+            let verdict = look(&world, &endpoint, Arrival::transit(), &to_vip(flags));
+            assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::Policy));
+            assert!(look(&world, &endpoint, Arrival::transit(), &to_pod(1, flags)).is_allowed);
+        }
+        // The policy allows the address.
+        world.exact.insert(vip(1, false), 9);
+        world.allow_all(SET, 9);
+        for flags in [SYN, ACK] {
+            assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(flags)).is_stamped);
+            assert!(look(&world, &endpoint, Arrival::transit(), &to_vip(flags)).is_allowed);
+        }
+        // Another node has it, and translates: the address says nothing.
+        world.exact.remove(&vip(1, false));
+        let words: Vec<_> = words.into_iter().chain([BACKEND_ELSEWHERE | 1]).collect();
+        world.service_of(vip(1, false), TCP, 80, &words);
+        for flags in [SYN, ACK] {
+            assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(flags)).is_stamped);
+            assert!(look(&world, &endpoint, Arrival::transit(), &to_vip(flags)).is_allowed);
+        }
+        let words: Vec<_> = words.into_iter().chain([backend(2, TARGET, false)]).collect();
+        world.service_of(vip(1, false), TCP, 80, &words);
+        let verdict = look(&world, &endpoint, Arrival::transit(), &to_vip(ACK));
+        assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::ServiceMixed));
+    }
+}
+
+#[test]
+fn without_a_second_look_nothing_passes_to_a_service() {
+    let tables = tables();
+    let (mut world, endpoint) = mixed(&tables);
+    world.service(vip(1, false), TCP, 80, &[(1, TARGET)]);
+    world.flags = 0;
+    let verdict = look(&world, &endpoint, Arrival::egress(), &to_vip(SYN));
+    assert_eq!((verdict.is_allowed, verdict.reason), (false, Reason::ServiceMixed));
+    world.flags = TRANSIT_READY;
+    assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(SYN)).is_stamped);
+}
+
 #[test]
 fn established_flows_follow_the_policies_at_both_looks() {
     let tables = tables();
@@ -404,15 +454,16 @@ fn kept_flows_go_on_as_they_were() {
     world.keeps_established = true;
     assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(SYN)).is_stamped);
     assert!(look(&world, &endpoint, Arrival::transit(), &to_pod(1, SYN)).is_allowed);
-    // A flow from when nobody looked twice and all backends were allowed, to the one that will not
-    // be.
-    world.flags = 0;
+    // A flow from when there was no Service and the address was allowed.
+    let services = std::mem::take(&mut world.services);
+    world.exact.insert(vip(1, false), 2);
     world.allow_all(SET, 2);
     endpoint.epoch += 1;
     let other = |flags| packet(TCP, flags, (own(false), 1001), (vip(1, false), 80));
     let verdict = look(&world, &endpoint, Arrival::egress(), &other(SYN));
     assert!(verdict.is_allowed && !verdict.is_stamped);
-    world.flags = TRANSIT_READY;
+    world.services = services;
+    world.exact.remove(&vip(1, false));
     world.rows.retain(|(_, class), _| *class != 2);
     endpoint.epoch += 1;
     let verdict = look(&world, &endpoint, Arrival::egress(), &other(ACK));

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use compile_support::{change, shrink_sequence};
+use compile_support::{change, namespace_of, shrink_sequence};
 use netpol_userspace::compile::{Compiler, EndpointId, Plan, Row, SetId, Step, Tables};
 use netpol_userspace::model::{Change, Direction, ObjectName};
 use netpol_userspace::reference::generate::Rng;
@@ -249,13 +249,11 @@ impl Run {
             }
             Action::RemoveEndpoint(id) => self.remove(*id)?,
         }
-        // The agent sees the interfaces of pods that are gone go, too.
-        let gone: Vec<EndpointId> = self
-            .endpoints
-            .iter()
-            .filter(|(_, pod)| !self.world.pods.contains_key(*pod))
-            .map(|(id, _)| *id)
-            .collect();
+        // The agent sees the interfaces of pods that are gone go, too. A pod that is in another
+        // namespace now is another one.
+        let gone = |pod| namespace_of(&self.world, pod) != namespace_of(&before, pod);
+        let gone: Vec<EndpointId> =
+            self.endpoints.iter().filter(|(_, pod)| gone(pod)).map(|(id, _)| *id).collect();
         for id in gone {
             self.remove(id)?;
         }

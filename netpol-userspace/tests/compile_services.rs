@@ -6,15 +6,17 @@ mod compile_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use compile_support::{change, judge, name, namespace, pod, policy, protocol_port};
+use compile_support::{change, judge, name, namespace, namespace_of, pod, policy, protocol_port};
 use compile_support::{put_namespace, put_pod, put_policy, shrink_sequence};
 use k8s_openapi::api::core::v1::Pod;
 use netpol_userspace::compile::{
     Backend, ClassId, Compiler, EndpointId, Plan, Problem, ServiceKey, SetId, Step, Tables, Verdict,
 };
-use netpol_userspace::model::{Change, Direction, ObjectName, Protocol};
+use netpol_userspace::model::{
+    Change, Direction, EndpointSlice, ObjectName, Protocol, Proxy, Service,
+};
 use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
+use netpol_userspace::reference::service_world::{PROXY, ServiceEvent, ServiceWorld};
 use netpol_userspace::reference::services::Answer;
 use netpol_userspace::reference::world::{Event, Probe, Size, World};
 use netpol_userspace::source::convert;
@@ -118,6 +120,27 @@ struct Run {
 
 type Question = (EndpointId, Direction, Probe);
 
+fn is_isolated(tables: &Tables, endpoint: EndpointId) -> bool {
+    let sets = tables.endpoints.get(&endpoint);
+    sets.is_some_and(|sets| sets.ingress != SetId::NONE || sets.egress != SetId::NONE)
+}
+
+/// Whether a packet that passes is judged once more after translation.
+fn is_looked_at_twice(tables: &Tables, (endpoint, direction, probe): &Question) -> bool {
+    let Probe { remote, protocol, port } = *probe;
+    let sets = tables.endpoints.get(endpoint);
+    let is_isolated = sets.is_some_and(|sets| sets.egress != SetId::NONE);
+    let key = Protocol::from_number(protocol).map(|protocol| ServiceKey {
+        address: remote,
+        protocol,
+        port,
+    });
+    let is_service = key.is_some_and(|key| tables.services.contains_key(&key));
+    *direction == Direction::Egress
+        && (tables.verdict(*endpoint, *direction, remote, protocol, port) == Verdict::Mixed
+            || is_isolated && is_service)
+}
+
 fn verdict(tables: &Tables, (endpoint, direction, probe): &Question) -> Verdict {
     tables.verdict(*endpoint, *direction, probe.remote, probe.protocol, probe.port)
 }
@@ -136,7 +159,7 @@ fn effect(tables: &Tables, question: &Question, found: Verdict) -> Verdict {
         row.or_else(|| tables.rows.get(&(set, ClassId::NONE)))
     };
     let passes = |backend: &Backend| match *backend {
-        Backend::Endpoint(_) => true,
+        Backend::Endpoint(_) | Backend::Elsewhere => true,
         Backend::Kind { class, port, .. } => {
             allows(class).is_some_and(|row| row.allows(protocol.number(), port))
         }
@@ -197,7 +220,8 @@ impl Run {
                 self.follow(plan, &before, !self.scarce)?;
             }
         }
-        let gone = |pod: &String| !self.world.pods.contains_key(pod);
+        // A pod that is in another namespace now is another one.
+        let gone = |pod| namespace_of(&self.world, pod) != namespace_of(&before.0, pod);
         let gone: Vec<EndpointId> =
             self.endpoints.iter().filter(|(_, pod)| gone(pod)).map(|(id, _)| *id).collect();
         for id in gone {
@@ -233,6 +257,10 @@ impl Run {
             both.map(|(question, &found)| effect(tables, question, found)).collect()
         };
         let (all_old, all_new) = (effects(&self.datapath, &old), effects(&after, &new));
+        let was_seen: Vec<bool> =
+            questions.iter().map(|q| is_isolated(&self.datapath, q.0)).collect();
+        let all_looks: Vec<bool> =
+            questions.iter().map(|q| is_looked_at_twice(&self.datapath, q)).collect();
         let mut settled: Vec<bool> = all_old.iter().zip(&all_new).map(|(o, n)| o == n).collect();
         let mut rejudged: BTreeMap<EndpointId, usize> = BTreeMap::new();
         let mut last = old.clone();
@@ -270,6 +298,13 @@ impl Run {
             let judged_again = rejudged.get(&question.0).is_some_and(|at| *at > lost_at[index]);
             if old[index] > new[index] && !judged_again {
                 return Err(format!("{question:?} lost something but is not judged again after"));
+            }
+            // Where no programs are or were there are no flows.
+            let is_seen = was_seen[index] && is_isolated(&after, question.0);
+            let passes = old[index] != Verdict::Denied && new[index] != Verdict::Denied;
+            let looks = all_looks[index] != is_looked_at_twice(&after, question);
+            if is_seen && passes && looks && !rejudged.contains_key(&question.0) {
+                return Err(format!("{question:?} is looked at twice as before"));
             }
         }
         Ok(())
@@ -366,13 +401,14 @@ impl Run {
     }
 
     fn full_compile(&self) -> Compiler {
-        let mut compiler = Compiler::new();
+        let proxy = self.services.proxy.as_deref();
+        let mut compiler = Compiler::new().with_service_proxy(proxy);
         // In an order that no source would send.
         let endpoints = self
             .endpoints
             .iter()
             .map(|(id, pod)| (*id, convert::object_name(&self.world.pods[pod].metadata)));
-        let ServiceWorld { services, slices, nodes, here } = self.services.clone();
+        let ServiceWorld { services, slices, nodes, here, .. } = self.services.clone();
         compiler.set_node_addresses(here);
         compiler.apply_all(
             nodes.into_values().map(|object| service_change(&ServiceEvent::Node(object))),
@@ -418,6 +454,7 @@ fn named_services(compiler: &Compiler) -> BTreeMap<ServiceKey, BTreeSet<String>>
             format!("{:?} {port} {is_on_node}", compiler.class_names(*class))
         }
         Backend::Endpoint(id) => format!("{id:?}"),
+        Backend::Elsewhere => "elsewhere".to_owned(),
     };
     let tables = compiler.tables();
     let services = tables.services.iter();
@@ -425,7 +462,9 @@ fn named_services(compiler: &Compiler) -> BTreeMap<ServiceKey, BTreeSet<String>>
 }
 
 fn failure(seed: u64, actions: &[Action], tally: &mut Tally) -> Option<String> {
-    let mut run = Run::new(seed, Compiler::new());
+    let proxy = (seed % 4 == 3).then_some(PROXY);
+    let mut run = Run::new(seed, Compiler::new().with_service_proxy(proxy));
+    run.services.proxy = proxy.map(str::to_owned);
     for (number, action) in actions.iter().enumerate() {
         if let Err(why) = run.act(action) {
             return Some(format!("at action {number}: {why}"));
@@ -491,6 +530,10 @@ fn created_service(name: &str, second: u8, spec: serde_json::Value) -> Change {
 
 /// A slice of the Service of its own name (`x/web-1` of `web`), `addresses` as ready endpoints.
 fn slice(name: &str, ports: serde_json::Value, addresses: &[&str]) -> Change {
+    Change::EndpointSlice(slice_model(name, ports, addresses))
+}
+
+fn slice_model(name: &str, ports: serde_json::Value, addresses: &[&str]) -> EndpointSlice {
     let (namespace, name) = name.split_once('/').expect("namespace/name");
     let (service, _) = name.split_once('-').expect("a number");
     let v6 = addresses.first().is_some_and(|address| address.contains(':'));
@@ -499,7 +542,7 @@ fn slice(name: &str, ports: serde_json::Value, addresses: &[&str]) -> Change {
             "labels": {"kubernetes.io/service-name": service}},
         "addressType": if v6 { "IPv6" } else { "IPv4" }, "ports": ports, "endpoints": endpoints});
     let object = serde_json::from_value(object).expect("a slice");
-    Change::EndpointSlice(convert::endpoint_slice(&object).0)
+    convert::endpoint_slice(&object).0
 }
 
 fn node(name: &str, address: &str) -> Change {
@@ -511,7 +554,14 @@ fn node(name: &str, address: &str) -> Change {
 /// A client `x/client`, isolated, that may reach TCP 8080 of `app=web` only; two such pods and
 /// one other.
 fn client() -> Compiler {
-    let mut compiler = Compiler::new();
+    client_of(Compiler::new())
+}
+
+const ONLY_WEB: &str = r#"{"podSelector": {"matchLabels": {"app": "client"}}, "egress": [
+    {"to": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": 8080}]}]}"#;
+
+/// Likewise, of a compiler that knows nothing yet.
+fn client_of(mut compiler: Compiler) -> Compiler {
     let pods: [Pod; 4] = [
         pod("x/client", "app=client", "10.0.0.1,fd00::1", ""),
         pod("x/web1", "app=web", "10.0.0.2,fd00::2", ""),
@@ -520,9 +570,7 @@ fn client() -> Compiler {
     ];
     compiler.apply(put_namespace(&namespace("x", "")));
     compiler.apply_all(pods.iter().map(put_pod));
-    let spec = r#"{"podSelector": {"matchLabels": {"app": "client"}}, "egress": [
-        {"to": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": 8080}]}]}"#;
-    compiler.apply(put_policy(&policy("x/p", spec)));
+    compiler.apply(put_policy(&policy("x/p", ONLY_WEB)));
     compiler.set_endpoint(ONE, name("x/client"));
     compiler
 }
@@ -615,6 +663,76 @@ fn every_way_to_reach_a_service_and_both_families() {
     compiler.apply(Change::EndpointSliceGone(name("x/web-2")));
     assert_eq!(egress(&compiler, "fd00:96::1", "tcp:80"), Verdict::Mixed, "none of this family");
     assert_eq!(egress(&compiler, "10.96.0.1", "tcp:80"), Verdict::Allowed);
+}
+
+/// A Service of an outside address that leads to who may be reached, as this proxy's.
+fn trap(proxy: Proxy) -> [Change; 2] {
+    let spec = json!({"clusterIP": "10.96.0.9", "externalIPs": ["203.0.113.10"],
+        "ports": [{"port": 53, "targetPort": 8080}]});
+    let Change::Service(service) = service("y/trap", spec) else { panic!("a Service") };
+    let slice = slice_model("y/trap-1", json!([{"port": 8080}]), &["10.0.0.2"]);
+    let service = Change::Service(Service { proxy: proxy.clone(), ..service });
+    [service, Change::EndpointSlice(EndpointSlice { proxy, ..slice })]
+}
+
+#[test]
+fn services_of_another_proxy_are_mere_addresses() {
+    for (own, handled) in [(None, Proxy::Usual), (Some("mine"), Proxy::Named("mine".into()))] {
+        let mut compiler = client_of(Compiler::new().with_service_proxy(own));
+        let others = [
+            Proxy::Usual,
+            Proxy::Named("mine".into()),
+            Proxy::Named("another".into()),
+            Proxy::Named("".into()),
+            Proxy::Nobody,
+        ];
+        for proxy in others.iter().filter(|proxy| **proxy != handled) {
+            compiler.apply_all(trap(proxy.clone()));
+            assert_eq!(egress(&compiler, "203.0.113.10", "tcp:53"), Verdict::Denied, "{proxy:?}");
+            assert!(compiler.tables().services.is_empty(), "{proxy:?}");
+        }
+        compiler.apply_all(trap(handled.clone()));
+        assert_eq!(egress(&compiler, "203.0.113.10", "tcp:53"), Verdict::Allowed);
+        // Its label changes, and flows are judged by the address again.
+        let [service, slice] = trap(Proxy::Nobody);
+        let plan = compiler.apply(service);
+        assert!(plan.iter().any(|step| matches!(step, Step::Rejudge(_))), "{plan:?}");
+        assert!(compiler.tables().services.is_empty());
+        // A slice of another proxy's is none of this Service's.
+        compiler.apply_all([trap(handled)[0].clone(), slice]);
+        assert_eq!(egress(&compiler, "203.0.113.10", "tcp:53"), Verdict::Mixed, "nobody known");
+        // Even while nobody was isolated nothing was forgotten.
+        let nobody = compiler.apply(Change::PolicyGone(name("x/p")));
+        assert!(compiler.tables().services.is_empty(), "{nobody:?}");
+        compiler.apply_all(trap(Proxy::Named("another".into())));
+        compiler.apply(put_policy(&policy("x/p", ONLY_WEB)));
+        assert!(compiler.tables().services.is_empty());
+    }
+}
+
+/// On a node port of another node packets leave this one untranslated.
+#[test]
+fn whoever_else_translates_is_named() {
+    let mut compiler = client();
+    for (name, address) in [("n1", "172.16.0.1"), ("n2", "172.16.0.2"), ("n3", "172.16.0.3")] {
+        compiler.apply(node(name, address));
+    }
+    compiler.set_node_addresses(["172.16.0.1".parse().expect("an address")].into());
+    let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1", "172.16.0.3"],
+        "ports": [{"port": 30080, "nodePort": 30080}]});
+    compiler.apply(service("x/web", spec));
+    let elsewhere = |compiler: &Compiler| -> Vec<String> {
+        let services = compiler.tables().services;
+        let named = services.iter().filter(|(_, list)| list.contains(&Backend::Elsewhere));
+        named.map(|(key, _)| key.address.to_string()).collect()
+    };
+    assert!(elsewhere(&compiler).is_empty(), "nobody is there to be translated to");
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &["10.0.0.2"]));
+    assert_eq!(elsewhere(&compiler), ["172.16.0.2"], "neither here nor the Service's own");
+    compiler.set_node_addresses(["172.16.0.2".parse().expect("an address")].into());
+    assert_eq!(elsewhere(&compiler), ["172.16.0.1"]);
+    compiler.apply(slice("x/web-1", json!([{"port": 8080}]), &[]));
+    assert!(elsewhere(&compiler).is_empty());
 }
 
 #[test]

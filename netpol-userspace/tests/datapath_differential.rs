@@ -14,7 +14,7 @@ mod support;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use common::{ID, POD, POD6, Rig, from_environment, in_node};
+use common::{ID, POD, POD6, Rig, from_environment, in_node, new_seed};
 use frame_generator::{Ends, Generator, PORTS};
 use ipnet::IpNet;
 use netpol_common::flow::{WORDS4, WORDS6};
@@ -255,10 +255,7 @@ fn run_case(pair: &mut Pair<'_>, seed: u64, case: u64, totals: &mut Totals) {
 
 #[test]
 fn the_loaded_programs_judge_as_the_same_code_does_here() {
-    let seed = from_environment("NETPOL_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        now.as_nanos() as u64
-    });
+    let seed = from_environment("NETPOL_SEED").unwrap_or_else(new_seed);
     let cases = from_environment("NETPOL_CASES").unwrap_or(CASES);
     println!("NETPOL_SEED={seed} NETPOL_CASES={cases}");
     let mut totals = Totals::default();

@@ -12,17 +12,16 @@ mod cluster_fuzz;
 mod common;
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use cluster_fuzz::node::{ENDPOINTS, Lie, NO_LIE, Node, make_interfaces};
 use cluster_fuzz::script::{Action, Difference, Script, Sending};
 use cluster_fuzz::shrink::shrink;
 use cluster_fuzz::traffic::{Surroundings, Traffic};
 use common::changes::is_networked;
-use common::{from_environment, in_node};
+use common::{first_seed, from_environment, in_node};
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::service_world::ServiceWorld;
+use netpol_userspace::reference::service_world::{PROXY, ServiceWorld};
 use netpol_userspace::reference::world::{Size, World};
 use netpol_userspace::source::{convert, parse};
 
@@ -36,8 +35,6 @@ const EVENTS: usize = 16;
 const FRAMES: usize = 28;
 /// Services of a cluster that has any.
 const SERVICES: usize = 6;
-/// Idle flows are forgotten after half a minute at the soonest.
-const SOON: Duration = Duration::from_secs(25);
 
 /// Every other cluster has Services.
 fn has_services(seed: u64) -> bool {
@@ -51,8 +48,7 @@ fn keeps(seed: u64) -> bool {
 
 #[test]
 fn every_verdict_is_the_specifications() {
-    let seed = from_environment("NETPOL_SEED").unwrap_or(1);
-    let cases = from_environment("NETPOL_CASES").unwrap_or(CASES);
+    let (seed, cases) = (first_seed(), from_environment("NETPOL_CASES").unwrap_or(CASES));
     in_node(|| {
         make_interfaces();
         let mut totals = [0, 0];
@@ -68,24 +64,17 @@ fn every_verdict_is_the_specifications() {
         }
         let [denied, allowed] = totals;
         println!("{} verdicts, {allowed} allow, {denied} deny, 0 differences", allowed + denied);
-        // The clusters are worth something: both verdicts are common.
-        assert!(denied.min(allowed) * 10 > denied + allowed);
+        // The clusters are worth something: both verdicts are common. (In few of them chance may
+        // have it otherwise.)
+        assert!(cases < CASES || denied.min(allowed) * 20 > denied + allowed);
     });
 }
 
 /// Panics with a small script if anything differs.
 fn try_cluster(node: &mut Node, seed: u64) {
-    for _ in 0..3 {
-        let begun = Instant::now();
-        let Some(script) = find_difference(node, seed, size(seed)) else { return };
-        let elapsed = begun.elapsed();
-        if elapsed < SOON || node.run(&script).is_some() {
-            panic!("{}", report(node, seed, &script));
-        }
-        // The machine stood still for so long that idle flows were forgotten meanwhile.
-        println!("seed {seed}: differed after {elapsed:.0?}, not when run again; once more");
+    if let Some(script) = find_difference(node, seed, size(seed)) {
+        panic!("{}", report(node, seed, &script));
     }
-    panic!("seed {seed}: this machine is too slow to finish a cluster before flows expire");
 }
 
 fn size(seed: u64) -> Size {
@@ -114,6 +103,7 @@ fn find_difference(node: &mut Node, seed: u64, size: Size) -> Option<Script> {
     let mut services = ServiceWorld::default();
     if has_services(seed) {
         let pods = addresses(&world);
+        services.proxy = (seed % 8 == 6).then(|| PROXY.to_owned());
         for _ in 0..4 * SERVICES {
             services.step(&mut rng, SERVICES, &pods);
         }
@@ -125,7 +115,7 @@ fn find_difference(node: &mut Node, seed: u64, size: Size) -> Option<Script> {
         if probe(node, &mut script, &mut rng, &mut traffic).is_some() {
             return Some(script);
         }
-        let event = event(node, &mut rng, has_services(seed));
+        let event = event(node, &mut rng, &script.local, has_services(seed));
         node.act(&event);
         script.actions.push(event);
     }
@@ -133,7 +123,14 @@ fn find_difference(node: &mut Node, seed: u64, size: Size) -> Option<Script> {
 }
 
 /// Something happens in the cluster.
-fn event(node: &Node, rng: &mut Rng, may_be_service: bool) -> Action {
+fn event(node: &Node, rng: &mut Rng, local: &[String], may_be_service: bool) -> Action {
+    // Addresses that come and go among the pods of this node, in any order.
+    let local: Vec<&String> =
+        local.iter().filter(|name| node.world().pods.contains_key(*name)).collect();
+    if !local.is_empty() && rng.chance(20) {
+        let name = *rng.pick(&local);
+        return Action::Event(Box::new(node.world().hand_over(rng, name, &local)));
+    }
     if may_be_service && rng.chance(40) {
         let pods = addresses(node.world());
         return Action::Service(Box::new(node.services().clone().step(rng, SERVICES, &pods)));

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use cluster_fuzz::node::{NO_LIE, Node, make_interfaces};
 use cluster_fuzz::script::Script;
 use cluster_fuzz::traffic::{Surroundings, Traffic};
-use common::{from_environment, in_node};
+use common::{first_seed, from_environment, in_node};
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
 use raw_frames::mutate::Buffer;
@@ -50,8 +50,7 @@ struct Totals {
 
 #[test]
 fn damaged_frames_pass_only_where_policy_allows_what_they_say() {
-    let seed = from_environment("NETPOL_SEED").unwrap_or(1);
-    let rounds = from_environment("NETPOL_CASES").unwrap_or(ROUNDS);
+    let (seed, rounds) = (first_seed(), from_environment("NETPOL_CASES").unwrap_or(ROUNDS));
     let mut totals = Totals::default();
     in_node(|| {
         make_interfaces();

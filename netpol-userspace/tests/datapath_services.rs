@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use common::{ID, POD, POD6, Rig, ack, ifindex, in_node, ip, syn, syn_ack, udp};
 use netpol_common::layout::{Reason, STAMP_MARK};
-use netpol_userspace::compile::{Backend, ClassId, EndpointId, ServiceKey, Step};
+use netpol_userspace::compile::{
+    Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step, Tables,
+};
 use netpol_userspace::datapath::run::{Place, run_marked};
 use netpol_userspace::datapath::{AttachMode, Datapath, Limits, LoadOptions, cleanup, observe};
 use netpol_userspace::endpoint::Exit;
@@ -203,6 +205,141 @@ fn only_stamped_packets_are_looked_at_and_only_what_came_from_somewhere() {
         // An address that has gone to nobody is nobody's.
         rig.datapath.remove_endpoint(ID).unwrap();
         assert_eq!(look(&mut rig, transit, &bad, forwarded, stamp), None);
+    });
+}
+
+/// The other pods of this node, on interfaces of their own.
+const OTHERS: [EndpointId; 2] = [EndpointId(8), EndpointId(9)];
+
+/// A pod on this interface that has the first one's address too, or none.
+fn put_other(rig: &mut Rig, id: EndpointId, interface: &str, has_address: bool) {
+    let address = POD.parse::<IpAddr>().unwrap();
+    let addresses = has_address.then_some(address);
+    rig.datapath.add_endpoint(id, ifindex(interface), addresses).unwrap();
+}
+
+/// Isolates it by this set for egress, 0 not at all.
+fn isolate_other(rig: &mut Rig, id: EndpointId, egress: u16) {
+    let sets = EndpointSets { ingress: SetId(0), egress: SetId(egress) };
+    rig.apply(&[Step::SetEndpoint(id, sets)]);
+}
+
+/// Without what the stamp says nobody can tell whose a packet is while several pods have its
+/// source; as soon as one is left it is that one's, whoever came and went, and in which order.
+#[test]
+fn an_address_that_several_pods_have_had_is_the_one_pods_that_is_left() {
+    in_node(|| {
+        ip("link add pod2 type veth peer name pod3");
+        let mut rig = rig();
+        let transit = |rig: &mut Rig| second(rig, POD, GOOD, &syn(1, 8080));
+        assert_eq!(transit(&mut rig), PLAIN);
+        for interface in ["pod2", "other0"] {
+            let other = OTHERS[0];
+            // Whoever does not stamp packets has sent none. By set 9 nothing may be sent.
+            put_other(&mut rig, other, interface, true);
+            assert_eq!(transit(&mut rig), PLAIN, "{interface}: not isolated");
+            isolate_other(&mut rig, other, 9);
+            assert_eq!(transit(&mut rig), None, "{interface}: nobody can tell");
+            isolate_other(&mut rig, other, 0);
+            assert_eq!(transit(&mut rig), PLAIN, "{interface}: not any more");
+            isolate_other(&mut rig, other, 9);
+            put_other(&mut rig, other, interface, false);
+            assert_eq!(transit(&mut rig), PLAIN, "{interface}: has it no longer");
+            put_other(&mut rig, other, interface, true);
+            rig.datapath.remove_endpoint(other).unwrap();
+            assert_eq!(transit(&mut rig), PLAIN, "{interface}: is gone");
+        }
+        // The first pod loses it, and the second may send nothing.
+        let place = Place { ifindex: ifindex("pod3"), ingress_ifindex: rig.ifindex };
+        let (frame, stamp) = (bytes(POD, GOOD, &syn(1, 8080)), FOREIGN | STAMP_MARK);
+        let elsewhere = |rig: &mut Rig| look(rig, "netpol_transit", &frame, place, stamp);
+        put_other(&mut rig, OTHERS[0], "pod2", true);
+        put_other(&mut rig, OTHERS[1], "other0", true);
+        isolate_other(&mut rig, OTHERS[0], 9);
+        isolate_other(&mut rig, OTHERS[1], 2);
+        let none = std::iter::empty::<IpAddr>;
+        rig.datapath.add_endpoint(ID, rig.ifindex, none()).unwrap();
+        assert_eq!(elsewhere(&mut rig), None, "two are left");
+        put_other(&mut rig, OTHERS[1], "other0", false);
+        let denied = |rig: &Rig| {
+            let counters = observe::counters(&rig.maps, OTHERS[0].0, Egress).unwrap();
+            counters[Reason::Policy as usize]
+        };
+        assert_eq!((elsewhere(&mut rig), denied(&rig)), (None, 1), "the one that may not");
+        put_other(&mut rig, OTHERS[1], "other0", true);
+        put_other(&mut rig, OTHERS[0], "pod2", false);
+        assert_eq!((elsewhere(&mut rig), denied(&rig)), (PLAIN, 1), "the one that may");
+        rig.datapath.add_endpoint(ID, rig.ifindex, [POD.parse::<IpAddr>().unwrap()]).unwrap();
+        assert_eq!(elsewhere(&mut rig), None, "two again");
+        rig.datapath.remove_endpoint(OTHERS[1]).unwrap();
+        assert_eq!(elsewhere(&mut rig), PLAIN, "and one");
+    });
+}
+
+/// The next agent finds the endpoints one after another.
+#[test]
+fn a_new_agent_names_no_pod_by_an_address_before_it_knows_all_pods() {
+    in_node(|| {
+        ip("link add pod2 type veth peer name pod3");
+        let mut rig = rig();
+        put_other(&mut rig, OTHERS[0], "pod2", true);
+        isolate_other(&mut rig, OTHERS[0], 2);
+        assert_eq!(second(&mut rig, POD, GOOD, &syn(1, 8080)), None);
+        let Rig { datapath, maps, ifindex: pod0, other_ifindex, cleanup } = rig;
+        drop(datapath);
+        let options = LoadOptions::default();
+        let datapath = Datapath::open(&cleanup.0, &options, AttachMode::Auto).unwrap();
+        let mut rig = Rig { datapath, maps, ifindex: pod0, other_ifindex, cleanup };
+        let own = [POD, POD6].map(|address| address.parse::<IpAddr>().unwrap());
+        rig.datapath.add_endpoint(ID, pod0, own).unwrap();
+        let transit = |rig: &mut Rig| second(rig, POD, GOOD, &syn(1, 8080));
+        assert_eq!(transit(&mut rig), None, "the other one has it still");
+        let none = std::iter::empty::<IpAddr>;
+        rig.datapath.add_endpoint(ID, pod0, none()).unwrap();
+        rig.datapath.add_endpoint(ID, pod0, own).unwrap();
+        assert_eq!(transit(&mut rig), None, "whatever comes and goes");
+        // The other one was gone before this agent began.
+        let sets = EndpointSets { ingress: SetId(0), egress: SetId(2) };
+        let key = |class| (SetId(2), ClassId(class));
+        let ports = PortSet { intervals: std::array::from_fn(|_| vec![(8080, 8080)]) };
+        let mut tables = Tables::default();
+        tables.endpoints.insert(ID, sets);
+        tables.rows.insert(key(3), Row::Ports(Arc::new(ports)));
+        tables.classes.insert(GOOD.parse::<IpAddr>().unwrap().into(), ClassId(3));
+        assert!(rig.datapath.reconcile(&tables).unwrap().is_empty());
+        assert_eq!(transit(&mut rig), PLAIN);
+    });
+}
+
+/// What a pod opened from an address goes on only as long as it has that: another pod may.
+#[test]
+fn flows_from_an_address_that_the_pod_has_lost_are_cut_until_it_has_it_again() {
+    in_node(|| {
+        let mut rig = rig();
+        let own = [POD, POD6].map(|address| address.parse::<IpAddr>().unwrap());
+        for transport in [syn(1000, 80), ack(1000, 80)] {
+            assert_eq!(first(&mut rig, VIP, &transport), STAMPED);
+        }
+        for transport in [syn(1001, 8080), ack(1001, 8080), udp(1001, 8080)] {
+            assert!(rig.goes_out(GOOD, &transport) && rig.goes_out(GOOD6, &transport));
+        }
+        assert!(rig.comes_in(BAD, &syn(1000, 22)), "nobody asks who comes in");
+        rig.datapath.add_endpoint(ID, rig.ifindex, [own[1]]).unwrap();
+        assert_eq!(first(&mut rig, VIP, &ack(1000, 80)), None);
+        for (transport, answer) in
+            [(ack(1001, 8080), ack(8080, 1001)), (udp(1001, 8080), udp(8080, 1001))]
+        {
+            for _ in 0..2 {
+                assert!(!rig.goes_out(GOOD, &transport), "{transport:?}");
+                assert!(rig.comes_in(GOOD, &answer), "{answer:?} is judged like any other");
+            }
+            assert!(rig.goes_out(GOOD6, &transport), "the other address is its own");
+        }
+        assert_eq!(rig.counted(Egress, Reason::SourceAddress), 5);
+        assert!(rig.goes_out(BAD, &ack(22, 1000)), "whoever connected to it there is answered");
+        rig.datapath.add_endpoint(ID, rig.ifindex, own).unwrap();
+        assert_eq!(first(&mut rig, VIP, &ack(1000, 80)), STAMPED);
+        assert!(rig.goes_out(GOOD, &ack(1001, 8080)) && rig.goes_out(GOOD, &udp(1001, 8080)));
     });
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use netpol_needs::Need;
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// With `fuzz`: how many random cases
     #[arg(long, value_name = "N")]
     cases: Option<u64>,
-    /// With `fuzz`: the first case, to repeat one that failed
+    /// With `fuzz`: the first case, to repeat one that failed; else one that nobody has tried
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Show what tests print
@@ -60,8 +60,12 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         announce("everything is ready; run the same without --prepare");
         return Ok(ExitCode::SUCCESS);
     }
+    let seed = args.seed.or_else(|| (args.scope == Scope::Fuzz).then(new_seed));
+    if let Some(seed) = seed {
+        announce(format!("the first case is {seed}: repeat this run with --seed {seed}"));
+    }
     let stage = Stage::start("running the tests");
-    let mut command = cargo_test(workspace, args, &selection);
+    let mut command = cargo_test(workspace, args, seed, &selection);
     privilege.apply(&mut command);
     let (summary, status) = run_and_count(command, &mut std::io::stdout().lock())?;
     stage.done();
@@ -113,10 +117,22 @@ fn prepare(workspace: &Workspace, selection: &Selection) -> Result<BTreeSet<Need
     Ok(needs)
 }
 
-fn cargo_test(workspace: &Workspace, args: &Args, selection: &Selection) -> Command {
+/// A first case that no run has begun with before: the time in milliseconds, and room for as many
+/// cases as a run may have meanwhile.
+fn new_seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default().wrapping_mul(1_000)
+}
+
+fn cargo_test(
+    workspace: &Workspace,
+    args: &Args,
+    seed: Option<u64>,
+    selection: &Selection,
+) -> Command {
     let mut command = selection.cargo_test(workspace);
     command.env("NETPOL_PROGRAM", workspace.netpol("debug"));
-    for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", args.seed)] {
+    for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", seed)] {
         if let Some(value) = value {
             command.env(variable, value.to_string());
         }

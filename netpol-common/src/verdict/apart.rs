@@ -126,10 +126,19 @@ pub(super) fn refuses_source<M: Maps + ?Sized>(
 ) -> Option<Reason> {
     let is_spoofed = !arrival.is_towards_pod()
         && !arrival.is_translated
-        && !arrival.is_own_source
-        && maps.checks_source()
-        && !maps.owns(endpoint.id, &packet.local);
+        && !is_own_source(maps, endpoint, arrival, packet);
     if is_spoofed { Some(Reason::SourceAddress) } else { None }
+}
+
+/// Whether the pod may send from the packet's address of its side.
+#[inline(always)]
+pub(super) fn is_own_source<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    arrival: Arrival,
+    packet: &Packet,
+) -> bool {
+    arrival.is_own_source || !maps.checks_source() || maps.owns(endpoint.id, &packet.local)
 }
 
 /// Whether the flow that an ICMP error quotes, with this key in `table`, is known and still

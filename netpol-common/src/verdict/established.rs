@@ -72,6 +72,12 @@ pub(super) const fn is_nodes(state: u64) -> bool {
     state & OPENER == OPENED_BY_NODE
 }
 
+/// Whether the pod opened the flow, or may have.
+#[inline(always)]
+pub(super) const fn may_be_pods(state: u64) -> bool {
+    state & OPENED_BY_REMOTE == 0
+}
+
 /// [`STAMPED`] where that is so.
 #[inline(always)]
 pub(super) const fn stamp_bit(is_stamped: bool) -> u64 {

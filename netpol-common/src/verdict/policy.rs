@@ -61,23 +61,23 @@ fn judge_service<M: Maps + ?Sized>(
     };
     match maps.judge_service(set, endpoint.id, &key) {
         ToService::None => None,
-        ToService::Own if is_translated => Some(Judged::ALLOWED),
-        ToService::Own => Some(Judged::STAMPED),
+        // Whoever translates it is another node, and none of those that it knows is denied.
+        ToService::AllowedElsewhere | ToService::OwnElsewhere if is_translated => {
+            Some(Judged::ALLOWED)
+        }
+        // Nobody has translated it, and it is on its way to this very address, whoever stands
+        // behind it by what is said of the Service: anybody may make a Service of any address.
+        ToService::Allowed | ToService::Own | ToService::Empty if is_translated => None,
+        ToService::Mixed if is_translated => Some(Judged::UNDECIDABLE),
+        ToService::Own | ToService::OwnElsewhere if set == 0 => Some(Judged::STAMPED),
         // Whoever is not isolated is stamped to be recognised by itself, and for nothing else.
         _ if set == 0 => None,
-        // Nobody has translated it. Where nobody is known to whom it would be, it remains a packet
-        // to this address; else who it will be is decided elsewhere.
-        ToService::Empty if is_translated => None,
-        ToService::Mixed if is_translated => Some(Judged::UNDECIDABLE),
-        ToService::Mixed | ToService::Empty => Some(Judged::stamped_if(is_transit_ready(maps))),
         ToService::Undecidable => Some(Judged::UNDECIDABLE),
-        // Whoever translates may know of backends that are not known here yet, and goes on with
-        // those that are not known here any more.
-        ToService::Allowed => {
-            let is_stamped = !is_translated && is_transit_ready(maps);
-            Some(Judged { is_stamped, ..Judged::ALLOWED })
-        }
         ToService::Denied => Some(Judged::DENIED),
+        // Who it will be is decided elsewhere, also where all are allowed that are known here:
+        // whoever translates may know of others, may go on with those that are gone, and may not
+        // translate at all.
+        _ => Some(Judged::stamped_if(is_transit_ready(maps))),
     }
 }
 

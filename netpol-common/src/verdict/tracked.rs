@@ -1,9 +1,9 @@
 //! Packets that have a flow, known or new: the flow table says which policies matter. Must never
 //! change the table before all is known that the verdict needs.
 
-use super::apart::refuses_source;
+use super::apart::{is_own_source, refuses_source};
 use super::established::{
-    is_midway, is_nodes, is_older, note, opener_bits, stamp_bit, starts_over,
+    is_midway, is_nodes, is_older, may_be_pods, note, opener_bits, stamp_bit, starts_over,
 };
 use super::{Answers, Arrival, Endpoint, Judge, Judged, Looked, Maps, Verdict};
 use crate::flow::{
@@ -83,7 +83,7 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     if !verdict.is_allowed || packet.is_answer || !is_remembered {
         return Ok(verdict);
     }
-    let bits = new_bits(arrival, packet, verdict.is_stamped, answers)?;
+    let bits = new_bits(maps, endpoint, arrival, packet, verdict.is_stamped, answers)?;
     let inserted = flow::insert(table, key, hash, endpoint.epoch, bits, &clock);
     Ok(Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict })
 }
@@ -96,7 +96,9 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
 /// What a packet's own direction does not allow never passes on the ground that it could be an
 /// answer: anybody could send such answers.
 #[inline(always)]
-fn new_bits(
+fn new_bits<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
     arrival: Arrival,
     packet: &Packet,
     is_stamped: bool,
@@ -105,6 +107,10 @@ fn new_bits(
     let seen = opener_bits(arrival.direction, arrival.is_from_node) | stamp_bit(is_stamped);
     // Nobody opens a connection from a Service's address, nor with a packet that is stamped.
     if !is_midway(packet) || arrival.is_from_node || arrival.is_translated || is_stamped {
+        return Ok(seen);
+    }
+    // Nor from an address that is not the pod's.
+    if arrival.is_towards_pod() && !is_own_source(maps, endpoint, arrival, packet) {
         return Ok(seen);
     }
     let other = if arrival.is_towards_pod() { Direction::Egress } else { Direction::Ingress };
@@ -137,12 +143,20 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
     let mut is_stamped = entry.state & STAMPED != 0;
     let is_expired = entry.is_expired(clock);
     if entry.epoch() != endpoint.epoch || is_expired {
+        // The address may have gone to another pod since this one opened the flow from there.
+        let is_forged = may_be_pods(entry.state)
+            && !arrival.is_translated
+            && !is_own_source(maps, endpoint, arrival, packet);
+        if is_forged && !arrival.is_towards_pod() {
+            return Ok(Verdict::drop(Reason::SourceAddress, 0));
+        }
         let judged = judge_opened(entry.state, |direction| answers.get(direction))?;
         let is_kept = maps.keeps_established() && !starts_over(packet) && !is_expired;
         if judged.is_allowed {
             // A flow that is kept goes on as it is: what is stamped from its middle on would be
             // judged as new where it leaves. A new one with its ports is judged as such.
-            if !is_kept || is_stamped == judged.is_stamped {
+            // What still comes in lets nothing out.
+            if !is_forged && (!is_kept || is_stamped == judged.is_stamped) {
                 is_stamped = judged.is_stamped;
                 entry.renew(endpoint.epoch, opener_bits | stamp_bit(is_stamped));
             }

@@ -111,7 +111,8 @@ impl Core {
         let (earlier_endpoints, mut written_ids) =
             earlier.map_or_else(Default::default, |state| (state.endpoints, state.ids));
         reserve_unknown(&mut written_ids, &datapath.numbers());
-        let mut compiler = Compiler::new();
+        let proxy = options.service_proxy.as_deref();
+        let mut compiler = Compiler::new().with_service_proxy(proxy);
         compiler.adopt(&written_ids);
         let snapshot = watcher.snapshots().borrow().clone();
         let remembered = view::remember(&earlier_endpoints, &snapshot.interfaces, |ifindex| {

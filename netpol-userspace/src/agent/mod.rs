@@ -74,6 +74,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
         flow_buckets: None,
         stamp_mark: options.mark_bit,
         limits: options.limits,
+        patience: 1,
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;

@@ -28,6 +28,9 @@ pub struct Options {
     pub metrics_address: Option<SocketAddr>,
     /// Flows outlive the policy that allowed them.
     pub keep_established: bool,
+    /// The proxy that translates packets to Services on this node: that of Services which say so
+    /// by their label; `None`: kube-proxy, or one like it.
+    pub service_proxy: Option<String>,
     /// How programs are attached.
     pub attach: AttachMode,
     /// Pods may send from their own addresses only.

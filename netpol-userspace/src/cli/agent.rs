@@ -75,6 +75,12 @@ pub struct AgentArgs {
     #[arg(long, env = "NETPOL_SOURCE_CHECK", value_enum, default_value = "on")]
     pub source_check: Switch,
 
+    /// The proxy of this node, by the name that Services give to it in their label
+    /// service.kubernetes.io/service-proxy-name; others are judged by the addresses that they have
+    /// [default: kube-proxy, or one that handles the same Services: those without that label]
+    #[arg(long, env = "NETPOL_SERVICE_PROXY_NAME", value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+
     /// The bit of a packet's mark that netpol may use on this node, as a number with this bit set
     #[arg(long, env = "NETPOL_MARK_BIT", value_name = "BIT", default_value = "0x1000", value_parser = mark_bit)]
     pub mark_bit: u32,
@@ -172,6 +178,8 @@ impl AgentArgs {
                 Attach::Tcx => AttachMode::Tcx,
                 Attach::Clsact => AttachMode::Clsact,
             },
+            // Set and empty is as unset, in the environment of a DaemonSet.
+            service_proxy: self.service_proxy_name.filter(|name| !name.is_empty()),
             mark_bit: self.mark_bit,
             limits: limits(&self.limits)?,
             datapath_log: self.datapath_log,
@@ -291,6 +299,7 @@ mod tests {
         assert!(options.check_source && !options.keep_established && !options.datapath_log);
         assert!(options.mount_bpffs);
         assert_eq!(options.mark_bit, 0x1000);
+        assert_eq!(options.service_proxy, None);
         assert!(!host_name().unwrap().is_empty());
     }
 
@@ -299,7 +308,7 @@ mod tests {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --mount-bpffs off --established keep --attach clsact --source-check off \
-             --mark-bit 0x80000000 --datapath-log --log-format json --limit blocks=3 --limit rows=4",
+             --mark-bit 0x80000000 --service-proxy-name mine --datapath-log --log-format json --limit blocks=3 --limit rows=4",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
         assert_eq!(options.bpffs.to_str(), Some("b"));
@@ -307,6 +316,7 @@ mod tests {
         assert_eq!(options.netns_dir.to_str(), Some("d"));
         assert_eq!(options.metrics_address, None);
         assert_eq!(options.mark_bit, 1 << 31);
+        assert_eq!(options.service_proxy.as_deref(), Some("mine"));
         assert_eq!(options.attach, AttachMode::Clsact);
         assert!(!options.check_source && options.keep_established && options.datapath_log);
         assert!(!options.mount_bpffs);

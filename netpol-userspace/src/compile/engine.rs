@@ -229,7 +229,7 @@ impl Engine {
     }
 
     /// Those of the askers, each with its egress set, who may reach some Service less after these
-    /// changes.
+    /// changes, or whose packets to it are to be looked at twice now and were not, or the reverse.
     pub fn cut_off(
         &self,
         changes: &[Changed],
@@ -240,7 +240,7 @@ impl Engine {
             .flat_map(|backends| &**backends)
             .filter_map(|backend| match backend {
                 Backend::Endpoint(id) => Some(*id),
-                Backend::Kind { .. } => None,
+                Backend::Kind { .. } | Backend::Elsewhere => None,
             })
             .collect();
         // Whoever is no backend is like all others with the same set.
@@ -259,7 +259,14 @@ impl Engine {
             match (verdict(old), verdict(new)) {
                 // Which backends are allowed may differ.
                 (Verdict::Mixed, Verdict::Mixed) => true,
-                (old, new) => new < old,
+                (before, after) if after >= before && before != Verdict::Denied => {
+                    let is_stamped = |verdict, backends: &Option<_>| {
+                        // What goes to a Service, unless it is not isolated.
+                        verdict == Verdict::Mixed || set != SetId::NONE && backends.is_some()
+                    };
+                    is_stamped(before, old) != is_stamped(after, new)
+                }
+                (before, after) => after < before,
             }
         })
     }

@@ -62,12 +62,16 @@ impl Compiler {
     }
 
     /// Where a Service is reached and where its packets may go, whether or not Services are
-    /// followed now.
+    /// followed now: nowhere, if this node's proxy does not handle it.
     pub fn service_fronts(&self, id: &ObjectName) -> Vec<ServiceFront> {
         let Some(service) = self.cluster.service(id) else { return Vec::new() };
         let slices = self.cluster.slices.get(&id.namespace);
         let slices = slices.into_iter().flat_map(|slices| slices.values()).map(|slice| &**slice);
-        let slices: Vec<&EndpointSlice> = slices.filter(|slice| slice.service == id.name).collect();
+        let known = &self.engine.services;
+        let is_its = |slice: &&EndpointSlice| {
+            slice.service == id.name && known.handles(&slice.proxy) && known.handles(&service.proxy)
+        };
+        let slices: Vec<&EndpointSlice> = slices.filter(is_its).collect();
         let fronts = services::fronts(service, &slices, &self.cluster).into_iter();
         fronts
             .map(|front| ServiceFront { keys: front.keys, backends: front.targets.to_vec() })

@@ -117,6 +117,14 @@ impl Compiler {
         }
     }
 
+    /// Packets are translated on this node by the proxy of this name, and only to Services that
+    /// say so; `None`: by kube-proxy or one that handles what that handles. To be said first.
+    #[must_use]
+    pub fn with_service_proxy(mut self, name: Option<&str>) -> Self {
+        self.engine.services.set_proxy(name.map(Str::from));
+        self
+    }
+
     /// Stores changes whose consequences can wait: they are in the plan of the next call that
     /// gives one. For the initial sync, in which most objects are known before those that they
     /// depend on.

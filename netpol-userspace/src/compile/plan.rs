@@ -116,6 +116,9 @@ pub enum Backend {
     },
     /// This endpoint is a backend. (The kind that it is of is listed as well.)
     Endpoint(EndpointId),
+    /// No backend: another node has the address and translates, so packets to it leave this node
+    /// as they are. Stands beside others only.
+    Elsewhere,
 }
 
 impl Backend {
@@ -151,6 +154,7 @@ impl Verdict {
         for backend in backends {
             match *backend {
                 Backend::Endpoint(id) => has_self |= id == endpoint,
+                Backend::Elsewhere => {}
                 Backend::Kind { class, port, is_on_node } => {
                     let is_allowed = allows(class, port);
                     any |= is_allowed;

@@ -11,7 +11,9 @@ use rustc_hash::FxHashMap;
 
 use super::addresses::Addresses;
 use super::{Backend, EndpointId, EndpointSets, ServiceKey, SetId, Step};
-use crate::model::{AddressFamily, Cluster, EndpointSlice, ObjectName, Service, ServicePort, Str};
+use crate::model::{
+    AddressFamily, Cluster, EndpointSlice, ObjectName, Proxy, Service, ServicePort, Str,
+};
 
 /// Where packets of a Service port may end up: addresses and ports, sorted and distinct.
 pub(super) type Targets = Arc<[(IpAddr, u16)]>;
@@ -62,6 +64,8 @@ struct Here {
 /// All Services that have addresses, while they are needed.
 #[derive(Debug, Default)]
 pub(super) struct Services {
+    /// The proxy of this node, if it is not kube-proxy or like it.
+    proxy: Option<Str>,
     interest: Interest,
     here: Here,
     /// The interest is new: what is stored has to be looked through.
@@ -96,6 +100,16 @@ pub(super) struct Front {
     /// Where its packets may end up.
     pub targets: Targets,
     backends: Arc<[Backend]>,
+    /// Of the keys those with this port are on nodes' addresses, unless they are the Service's own.
+    node_port: Option<u16>,
+    own: Box<[IpAddr]>,
+}
+
+impl Front {
+    /// Whether a key is on an address that only nodes have.
+    fn is_on_nodes(&self, key: &ServiceKey) -> bool {
+        self.node_port == Some(key.port) && !self.own.contains(&key.address)
+    }
 }
 
 /// What changed for packets to one key; `None`: no Service there.
@@ -117,6 +131,17 @@ impl Changed {
 }
 
 impl Services {
+    /// The Services that this proxy handles, none: kube-proxy, are those that packets are
+    /// translated for on this node. To be said before anything is followed.
+    pub fn set_proxy(&mut self, proxy: Option<Str>) {
+        self.proxy = proxy;
+    }
+
+    /// Whether packets are translated on this node to what says this of its proxy.
+    pub fn handles(&self, proxy: &Proxy) -> bool {
+        proxy.is_handled_by(self.proxy.as_deref())
+    }
+
     /// Follows at least these Services from now on.
     pub fn raise(&mut self, interest: Interest, cluster: &Cluster) {
         if interest <= self.interest {
@@ -140,8 +165,8 @@ impl Services {
             return Vec::new();
         }
         if interest == Interest::None {
-            let here = std::mem::take(&mut self.here);
-            let before = std::mem::replace(self, Self { here, ..Self::default() });
+            let (here, proxy) = (std::mem::take(&mut self.here), self.proxy.take());
+            let before = std::mem::replace(self, Self { here, proxy, ..Self::default() });
             return before.stored.into_keys().map(Step::ClearService).collect();
         }
         self.interest = interest;
@@ -277,10 +302,11 @@ impl Services {
                 derived.fronts.iter().find(|front| front.keys.binary_search(&key).is_ok())?;
             // While nobody is there to translate it for, the node itself receives what goes to
             // one of its own addresses.
-            let backends = match front.backends.is_empty() && self.here.node.contains(&key.address)
-            {
-                true => classify(&Arc::from([(key.address, key.port)]), addresses, &self.here),
-                false => front.backends.clone(),
+            let is_here = self.here.node.contains(&key.address);
+            let backends = match (front.backends.is_empty(), is_here) {
+                (true, true) => classify(&[(key.address, key.port)], addresses, &self.here),
+                (false, false) if front.is_on_nodes(&key) => elsewhere(&front.backends),
+                _ => front.backends.clone(),
             };
             self.interest.includes(&backends).then_some(backends)
         });
@@ -303,11 +329,13 @@ impl Services {
             self.unlist(id, &old);
             keys.extend(old.fronts.iter().flat_map(|front| front.keys.iter().copied()));
         }
-        let Some(service) = cluster.service(id) else { return };
+        let service = cluster.service(id).filter(|service| self.handles(&service.proxy));
+        let Some(service) = service else { return };
         let names = self.slices.get(id).into_iter().flatten();
         let all = cluster.slices.get(&id.namespace);
+        let slices = names.filter_map(|name| Some(&**all?.get(name)?));
         let slices: Vec<&EndpointSlice> =
-            names.filter_map(|name| Some(&**all?.get(name)?)).collect();
+            slices.filter(|slice| self.handles(&slice.proxy)).collect();
         let fronts = fronts(service, &slices, cluster);
         if fronts.is_empty() {
             return;
@@ -353,11 +381,10 @@ impl Services {
         &self.stored
     }
 
-    /// Whether there is a Service to which even an endpoint that may do everything sends what is
-    /// to be looked at again: one without known backends, or one that the endpoint is itself.
-    pub fn may_stamp(&self, id: EndpointId) -> bool {
-        let own = Backend::Endpoint(id);
-        self.stored.values().any(|backends| backends.is_empty() || backends.contains(&own))
+    /// Whether there is a Service to which an endpoint that is isolated for egress, even by a set
+    /// that allows everything, sends what is to be looked at again.
+    pub fn may_stamp(&self) -> bool {
+        !self.stored.is_empty()
     }
 
     /// Who has a stored key.
@@ -404,7 +431,9 @@ pub(super) fn fronts(
             keys.retain(|key| seen.insert(*key));
             if !keys.is_empty() {
                 let targets = targets(slices, port, family);
-                fronts.push(Front { keys, targets, backends: Arc::new([]) });
+                let own = service.cluster_ips.iter().chain(&service.external).copied().collect();
+                let (node_port, backends) = (port.node_port, Arc::new([]) as Arc<[_]>);
+                fronts.push(Front { keys, targets, backends, node_port, own });
             }
         }
     }
@@ -452,6 +481,12 @@ fn targets(slices: &[&EndpointSlice], port: &ServicePort, family: AddressFamily)
     }
     let chosen = if ready.is_empty() { serving } else { ready };
     chosen.into_iter().collect()
+}
+
+/// These backends, of a Service that another node translates packets to.
+fn elsewhere(backends: &[Backend]) -> Arc<[Backend]> {
+    // The last in their order.
+    backends.iter().copied().chain([Backend::Elsewhere]).collect()
 }
 
 /// The distinct kinds of backends among some targets, and the local endpoints.

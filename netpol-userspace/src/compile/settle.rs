@@ -125,9 +125,12 @@ impl Compiler {
         }
         let mut covers = self.engine.set_covers(new.ingress, old.ingress)
             && self.engine.set_covers(new.egress, old.egress);
-        if old.egress == SetId::NONE && (new.egress != SetId::NONE || old == NOT_ISOLATED) {
-            // Even by a set that allows everything.
-            covers &= !self.engine.services.may_stamp(id);
+        let is_isolated = |set| set != SetId::NONE;
+        if new != NOT_ISOLATED
+            && (old == NOT_ISOLATED || is_isolated(old.egress) != is_isolated(new.egress))
+        {
+            // Even by a set that allows everything: what is looked at twice is another thing.
+            covers &= !self.engine.services.may_stamp();
         }
         self.engine.sets.release(old.ingress);
         self.engine.sets.release(old.egress);

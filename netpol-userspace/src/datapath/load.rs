@@ -42,6 +42,9 @@ pub struct LoadOptions {
     pub stamp_mark: u32,
     /// How much the other tables may hold.
     pub limits: Limits,
+    /// So many times as long as usual an idle flow is remembered: for tests that must not depend
+    /// on how fast they are.
+    pub patience: u64,
     /// Write debug lines to the AYA_LOGS ring.
     pub log: bool,
 }
@@ -54,6 +57,7 @@ impl Default for LoadOptions {
             flow_buckets: None,
             stamp_mark: layout::STAMP_MARK,
             limits: Limits::default(),
+            patience: 1,
             log: false,
         }
     }
@@ -99,7 +103,7 @@ impl Programs {
         secret: [u64; 2],
         masks: [u32; 2],
     ) -> Result<Self, DatapathError> {
-        let timeouts = timeouts_in_ticks();
+        let timeouts = timeouts_in_ticks().map(|ticks| ticks * options.patience);
         let (keep, check) = (u8::from(options.keep_established), u8::from(options.check_source));
         let log_level: u8 = if options.log { 4 } else { 0 };
         let mut loader = EbpfLoader::new();

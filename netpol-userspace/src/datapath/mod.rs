@@ -29,6 +29,7 @@ pub mod run;
 pub mod scratch;
 mod seed;
 mod services;
+mod sources;
 mod transit;
 mod usage;
 mod versions;

@@ -39,22 +39,23 @@ impl Datapath {
             let kept = own4(endpoint.addresses.intersection(&wanted));
             self.maps.endpoints.store(slot, OWN4, kept);
         }
-        let ifindex = endpoint.ifindex;
-        for address in endpoint.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
-            super::transit::forget_source(&mut self.maps, address, ifindex)?;
-            ignore_missing(self.maps.own_addresses.remove(&own_address(id, address)))?;
-            endpoint.addresses.remove(&address);
-        }
         let mut result = Ok(());
+        let (mut lost, mut gained) = (Vec::new(), Vec::new());
+        for address in endpoint.addresses.difference(&wanted) {
+            match ignore_missing(self.maps.own_addresses.remove(&own_address(id, *address))) {
+                Ok(()) => lost.push(*address),
+                Err(error) => result = Err(error),
+            }
+        }
+        endpoint.addresses.retain(|address| !lost.contains(address));
         for address in wanted {
             if endpoint.addresses.contains(&address) {
                 continue;
             }
-            let noted = super::transit::note_source(&mut self.maps, address, ifindex);
-            let key = own_address(id, address);
-            match noted.and_then(|()| self.maps.own_addresses.insert(key, 1, 0)) {
+            match self.maps.own_addresses.insert(own_address(id, address), 1, 0) {
                 Ok(()) => {
                     endpoint.addresses.insert(address);
+                    gained.push(address);
                 }
                 Err(error) => {
                     endpoint.other_addresses.push(address);
@@ -63,8 +64,15 @@ impl Datapath {
                 }
             }
         }
-        if let Some(slot) = endpoint.slot {
+        let (ifindex, slot) = (endpoint.ifindex, endpoint.slot);
+        if let Some(slot) = slot {
             self.maps.endpoints.store(slot, OWN4, own4(&endpoint.addresses));
+            self.remove_sources(&lost, ifindex);
+            self.add_sources(&gained, ifindex);
+            if !lost.is_empty() {
+                // The flows from there are somebody else's by now, or nobody's.
+                self.rejudge(&[id]);
+            }
         }
         result
     }

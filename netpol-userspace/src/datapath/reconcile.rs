@@ -193,7 +193,7 @@ impl Datapath {
         for key in stale {
             ignore_missing(self.maps.own_addresses.remove(&key))?;
         }
-        self.forget_stale_sources()?;
+        self.reconcile_sources()?;
         self.retire_other_versions()
     }
 

@@ -141,6 +141,7 @@ fn word_of(backend: &Backend) -> layout::Backend {
     match *backend {
         Backend::Kind { class, port, is_on_node } => layout::backend(class.0, port, is_on_node),
         Backend::Endpoint(id) => layout::backend_endpoint(id.0),
+        Backend::Elsewhere => layout::BACKEND_ELSEWHERE | 1,
     }
 }
 
@@ -148,6 +149,9 @@ pub(super) fn backend_of(word: layout::Backend) -> Backend {
     let class = layout::backend_class(word);
     if word & layout::BACKEND_ENDPOINT != 0 {
         return Backend::Endpoint(EndpointId(class as u16));
+    }
+    if word & layout::BACKEND_ELSEWHERE != 0 {
+        return Backend::Elsewhere;
     }
     Backend::Kind {
         class: ClassId(class),

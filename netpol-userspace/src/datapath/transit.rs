@@ -5,17 +5,12 @@
 //! what the first look lets pass because of it nobody else judges; and the programs go only after
 //! it is cleared. Must never decide which packets are looked at twice.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 
-use aya::maps::MapError;
 use netpol_common::layout::{SERVICES_INCOMPLETE, TRANSIT_READY};
 
-use super::class_maps::address_bytes;
-use super::error::DatapathError;
 use super::load::{TRANSIT, TRANSIT_RAW};
-use super::maps::Maps;
-use super::writer::{Datapath, EndpointFailure, address_of, ignore_missing};
+use super::writer::{Datapath, EndpointFailure};
 use crate::compile::{EndpointId, SetId, Step};
 use crate::endpoint::Exit;
 
@@ -172,34 +167,4 @@ impl Datapath {
     fn has_services(&self) -> bool {
         !self.services.is_empty() || !self.unplaced.is_empty()
     }
-
-    /// Forgets addresses of endpoints that were gone before this agent began.
-    pub(super) fn forget_stale_sources(&mut self) -> Result<(), DatapathError> {
-        let own = self.endpoints.values().flat_map(|endpoint| &endpoint.addresses);
-        let known: BTreeSet<_> = own.map(|&address| address_bytes(&address_of(address))).collect();
-        let stale: Vec<_> =
-            self.maps.sources.keys().flatten().filter(|key| !known.contains(key)).collect();
-        for key in stale {
-            ignore_missing(self.maps.sources.remove(&key))?;
-        }
-        Ok(())
-    }
-}
-
-/// The endpoint on this interface has the address: a stamped packet from there is its.
-pub(super) fn note_source(maps: &mut Maps, address: IpAddr, ifindex: u32) -> Result<(), MapError> {
-    maps.sources.insert(address_bytes(&address_of(address)), ifindex, 0)
-}
-
-/// It no longer has; another one may have by now.
-pub(super) fn forget_source(
-    maps: &mut Maps,
-    address: IpAddr,
-    ifindex: u32,
-) -> Result<(), DatapathError> {
-    let key = address_bytes(&address_of(address));
-    if maps.sources.get(&key, 0).is_ok_and(|known| known == ifindex) {
-        ignore_missing(maps.sources.remove(&key))?;
-    }
-    Ok(())
 }

@@ -22,6 +22,7 @@ use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
 use super::rows::Rows;
+use super::sources::Sources;
 use super::transit::{CONTROL_FLAGS, Transit};
 use crate::compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use crate::endpoint::{PodNetns, sockets};
@@ -84,6 +85,7 @@ pub struct Datapath {
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) program_ids: [u32; 2],
     pub(super) transit: Transit,
+    pub(super) sources: Sources,
     _lock: Lock,
 }
 
@@ -128,8 +130,10 @@ impl Datapath {
             endpoints: BTreeMap::new(),
             program_ids,
             transit,
+            sources: Sources::default(),
             _lock: lock,
         };
+        datapath.sources = Sources::new(!datapath.adopted().is_empty());
         datapath.adopt_classes()?;
         datapath.adopt_rows()?;
         datapath.adopt_services()?;
@@ -179,6 +183,10 @@ impl Datapath {
         if !self.endpoints.contains_key(&id) {
             let slot = self.find_slot(ifindex, id);
             let endpoint = self.new_endpoint(id, ifindex, slot)?;
+            if slot.is_some() {
+                let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+                self.adopt_sources(&addresses, ifindex);
+            }
             self.endpoints.insert(id, endpoint);
         }
         self.set_addresses(id, addresses)
@@ -264,6 +272,9 @@ impl Datapath {
         endpoint.sets = NO_SETS;
         if let Some(slot) = endpoint.slot.take() {
             clear_slot(&self.maps.endpoints, slot);
+            let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+            let ifindex = endpoint.ifindex;
+            self.remove_sources(&addresses, ifindex);
         }
         // What flows do from now on is not seen: should the pod be isolated again, what is in the
         // table is void and its sockets tell.
@@ -316,6 +327,7 @@ impl Datapath {
         self.retry_rows()?;
         self.retry_classes()?;
         self.retry_services()?;
+        self.retry_sources()?;
         let closed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_closed);
         let closed: Vec<_> = closed.map(|(&id, endpoint)| (id, endpoint.sets)).collect();
         for (id, sets) in closed {
@@ -385,6 +397,9 @@ impl Datapath {
         table.store(slot, POLICY, word);
         table.store(slot, IDENTITY, identity_word(endpoint.ifindex, id));
         endpoint.slot = Some(slot);
+        let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+        let ifindex = endpoint.ifindex;
+        self.add_sources(&addresses, ifindex);
         true
     }
 

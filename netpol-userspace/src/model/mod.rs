@@ -19,7 +19,7 @@ pub use cluster::Cluster;
 pub use policy::{IpBlock, NamespaceScope, Peer, Peers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
-    AddressFamily, EndpointSlice, Node, Service, ServicePort, SliceEndpoint, SlicePort,
+    AddressFamily, EndpointSlice, Node, Proxy, Service, ServicePort, SliceEndpoint, SlicePort,
 };
 pub use strings::Strings;
 

@@ -17,9 +17,34 @@ pub struct Service {
     pub external: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
+    /// Who translates packets to it.
+    pub proxy: Proxy,
     /// `metadata.creationTimestamp` in seconds since the epoch, 0 if unknown. Of two Services that
     /// claim one address and port the older has it (ties: the smaller `namespace/name`).
     pub created: i64,
+}
+
+/// Who translates packets to a Service, and who heeds a slice of endpoints, as their labels say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Proxy {
+    /// kube-proxy, or whatever is there in its place.
+    #[default]
+    Usual,
+    /// One of this name (label `service.kubernetes.io/service-proxy-name`, which may be empty).
+    Named(Str),
+    /// Nobody (label `service.kubernetes.io/headless`).
+    Nobody,
+}
+
+impl Proxy {
+    /// Whether the proxy of this name handles it; `None`: kube-proxy, which has no name.
+    pub fn is_handled_by(&self, proxy: Option<&str>) -> bool {
+        match self {
+            Self::Usual => proxy.is_none(),
+            Self::Named(name) => proxy == Some(name),
+            Self::Nobody => false,
+        }
+    }
 }
 
 /// One port of a Service.
@@ -62,6 +87,8 @@ pub struct EndpointSlice {
     /// The Service it belongs to, in its own namespace (label `kubernetes.io/service-name`); empty
     /// if to none.
     pub service: Str,
+    /// Whose Service's it is.
+    pub proxy: Proxy,
     /// The family of all its addresses.
     pub family: AddressFamily,
     /// The ports that all its endpoints have.

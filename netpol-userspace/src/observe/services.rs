@@ -162,14 +162,17 @@ fn view(backend: &Backend, names: &Names) -> Option<Kind> {
             let matches = names.class(class.0).to_vec();
             Some(Kind { class: class.0, matches, port, is_on_node })
         }
-        // It is of a kind that is listed beside it.
-        Backend::Endpoint(_) => None,
+        // It is of a kind that is listed beside it; and who translates is no backend.
+        Backend::Endpoint(_) | Backend::Elsewhere => None,
     }
 }
 
 fn word(verdict: ToService) -> &'static str {
     match verdict {
-        ToService::Allowed | ToService::Own => "allow",
+        ToService::Allowed
+        | ToService::Own
+        | ToService::AllowedElsewhere
+        | ToService::OwnElsewhere => "allow",
         ToService::Mixed => "mixed",
         ToService::Empty => "empty",
         ToService::Denied | ToService::Undecidable => "deny",

@@ -159,6 +159,17 @@ pub fn refresh_pod_status(rng: &mut Rng, pod: &mut Pod) {
     });
 }
 
+/// Gives a pod these addresses, at most one of a family, while it runs.
+pub fn set_pod_addresses(pod: &mut Pod, addresses: &[IpAddr]) {
+    let pod_ips = addresses.iter().map(|address| PodIP { ip: address.to_string() });
+    pod.status = Some(PodStatus {
+        phase: Some("Running".to_owned()),
+        pod_ip: addresses.first().map(IpAddr::to_string),
+        pod_ips: Some(pod_ips.collect()),
+        ..PodStatus::default()
+    });
+}
+
 fn container(rng: &mut Rng) -> Container {
     let ports = rng.up_to(3, |rng| ContainerPort {
         name: rng.chance(80).then(|| (*rng.pick(&PORT_NAMES)).to_owned()),

@@ -19,6 +19,8 @@ use super::world::Probe;
 const PORT_NAMES: [&str; 3] = ["", "web", "dns"];
 const PROTOCOLS: [&str; 3] = ["TCP", "TCP", "UDP"];
 const N_NAMESPACES: usize = 2;
+/// The proxy that some of the labels name.
+pub const PROXY: &str = "mine";
 
 /// Services and what they consist of, by name.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +33,8 @@ pub struct ServiceWorld {
     pub nodes: BTreeMap<String, Node>,
     /// The addresses of this node.
     pub here: BTreeSet<IpAddr>,
+    /// The name of this node's proxy, if it is not kube-proxy.
+    pub proxy: Option<String>,
 }
 
 /// One event, as a watch reports it.
@@ -124,6 +128,7 @@ impl ServiceWorld {
             slices: self.slices.values().cloned().collect(),
             nodes: self.nodes.values().cloned().collect(),
             here: self.here.clone(),
+            proxy: self.proxy.clone(),
         }
     }
 
@@ -194,7 +199,7 @@ fn texts(rng: &mut Rng, most: usize) -> Option<Vec<String>> {
 fn service(rng: &mut Rng, old: Option<&Service>, number: usize) -> Service {
     let seconds = i64::try_from(rng.below(3)).unwrap_or(0);
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
-    let metadata = old.map_or_else(
+    let mut metadata = old.map_or_else(
         || ObjectMeta {
             name: Some(format!("service{number}")),
             namespace: Some(generate::namespace_name(number % N_NAMESPACES)),
@@ -203,6 +208,8 @@ fn service(rng: &mut Rng, old: Option<&Service>, number: usize) -> Service {
         },
         |old| old.metadata.clone(),
     );
+    let labels = rng.chance(15).then(|| BTreeMap::from([proxy_label(rng)]));
+    metadata.labels = labels;
     let families = *rng.pick(&[&[false][..], &[false, true], &[true], &[true, false]]);
     let mut ips: Vec<String> =
         families.iter().map(|&v6| outer_address(rng, v6).to_string()).collect();
@@ -255,6 +262,17 @@ fn service(rng: &mut Rng, old: Option<&Service>, number: usize) -> Service {
     }
 }
 
+/// A label that says whose the object is: this node's proxy has no name or the first of these.
+fn proxy_label(rng: &mut Rng) -> (String, String) {
+    let (key, value) = *rng.pick(&[
+        ("service.kubernetes.io/service-proxy-name", PROXY),
+        ("service.kubernetes.io/service-proxy-name", "another"),
+        ("service.kubernetes.io/service-proxy-name", ""),
+        ("service.kubernetes.io/headless", ""),
+    ]);
+    (key.to_owned(), value.to_owned())
+}
+
 fn slice(
     rng: &mut Rng,
     old: Option<&EndpointSlice>,
@@ -278,6 +296,9 @@ fn slice(
     if metadata.labels.is_none() || rng.chance(15) {
         let label = ("kubernetes.io/service-name".to_owned(), format!("service{service}"));
         metadata.labels = rng.chance(95).then(|| BTreeMap::from([label]));
+        if rng.chance(8) {
+            metadata.labels.get_or_insert_default().extend([proxy_label(rng)]);
+        }
     }
     let v6 = rng.chance(30);
     let ports = PORT_NAMES[..1 + rng.below(3)]

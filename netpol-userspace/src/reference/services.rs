@@ -15,6 +15,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Reference, namespace_of, protocol_name};
 use crate::model::Direction;
@@ -30,6 +31,8 @@ pub struct Services {
     pub nodes: Vec<Node>,
     /// The addresses of the client's own node.
     pub here: BTreeSet<IpAddr>,
+    /// The name of this node's proxy, if it is not kube-proxy.
+    pub proxy: Option<String>,
 }
 
 /// What a client's policies say of a packet whose destination a proxy may choose.
@@ -53,9 +56,20 @@ impl Services {
         protocol: u8,
         port: u16,
     ) -> Option<BTreeSet<(IpAddr, u16)>> {
+        let (service, port) = self.reached(address, protocol, port)?;
+        Some(self.chosen_from(service, port, address.is_ipv4()))
+    }
+
+    /// The Service that is reached there, and by which of its ports.
+    fn reached(
+        &self,
+        address: IpAddr,
+        protocol: u8,
+        port: u16,
+    ) -> Option<(&Service, &ServicePort)> {
         let protocol = protocol_name(protocol)?;
         let mut best: Option<(&Service, &ServicePort)> = None;
-        for service in &self.services {
+        for service in self.services.iter().filter(|service| self.is_handled(&service.metadata)) {
             let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
             for candidate in ports {
                 if candidate.protocol.as_deref().unwrap_or("TCP") != protocol
@@ -68,8 +82,7 @@ impl Services {
                 }
             }
         }
-        let (service, port) = best?;
-        Some(self.chosen_from(service, port, address.is_ipv4()))
+        best
     }
 
     /// What the egress policies of `pod` say of a packet to this destination, if need be by the
@@ -110,6 +123,40 @@ impl Services {
         if denied.is_empty() && !may_be_itself { Answer::Yes } else { Answer::Depends }
     }
 
+    /// Whether this node's proxy looks at an object: kube-proxy at what has no label that names a
+    /// proxy, another one at what names it, and neither at what is labelled as headless.
+    fn is_handled(&self, metadata: &ObjectMeta) -> bool {
+        let label = |key: &str| metadata.labels.as_ref().and_then(|labels| labels.get(key));
+        label("service.kubernetes.io/headless").is_none()
+            && label("service.kubernetes.io/service-proxy-name") == self.proxy.as_ref()
+    }
+
+    /// What becomes of a packet that was sent to a Service and leaves the node as it is, without
+    /// anybody having translated it: it goes to the address that it carries. Only to a port of
+    /// another node, which translates, it goes as if all backends were there, and must be allowed
+    /// to all. Where some backends are denied nothing passes that could still be translated.
+    pub fn leaves_untranslated(
+        &self,
+        reference: &Reference,
+        pod: &Pod,
+        remote: IpAddr,
+        protocol: u8,
+        port: u16,
+    ) -> bool {
+        let allows =
+            |address, port| reference.allows(Direction::Egress, pod, address, protocol, port);
+        let reached = self.reached(remote, protocol, port);
+        let places = self.backends(remote, protocol, port).unwrap_or_default();
+        let (Some((service, reached)), false) = (reached, places.is_empty()) else {
+            return allows(remote, port);
+        };
+        let is_on_nodes = !own_addresses(service).contains(&remote)
+            && reached.node_port == Some(i32::from(port))
+            && !self.here.contains(&remote);
+        places.iter().all(|&(address, port)| allows(address, port))
+            && (is_on_nodes || allows(remote, port))
+    }
+
     /// Whether packets to this address and port number are for this port of the Service.
     fn is_reached(
         &self,
@@ -128,9 +175,7 @@ impl Services {
         if external || !of_a_family {
             return false;
         }
-        let listens = own.contains(&address)
-            || external_ips(service).contains(&address)
-            || balancers(service).contains(&address);
+        let listens = own_addresses(service).contains(&address);
         let on_node = port.node_port.is_some_and(|n| n != 0 && n == number)
             && self.nodes.iter().any(|node| node_addresses(node).contains(&address));
         (listens && port.port == number) || on_node
@@ -144,7 +189,8 @@ impl Services {
         v4: bool,
     ) -> BTreeSet<(IpAddr, u16)> {
         let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
-        for slice in self.slices.iter().filter(|slice| belongs(slice, service)) {
+        let handled = self.slices.iter().filter(|slice| self.is_handled(&slice.metadata));
+        for slice in handled.filter(|slice| belongs(slice, service)) {
             if slice.address_type != if v4 { "IPv4" } else { "IPv6" } {
                 continue;
             }
@@ -189,6 +235,11 @@ fn cluster_ips(service: &Service) -> Vec<IpAddr> {
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
     let texts = if listed.is_empty() { spec.cluster_ip.as_slice() } else { listed };
     texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// All that it has beside the nodes'.
+fn own_addresses(service: &Service) -> Vec<IpAddr> {
+    [cluster_ips(service), external_ips(service), balancers(service)].concat()
 }
 
 fn external_ips(service: &Service) -> Vec<IpAddr> {

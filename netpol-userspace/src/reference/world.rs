@@ -145,7 +145,7 @@ impl World {
             return Event::Pod(generate::pod(rng, self.size.namespaces, &name));
         };
         let mut pod = old.clone();
-        match rng.below(8) {
+        match rng.below(10) {
             0 => return Event::PodGone(pod),
             7 => {
                 // Deleted and made again, and the watch saw only the end of it.
@@ -155,8 +155,40 @@ impl World {
             }
             1..3 => generate::relabel_pod(rng, &mut pod),
             3..5 => generate::refresh_pod_status(rng, &mut pod),
+            8.. => {
+                let others: Vec<&String> = self.pods.keys().collect();
+                return self.hand_over(rng, &name, &others);
+            }
             _ => generate::refresh_pod_spec(rng, &mut pod),
         }
+        Event::Pod(pod)
+    }
+
+    /// An address changes hands: the pod `name`, which must exist, has the addresses of one of
+    /// `others` now, or one of them beside its own, or none any more. Whether and when the other
+    /// one loses them is not said: who gets an address and who loses it is heard of in any order.
+    pub fn hand_over(&self, rng: &mut Rng, name: &str, others: &[&String]) -> Event {
+        let mut pod = self.pods[name].clone();
+        let others = others.iter().filter(|other| other.as_str() != name);
+        let others: Vec<Vec<IpAddr>> = others
+            .filter_map(|other| self.pods.get(other.as_str()).map(addresses))
+            .filter(|addresses| !addresses.is_empty())
+            .collect();
+        let mut all = match rng.below(4) {
+            0 => Vec::new(),
+            _ if others.is_empty() => Vec::new(),
+            1 => {
+                let one = rng.pick(&others).clone();
+                let one = *rng.pick(&one);
+                let mut all = addresses(&pod);
+                all.retain(|address| address.is_ipv4() != one.is_ipv4());
+                all.push(one);
+                all
+            }
+            _ => rng.pick(&others).clone(),
+        };
+        all.sort_unstable();
+        generate::set_pod_addresses(&mut pod, &all);
         Event::Pod(pod)
     }
 

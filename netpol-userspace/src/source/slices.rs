@@ -140,6 +140,8 @@ pub fn derive<'a>(
     let slice = |(index, ((family, ports), endpoints)): (usize, (Kind, _))| EndpointSlice {
         id: derived_name(&service.id, index),
         service: service.id.name.clone(),
+        // As the controller does it, which gives slices the labels of their Service.
+        proxy: service.proxy.clone(),
         family,
         ports: ports
             .into_iter()

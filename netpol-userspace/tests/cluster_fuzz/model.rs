@@ -376,6 +376,11 @@ impl Past {
         });
         let has_opening = matches!(named.body, Body::Tcp { .. } | Body::Sctp { .. });
         if let Some(opener) = known {
+            // What it opened from an address that it has no longer goes on in another's name. Who
+            // opened a connection to it there is still answered.
+            if is_spoofed(view, seen) && matches!(opener, Opener::Pod | Opener::Unseen) {
+                return false;
+            }
             let is_new = opens && has_opening;
             return view.permits_flow(opener, &key) || (keeps && !is_new) || sender == Opener::Node;
         }
@@ -403,7 +408,8 @@ fn opener_midway(view: &View<'_>, sender: Opener, key: &FlowKey) -> Opener {
     let may_be_others = match sender {
         // Nobody opens a connection from a Service's address.
         Opener::Pod => !view.is_stamped(key) && view.permits(Direction::Ingress, key),
-        Opener::Remote => view.permits(Direction::Egress, key),
+        // From an address that it does not have the pod opens nothing.
+        Opener::Remote => view.own.contains(&key.1) && view.permits(Direction::Egress, key),
         _ => false,
     };
     if may_be_others { Opener::Unseen } else { sender }

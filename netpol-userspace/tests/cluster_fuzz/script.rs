@@ -82,6 +82,9 @@ impl Script {
         if keeps {
             let _ = writeln!(out, "  with --established keep");
         }
+        if let Some(proxy) = &self.services.proxy {
+            let _ = writeln!(out, "  with --service-proxy-name {proxy}");
+        }
         let before = &self.actions[..self.actions.len().saturating_sub(1)];
         if !before.is_empty() {
             let _ = writeln!(out, "after the following, in the cluster below:");

@@ -32,6 +32,21 @@ pub fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
+/// Where a fuzzer begins: with the seed that is asked for, else, in a run of a length that somebody
+/// asked for, with one that nobody has tried. Printed, so that any run can be repeated.
+pub fn first_seed() -> u64 {
+    let seed = from_environment("NETPOL_SEED")
+        .unwrap_or_else(|| if std::env::var_os("NETPOL_CASES").is_some() { new_seed() } else { 1 });
+    println!("NETPOL_SEED={seed}");
+    seed
+}
+
+/// A seed that no run has begun with before. Runs that begin a moment apart have no case in common.
+pub fn new_seed() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap() * 1_000
+}
+
 /// A directory name below bpffs that no other test has.
 pub fn unique_bpffs() -> PathBuf {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);

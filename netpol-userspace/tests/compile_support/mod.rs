@@ -4,11 +4,16 @@
 
 use netpol_userspace::compile::{Compiler, EndpointId};
 use netpol_userspace::model::{Change, Direction, ObjectName};
-use netpol_userspace::reference::world::Event;
+use netpol_userspace::reference::world::{Event, World};
 use netpol_userspace::source::convert;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+
+/// The namespace of the pod of that name, if there is one.
+pub fn namespace_of<'a>(world: &'a World, pod: &str) -> Option<&'a str> {
+    world.pods.get(pod)?.metadata.namespace.as_deref()
+}
 
 /// A namespace with labels (`a=b,c=d`).
 pub fn namespace(name: &str, labels: &str) -> Namespace {

@@ -35,6 +35,8 @@ pub struct Service {
     pub balancer_ips: Vec<IpAddr>,
     ports: Vec<Port>,
     selector: Option<String>,
+    /// In YAML flow style, without braces.
+    labels: &'static str,
     /// Further fields of the spec, in YAML flow style.
     policies: String,
     endpoints: Vec<Endpoint>,
@@ -50,6 +52,7 @@ impl Service {
             balancer_ips: Vec::new(),
             ports: Vec::new(),
             selector: None,
+            labels: "",
             policies: String::new(),
             endpoints: Vec::new(),
         }
@@ -88,6 +91,12 @@ impl Service {
 
     pub fn balancer(mut self, addresses: Vec<IpAddr>) -> Self {
         self.balancer_ips = addresses;
+        self
+    }
+
+    /// A label of the Service, which the controller gives to its slices too.
+    pub fn labelled(mut self, label: &'static str) -> Self {
+        self.labels = label;
         self
     }
 
@@ -154,9 +163,10 @@ impl Service {
         let ingress: Vec<String> =
             quoted(&self.balancer_ips).iter().map(|ip| format!("{{ip: {ip}}}")).collect();
         format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: {namespace}}}\n\
-             spec: {{{spec}, ports: [{}]}}\nstatus: {{loadBalancer: {{ingress: [{}]}}}}\n",
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: {namespace}, \
+             labels: {{{}}}}}\nspec: {{{spec}, ports: [{}]}}\nstatus: {{loadBalancer: {{ingress: [{}]}}}}\n",
             self.name,
+            self.labels,
             ports.join(", "),
             ingress.join(", ")
         )
@@ -201,8 +211,9 @@ impl Service {
         format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
              metadata: {{name: {name}-{index}, namespace: {ns}, \
-             labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             labels: {{kubernetes.io/service-name: {name}, {}}}}}\n\
              addressType: {family}\nports: [{}]\nendpoints: [{endpoints}]\n",
+            self.labels,
             ports.join(", ")
         )
     }

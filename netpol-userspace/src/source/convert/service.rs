@@ -1,6 +1,7 @@
 //! Services, EndpointSlices and Nodes -> model. What is unusable in one of them is left out and
 //! named; must never turn it into a backend or an address.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
@@ -8,12 +9,29 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Problem, add_address, object_name, parse_protocol};
 use crate::model::{
-    AddressFamily, EndpointSlice, Node, Protocol, Service, ServicePort, SliceEndpoint, SlicePort,
+    AddressFamily, EndpointSlice, Node, Protocol, Proxy, Service, ServicePort, SliceEndpoint,
+    SlicePort,
 };
 use crate::source::validate;
 
 /// The label of a slice that names its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// The label of a Service, and of its slices, that names the proxy which is to handle it.
+pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// The label of slices (kube-proxy heeds it on Services too) for which there is nothing to translate.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// What the labels say of the proxy. As kube-proxy reads them, whose list of Services and slices is
+/// of those that have neither, whatever the value (cmd/kube-proxy/app/server.go).
+fn proxy(labels: Option<&BTreeMap<String, String>>) -> Proxy {
+    let Some(labels) = labels else { return Proxy::Usual };
+    match labels.get(SERVICE_PROXY_NAME_LABEL) {
+        _ if labels.contains_key(HEADLESS_LABEL) => Proxy::Nobody,
+        Some(name) => Proxy::Named(name.as_str().into()),
+        None => Proxy::Usual,
+    }
+}
 
 /// A Service, and what could not be used of it. A headless or ExternalName Service has no address
 /// that could be judged, so nothing but its name is kept.
@@ -25,6 +43,7 @@ pub fn service(object: &core::Service) -> (Service, Vec<Problem>) {
         cluster_ips: Vec::new(),
         external: Vec::new(),
         ports: Vec::new(),
+        proxy: proxy(object.metadata.labels.as_ref()),
         created: created.map_or(0, |time| time.0.as_second()),
     };
     let Some(spec) = &object.spec else { return (service, problems) };
@@ -113,6 +132,7 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> (EndpointSlice, Vec<
     let mut slice = EndpointSlice {
         id: object_name(&object.metadata),
         service: service.map_or("", String::as_str).into(),
+        proxy: proxy(labels),
         family: AddressFamily::V4,
         ports: Vec::new(),
         endpoints: Vec::new(),
@@ -280,6 +300,33 @@ mod tests {
         assert_eq!(service.external, addresses(&["192.0.2.1"]));
         assert_eq!(service.ports.len(), 1);
         assert_eq!(service.ports[0].node_port, None);
+    }
+
+    #[test]
+    fn labels_name_the_proxy() {
+        let labelled = |labels: Value| {
+            let metadata = json!({"name": "web", "namespace": "shop", "labels": labels});
+            let object = json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.1"}});
+            let slice = json!({"metadata": metadata, "addressType": "IPv4", "endpoints": []});
+            let proxy = service(&serde_json::from_value(object).unwrap()).0.proxy;
+            assert_eq!(read_slice(slice).0.proxy, proxy);
+            proxy
+        };
+        let (name, headless) = (SERVICE_PROXY_NAME_LABEL, HEADLESS_LABEL);
+        for (labels, expected, usual, own) in [
+            (json!(null), Proxy::Usual, true, false),
+            (json!({"app": "web"}), Proxy::Usual, true, false),
+            (json!({name: "mine"}), Proxy::Named("mine".into()), false, true),
+            (json!({name: "other"}), Proxy::Named("other".into()), false, false),
+            (json!({name: ""}), Proxy::Named("".into()), false, false),
+            (json!({headless: ""}), Proxy::Nobody, false, false),
+            (json!({headless: "", name: "mine"}), Proxy::Nobody, false, false),
+        ] {
+            let proxy = labelled(labels.clone());
+            assert_eq!(proxy, expected, "{labels}");
+            assert_eq!(proxy.is_handled_by(None), usual, "{labels}");
+            assert_eq!(proxy.is_handled_by(Some("mine")), own, "{labels}");
+        }
     }
 
     fn read_slice(value: Value) -> (EndpointSlice, Vec<Problem>) {
