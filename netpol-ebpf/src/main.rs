@@ -15,6 +15,7 @@ mod bench;
 mod events;
 mod frame;
 mod maps;
+mod neighbour;
 mod slow;
 mod stamp;
 mod transit;
@@ -85,6 +86,11 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
         &mut seen,
         |seen| slow::read(skb, direction as u32, seen),
         |seen| slow::judge_flow(skb, direction as u32, seen),
+        // Towards a pod it passes.
+        |seen| match direction {
+            Direction::Ingress => DENY,
+            Direction::Egress => slow::settle_talk(skb, seen, neighbour::judge(skb)),
+        },
     )
 }
 

@@ -27,9 +27,11 @@ const MOST_TIMES: u32 = 4;
 pub const AGAIN: i32 = 0x100;
 /// Likewise: the packet was read, and has a flow by which to judge it.
 pub const FLOW: i32 = 0x101;
+/// Likewise: the packet was read, and is for neighbours.
+pub const TALK: i32 = 0x102;
 
 /// The verdict, as a tc return code, on a packet that is in `seen` already, or that `read` settles
-/// or puts there ([`FLOW`]) to be judged by `judge`.
+/// or puts there to be judged by `judge` ([`FLOW`]) or `talk` ([`TALK`]).
 #[inline(always)]
 pub fn judge(
     direction: Direction,
@@ -37,6 +39,7 @@ pub fn judge(
     seen: &mut MaybeUninit<Seen>,
     read: impl Fn(&mut MaybeUninit<Seen>) -> i32,
     judge: impl Fn(&Seen) -> i32,
+    talk: impl Fn(&Seen) -> i32,
 ) -> i32 {
     let mut times = 0;
     while times < MOST_TIMES {
@@ -44,6 +47,10 @@ pub fn judge(
         if code == FLOW {
             // SAFETY: whoever says so has written it.
             code = judge(unsafe { seen.assume_init_ref() });
+        }
+        if code == TALK {
+            // SAFETY: as above.
+            code = talk(unsafe { seen.assume_init_ref() });
         }
         if code != AGAIN {
             return code;
@@ -76,6 +83,9 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
     if parsed == PASS {
         return ALLOW;
     }
+    if parsed == NEIGHBOUR {
+        return TALK;
+    }
     let Seen { endpoint, packet, .. } = seen;
     let verdict = if parsed < PACKET {
         Verdict::unpack(netpol_refused(endpoint, direction, packet, parsed))
@@ -97,6 +107,18 @@ pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> i32 {
     let arrival = arrival_of_packet(skb, direction, &seen.packet);
     let verdict = verdict::judge_tracked(&Kernel, &seen.endpoint, arrival, &seen.packet);
     settle(skb, direction, seen, verdict)
+}
+
+/// Does what is to be done with what a pod says to its neighbours; `reason`: [`PASS`] or the number of
+/// a reason.
+#[inline(never)]
+pub fn settle_talk(skb: *mut __sk_buff, seen: &Seen, reason: u32) -> i32 {
+    if reason == PASS {
+        return ALLOW;
+    }
+    let verdict = Verdict::drop(refusal_reason(reason), 0);
+    events::note(skb, &seen.endpoint, Direction::Egress, &seen.packet, &verdict);
+    DENY
 }
 
 #[inline(always)]
@@ -162,6 +184,8 @@ pub const PACKET: u32 = 0x100;
 pub const RELATED: u32 = 0x101;
 /// It passes always.
 pub const PASS: u32 = 0x102;
+/// It is [`crate::neighbour`]'s to judge.
+pub const NEIGHBOUR: u32 = 0x103;
 
 /// [`packet::parse`].
 #[unsafe(no_mangle)]
@@ -203,6 +227,7 @@ fn outcome_word(outcome: Outcome) -> u32 {
         Outcome::Packet => PACKET,
         Outcome::Related => RELATED,
         Outcome::Pass => PASS,
+        Outcome::Neighbour => NEIGHBOUR,
         Outcome::Refuse(reason) => reason as u32,
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant as StdInstant};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::links::Links;
 use super::numbers::{Key, Numbers};
 use super::options::{Options, Report};
 use super::sandboxes::Sandboxes;
@@ -84,6 +85,7 @@ pub struct Core {
     patience: Option<Instant>,
     answers: Vec<Wait>,
 
+    links: Links,
     /// What the container runtime has told of.
     sandboxes: Sandboxes,
     admissions: admission::Admissions,
@@ -117,6 +119,9 @@ impl Core {
         let remembered = view::remember(&earlier_endpoints, &snapshot.interfaces, |ifindex| {
             datapath.is_still_attached(ifindex)
         });
+        let known = datapath.link_addresses().into_iter();
+        let known = known.filter(|&(ifindex, _)| datapath.is_still_attached(ifindex));
+        let links = Links::adopt(&snapshot.interfaces, known);
         Self {
             node_name: options.node_name.clone(),
             run_dir: options.run_dir.clone(),
@@ -148,6 +153,7 @@ impl Core {
             passed: Vec::new(),
             patience: None,
             answers: Vec::new(),
+            links,
             sandboxes: Sandboxes::new(sandbox::read_all(&options.run_dir)),
             admissions: admission::Admissions::default(),
             installation: Report::default(),
@@ -264,6 +270,7 @@ impl Core {
         self.note_interfaces();
         if self.is_synced {
             self.rematch();
+            self.note_links();
         }
     }
 
@@ -356,6 +363,18 @@ impl Core {
         self.promote_endpoints();
         for index in 0..self.endpoints.len() {
             self.add_endpoint(index);
+        }
+        self.note_links();
+    }
+
+    /// Tells the datapath how the endpoints' interfaces are linked to the node.
+    fn note_links(&mut self) {
+        let Snapshot { interfaces, own_addresses, .. } = &*self.snapshot;
+        let ids: HashMap<u32, EndpointId> =
+            self.numbered_endpoints().map(|(id, endpoint)| (endpoint.ifindex, id)).collect();
+        let is_pods = |ifindex| ids.contains_key(&ifindex);
+        for (ifindex, link) in self.links.of_pods(interfaces, own_addresses, is_pods) {
+            self.datapath.set_link(ids[&ifindex], link);
         }
     }
 

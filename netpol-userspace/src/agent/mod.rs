@@ -8,6 +8,7 @@ mod capacity;
 mod core;
 mod files;
 pub mod journal;
+mod links;
 mod numbers;
 pub mod options;
 pub mod questions;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use netpol_common::layout;
 
 use super::error::DatapathError;
+use super::speakers;
 use super::writer::{Datapath, OWN4, address_of, full_or, ignore_missing};
 use crate::compile::EndpointId;
 
@@ -39,6 +40,8 @@ impl Datapath {
             let kept = own4(endpoint.addresses.intersection(&wanted));
             self.maps.endpoints.store(slot, OWN4, kept);
         }
+        let kept = endpoint.addresses.intersection(&wanted).copied();
+        speakers::note_addresses(&self.maps.speakers, endpoint, kept);
         let ifindex = endpoint.ifindex;
         for address in endpoint.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
             super::transit::forget_source(&mut self.maps, address, ifindex)?;
@@ -66,6 +69,8 @@ impl Datapath {
         if let Some(slot) = endpoint.slot {
             self.maps.endpoints.store(slot, OWN4, own4(&endpoint.addresses));
         }
+        let all = endpoint.addresses.iter().copied();
+        speakers::note_addresses(&self.maps.speakers, endpoint, all);
         result
     }
 

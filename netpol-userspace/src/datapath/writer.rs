@@ -22,6 +22,7 @@ use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
 use super::rows::Rows;
+use super::speakers::Link;
 use super::transit::{CONTROL_FLAGS, Transit};
 use crate::compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use crate::endpoint::{PodNetns, sockets};
@@ -63,6 +64,9 @@ pub(super) struct Endpoint {
     pub(super) other_addresses: Vec<IpAddr>,
     /// It has no entry although it is isolated, so the programs drop everything.
     pub(super) is_closed: bool,
+    /// Index in the speakers map, once it is written there.
+    pub(super) speaker: Option<usize>,
+    pub(super) link: Link,
 }
 
 /// The agent's side of the maps. One per pin directory.
@@ -181,7 +185,9 @@ impl Datapath {
             let endpoint = self.new_endpoint(id, ifindex, slot)?;
             self.endpoints.insert(id, endpoint);
         }
-        self.set_addresses(id, addresses)
+        let result = self.set_addresses(id, addresses);
+        self.add_speaker(id);
+        result
     }
 
     /// The endpoint gets an id within the endpoint table's limit; whatever is attached stays.
@@ -189,9 +195,11 @@ impl Datapath {
     pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
         let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
-        let is_attached = endpoint.is_attached;
-        self.endpoints.insert(new, Endpoint { is_attached, netns: endpoint.netns, ..fresh });
-        self.set_addresses(new, endpoint.other_addresses)
+        let Endpoint { is_attached, netns, link, .. } = endpoint;
+        self.endpoints.insert(new, Endpoint { is_attached, netns, link, ..fresh });
+        let result = self.set_addresses(new, endpoint.other_addresses);
+        self.add_speaker(new);
+        result
     }
 
     /// Says where an endpoint's sockets can be read: connections that are older than the programs
@@ -219,6 +227,8 @@ impl Datapath {
             addresses: HashSet::new(),
             other_addresses: Vec::new(),
             is_closed: false,
+            speaker: None,
+            link: Link::default(),
         };
         if let Some(slot) = slot {
             let policy = self.maps.endpoints.load(slot, POLICY);
@@ -249,6 +259,7 @@ impl Datapath {
     /// Takes an endpoint out: programs off first, then its entry.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         self.release_endpoint(id);
+        self.remove_speaker(id);
         self.set_addresses(id, [])?;
         self.endpoints.remove(&id);
         self.settle_transit();
@@ -502,12 +513,12 @@ pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
 }
 
 /// The slots an interface may be found in.
-fn slots(ifindex: u32) -> impl Iterator<Item = usize> {
+pub(super) fn slots(ifindex: u32) -> impl Iterator<Item = usize> {
     let first = (ifindex & (layout::ENDPOINT_SLOTS - 1)) as usize;
     first..first + layout::ENDPOINT_PROBES as usize
 }
 
-const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
+pub(super) const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
     (ifindex as u64) << 32 | id.0 as u64
 }
 
