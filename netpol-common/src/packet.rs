@@ -164,6 +164,17 @@ pub fn parse<F: Frame>(
     if frame.has_vlan_tag() {
         return Outcome::Refuse(Reason::Ethertype);
     }
+    parse_in_tag(frame, direction, packet, inner)
+}
+
+/// [`parse`], whether the frame has a VLAN tag or not.
+#[inline(always)]
+pub fn parse_in_tag<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
     let Some(ethertype) = frame.load::<2>(12) else {
         return Outcome::Refuse(Reason::Truncated);
     };
@@ -615,6 +626,19 @@ pub fn set_tcp_flags(packet: &mut Packet, flags: u8) {
     packet.detail = flags;
     packet.is_opening = flags & (SYN | ACK | RST) == SYN;
     packet.is_answer = flags & (SYN | ACK) == SYN | ACK || flags & RST != 0;
+}
+
+/// Whether a pod without an address asks for one: DHCP, from 0.0.0.0 port 68 to port 67 of the
+/// link (RFC 2131, section 4.1).
+#[inline(always)]
+pub const fn asks_for_address(packet: &Packet) -> bool {
+    packet.local.family == 4
+        && packet.local.words[0] == 0
+        && packet.remote.words[0] == u32::MAX
+        && packet.protocol == UDP
+        && packet.kind as u8 == Kind::Flow as u8
+        && packet.local_port == 68
+        && packet.remote_port == 67
 }
 
 #[inline(always)]

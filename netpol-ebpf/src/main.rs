@@ -1,7 +1,8 @@
 //! The tc programs: `netpol_ingress` sits on the tc *egress* hook of an isolated pod's host-side
 //! interface (traffic towards the pod), `netpol_egress` on its tc *ingress* hook. `netpol_transit`
 //! sits on the tc egress hook of every interface by which packets can leave, while pods send to
-//! Services that cannot be judged before translation.
+//! Services that cannot be judged before translation. `netpol_guard` sits on the tc ingress hook of the
+//! pods that no policy selects.
 //!
 //! This crate only reads packets and maps; what a verdict is stands in `netpol_common::verdict`.
 //! Allow is always "next program, please" (`TCX_NEXT`, `TC_ACT_UNSPEC`): netpol never ends the
@@ -14,6 +15,7 @@
 mod bench;
 mod events;
 mod frame;
+mod guard;
 mod maps;
 mod neighbour;
 mod slow;
@@ -47,6 +49,12 @@ pub fn netpol_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn netpol_egress(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, Direction::Egress)
+}
+
+/// Traffic from a pod that no policy selects.
+#[classifier]
+pub fn netpol_guard(ctx: TcContext) -> i32 {
+    guard::run(ctx.skb.skb)
 }
 
 /// Traffic on its way to anywhere.

@@ -186,6 +186,16 @@ impl Speaker {
     }
 }
 
+/// Whether the interface's own link-local address is this one. Nobody else has it on that link, and
+/// no router forwards what comes from it. A function of its own for its stack.
+#[inline(never)]
+pub fn is_link_local_of(ifindex: u32, address: &Address) -> bool {
+    match Speaker::on(ifindex) {
+        Some(speaker) => speaker.is_link_local(two_words(address)),
+        None => false,
+    }
+}
+
 /// An IPv6 address as two words in memory's order.
 #[inline(always)]
 pub fn two_words(address: &Address) -> [u64; 2] {

@@ -10,6 +10,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
 use netpol_common::layout::{self, Direction, Reason};
+use netpol_common::neighbour::is_link_local;
 use netpol_common::packet::{self, Frame, Outcome, Packet};
 use netpol_common::verdict::{
     self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
@@ -88,7 +89,9 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
     }
     let Seen { endpoint, packet, .. } = seen;
     let verdict = if parsed < PACKET {
-        Verdict::unpack(netpol_refused(endpoint, direction, packet, parsed))
+        let arrival = arrival_of_packet(skb, direction_of(direction), packet);
+        let arrival = Arrival { is_from_node: false, ..arrival };
+        Verdict::unpack(netpol_refused(endpoint, arrival_word(arrival), packet, parsed))
     } else {
         let arrival = arrival_of_packet(skb, direction_of(direction), packet);
         if verdict::has_flow(&Kernel, endpoint, arrival, packet) {
@@ -131,8 +134,10 @@ fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet)
         ),
         Direction::Egress => {
             // SAFETY: the context pointer is valid for the run of the program.
-            let own = maps::own4(unsafe { (*skb).ifindex });
-            let is_own_source = own != 0 && own == layout::own4(&packet.local);
+            let ifindex = unsafe { (*skb).ifindex };
+            let own = maps::own4(ifindex);
+            let is_own_source = own != 0 && own == layout::own4(&packet.local)
+                || is_link_local(&packet.local) && maps::is_link_local_of(ifindex, &packet.local);
             Arrival { is_own_source, ..Arrival::egress() }
         }
     }
@@ -187,6 +192,9 @@ pub const PASS: u32 = 0x102;
 /// It is [`crate::neighbour`]'s to judge.
 pub const NEIGHBOUR: u32 = 0x103;
 
+/// Added to the direction for [`netpol_parse`]: a VLAN tag does not matter.
+pub const IN_TAG: u32 = 2;
+
 /// [`packet::parse`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -218,7 +226,10 @@ fn parse(frame: &impl Frame, direction: u32, packet: *mut Packet, inner: *mut Pa
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
         return Reason::Inconsistent as u32;
     };
-    outcome_word(packet::parse(frame, direction_of(direction), packet, inner))
+    if direction & IN_TAG == 0 && frame.has_vlan_tag() {
+        return Reason::Ethertype as u32;
+    }
+    outcome_word(packet::parse_in_tag(frame, direction_of(direction & 1), packet, inner))
 }
 
 #[inline(always)]
@@ -237,7 +248,7 @@ fn outcome_word(outcome: Outcome) -> u32 {
 #[inline(never)]
 pub extern "C" fn netpol_refused(
     endpoint: *const Endpoint,
-    direction: u32,
+    arrival: u32,
     packet: *const Packet,
     reason: u32,
 ) -> u64 {
@@ -245,11 +256,8 @@ pub extern "C" fn netpol_refused(
     let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
         return Verdict::drop(Reason::Inconsistent, 0).pack();
     };
-    let arrival = match direction_of(direction) {
-        Direction::Ingress => Arrival::ingress(false),
-        Direction::Egress => Arrival::egress(),
-    };
-    verdict::judge_refused(&Kernel, endpoint, arrival, packet, refusal_reason(reason)).pack()
+    let (arrival, reason) = (arrival_of(arrival), refusal_reason(reason));
+    verdict::judge_refused(&Kernel, endpoint, arrival, packet, reason).pack()
 }
 
 /// The inverse of `reason as u32` for the reasons that parsing gives.

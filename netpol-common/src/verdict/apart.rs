@@ -7,7 +7,7 @@ use super::tracked::judge_opened;
 use super::{Arrival, Endpoint, Judge, Known, Maps, Verdict};
 use crate::flow;
 use crate::layout::Reason;
-use crate::packet::{Kind, Packet};
+use crate::packet::{Kind, Packet, asks_for_address};
 
 /// Whether the packet has a flow by which to judge it. Fragments after the first get the ports of
 /// their datagram's first one, if that is known.
@@ -128,7 +128,8 @@ pub(super) fn refuses_source<M: Maps + ?Sized>(
         && !arrival.is_translated
         && !arrival.is_own_source
         && maps.checks_source()
-        && !maps.owns(endpoint.id, &packet.local);
+        && !maps.owns(endpoint.id, &packet.local)
+        && !asks_for_address(packet);
     if is_spoofed { Some(Reason::SourceAddress) } else { None }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::links::Links;
 use super::numbers::{Key, Numbers};
-use super::options::{Options, Report};
+use super::options::{Options, Report, SourceCheck};
 use super::sandboxes::Sandboxes;
 use super::serve::{Asked, Published, Wait};
 use super::state::{
@@ -27,6 +27,7 @@ use crate::observe::metrics::AgentCounters;
 use crate::source::{Event, Handle};
 
 mod admission;
+mod speaking;
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
@@ -85,7 +86,8 @@ pub struct Core {
     patience: Option<Instant>,
     answers: Vec<Wait>,
 
-    links: Links,
+    source_check: SourceCheck,
+    speaking: speaking::Speaking,
     /// What the container runtime has told of.
     sandboxes: Sandboxes,
     admissions: admission::Admissions,
@@ -153,7 +155,8 @@ impl Core {
             passed: Vec::new(),
             patience: None,
             answers: Vec::new(),
-            links,
+            source_check: options.source_check,
+            speaking: speaking::Speaking::new(links),
             sandboxes: Sandboxes::new(sandbox::read_all(&options.run_dir)),
             admissions: admission::Admissions::default(),
             installation: Report::default(),
@@ -212,6 +215,7 @@ impl Core {
             self.watcher.rescan();
             self.rematch();
         }
+        self.note_policies();
         self.applied_revision = self.revision;
         self.counters.record_apply(begun.elapsed());
     }
@@ -246,7 +250,9 @@ impl Core {
         // The tables are reconciled as a whole below.
         let _plan = self.compiler.apply_all(outdated.into_iter().map(Change::Pod));
         self.note_node();
+        self.note_policies();
         self.rematch();
+        self.note_links();
         self.reconcile();
         self.numbers.forget_adopted();
         self.promote_endpoints();
@@ -270,7 +276,7 @@ impl Core {
         self.note_interfaces();
         if self.is_synced {
             self.rematch();
-            self.note_links();
+            self.note_speakers();
         }
     }
 
@@ -316,7 +322,11 @@ impl Core {
     /// Waits are answered when every pod has its interface, or patience is over.
     fn settle_waits(&mut self) {
         let Some(patience) = self.patience else { return };
-        if self.is_synced && (!self.lacks_interfaces() || Instant::now() >= patience) {
+        // Guards that are pending are always settled soon, and this is called then.
+        if self.is_synced
+            && !self.has_pending_guards()
+            && (!self.lacks_interfaces() || Instant::now() >= patience)
+        {
             self.answers.append(&mut self.passed);
             self.patience = None;
         }
@@ -367,17 +377,6 @@ impl Core {
         self.note_links();
     }
 
-    /// Tells the datapath how the endpoints' interfaces are linked to the node.
-    fn note_links(&mut self) {
-        let Snapshot { interfaces, own_addresses, .. } = &*self.snapshot;
-        let ids: HashMap<u32, EndpointId> =
-            self.numbered_endpoints().map(|(id, endpoint)| (endpoint.ifindex, id)).collect();
-        let is_pods = |ifindex| ids.contains_key(&ifindex);
-        for (ifindex, link) in self.links.of_pods(interfaces, own_addresses, is_pods) {
-            self.datapath.set_link(ids[&ifindex], link);
-        }
-    }
-
     /// Endpoints that the endpoint table had no room for move into it, as far as it has now. One
     /// that is closed stays so until its new entry is complete.
     fn promote_endpoints(&mut self) {
@@ -408,7 +407,7 @@ impl Core {
             });
             return;
         };
-        let addresses = endpoint.addresses.iter().chain(&endpoint.other_addresses).copied();
+        let addresses = self.declared(&endpoint);
         if let Err(error) = self.datapath.add_endpoint(id, endpoint.ifindex, addresses) {
             self.note_failure(EndpointFailure { endpoint: Some(id), error });
         }
@@ -680,6 +679,7 @@ impl Core {
             },
             datapath: DatapathStatus {
                 endpoints: self.endpoints.len(),
+                guarded: self.datapath.guarded(),
                 applied_revision: self.applied_revision,
                 attach: self.datapath.attach_mode().to_owned(),
                 errors,
@@ -701,6 +701,7 @@ impl Core {
         let mut notes = self.notes.clone();
         notes.extend(self.snapshot.problems.iter().cloned());
         notes.extend(self.unconfirmed());
+        notes.extend(self.undeclared());
         notes.extend(self.installation.note.clone());
         errors.extend(self.installation.problem.iter().map(|problem| ObjectError {
             object: "CNI plugin".to_owned(),

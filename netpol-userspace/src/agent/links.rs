@@ -29,6 +29,12 @@ impl Links {
         Self { first: interfaces.iter().filter_map(of).collect() }
     }
 
+    /// Whether an interface of a pod has another address now.
+    pub fn is_changed(&self, interface: &Interface) -> bool {
+        let first = self.first.get(&interface.incarnation);
+        interface.link_address.zip(first).is_some_and(|(now, first)| now != *first)
+    }
+
     /// How the interfaces of pods, with these indexes, are linked to a node that has these
     /// addresses.
     pub fn of_pods(

@@ -14,6 +14,7 @@ pub mod cleanup;
 mod error;
 pub mod evaluate;
 mod filters;
+mod guards;
 mod limits;
 mod load;
 mod mapped;

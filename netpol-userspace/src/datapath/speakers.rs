@@ -99,7 +99,9 @@ impl Datapath {
             self.endpoints.values().filter_map(|endpoint| endpoint.speaker).collect();
         let table = &self.maps.speakers;
         for slot in (0..table.len()).filter(|slot| !known.contains(slot)) {
-            if table.load(slot, IDENTITY) != 0 {
+            let identity = table.load(slot, IDENTITY);
+            if identity != 0 {
+                self.attacher.detach_guard((identity >> 32) as u32);
                 clear_slot(table, slot);
             }
         }

@@ -16,6 +16,7 @@ use super::arena::Arena;
 use super::attach::{AttachMode, Attacher};
 use super::classes::Classes;
 use super::error::{DatapathError, bpf_error, io_error};
+use super::guards::{Guard, Guards};
 use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
@@ -67,6 +68,9 @@ pub(super) struct Endpoint {
     /// Index in the speakers map, once it is written there.
     pub(super) speaker: Option<usize>,
     pub(super) link: Link,
+    /// The declared addresses are this interface's, not only another one's of the same pod.
+    pub(super) is_main: bool,
+    pub(super) guard: Guard,
 }
 
 /// The agent's side of the maps. One per pin directory.
@@ -88,6 +92,7 @@ pub struct Datapath {
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) program_ids: [u32; 2],
     pub(super) transit: Transit,
+    pub(super) guards: Guards,
     _lock: Lock,
 }
 
@@ -132,6 +137,7 @@ impl Datapath {
             endpoints: BTreeMap::new(),
             program_ids,
             transit,
+            guards: Guards::default(),
             _lock: lock,
         };
         datapath.adopt_classes()?;
@@ -168,6 +174,7 @@ impl Datapath {
     /// interface of then.
     pub fn is_still_attached(&self, ifindex: u32) -> bool {
         self.attacher.is_still_attached(ifindex, self.program_ids)
+            || self.attacher.is_guarded(ifindex)
     }
 
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
@@ -187,7 +194,16 @@ impl Datapath {
         }
         let result = self.set_addresses(id, addresses);
         self.add_speaker(id);
+        self.adopt_guard(id);
         result
+    }
+
+    /// Says whether what an endpoint may speak as is declared for its interface, so that it may
+    /// have a guard. (Further interfaces of a pod may have none.)
+    pub fn set_main(&mut self, id: EndpointId, is_main: bool) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.is_main = is_main;
+        }
     }
 
     /// The endpoint gets an id within the endpoint table's limit; whatever is attached stays.
@@ -195,8 +211,9 @@ impl Datapath {
     pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
         let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
-        let Endpoint { is_attached, netns, link, .. } = endpoint;
-        self.endpoints.insert(new, Endpoint { is_attached, netns, link, ..fresh });
+        let Endpoint { is_attached, netns, link, is_main, guard, .. } = endpoint;
+        let renumbered = Endpoint { is_attached, netns, link, is_main, guard, ..fresh };
+        self.endpoints.insert(new, renumbered);
         let result = self.set_addresses(new, endpoint.other_addresses);
         self.add_speaker(new);
         result
@@ -229,6 +246,8 @@ impl Datapath {
             is_closed: false,
             speaker: None,
             link: Link::default(),
+            is_main: true,
+            guard: Guard::None,
         };
         if let Some(slot) = slot {
             let policy = self.maps.endpoints.load(slot, POLICY);
@@ -259,6 +278,7 @@ impl Datapath {
     /// Takes an endpoint out: programs off first, then its entry.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         self.release_endpoint(id);
+        self.detach_guard(id);
         self.remove_speaker(id);
         self.set_addresses(id, [])?;
         self.endpoints.remove(&id);
@@ -339,6 +359,15 @@ impl Datapath {
 
     fn set_endpoint(&mut self, id: EndpointId, sets: EndpointSets) -> Result<(), DatapathError> {
         if sets == NO_SETS {
+            if let Some(endpoint) = self.endpoints.get_mut(&id)
+                && std::mem::replace(&mut endpoint.sets, NO_SETS) != NO_SETS
+            {
+                // Before the programs, which check the same, come off.
+                endpoint.is_closed = false;
+                let guarded = self.settle_guard(id);
+                self.release_endpoint(id);
+                return guarded;
+            }
             self.release_endpoint(id);
             return Ok(());
         }
@@ -351,13 +380,16 @@ impl Datapath {
         }
         // Without an entry the programs drop everything: what a policy selects must not be open.
         if !is_new || is_closed {
-            return self.attach(id);
+            self.attach(id)?;
+            self.detach_guard(id);
+            return Ok(());
         }
         // Before the programs, so that none of these flows is new to them; and after them, for
         // those that were opened meanwhile.
         self.seed(id);
         self.attach(id)?;
         self.seed(id);
+        self.detach_guard(id);
         Ok(())
     }
 
@@ -426,7 +458,7 @@ impl Datapath {
     /// Checks that the programs still are where they were put and puts back what is missing.
     /// Returns the endpoints that had to be repaired, and failures.
     pub fn verify_attachments(&mut self) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
-        let (mut repaired, mut failures) = (Vec::new(), Vec::new());
+        let (mut repaired, mut failures) = self.verify_guards();
         let isolated: Vec<EndpointId> = self
             .endpoints
             .iter()
