@@ -64,6 +64,8 @@ pub mod names {
     pub const SERVICES: &str = "SERVICES";
     /// [`super::Backend`] arena.
     pub const BACKENDS: &str = "BACKENDS";
+    /// [`super::Speaker`] by interface.
+    pub const SPEAKERS: &str = "SPEAKERS";
     /// Ports of first fragments.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`super::Counters`] by endpoint id and direction.
@@ -75,7 +77,7 @@ pub mod names {
     /// Token buckets of the events.
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// All of them.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         ENDPOINTS,
         FLOWS4,
         FLOWS6,
@@ -87,6 +89,7 @@ pub mod names {
         SOURCES,
         SERVICES,
         BACKENDS,
+        SPEAKERS,
         FRAGMENTS,
         COUNTERS,
         CONTROL,
@@ -211,6 +214,37 @@ pub struct OwnAddress {
     /// The address.
     pub address: Address,
 }
+
+/// Who speaks on an interface, as far as it is declared: of every endpoint that is known, isolated
+/// or not. In the slots of the endpoint table, and written and read in the same way. What is here
+/// need not be looked up in the table of all own addresses ([`OwnAddress`]).
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Speaker {
+    /// As [`Endpoint::identity`].
+    pub identity: u64,
+    /// As [`Endpoint::own4`].
+    pub own4: u64,
+    /// One of its own IPv6 addresses, network byte order in memory; zero: ask the table.
+    pub own6: [u64; 2],
+    /// The interface's link-local IPv6 address, likewise; zero: it has none. A source and a target
+    /// of neighbour discovery, never the pod itself.
+    pub link_local: [u64; 2],
+    /// Its link-layer address as of [`link_word`](crate::neighbour::link_word), zero if it is not
+    /// known, and [`LINK_SHARED`].
+    pub link: u64,
+    /// The interface that the node routes by what comes in here: the interface itself, or the
+    /// bridge that it is a port of. Zero: another switch's port, of which the node's routing knows
+    /// nothing.
+    pub routed_by: u64,
+}
+
+/// [`Speaker::link`]: others share the link, so every frame's source is checked.
+pub const LINK_SHARED: u64 = 1 << 63;
+/// [`Speaker::link`]: the link-layer address.
+pub const LINK_ADDRESS: u64 = (1 << 48) - 1;
 
 /// Key of a verdict row.
 #[derive(
@@ -411,7 +445,7 @@ pub enum Reason {
     Ethertype = 6,
     /// IPv6 extension headers that cannot be followed.
     ExtensionHeaders = 7,
-    /// Router advertisement or redirect sent by a pod.
+    /// Router advertisement, redirect or query for listeners sent by a pod.
     RouterMessage = 8,
     /// A program is attached but the endpoint is not known: fails closed.
     UnknownEndpoint = 9,
@@ -420,6 +454,9 @@ pub enum Reason {
     /// A Service some of whose backends are allowed and some are not, and which one it will be, or
     /// is, nobody can see: it fails closed.
     ServiceMixed = 13,
+    /// ARP, neighbour discovery or a listener report from a pod that says more than these need, or
+    /// goes to where a router would forward it.
+    Neighbour = 14,
     /// Not a verdict: a live flow made room for another one.
     FlowEvicted = 11,
     /// Not a verdict: an event was not written (rate limit or full ring).
@@ -428,7 +465,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NewFlow,
         Self::Policy,
         Self::PolicyCut,
@@ -443,6 +480,7 @@ impl Reason {
         Self::FlowEvicted,
         Self::EventLost,
         Self::ServiceMixed,
+        Self::Neighbour,
     ];
 
     /// The reason with this number.
@@ -464,6 +502,7 @@ impl Reason {
             11 => Self::FlowEvicted,
             12 => Self::EventLost,
             13 => Self::ServiceMixed,
+            14 => Self::Neighbour,
             _ => return None,
         })
     }
@@ -485,6 +524,7 @@ impl Reason {
             Self::FlowEvicted => "flow-evicted",
             Self::EventLost => "event-lost",
             Self::ServiceMixed => "service-mixed",
+            Self::Neighbour => "neighbour",
         }
     }
 
@@ -596,6 +636,7 @@ pub const EVENTS_PER_TICK: u64 = 1_024;
 const _: () = {
     assert!(size_of::<Address>() == 20);
     assert!(size_of::<Endpoint>() == 64);
+    assert!(size_of::<Speaker>() == 64);
     assert!(size_of::<OwnAddress>() == 24);
     assert!(size_of::<RowKey>() == 8);
     assert!(size_of::<ServiceKey>() == 24);

@@ -10,6 +10,7 @@
 
 pub mod flow;
 pub mod layout;
+pub mod neighbour;
 pub mod packet;
 pub mod ports;
 pub mod service;

@@ -3,6 +3,7 @@
 //! by policy and never read beyond what [`Frame::load`] gives.
 
 use crate::layout::{Address, Direction, Reason};
+use crate::neighbour;
 
 /// A frame from its link-layer header on.
 pub trait Frame {
@@ -143,8 +144,10 @@ pub enum Outcome {
     Packet,
     /// The packet was filled in; it is an ICMP error and the inner one was too.
     Related,
-    /// Passes always: ARP, neighbour discovery, multicast listener discovery.
+    /// Passes always: ARP, neighbour discovery, multicast listener discovery, towards a pod.
     Pass,
+    /// The same from a pod, or what pretends to be it: [`neighbour::refuses`] judges it.
+    Neighbour,
     /// Cannot be judged: dropped for isolated endpoints.
     Refuse(Reason),
 }
@@ -161,18 +164,37 @@ pub fn parse<F: Frame>(
     if frame.has_vlan_tag() {
         return Outcome::Refuse(Reason::Ethertype);
     }
+    parse_in_tag(frame, direction, packet, inner)
+}
+
+/// [`parse`], whether the frame has a VLAN tag or not.
+#[inline(always)]
+pub fn parse_in_tag<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    packet: &mut Packet,
+    inner: &mut Packet,
+) -> Outcome {
     let Some(ethertype) = frame.load::<2>(12) else {
         return Outcome::Refuse(Reason::Truncated);
     };
     match u16::from_be_bytes(ethertype) {
         0x0800 => parse_v4(frame, direction, packet, inner),
         0x86dd => parse_v6(frame, direction, packet, inner),
-        0x0806 => Outcome::Pass,
+        0x0806 => neighbourly(direction),
         _ => Outcome::Refuse(Reason::Ethertype),
     }
 }
 
 const TRUNCATED: Outcome = Outcome::Refuse(Reason::Truncated);
+
+#[inline(always)]
+const fn neighbourly(direction: Direction) -> Outcome {
+    match direction {
+        Direction::Ingress => Outcome::Pass,
+        Direction::Egress => Outcome::Neighbour,
+    }
+}
 
 #[inline(always)]
 fn parse_v4<F: Frame>(
@@ -464,14 +486,17 @@ fn icmp_v6<F: Frame>(
     let Some(header) = frame.load::<2>(offset) else { return TRUNCATED };
     packet.detail = header[0];
     packet.code = header[1];
+    let is_egress = direction as u8 == Direction::Egress as u8;
     match header[0] {
-        // Multicast listener discovery (RFC 2710, RFC 3810: no router forwards it); router
-        // solicitation, neighbour solicitation and advertisement (RFC 4861: forwarded ones have
-        // a smaller hop limit).
-        130..=132 | 143 if has_hop_limit(frame, 1) => Outcome::Pass,
+        // Multicast listener discovery (RFC 2710, RFC 3810), router solicitation, neighbour
+        // solicitation and advertisement (RFC 4861). Towards a pod: what a router has forwarded
+        // has a smaller hop limit, or not such a source.
+        131..=133 | 135 | 136 | 143 if is_egress => Outcome::Neighbour,
+        130..=132 | 143 if has_hop_limit(frame, 1) && is_of_link(packet) => Outcome::Pass,
         133 | 135 | 136 if has_hop_limit(frame, 255) => Outcome::Pass,
-        // Router advertisement and redirect: to a pod they are the network's business, from a
-        // pod they are an attack.
+        // Router advertisement and redirect, and asking for listeners: to a pod they are the
+        // network's business, from a pod they are an attack.
+        130 if is_egress => Outcome::Refuse(Reason::RouterMessage),
         134 | 137 => match direction {
             Direction::Ingress if has_hop_limit(frame, 255) => Outcome::Pass,
             _ => Outcome::Refuse(Reason::RouterMessage),
@@ -497,6 +522,13 @@ fn icmp_v6<F: Frame>(
             Outcome::Packet
         }
     }
+}
+
+/// Whether a packet towards a pod was sent to a group by somebody on the link.
+#[inline(always)]
+const fn is_of_link(packet: &Packet) -> bool {
+    neighbour::is_multicast(&packet.local)
+        && (neighbour::is_link_local(&packet.remote) || neighbour::is_unspecified(&packet.remote))
 }
 
 #[inline(always)]
@@ -594,6 +626,19 @@ pub fn set_tcp_flags(packet: &mut Packet, flags: u8) {
     packet.detail = flags;
     packet.is_opening = flags & (SYN | ACK | RST) == SYN;
     packet.is_answer = flags & (SYN | ACK) == SYN | ACK || flags & RST != 0;
+}
+
+/// Whether a pod without an address asks for one: DHCP, from 0.0.0.0 port 68 to port 67 of the
+/// link (RFC 2131, section 4.1).
+#[inline(always)]
+pub const fn asks_for_address(packet: &Packet) -> bool {
+    packet.local.family == 4
+        && packet.local.words[0] == 0
+        && packet.remote.words[0] == u32::MAX
+        && packet.protocol == UDP
+        && packet.kind as u8 == Kind::Flow as u8
+        && packet.local_port == 68
+        && packet.remote_port == 67
 }
 
 #[inline(always)]

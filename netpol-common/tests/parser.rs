@@ -540,31 +540,61 @@ fn a_fragment_header_behind_the_packets_end_is_refused() {
 }
 
 #[test]
-fn what_only_neighbours_say_to_each_other_passes_and_only_that() {
+fn what_only_neighbours_say_to_each_other_is_told_apart() {
     let frame = |kind: u8, hop_limit: u8| {
         let mut frame = frame6(&[], ICMPV6, &icmp(kind, &[0; 20]));
         frame[LINK + 7] = hop_limit;
         frame
     };
     for kind in [133, 135, 136] {
-        assert_eq!(outcome(&frame(kind, 255)), Outcome::Pass, "{kind}");
+        assert_eq!(parsed(&frame(kind, 255), IN).0, Outcome::Pass, "{kind}");
         for hop_limit in [0, 1, 64, 254] {
-            assert_eq!(outcome(&frame(kind, hop_limit)), Outcome::Packet, "{kind}");
+            assert_eq!(parsed(&frame(kind, hop_limit), IN).0, Outcome::Packet, "{kind}");
         }
     }
-    // RFC 2710, RFC 3810: a hop limit of 1; anything else is meant to leave the link.
+    // RFC 2710, RFC 3810: a hop limit of 1, from the link to a group. Anything else has been
+    // forwarded, or is meant to be.
+    let on_link = |mut frame: Vec<u8>, source: u16, destination: u8| {
+        frame[LINK + 8..][..2].copy_from_slice(&source.to_be_bytes());
+        frame[LINK + 24] = destination;
+        frame
+    };
     for kind in [130, 131, 132, 143] {
-        assert_eq!(outcome(&frame(kind, 1)), Outcome::Pass, "{kind}");
-        for hop_limit in [0, 2, 64, 255] {
-            assert_eq!(outcome(&frame(kind, hop_limit)), Outcome::Packet, "{kind} {hop_limit}");
+        assert_eq!(parsed(&frame(kind, 1), IN).0, Outcome::Packet, "{kind}");
+        for (source, destination, passes) in
+            [(0xfe80, 0xff, true), (0xfe80, 0xfd, false), (0xfd00, 0xff, false)]
+        {
+            let outcome = parsed(&on_link(frame(kind, 1), source, destination), IN).0;
+            assert_eq!(outcome == Outcome::Pass, passes, "{kind} {source:x} {destination:x}");
         }
+        for hop_limit in [0, 2, 64, 255] {
+            let frame = on_link(frame(kind, hop_limit), 0xfe80, 0xff);
+            assert_eq!(parsed(&frame, IN).0, Outcome::Packet, "{kind} {hop_limit}");
+        }
+    }
+    // From a pod all of it is looked at once more, whatever stands before it.
+    for kind in [131, 132, 133, 135, 136, 143] {
+        for hop_limit in [0, 1, 64, 255] {
+            assert_eq!(outcome(&frame(kind, hop_limit)), Outcome::Neighbour, "{kind}");
+        }
+        for kinds in [vec![0], vec![60], vec![0, 60, 43, 60]] {
+            let extensions: Vec<_> = kinds.iter().map(|&kind| extension(kind, 0)).collect();
+            let frame = frame6(&extensions, ICMPV6, &icmp(kind, &[0; 20]));
+            assert_eq!(outcome(&frame), Outcome::Neighbour, "{kind} behind {kinds:?}");
+        }
+        let frame = frame6(&[fragment6(0, true)], ICMPV6, &icmp(kind, &[0; 20]));
+        assert_eq!(outcome(&frame), Outcome::Neighbour, "{kind} in a fragment");
     }
     for kind in [134, 137] {
         assert_eq!(parsed(&frame(kind, 255), IN).0, Outcome::Pass);
         assert_eq!(parsed(&frame(kind, 64), IN).0, Outcome::Refuse(Reason::RouterMessage));
-        assert_eq!(outcome(&frame(kind, 255)), Outcome::Refuse(Reason::RouterMessage));
     }
-    assert_eq!(outcome(&of_type(0x0806, &[0; 28])), Outcome::Pass);
+    for kind in [130, 134, 137] {
+        assert_eq!(outcome(&frame(kind, 255)), Outcome::Refuse(Reason::RouterMessage));
+        assert_eq!(outcome(&frame(kind, 1)), Outcome::Refuse(Reason::RouterMessage));
+    }
+    assert_eq!(parsed(&of_type(0x0806, &[0; 28]), IN).0, Outcome::Pass);
+    assert_eq!(outcome(&of_type(0x0806, &[0; 28])), Outcome::Neighbour);
 }
 
 #[test]

@@ -177,6 +177,35 @@ macro_rules! field {
     }};
 }
 
+impl Linear {
+    /// The ethertype in network byte order.
+    #[inline(always)]
+    pub fn ethertype(&self) -> Option<u16> {
+        Some(field!(self, u16, "u16", ETHERTYPE))
+    }
+
+    /// The source of the frame, as of [`netpol_common::neighbour::link_word`].
+    #[inline(always)]
+    pub fn link_source(&self) -> Option<u64> {
+        let high = field!(self, u16, "u16", 10);
+        let low = field!(self, u32, "u32", 6);
+        Some(u64::from(u16::from_le(high)) << 32 | u64::from(u32::from_le(low)))
+    }
+
+    /// The source of an IPv4 packet, in memory's order.
+    #[inline(always)]
+    pub fn source4(&self) -> Option<u32> {
+        Some(field!(self, u32, "u32", LINK_HEADER as usize + 12))
+    }
+
+    /// The source of an IPv6 packet, in memory's order.
+    #[inline(always)]
+    pub fn source6(&self) -> Option<[u64; 2]> {
+        let second = field!(self, u64, "u64", LINK_HEADER as usize + 16);
+        Some([field!(self, u64, "u64", LINK_HEADER as usize + 8), second])
+    }
+}
+
 /// The ethertype in network byte order.
 #[inline(always)]
 fn ethertype<const RAW: bool>(skb: *mut __sk_buff, linear: &Linear) -> Option<u16> {

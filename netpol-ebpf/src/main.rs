@@ -1,7 +1,8 @@
 //! The tc programs: `netpol_ingress` sits on the tc *egress* hook of an isolated pod's host-side
 //! interface (traffic towards the pod), `netpol_egress` on its tc *ingress* hook. `netpol_transit`
 //! sits on the tc egress hook of every interface by which packets can leave, while pods send to
-//! Services that cannot be judged before translation.
+//! Services that cannot be judged before translation. `netpol_guard` sits on the tc ingress hook of the
+//! pods that no policy selects.
 //!
 //! This crate only reads packets and maps; what a verdict is stands in `netpol_common::verdict`.
 //! Allow is always "next program, please" (`TCX_NEXT`, `TC_ACT_UNSPEC`): netpol never ends the
@@ -14,7 +15,9 @@
 mod bench;
 mod events;
 mod frame;
+mod guard;
 mod maps;
+mod neighbour;
 mod slow;
 mod stamp;
 mod transit;
@@ -46,6 +49,12 @@ pub fn netpol_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn netpol_egress(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, Direction::Egress)
+}
+
+/// Traffic from a pod that no policy selects.
+#[classifier]
+pub fn netpol_guard(ctx: TcContext) -> i32 {
+    guard::run(ctx.skb.skb)
 }
 
 /// Traffic on its way to anywhere.
@@ -85,6 +94,11 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
         &mut seen,
         |seen| slow::read(skb, direction as u32, seen),
         |seen| slow::judge_flow(skb, direction as u32, seen),
+        // Towards a pod it passes.
+        |seen| match direction {
+            Direction::Ingress => DENY,
+            Direction::Egress => slow::settle_talk(skb, seen, neighbour::judge(skb)),
+        },
     )
 }
 

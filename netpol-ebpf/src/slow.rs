@@ -10,6 +10,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::flow;
 use netpol_common::layout::{self, Direction, Reason};
+use netpol_common::neighbour::is_link_local;
 use netpol_common::packet::{self, Frame, Outcome, Packet};
 use netpol_common::verdict::{
     self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
@@ -27,9 +28,11 @@ const MOST_TIMES: u32 = 4;
 pub const AGAIN: i32 = 0x100;
 /// Likewise: the packet was read, and has a flow by which to judge it.
 pub const FLOW: i32 = 0x101;
+/// Likewise: the packet was read, and is for neighbours.
+pub const TALK: i32 = 0x102;
 
 /// The verdict, as a tc return code, on a packet that is in `seen` already, or that `read` settles
-/// or puts there ([`FLOW`]) to be judged by `judge`.
+/// or puts there to be judged by `judge` ([`FLOW`]) or `talk` ([`TALK`]).
 #[inline(always)]
 pub fn judge(
     direction: Direction,
@@ -37,6 +40,7 @@ pub fn judge(
     seen: &mut MaybeUninit<Seen>,
     read: impl Fn(&mut MaybeUninit<Seen>) -> i32,
     judge: impl Fn(&Seen) -> i32,
+    talk: impl Fn(&Seen) -> i32,
 ) -> i32 {
     let mut times = 0;
     while times < MOST_TIMES {
@@ -44,6 +48,10 @@ pub fn judge(
         if code == FLOW {
             // SAFETY: whoever says so has written it.
             code = judge(unsafe { seen.assume_init_ref() });
+        }
+        if code == TALK {
+            // SAFETY: as above.
+            code = talk(unsafe { seen.assume_init_ref() });
         }
         if code != AGAIN {
             return code;
@@ -76,9 +84,14 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
     if parsed == PASS {
         return ALLOW;
     }
+    if parsed == NEIGHBOUR {
+        return TALK;
+    }
     let Seen { endpoint, packet, .. } = seen;
     let verdict = if parsed < PACKET {
-        Verdict::unpack(netpol_refused(endpoint, direction, packet, parsed))
+        let arrival = arrival_of_packet(skb, direction_of(direction), packet);
+        let arrival = Arrival { is_from_node: false, ..arrival };
+        Verdict::unpack(netpol_refused(endpoint, arrival_word(arrival), packet, parsed))
     } else {
         let arrival = arrival_of_packet(skb, direction_of(direction), packet);
         if verdict::has_flow(&Kernel, endpoint, arrival, packet) {
@@ -99,6 +112,18 @@ pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> i32 {
     settle(skb, direction, seen, verdict)
 }
 
+/// Does what is to be done with what a pod says to its neighbours; `reason`: [`PASS`] or the number of
+/// a reason.
+#[inline(never)]
+pub fn settle_talk(skb: *mut __sk_buff, seen: &Seen, reason: u32) -> i32 {
+    if reason == PASS {
+        return ALLOW;
+    }
+    let verdict = Verdict::drop(refusal_reason(reason), 0);
+    events::note(skb, &seen.endpoint, Direction::Egress, &seen.packet, &verdict);
+    DENY
+}
+
 #[inline(always)]
 fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet) -> Arrival {
     match direction {
@@ -109,8 +134,10 @@ fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet)
         ),
         Direction::Egress => {
             // SAFETY: the context pointer is valid for the run of the program.
-            let own = maps::own4(unsafe { (*skb).ifindex });
-            let is_own_source = own != 0 && own == layout::own4(&packet.local);
+            let ifindex = unsafe { (*skb).ifindex };
+            let own = maps::own4(ifindex);
+            let is_own_source = own != 0 && own == layout::own4(&packet.local)
+                || is_link_local(&packet.local) && maps::is_link_local_of(ifindex, &packet.local);
             Arrival { is_own_source, ..Arrival::egress() }
         }
     }
@@ -162,6 +189,11 @@ pub const PACKET: u32 = 0x100;
 pub const RELATED: u32 = 0x101;
 /// It passes always.
 pub const PASS: u32 = 0x102;
+/// It is [`crate::neighbour`]'s to judge.
+pub const NEIGHBOUR: u32 = 0x103;
+
+/// Added to the direction for [`netpol_parse`]: a VLAN tag does not matter.
+pub const IN_TAG: u32 = 2;
 
 /// [`packet::parse`].
 #[unsafe(no_mangle)]
@@ -194,7 +226,10 @@ fn parse(frame: &impl Frame, direction: u32, packet: *mut Packet, inner: *mut Pa
     let (Some(packet), Some(inner)) = (unsafe { (packet.as_mut(), inner.as_mut()) }) else {
         return Reason::Inconsistent as u32;
     };
-    outcome_word(packet::parse(frame, direction_of(direction), packet, inner))
+    if direction & IN_TAG == 0 && frame.has_vlan_tag() {
+        return Reason::Ethertype as u32;
+    }
+    outcome_word(packet::parse_in_tag(frame, direction_of(direction & 1), packet, inner))
 }
 
 #[inline(always)]
@@ -203,6 +238,7 @@ fn outcome_word(outcome: Outcome) -> u32 {
         Outcome::Packet => PACKET,
         Outcome::Related => RELATED,
         Outcome::Pass => PASS,
+        Outcome::Neighbour => NEIGHBOUR,
         Outcome::Refuse(reason) => reason as u32,
     }
 }
@@ -212,7 +248,7 @@ fn outcome_word(outcome: Outcome) -> u32 {
 #[inline(never)]
 pub extern "C" fn netpol_refused(
     endpoint: *const Endpoint,
-    direction: u32,
+    arrival: u32,
     packet: *const Packet,
     reason: u32,
 ) -> u64 {
@@ -220,11 +256,8 @@ pub extern "C" fn netpol_refused(
     let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
         return Verdict::drop(Reason::Inconsistent, 0).pack();
     };
-    let arrival = match direction_of(direction) {
-        Direction::Ingress => Arrival::ingress(false),
-        Direction::Egress => Arrival::egress(),
-    };
-    verdict::judge_refused(&Kernel, endpoint, arrival, packet, refusal_reason(reason)).pack()
+    let (arrival, reason) = (arrival_of(arrival), refusal_reason(reason));
+    verdict::judge_refused(&Kernel, endpoint, arrival, packet, reason).pack()
 }
 
 /// The inverse of `reason as u32` for the reasons that parsing gives.

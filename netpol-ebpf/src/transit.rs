@@ -11,7 +11,7 @@ use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict}
 
 use crate::maps::{self, Kernel};
 use crate::slow::{
-    self, AGAIN, FLOW, PACKET, PASS, RELATED, has_changed, netpol_parse, netpol_parse_raw,
+    self, AGAIN, FLOW, NEIGHBOUR, PACKET, PASS, RELATED, has_changed, netpol_parse, netpol_parse_raw,
     refusal_reason,
 };
 use crate::{ALLOW, DENY, PLAIN, Seen, events, known, stamp};
@@ -45,6 +45,7 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
         &mut seen,
         |seen| read::<RAW>(skb, sender, seen),
         |seen| judge_flow(skb, seen),
+        |_| DENY,
     )
 }
 
@@ -89,6 +90,8 @@ fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUnini
     if seen.ifindex == unsafe { (*skb).ifindex } {
         return ALLOW;
     }
+    // Nothing of the kind is ever stamped.
+    let parsed = if parsed == NEIGHBOUR { Reason::Neighbour as u32 } else { parsed };
     if parsed < PACKET {
         if seen.endpoint.sets[Direction::Egress as usize] == 0 {
             stamp::clear(skb);

@@ -79,7 +79,7 @@ fn bytes(from: &str, to: &str, transport: &Transport) -> Vec<u8> {
 
 /// The mark of a frame after the program, `None` if it was dropped.
 fn look(rig: &mut Rig, program: &str, frame: &[u8], place: Place, mark: u32) -> Option<u32> {
-    let program = rig.datapath.programs().transit(program).unwrap();
+    let program = rig.datapath.programs().when_needed(program).unwrap();
     let result = run_marked(program, frame, place, mark, 1).unwrap();
     result.is_allowed.then_some(result.mark)
 }

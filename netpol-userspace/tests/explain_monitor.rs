@@ -197,6 +197,7 @@ fn odd_frames() -> Vec<(Vec<u8>, Reason, Value)> {
             Reason::RouterMessage,
             json!({"protocol": "ICMPv6", "detail": "router advertisement"}),
         ),
+        (frame_of_type(0x0806, &[7; 200]), Reason::Neighbour, json!({"source": null})),
     ]
 }
 

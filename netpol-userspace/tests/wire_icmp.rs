@@ -32,7 +32,12 @@ rows! {
         neighbours_under_default_deny,
     ],
     v4: [arp],
-    v6: [router_messages, multicast_listeners, neighbour_discovery],
+    v6: [
+        router_messages,
+        multicast_listeners,
+        neighbour_discovery,
+        neighbour_discovery_leads_nowhere,
+    ],
 }
 
 /// Two peers of `subject`: one that its rule names without ports, one with ports.
@@ -350,23 +355,64 @@ fn silent_and_free(scene: &Scene<'_>, ethertype: u16) -> ([Pod; 2], Wire) {
     ([silent, free], seen)
 }
 
-/// ARP passes both ways; what only looks like it (RARP) does not.
+/// ARP of a pod has its own addresses and holds nothing else; what is for it passes, and what only
+/// looks like ARP (RARP) does not.
 fn arp(scene: &Scene<'_>) {
-    let ([silent, _], seen) = silent_and_free(scene, ARP);
+    let ([silent, free], seen) = silent_and_free(scene, ARP);
     let towards = Wire::towards(&scene.lab.node(1).netns, &silent);
-    let tag = packets::tag();
-    // A request for an address that nobody has; what follows it is padding.
-    let mut request = vec![0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 192, 0, 2, 1];
-    request.extend([0, 0, 0, 0, 0, 0, 192, 0, 2, 2]);
-    request.extend(tag);
-    silent.wire().send_as(BROADCAST, ARP, &request);
-    eventually("the node sees the request", || seen.count(&tag) > 0);
-    towards.send_as(BROADCAST, ARP, &request);
-    eventually("the pod sees the request", || silent.wire().count(&tag) > 0);
+    let v4 = |pod: &Pod| pod.addresses.iter().copied().find(IpAddr::is_ipv4).unwrap();
+    let (own, others) = (silent.wire().own_address(), free.wire().own_address());
+    let (address, theirs) = (octets(v4(&silent)), octets(v4(&free)));
+    let nobody = || packets::tag()[4..].to_vec();
+    let passes = |message: &[u8]| {
+        silent.wire().send_as(BROADCAST, ARP, message);
+        eventually("the node sees the message", || seen.count_whole(message) > 0);
+    };
+    let request = arp_message(1, own, &address, &nobody());
+    passes(&request);
+    passes(&[&arp_message(1, own, &address, &nobody())[..], &[0; 18]].concat());
+    passes(&arp_message(2, own, &address, &nobody()));
+    passes(&arp_message(1, own, &[0; 4], &address));
+    towards.send_as(BROADCAST, ARP, &[&request[..], &[1; 60]].concat());
+    eventually("the pod sees what is for it", || silent.wire().count(&request) > 0);
+
+    let is_lost = |reason, source: [u8; 6], message: &[u8]| {
+        let frame = [&BROADCAST[..], &source, &ARP.to_be_bytes(), message].concat();
+        let at = At::egress(&silent).because(reason);
+        scene.drops_of(1, at, || silent.wire().send(&frame));
+        assert_eq!(seen.count(message), 0, "{message:02x?}");
+    };
+    for operation in [1, 2] {
+        let forged = |link, address: &[u8]| arp_message(operation, link, address, &nobody());
+        is_lost(Reason::SourceAddress, own, &forged(own, &theirs));
+        is_lost(Reason::SourceAddress, own, &forged(others, &address));
+        is_lost(Reason::SourceAddress, others, &forged(others, &address));
+    }
+    let leak = packets::tag();
+    let long = [&arp_message(1, own, &address, &nobody())[..], &leak, &[0; 1200]].concat();
+    is_lost(Reason::Neighbour, own, &long);
+    is_lost(
+        Reason::Neighbour,
+        own,
+        &[&arp_message(1, own, &address, &nobody())[..], &leak].concat(),
+    );
+    is_lost(Reason::Neighbour, own, &leak.repeat(150));
     let at = At::egress(&silent).because(Reason::Ethertype);
     scene.drops_of(1, at, || silent.wire().send_as(BROADCAST, 0x8035, &request));
     let at = At::ingress(&silent).because(Reason::Ethertype);
     scene.drops_of(1, at, || towards.send_as(BROADCAST, 0x8035, &request));
+}
+
+/// An ARP message of IPv4 over Ethernet.
+fn arp_message(operation: u8, link: [u8; 6], address: &[u8], target: &[u8]) -> Vec<u8> {
+    [&[0, 1, 8, 0, 6, 4, 0, operation][..], &link, address, &[0; 6], target].concat()
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 const ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -387,9 +433,9 @@ fn router_messages(scene: &Scene<'_>) {
         let (packet, _) = link_message(kind, "ff02::1", 255, &body);
         let at = At::egress(&silent).because(Reason::RouterMessage);
         scene.drops_of(1, at, || silent.wire().send_as(ALL_NODES, IPV6, &packet));
-        let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
-        free.wire().send_as(ALL_NODES, IPV6, &packet);
-        eventually("that of a free pod is seen", || seen.count(&tag) > 0);
+        let at = At::egress(&free).because(Reason::RouterMessage);
+        scene.drops_of(1, at, || free.wire().send_as(ALL_NODES, IPV6, &packet));
+        assert_eq!(seen.count_whole(&packet), 0);
         let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
         towards.send_as(ALL_NODES, IPV6, &packet);
         eventually("that of the network is seen", || silent.wire().count(&tag) > 0);
@@ -400,42 +446,189 @@ fn router_messages(scene: &Scene<'_>) {
     }
 }
 
-/// Solicitations and advertisements pass both ways, but not forwarded ones.
+fn v6_of(pod: &Pod) -> IpAddr {
+    pod.addresses.iter().copied().find(IpAddr::is_ipv6).unwrap()
+}
+
+/// The link-local address that the kernel makes of `eth0`'s link-layer address.
+fn link_local(pod: &Pod) -> IpAddr {
+    let [a, b, c, d, e, f] = pod.wire().own_address();
+    let bytes = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    IpAddr::from(bytes)
+}
+
+/// The group in which `address` is asked for.
+fn solicited_node(address: IpAddr) -> IpAddr {
+    let mut bytes = "ff02::1:ff00:0".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    bytes[13..].copy_from_slice(&octets(address)[13..]);
+    IpAddr::from(bytes)
+}
+
+/// A message of neighbour discovery about this target.
+fn discovery(source: IpAddr, destination: IpAddr, kind: u8, target: IpAddr) -> Vec<u8> {
+    let body = if kind == 133 { vec![0; 4] } else { [&[0; 4][..], &octets(target)].concat() };
+    packets::with_hop_limit(packets::icmp(source, destination, kind, 0, body), 255)
+}
+
+/// A pod speaks of itself to its link; what is for it passes, but what was forwarded.
 fn neighbour_discovery(scene: &Scene<'_>) {
-    let ([silent, _], seen) = silent_and_free(scene, IPV6);
+    let ([silent, free], seen) = silent_and_free(scene, IPV6);
     let towards = Wire::towards(&scene.lab.node(1).netns, &silent);
+    let all_nodes: IpAddr = "ff02::1".parse().unwrap();
+    // Addresses that nobody has, so that the kernel says nothing about them by itself.
+    let nobody = || {
+        let mut bytes = "fe80::".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        bytes[8..].copy_from_slice(&packets::tag());
+        IpAddr::from(bytes)
+    };
+    let passes = |packet: &[u8]| {
+        silent.wire().send_as(ALL_NODES, IPV6, packet);
+        eventually("the node sees it", || seen.count_whole(packet) > 0);
+    };
+    for own in [v6_of(&silent), link_local(&silent)] {
+        let target = nobody();
+        passes(&discovery(own, solicited_node(target), 135, target));
+        passes(&discovery(own, target, 135, target));
+        passes(&discovery(own, all_nodes, 136, own));
+        passes(&discovery(own, nobody(), 136, own));
+        passes(&discovery(own, "ff02::2".parse().unwrap(), 133, own));
+        passes(&discovery("::".parse().unwrap(), solicited_node(own), 135, own));
+    }
     for (kind, body) in [(133, vec![0; 4]), (135, vec![0; 20]), (136, vec![0; 20])] {
-        let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
-        silent.wire().send_as(ALL_NODES, IPV6, &packet);
-        eventually("the node sees it", || seen.count(&tag) > 0);
         let (packet, tag) = link_message(kind, "ff02::1", 255, &body);
         towards.send_as(ALL_NODES, IPV6, &packet);
         eventually("the pod sees it", || silent.wire().count(&tag) > 0);
-        let (packet, _) = link_message(kind, "ff02::1", 64, &body);
-        let at = At::egress(&silent).because(Reason::SourceAddress);
-        scene.drops_of(1, at, || silent.wire().send_as(ALL_NODES, IPV6, &packet));
+    }
+    // In the name of others.
+    for forged in [v6_of(&free), link_local(&free), "fe80::1".parse().unwrap()] {
+        let own = v6_of(&silent);
+        let (said, asked) = (discovery(own, all_nodes, 136, forged), nobody());
+        for packet in [
+            said,
+            discovery(forged, all_nodes, 136, own),
+            discovery(forged, solicited_node(asked), 135, asked),
+            discovery("::".parse().unwrap(), solicited_node(forged), 135, forged),
+        ] {
+            let at = At::egress(&silent).because(Reason::SourceAddress);
+            scene.drops_of(1, at, || silent.wire().send_as(ALL_NODES, IPV6, &packet));
+            assert_eq!(seen.count_whole(&packet), 0);
+        }
     }
 }
 
-/// Reports and queries pass, with the router alert that they come with.
+/// Neighbour discovery is no way out: not to where a router forwards it, and with nothing else in it.
+fn neighbour_discovery_leads_nowhere(scene: &Scene<'_>) {
+    let ([silent, free], seen) = silent_and_free(scene, IPV6);
+    let own = v6_of(&silent);
+    let gateway = silent.gateway();
+    let outside = scene.lab.outside_addresses().into_iter().find(IpAddr::is_ipv6).unwrap();
+    let far = scene.pod("far", 2, "{}");
+    let is_lost = |packet: &[u8]| {
+        let at = At::egress(&silent).because(Reason::Neighbour);
+        scene.drops_of(1, at, || silent.wire().send_as(gateway, IPV6, packet));
+        assert_eq!(seen.count_whole(packet), 0);
+    };
+    for kind in [133, 135, 136] {
+        for destination in [outside, v6_of(&far), scene.lab.node_addresses(2)[0]] {
+            if destination.is_ipv6() {
+                is_lost(&discovery(own, destination, kind, own));
+            }
+        }
+        let on_link = discovery(own, "ff02::1".parse().unwrap(), kind, own);
+        is_lost(&packets::with_hop_limit(on_link.clone(), 64));
+        for header in [packets::HOP_BY_HOP, packets::DESTINATION_OPTIONS, packets::FRAGMENT] {
+            let chain = [packets::padding(header)];
+            is_lost(&packets::with_extensions(on_link.clone(), &chain));
+        }
+        // The first of several fragments.
+        let more = [(packets::FRAGMENT, vec![0, 0, 0, 1, 1, 2, 3, 4])];
+        is_lost(&packets::with_extensions(on_link.clone(), &more));
+        let mut body = vec![0; 4];
+        body.extend(octets(own));
+        body.extend(packets::tag().repeat(100));
+        let long = packets::icmp(own, "ff02::1".parse().unwrap(), kind, 0, body);
+        is_lost(&packets::with_hop_limit(long, 255));
+        is_lost(&[&on_link[..], &packets::tag()].concat());
+    }
+    // The node, and another pod of the same bridge, are asked whether they are still there.
+    for destination in scene.lab.node_addresses(1).into_iter().filter(IpAddr::is_ipv6) {
+        let packet = discovery(own, destination, 135, destination);
+        silent.wire().send_as(gateway, IPV6, &packet);
+        eventually("the node sees it", || seen.count_whole(&packet) > 0);
+    }
+    let near = v6_of(&free);
+    let packet = discovery(own, near, 135, near);
+    if scene.lab.topology.cni == Cni::Routed {
+        is_lost(&packet);
+    } else {
+        silent.wire().send_as(free.wire().own_address(), IPV6, &packet);
+        eventually("the pod sees it", || free.wire().count_whole(&packet) > 0);
+    }
+}
+
+/// A report about one group as RFC 3810 has it, or RFC 2710.
+fn report(source: IpAddr, destination: IpAddr, kind: u8, group: IpAddr) -> Vec<u8> {
+    let head: &[u8] = if kind == 143 { &[0, 0, 0, 1, 4, 0, 0, 0] } else { &[0; 4] };
+    let body = [head, &octets(group)].concat();
+    packets::with_hop_limit(packets::icmp(source, destination, kind, 0, body), 1)
+}
+
+/// Reports pass to the link, with the router alert that they come with, and queries to the pod.
 fn multicast_listeners(scene: &Scene<'_>) {
-    let ([silent, _], seen) = silent_and_free(scene, IPV6);
+    let ([silent, free], seen) = silent_and_free(scene, IPV6);
     let towards = Wire::towards(&scene.lab.node(1).netns, &silent);
     let alert = (packets::HOP_BY_HOP, vec![0, 0, 5, 2, 0, 0, 1, 0]);
-    for kind in [130, 131, 132, 143] {
-        let message = |hop_limit| {
-            let (packet, tag) = link_message(kind, "ff02::16", hop_limit, &[0; 20]);
-            (packets::with_extensions(packet, std::slice::from_ref(&alert)), tag)
-        };
-        let group = [0x33, 0x33, 0, 0, 0, 0x16];
-        let (packet, tag) = message(1);
-        silent.wire().send_as(group, IPV6, &packet);
-        eventually("the node sees it", || seen.count(&tag) > 0);
-        let (packet, tag) = message(1);
-        towards.send_as(group, IPV6, &packet);
-        eventually("the pod sees it", || silent.wire().count(&tag) > 0);
-        let (packet, _) = message(64);
-        let at = At::egress(&silent).because(Reason::SourceAddress);
-        scene.drops_of(1, at, || silent.wire().send_as(group, IPV6, &packet));
+    let with_alert = |packet| packets::with_extensions(packet, std::slice::from_ref(&alert));
+    let group = [0x33, 0x33, 0, 0, 0, 0x16];
+    let is_lost = |reason, packet: &[u8]| {
+        let at = At::egress(&silent).because(reason);
+        scene.drops_of(1, at, || silent.wire().send_as(group, IPV6, packet));
+        assert_eq!(seen.count_whole(packet), 0);
+    };
+    let outside = scene.lab.outside_addresses().into_iter().find(IpAddr::is_ipv6).unwrap();
+    for (kind, to) in [(131, None), (132, Some("ff02::2")), (143, Some("ff02::16"))] {
+        let mut bytes = "ff02::".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        bytes[8..].copy_from_slice(&packets::tag());
+        let wanted = IpAddr::from(bytes);
+        let to = to.map_or(wanted, |to| to.parse().unwrap());
+        for source in [link_local(&silent), "::".parse().unwrap()] {
+            let packet = with_alert(report(source, to, kind, wanted));
+            silent.wire().send_as(group, IPV6, &packet);
+            eventually("the node sees it", || seen.count_whole(&packet) > 0);
+        }
+        let own = link_local(&silent);
+        let forged = with_alert(report(link_local(&free), to, kind, wanted));
+        is_lost(Reason::SourceAddress, &forged);
+        for packet in [
+            report(own, to, kind, wanted),
+            with_alert(with_alert(report(own, to, kind, wanted))),
+            with_alert(report(own, outside, kind, wanted)),
+            with_alert(report(own, to, kind, outside)),
+            with_alert(report(v6_of(&silent), to, kind, wanted)),
+            with_alert(packets::with_hop_limit(report(own, to, kind, wanted), 64)),
+            [&with_alert(report(own, to, kind, wanted))[..], &packets::tag()].concat(),
+        ] {
+            is_lost(Reason::Neighbour, &packet);
+        }
     }
+    for kind in [130, 131, 132, 143] {
+        let (packet, tag) = link_message(kind, "ff02::1", 1, &[0; 20]);
+        towards.send_as(ALL_NODES, IPV6, &with_alert(packet));
+        eventually("the pod sees it", || silent.wire().count(&tag) > 0);
+        // From afar to a pod itself, with a hop limit that has just run out.
+        let sent = |to: &Pod| {
+            let tag = packets::tag();
+            let body = [&[0; 20][..], &tag].concat();
+            let packet = packets::icmp(outside, v6_of(to), kind, 0, body);
+            (packets::with_hop_limit(packet, 3), tag)
+        };
+        let (packet, tag) = sent(&free);
+        scene.arrives(&scene.lab.outside, &packet, tag, &free);
+        let holds = |frame: &Vec<u8>| frame.ends_with(&tag) && frame[21] == 1;
+        assert!(free.wire().received().iter().any(holds), "two routers are on the way");
+        let (packet, tag) = sent(&silent);
+        scene.is_lost(&scene.lab.outside, &packet, tag, &silent, At::ingress(&silent));
+    }
+    let (query, _) = link_message(130, "ff02::1", 1, &[0; 20]);
+    is_lost(Reason::RouterMessage, &with_alert(query));
 }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lab::packets;
 use lab::probe::{At, Protocol};
-use lab::wire::{IPV4, IPV6};
+use lab::wire::{IPV4, IPV6, Wire};
 use lab::{Families, Lab, Pod, Scene, topology};
 use netpol_common::layout::Reason;
 
@@ -19,6 +19,8 @@ const BOTH: [Protocol; 2] = [Protocol::Udp, Protocol::Tcp];
 rows! {
     both: [
         source_address,
+        addresses_that_a_pod_gives_itself,
+        addresses_that_are_declared_later,
         own_node,
         own_node_address_claimed_by_others,
         other_nodes,
@@ -74,11 +76,41 @@ fn source_address(scene: &Scene<'_>) {
             }
         }
     }
-    // What no policy selects is left alone.
+    // Nor does one that no policy selects, which may say whatever it likes as itself.
+    let at = At::egress(&free).because(Reason::SourceAddress);
     for target in &targets {
         for source in foreign_addresses(scene, &isolated) {
             for (packet, tag) in forgeries(source, target, 80) {
+                scene.is_lost(&free.netns, &packet, tag, target, at);
+            }
+        }
+        for &source in &free.addresses {
+            for (packet, tag) in forgeries(source, target, 80) {
                 scene.arrives(&free.netns, &packet, tag, target);
+            }
+        }
+    }
+}
+
+/// `--source-check isolated`: pods that no policy selects are left alone.
+#[test]
+fn source_check_isolated() {
+    for topology in [topology::BRIDGE, topology::ROUTED] {
+        let lab = Lab::with_arguments(topology, Families::Dual, &["--source-check", "isolated"]);
+        let scene = lab.scene("isolated");
+        let isolated = scene.pod("isolated", 1, "{app: isolated}");
+        let free = scene.pod("free", 1, "{}");
+        let target = scene.pod("target", 2, "{}");
+        scene.policy("isolates", "podSelector: {matchLabels: {app: isolated}}");
+        scene.settle();
+        assert_eq!(lab.programs(&free), 0);
+        let at = At::egress(&isolated).because(Reason::SourceAddress);
+        for source in foreign_addresses(&scene, &target) {
+            for (packet, tag) in forgeries(source, &target, 80) {
+                scene.is_lost(&isolated.netns, &packet, tag, &target, at);
+            }
+            for (packet, tag) in forgeries(source, &target, 80) {
+                scene.arrives(&free.netns, &packet, tag, &target);
             }
         }
     }
@@ -110,6 +142,86 @@ fn source_check_off() {
             let [udp, tcp, _] = forgeries(source, &target, 81);
             for (packet, tag) in [ping, udp, tcp] {
                 scene.is_lost(&isolated.netns, &packet, tag, &target, At::egress(&isolated));
+            }
+        }
+    }
+}
+
+/// An address that a pod gives itself is not its own: neither may it send from there, nor is what it
+/// sends there a packet to itself.
+fn addresses_that_a_pod_gives_itself(scene: &Scene<'_>) {
+    let closed = scene.pod("closed", 1, "{app: closed}");
+    let free = scene.pod("free", 1, "{}");
+    let target = scene.pod("target", 2, "{}");
+    scene.policy("p", "podSelector: {matchLabels: {app: closed}}, policyTypes: [Ingress, Egress]");
+    scene.settle();
+    let agent = scene.lab.node(1).agent.as_ref().unwrap();
+    for address in scene.lab.outside_addresses() {
+        let length = if address.is_ipv4() { "/32" } else { "/128 nodad" };
+        for pod in [&closed, &free] {
+            let (to, tag) = (target.address(address), packets::tag());
+            pod.ip(&format!("addr add {address}{length} dev eth0"));
+            world::eventually("the agent has seen it, and names it", || {
+                let status = agent.wait();
+                let notes = status["datapath"]["notes"].as_array().unwrap().clone();
+                let names = |note: &&serde_json::Value| {
+                    let note = note.as_str().unwrap();
+                    note.contains(&address.to_string()) && note.contains(&format!("/{} ", pod.name))
+                };
+                notes.iter().any(|note| names(&note))
+            });
+            let forged = packets::udp(address, to, (4000, 80), tag);
+            let at = At::egress(pod).because(Reason::SourceAddress);
+            scene.is_lost(&pod.netns, &forged, tag, &target, at);
+        }
+        // The pod's own stack would keep it on loopback.
+        let tag = packets::tag();
+        let packet = packets::udp(closed.address(address), address, (4000, 80), tag);
+        let ethertype = if address.is_ipv4() { IPV4 } else { IPV6 };
+        scene.drops_of(1, At::egress(&closed), || {
+            closed.wire().send_as(closed.gateway(), ethertype, &packet);
+        });
+        let tag = packets::tag();
+        let packet = packets::udp(free.address(address), address, (4000, 80), tag);
+        let outside = Wire::tap(&scene.lab.outside, ethertype);
+        free.wire().send_as(free.gateway(), ethertype, &packet);
+        world::eventually("that of the free pod gets there", || outside.count(&tag) > 0);
+    }
+}
+
+/// No guard before an address is declared, and one that is declared later counts from then on.
+fn addresses_that_are_declared_later(scene: &Scene<'_>) {
+    let target = scene.pod("target", 2, "{}");
+    scene.policy(
+        "p",
+        "podSelector: {matchLabels: {app: closed}}, egress: [{}], policyTypes: [Egress]",
+    );
+    for labels in ["{}", "{app: closed}"] {
+        let name = if labels == "{}" { "free" } else { "closed" };
+        let pod = scene.wire(name, 1);
+        scene.settle();
+        for &source in &pod.addresses {
+            for (packet, tag) in forgeries(source, &target, 80) {
+                scene.arrives(&pod.netns, &packet, tag, &target);
+            }
+        }
+        let declare = |addresses: &[IpAddr]| {
+            let (node, uid) = (pod.node, format!("uid: later-{name}"));
+            let spec = "containers: [{name: c}]";
+            scene.declare_at(name, node, addresses, labels, spec, "Running", &uid);
+            scene.settle();
+        };
+        declare(&pod.addresses[..1]);
+        let at = At::egress(&pod).because(Reason::SourceAddress);
+        for &source in &pod.addresses[1..] {
+            for (packet, tag) in forgeries(source, &target, 80) {
+                scene.is_lost(&pod.netns, &packet, tag, &target, at);
+            }
+        }
+        declare(&pod.addresses);
+        for &source in &pod.addresses {
+            for (packet, tag) in forgeries(source, &target, 80) {
+                scene.arrives(&pod.netns, &packet, tag, &target);
             }
         }
     }
@@ -149,14 +261,21 @@ fn own_node_address_claimed_by_others(scene: &Scene<'_>) {
     );
     scene.settle();
     let node = &scene.lab.node(1).netns;
-    let forgers = [&near.netns, &far.netns, &scene.lab.node(2).netns, &scene.lab.outside];
+    let (forged, arrived) =
+        (|pod| At::egress(pod).because(Reason::SourceAddress), At::ingress(&victim));
+    let forgers = [
+        (&near.netns, forged(&near)),
+        (&far.netns, forged(&far)),
+        (&scene.lab.node(2).netns, arrived),
+        (&scene.lab.outside, arrived),
+    ];
     for source in scene.lab.node_addresses(1) {
         let local = SocketAddr::new(source, 4000);
         let target = SocketAddr::new(victim.address(source), 80);
         for round in 0..2 {
-            for forger in forgers {
+            for (forger, at) in forgers {
                 for (packet, tag) in forgeries(source, &victim, 80) {
-                    scene.is_lost(forger, &packet, tag, &victim, At::ingress(&victim));
+                    scene.is_lost(forger, &packet, tag, &victim, at);
                 }
             }
             // The second round is about a flow that the node has opened.

@@ -7,7 +7,7 @@ use super::tracked::judge_opened;
 use super::{Arrival, Endpoint, Judge, Known, Maps, Verdict};
 use crate::flow;
 use crate::layout::Reason;
-use crate::packet::{Kind, Packet};
+use crate::packet::{Kind, Packet, asks_for_address};
 
 /// Whether the packet has a flow by which to judge it. Fragments after the first get the ports of
 /// their datagram's first one, if that is known.
@@ -138,7 +138,10 @@ pub(super) fn is_own_source<M: Maps + ?Sized>(
     arrival: Arrival,
     packet: &Packet,
 ) -> bool {
-    arrival.is_own_source || !maps.checks_source() || maps.owns(endpoint.id, &packet.local)
+    arrival.is_own_source
+        || !maps.checks_source()
+        || maps.owns(endpoint.id, &packet.local)
+        || asks_for_address(packet)
 }
 
 /// Whether the flow that an ICMP error quotes, with this key in `table`, is known and still

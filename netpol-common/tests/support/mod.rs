@@ -13,6 +13,7 @@ use netpol_common::layout::{
     Reason, Row, ServiceKey, ServiceValue, TRANSIT_READY, backend, exact_class, fragment_ports,
     interval, service_value,
 };
+use netpol_common::neighbour::{self, Speaker};
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
 use netpol_common::service::{self, ToService};
@@ -229,6 +230,10 @@ impl<'a> World<'a> {
         let outcome = packet::parse(&Bytes(frame), direction, &mut packet, &mut inner);
         let inner = match outcome {
             Outcome::Pass => return PASSES_UNNOTED,
+            Outcome::Neighbour => {
+                let reason = neighbour::refuses(&Bytes(frame), &Talker(self, endpoint.id));
+                return reason.map_or(PASSES_UNNOTED, |reason| Verdict::drop(reason, 0));
+            }
             Outcome::Refuse(reason) => {
                 return verdict::judge_refused(self, endpoint, arrival, &packet, reason);
             }
@@ -236,6 +241,24 @@ impl<'a> World<'a> {
             Outcome::Related => Some(&inner),
         };
         verdict::judge(self, endpoint, arrival, &mut packet, inner)
+    }
+}
+
+/// An endpoint of the world whose interface nobody has told of: its link-layer address may be any,
+/// and the node's routing has no say.
+struct Talker<'a>(&'a World<'a>, u16);
+
+impl Speaker for Talker<'_> {
+    fn is_own(&self, address: &Address) -> bool {
+        !self.0.checks_source() || self.0.owns(self.1, address)
+    }
+
+    fn is_own_link_address(&self, _address: [u8; 6]) -> bool {
+        true
+    }
+
+    fn is_on_link(&self, source: &Address, destination: &Address) -> bool {
+        neighbour::is_same_subnet(source, destination)
     }
 }
 

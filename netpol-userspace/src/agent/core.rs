@@ -9,8 +9,9 @@ use std::time::{Duration, Instant as StdInstant};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::links::Links;
 use super::numbers::{Key, Numbers};
-use super::options::{Options, Report};
+use super::options::{Options, Report, SourceCheck};
 use super::sandboxes::Sandboxes;
 use super::serve::{Asked, Published, Wait};
 use super::state::{
@@ -26,6 +27,7 @@ use crate::observe::metrics::AgentCounters;
 use crate::source::{Event, Handle};
 
 mod admission;
+mod speaking;
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
@@ -84,6 +86,8 @@ pub struct Core {
     patience: Option<Instant>,
     answers: Vec<Wait>,
 
+    source_check: SourceCheck,
+    speaking: speaking::Speaking,
     /// What the container runtime has told of.
     sandboxes: Sandboxes,
     admissions: admission::Admissions,
@@ -118,6 +122,9 @@ impl Core {
         let remembered = view::remember(&earlier_endpoints, &snapshot.interfaces, |ifindex| {
             datapath.is_still_attached(ifindex)
         });
+        let known = datapath.link_addresses().into_iter();
+        let known = known.filter(|&(ifindex, _)| datapath.is_still_attached(ifindex));
+        let links = Links::adopt(&snapshot.interfaces, known);
         Self {
             node_name: options.node_name.clone(),
             run_dir: options.run_dir.clone(),
@@ -149,6 +156,8 @@ impl Core {
             passed: Vec::new(),
             patience: None,
             answers: Vec::new(),
+            source_check: options.source_check,
+            speaking: speaking::Speaking::new(links),
             sandboxes: Sandboxes::new(sandbox::read_all(&options.run_dir)),
             admissions: admission::Admissions::default(),
             installation: Report::default(),
@@ -207,6 +216,7 @@ impl Core {
             self.watcher.rescan();
             self.rematch();
         }
+        self.note_policies();
         self.applied_revision = self.revision;
         self.counters.record_apply(begun.elapsed());
     }
@@ -241,7 +251,9 @@ impl Core {
         // The tables are reconciled as a whole below.
         let _plan = self.compiler.apply_all(outdated.into_iter().map(Change::Pod));
         self.note_node();
+        self.note_policies();
         self.rematch();
+        self.note_links();
         self.reconcile();
         self.numbers.forget_adopted();
         self.promote_endpoints();
@@ -265,6 +277,7 @@ impl Core {
         self.note_interfaces();
         if self.is_synced {
             self.rematch();
+            self.note_speakers();
         }
     }
 
@@ -310,7 +323,11 @@ impl Core {
     /// Waits are answered when every pod has its interface, or patience is over.
     fn settle_waits(&mut self) {
         let Some(patience) = self.patience else { return };
-        if self.is_synced && (!self.lacks_interfaces() || Instant::now() >= patience) {
+        // Guards that are pending are always settled soon, and this is called then.
+        if self.is_synced
+            && !self.has_pending_guards()
+            && (!self.lacks_interfaces() || Instant::now() >= patience)
+        {
             self.answers.append(&mut self.passed);
             self.patience = None;
         }
@@ -358,6 +375,7 @@ impl Core {
         for index in 0..self.endpoints.len() {
             self.add_endpoint(index);
         }
+        self.note_links();
     }
 
     /// Endpoints that the endpoint table had no room for move into it, as far as it has now. One
@@ -390,7 +408,7 @@ impl Core {
             });
             return;
         };
-        let addresses = endpoint.addresses.iter().chain(&endpoint.other_addresses).copied();
+        let addresses = self.declared(&endpoint);
         if let Err(error) = self.datapath.add_endpoint(id, endpoint.ifindex, addresses) {
             self.note_failure(EndpointFailure { endpoint: Some(id), error });
         }
@@ -662,6 +680,7 @@ impl Core {
             },
             datapath: DatapathStatus {
                 endpoints: self.endpoints.len(),
+                guarded: self.datapath.guarded(),
                 applied_revision: self.applied_revision,
                 attach: self.datapath.attach_mode().to_owned(),
                 errors,
@@ -683,6 +702,7 @@ impl Core {
         let mut notes = self.notes.clone();
         notes.extend(self.snapshot.problems.iter().cloned());
         notes.extend(self.unconfirmed());
+        notes.extend(self.undeclared());
         notes.extend(self.installation.note.clone());
         errors.extend(self.installation.problem.iter().map(|problem| ObjectError {
             object: "CNI plugin".to_owned(),

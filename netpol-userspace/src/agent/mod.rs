@@ -8,6 +8,7 @@ mod capacity;
 mod core;
 mod files;
 pub mod journal;
+mod links;
 mod numbers;
 pub mod options;
 pub mod questions;
@@ -25,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-pub use options::{Installer, Options, Report};
+pub use options::{Installer, Options, Report, SourceCheck};
 
 use self::core::Core;
 use crate::datapath::{Datapath, LoadOptions, Pins};
@@ -70,7 +71,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
     }
     let load = LoadOptions {
         keep_established: options.keep_established,
-        check_source: options.check_source,
+        check_source: options.source_check != SourceCheck::Off,
         flow_buckets: None,
         stamp_mark: options.mark_bit,
         limits: options.limits,
@@ -133,6 +134,8 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
             Some(error) = failed.recv() => return Err(error),
             report = next_report(&mut reports) => core.note_installation(report),
             _ = housekeeping.tick() => core.housekeeping(),
+            // One takes a while, so everything else goes before.
+            () = std::future::ready(()), if core.has_pending_guards() => core.settle_a_guard(),
             () = sleep_until(core.next_deadline()), if core.has_deadline() => core.deadline(),
             () = sleep_until(next_publish), if core.is_dirty() => {
                 let begun = Instant::now();

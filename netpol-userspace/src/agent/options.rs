@@ -33,14 +33,25 @@ pub struct Options {
     pub service_proxy: Option<String>,
     /// How programs are attached.
     pub attach: AttachMode,
-    /// Pods may send from their own addresses only.
-    pub check_source: bool,
+    /// Which pods may send from their own addresses only.
+    pub source_check: SourceCheck,
     /// The bit of packets' marks that the programs may use.
     pub mark_bit: u32,
     /// How much the tables may hold.
     pub limits: Limits,
     /// Show the programs' debug lines.
     pub datapath_log: bool,
+}
+
+/// Which pods' sources are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceCheck {
+    /// Those of all pods, as soon as there is any policy.
+    All,
+    /// Those of pods that a policy selects.
+    Isolated,
+    /// Nobody's.
+    Off,
 }
 
 /// Starts whatever keeps the CNI plugin installed.

@@ -155,6 +155,16 @@ impl Sandboxes {
 
     // === Addresses ===
 
+    /// What the interface with this incarnation got, as the runtime has told.
+    pub fn addresses_of(&self, incarnation: u64) -> Vec<IpAddr> {
+        let is_its = |entry: &&Entry| {
+            !entry.sandbox.is_over
+                && matches!(entry.link, Link::Found { incarnation: of, .. } if of == incarnation)
+        };
+        let its = self.list.iter().filter(is_its);
+        its.flat_map(|entry| entry.sandbox.addresses.iter().copied()).collect()
+    }
+
     /// Gives a pod, as the source has it, the addresses that it has in truth.
     pub fn amend(&mut self, pod: &mut Pod) {
         match self.true_addresses(pod) {

@@ -106,6 +106,9 @@ pub struct ObjectError {
 pub struct DatapathStatus {
     /// Local endpoints found, isolated or not.
     pub endpoints: usize,
+    /// Those that no policy selects and that have a guard, which checks who speaks.
+    #[serde(default)]
+    pub guarded: usize,
     /// The source revision that is in force.
     pub applied_revision: u64,
     /// `tcx` or `clsact`.

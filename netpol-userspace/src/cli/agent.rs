@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::cni::{BIN_DIR, entry};
 use super::places::{BPFFS, RUN_DIR};
-use crate::agent::{self, Installer, Options};
+use crate::agent::{self, Installer, Options, SourceCheck};
 use crate::cni::install::Places;
 use crate::cni::{OnUnreachable, upkeep};
 use crate::datapath::{AttachMode, Limits};
@@ -71,9 +71,10 @@ pub struct AgentArgs {
     #[arg(long, env = "NETPOL_ATTACH", value_enum, default_value = "auto")]
     pub attach: Attach,
 
-    /// Whether to drop what a pod sends from addresses that are not its own
-    #[arg(long, env = "NETPOL_SOURCE_CHECK", value_enum, default_value = "on")]
-    pub source_check: Switch,
+    /// Which pods may speak as themselves alone: what they send from addresses that are not
+    /// declared to be theirs is dropped, and what they say of such in ARP and neighbour discovery
+    #[arg(long, env = "NETPOL_SOURCE_CHECK", value_enum, default_value = "all")]
+    pub source_check: Sources,
 
     /// The proxy of this node, by the name that Services give to it in their label
     /// service.kubernetes.io/service-proxy-name; others are judged by the addresses that they have
@@ -134,6 +135,18 @@ pub enum Attach {
     Clsact,
 }
 
+/// Whose sources are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sources {
+    /// Those of all pods with declared addresses, once there is any policy
+    #[value(alias = "on")]
+    All,
+    /// Those of pods that a policy selects
+    Isolated,
+    /// Nobody's
+    Off,
+}
+
 /// On or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -172,7 +185,11 @@ impl AgentArgs {
             netns_dir: self.netns_dir,
             metrics_address: self.metrics_address.0,
             keep_established: self.established == Established::Keep,
-            check_source: self.source_check == Switch::On,
+            source_check: match self.source_check {
+                Sources::All => SourceCheck::All,
+                Sources::Isolated => SourceCheck::Isolated,
+                Sources::Off => SourceCheck::Off,
+            },
             attach: match self.attach {
                 Attach::Auto => AttachMode::Auto,
                 Attach::Tcx => AttachMode::Tcx,
@@ -296,7 +313,8 @@ mod tests {
         assert_eq!(options.netns_dir.to_str(), Some("/run/netns"));
         assert_eq!(options.metrics_address, Some("127.0.0.1:9642".parse().unwrap()));
         assert_eq!(options.attach, AttachMode::Auto);
-        assert!(options.check_source && !options.keep_established && !options.datapath_log);
+        assert_eq!(options.source_check, SourceCheck::All);
+        assert!(!options.keep_established && !options.datapath_log);
         assert!(options.mount_bpffs);
         assert_eq!(options.mark_bit, 0x1000);
         assert_eq!(options.service_proxy, None);
@@ -318,10 +336,19 @@ mod tests {
         assert_eq!(options.mark_bit, 1 << 31);
         assert_eq!(options.service_proxy.as_deref(), Some("mine"));
         assert_eq!(options.attach, AttachMode::Clsact);
-        assert!(!options.check_source && options.keep_established && options.datapath_log);
+        assert_eq!(options.source_check, SourceCheck::Off);
+        assert!(options.keep_established && options.datapath_log);
         assert!(!options.mount_bpffs);
         let limits = Limits { blocks: 3, rows: 4, ..Limits::default() };
         assert_eq!(options.limits, limits);
+        for (value, meant) in [
+            ("on", SourceCheck::All),
+            ("all", SourceCheck::All),
+            ("isolated", SourceCheck::Isolated),
+        ] {
+            let options = parse(&format!("--node-name n --source-check {value}"));
+            assert_eq!(options.source_check, meant);
+        }
         let options = parse("--node-name n --kubeconfig k --attach tcx");
         assert_eq!(options.kubeconfig.unwrap().to_str(), Some("k"));
         assert_eq!(options.attach, AttachMode::Tcx);

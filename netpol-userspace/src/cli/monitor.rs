@@ -234,7 +234,7 @@ impl View<'_> {
 }
 
 fn lost_events(maps: &Maps) -> u64 {
-    let known = observe::endpoints(maps).into_iter().map(|entry| entry.id);
+    let known = observe::speakers(maps).into_iter().map(|(_, id)| id);
     // Number 0 stands for interfaces that belong to no known endpoint.
     known
         .chain([0])

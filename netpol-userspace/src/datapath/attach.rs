@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
 use super::filters::{Filter, Hooks, filter_programs, filters, hooks};
-use super::load::{EGRESS, INGRESS, Programs, TRANSIT, TRANSIT_RAW};
+use super::load::{EGRESS, GUARD, INGRESS, Programs, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
 use super::probe::grace_period;
 
@@ -42,6 +42,11 @@ const HOOKS: [(&str, TcAttachType, &str); 2] =
 const TRANSIT_HANDLE: TcHandle = TcHandle::new(0, 0x6e71);
 /// Transit programs and what their links are called.
 const TRANSITS: [(&str, &str); 2] = [(TRANSIT, "transit"), (TRANSIT_RAW, "transitraw")];
+
+/// Likewise of the guard's.
+const GUARD_HANDLE: TcHandle = TcHandle::new(0, 0x6e72);
+/// What the guard's links are called.
+const GUARD_LINK: &str = "guard";
 
 /// Error number of a link whose device is gone.
 const ENOLINK: i32 = 67;
@@ -121,7 +126,7 @@ impl Attacher {
         name: &str,
     ) -> Result<(), DatapathError> {
         let interface = interface_name(ifindex)?;
-        programs.transit(name)?;
+        programs.when_needed(name)?;
         programs.pin_program(&self.pins, name)?;
         let program = programs.program(name)?;
         let (hook, what) = (TcAttachType::Egress, format!("attach {name} to {interface}"));
@@ -139,6 +144,57 @@ impl Attacher {
             self.detach_transit_links(ifindex);
         }
         Ok(())
+    }
+
+    /// Puts the guard on the interface, where it sees what comes from the pod first.
+    pub fn attach_guard(&self, programs: &mut Programs, ifindex: u32) -> Result<(), DatapathError> {
+        let interface = interface_name(ifindex)?;
+        programs.when_needed(GUARD)?;
+        programs.pin_program(&self.pins, GUARD)?;
+        let program = programs.program(GUARD)?;
+        let (hook, what) = (TcAttachType::Ingress, format!("attach {GUARD} to {interface}"));
+        let result = if self.is_tcx {
+            let path = self.link_path(ifindex, GUARD_LINK);
+            attach_tcx(program, &interface, hook, None, &path)
+        } else {
+            require_clsact(ifindex, &interface, &what)?;
+            attach_clsact(program, &interface, hook, GUARD_HANDLE)
+        };
+        result.map_err(bpf_error(what))?;
+        // What an agent with the other mode left.
+        if self.is_tcx {
+            detach_guard_filters(ifindex);
+        } else {
+            self.detach_link(&self.link_path(ifindex, GUARD_LINK));
+        }
+        Ok(())
+    }
+
+    /// Takes the guard off an interface, in whichever mode it is on.
+    pub fn detach_guard(&self, ifindex: u32) {
+        self.detach_link(&self.link_path(ifindex, GUARD_LINK));
+        detach_guard_filters(ifindex);
+    }
+
+    /// Interfaces with a pinned link of a guard.
+    pub fn guarded(&self) -> BTreeSet<u32> {
+        let guards = self.pinned_links().filter(|(_, _, name)| name == GUARD_LINK);
+        guards.map(|(_, ifindex, _)| ifindex).collect()
+    }
+
+    /// Whether the interface has a guard, of whichever agent and in whichever mode.
+    pub fn is_guarded(&self, ifindex: u32) -> bool {
+        let has_filter = || {
+            let filters = filters(ifindex, TcAttachType::Ingress).unwrap_or_default();
+            filters.iter().any(|filter| filter.name == GUARD)
+        };
+        self.link_path(ifindex, GUARD_LINK).exists() || !self.is_tcx && has_filter()
+    }
+
+    /// Whether the guard (by its program's id) still is on the interface.
+    pub fn has_guard(&self, ifindex: u32, program_id: u32) -> bool {
+        interface_name(ifindex)
+            .is_ok_and(|name| self.has_program(ifindex, &name, TcAttachType::Ingress, program_id))
     }
 
     /// Takes transit programs off an interface, in whichever mode they are on.
@@ -209,7 +265,8 @@ impl Attacher {
         for (path, _, name) in self.pinned_links() {
             let transit = TRANSITS.into_iter().find(|(_, link)| *link == name);
             let program = match (name.as_str(), transit) {
-                (_, Some((program, _))) => programs.transit(program)?,
+                (_, Some((program, _))) => programs.when_needed(program)?,
+                (GUARD_LINK, None) => programs.when_needed(GUARD)?,
                 ("ingress", None) => programs.program(INGRESS)?,
                 _ => programs.program(EGRESS)?,
             };
@@ -338,6 +395,15 @@ fn detach_filters(ifindex: u32) {
     // Unlike a link's end, a filter's does not wait for the packets it is looking at: they would
     // meet an endpoint that is gone. The kernel always has this call.
     if detached.contains(&true) {
+        let _ = grace_period();
+    }
+}
+
+/// Takes clsact filters of the guard off an interface. As above, it must not meet that its entry
+/// is gone.
+fn detach_guard_filters(ifindex: u32) {
+    let Ok(interface) = interface_name(ifindex) else { return };
+    if detach_clsact(ifindex, &interface, TcAttachType::Ingress, GUARD) {
         let _ = grace_period();
     }
 }

@@ -51,6 +51,11 @@ pub fn cleanup(
     for &ifindex in &interfaces {
         attacher.detach_links(ifindex);
     }
+    let guarded = attacher.guarded();
+    for &ifindex in &guarded {
+        attacher.detach_guard(ifindex);
+    }
+    interfaces.extend(guarded);
     let exits = attacher.transits();
     attacher.detach_all_transit([]);
     interfaces.extend(exits);
@@ -58,6 +63,7 @@ pub fn cleanup(
         let attacher = Attacher::new(AttachMode::Clsact, pins);
         attacher.detach(ifindex);
         attacher.detach_transit(ifindex);
+        attacher.detach_guard(ifindex);
     }
     interfaces.extend(filtered);
     let without = isolated.difference(&interfaces).copied().collect();

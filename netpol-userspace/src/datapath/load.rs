@@ -25,8 +25,10 @@ pub const EGRESS: &str = "netpol_egress";
 pub const TRANSIT: &str = "netpol_transit";
 /// The same for devices whose packets have no link-layer header.
 pub const TRANSIT_RAW: &str = "netpol_transit_raw";
+/// Name of the program for traffic from pods that no policy selects, on the tc ingress hook.
+pub const GUARD: &str = "netpol_guard";
 /// The programs that are attached on nodes.
-pub const ATTACHED: [&str; 4] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW];
+pub const ATTACHED: [&str; 5] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW, GUARD];
 
 /// Choices fixed when the programs are loaded.
 #[derive(Debug, Clone)]
@@ -138,8 +140,8 @@ impl Programs {
         self.program(name)
     }
 
-    /// A transit program, loaded when it is first asked for.
-    pub fn transit(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
+    /// A program that is loaded when it is first asked for: a transit program, or the guard.
+    pub fn when_needed(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
         if self.program(name)?.fd().is_ok() {
             return self.program(name);
         }

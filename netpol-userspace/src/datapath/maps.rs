@@ -44,6 +44,8 @@ pub struct Maps {
     pub blocks: LpmTrie<MapData, AddressBytes, u32>,
     /// Verdict rows.
     pub rows: HashMap<MapData, RowKeyBytes, RowBytes>,
+    /// [`layout::Speaker`]s.
+    pub speakers: Arc<Mapped>,
     /// The arena of kinds of backends.
     pub backends: Arc<Mapped>,
     /// Services.
@@ -86,6 +88,9 @@ fn expected(name: &str) -> Expected {
     match name {
         names::ENDPOINTS => {
             array(size_of::<l::Endpoint>(), Exactly(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
+        }
+        names::SPEAKERS => {
+            array(size_of::<l::Speaker>(), Exactly(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
         }
         names::FLOWS4 => array(flow::WORDS4 * flow::SLOTS * 8, PowerOfTwo),
         names::FLOWS6 => array(flow::WORDS6 * flow::SLOTS * 8, PowerOfTwo),
@@ -193,6 +198,7 @@ impl Maps {
                 names::INTERVALS => &self.intervals,
                 names::CONTROL => &self.control,
                 names::BACKENDS => &self.backends,
+                names::SPEAKERS => &self.speakers,
                 _ => return mapped(pins, name, false).map(Arc::new),
             };
             Ok(known.clone())
@@ -213,6 +219,7 @@ impl Maps {
             blocks: open(pins, names::BLOCKS)?,
             rows: open(pins, names::ROWS)?,
             backends: mapped(names::BACKENDS)?,
+            speakers: mapped(names::SPEAKERS)?,
             services: open(pins, names::SERVICES)?,
             sources: open(pins, names::SOURCES)?,
             own_addresses: open(pins, names::OWN_ADDRESSES)?,

@@ -82,6 +82,15 @@ pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
         .collect()
 }
 
+/// Interfaces and ids of all known endpoints, isolated or not.
+pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
+    (0..maps.speakers.len())
+        .map(|slot| maps.speakers.load(slot, 0))
+        .filter(|&identity| identity != 0)
+        .map(|identity| ((identity >> 32) as u32, identity as u16))
+        .collect()
+}
+
 /// Every flow that has not expired.
 pub fn flows(maps: &Maps) -> Vec<Flow> {
     let clock = clock();

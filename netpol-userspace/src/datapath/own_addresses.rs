@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use netpol_common::layout;
 
 use super::error::DatapathError;
+use super::speakers;
 use super::writer::{Datapath, OWN4, address_of, full_or, ignore_missing};
 use crate::compile::EndpointId;
 
@@ -39,6 +40,8 @@ impl Datapath {
             let kept = own4(endpoint.addresses.intersection(&wanted));
             self.maps.endpoints.store(slot, OWN4, kept);
         }
+        let kept = endpoint.addresses.intersection(&wanted).copied();
+        speakers::note_addresses(&self.maps.speakers, endpoint, kept);
         let mut result = Ok(());
         let (mut lost, mut gained) = (Vec::new(), Vec::new());
         for address in endpoint.addresses.difference(&wanted) {
@@ -64,6 +67,8 @@ impl Datapath {
                 }
             }
         }
+        let all = endpoint.addresses.iter().copied();
+        speakers::note_addresses(&self.maps.speakers, endpoint, all);
         let (ifindex, slot) = (endpoint.ifindex, endpoint.slot);
         if let Some(slot) = slot {
             self.maps.endpoints.store(slot, OWN4, own4(&endpoint.addresses));

@@ -194,6 +194,8 @@ impl Datapath {
             ignore_missing(self.maps.own_addresses.remove(&key))?;
         }
         self.reconcile_sources()?;
+        self.remove_unknown_guards();
+        self.remove_unknown_speakers();
         self.retire_other_versions()
     }
 

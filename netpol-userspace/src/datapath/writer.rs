@@ -16,6 +16,7 @@ use super::arena::Arena;
 use super::attach::{AttachMode, Attacher};
 use super::classes::Classes;
 use super::error::{DatapathError, bpf_error, io_error};
+use super::guards::{Guard, Guards};
 use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
@@ -23,6 +24,7 @@ use super::own_addresses::own4;
 use super::pins::Pins;
 use super::rows::Rows;
 use super::sources::Sources;
+use super::speakers::Link;
 use super::transit::{CONTROL_FLAGS, Transit};
 use crate::compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use crate::endpoint::{PodNetns, sockets};
@@ -64,6 +66,12 @@ pub(super) struct Endpoint {
     pub(super) other_addresses: Vec<IpAddr>,
     /// It has no entry although it is isolated, so the programs drop everything.
     pub(super) is_closed: bool,
+    /// Index in the speakers map, once it is written there.
+    pub(super) speaker: Option<usize>,
+    pub(super) link: Link,
+    /// The declared addresses are this interface's, not only another one's of the same pod.
+    pub(super) is_main: bool,
+    pub(super) guard: Guard,
 }
 
 /// The agent's side of the maps. One per pin directory.
@@ -86,6 +94,7 @@ pub struct Datapath {
     pub(super) program_ids: [u32; 2],
     pub(super) transit: Transit,
     pub(super) sources: Sources,
+    pub(super) guards: Guards,
     _lock: Lock,
 }
 
@@ -131,6 +140,7 @@ impl Datapath {
             program_ids,
             transit,
             sources: Sources::default(),
+            guards: Guards::default(),
             _lock: lock,
         };
         datapath.sources = Sources::new(!datapath.adopted().is_empty());
@@ -168,6 +178,7 @@ impl Datapath {
     /// interface of then.
     pub fn is_still_attached(&self, ifindex: u32) -> bool {
         self.attacher.is_still_attached(ifindex, self.program_ids)
+            || self.attacher.is_guarded(ifindex)
     }
 
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
@@ -189,7 +200,18 @@ impl Datapath {
             }
             self.endpoints.insert(id, endpoint);
         }
-        self.set_addresses(id, addresses)
+        let result = self.set_addresses(id, addresses);
+        self.add_speaker(id);
+        self.adopt_guard(id);
+        result
+    }
+
+    /// Says whether what an endpoint may speak as is declared for its interface, so that it may
+    /// have a guard. (Further interfaces of a pod may have none.)
+    pub fn set_main(&mut self, id: EndpointId, is_main: bool) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.is_main = is_main;
+        }
     }
 
     /// The endpoint gets an id within the endpoint table's limit; whatever is attached stays.
@@ -197,9 +219,12 @@ impl Datapath {
     pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
         let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
-        let is_attached = endpoint.is_attached;
-        self.endpoints.insert(new, Endpoint { is_attached, netns: endpoint.netns, ..fresh });
-        self.set_addresses(new, endpoint.other_addresses)
+        let Endpoint { is_attached, netns, link, is_main, guard, .. } = endpoint;
+        let renumbered = Endpoint { is_attached, netns, link, is_main, guard, ..fresh };
+        self.endpoints.insert(new, renumbered);
+        let result = self.set_addresses(new, endpoint.other_addresses);
+        self.add_speaker(new);
+        result
     }
 
     /// Says where an endpoint's sockets can be read: connections that are older than the programs
@@ -227,6 +252,10 @@ impl Datapath {
             addresses: HashSet::new(),
             other_addresses: Vec::new(),
             is_closed: false,
+            speaker: None,
+            link: Link::default(),
+            is_main: true,
+            guard: Guard::None,
         };
         if let Some(slot) = slot {
             let policy = self.maps.endpoints.load(slot, POLICY);
@@ -257,6 +286,8 @@ impl Datapath {
     /// Takes an endpoint out: programs off first, then its entry.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         self.release_endpoint(id);
+        self.detach_guard(id);
+        self.remove_speaker(id);
         self.set_addresses(id, [])?;
         self.endpoints.remove(&id);
         self.settle_transit();
@@ -340,6 +371,15 @@ impl Datapath {
 
     fn set_endpoint(&mut self, id: EndpointId, sets: EndpointSets) -> Result<(), DatapathError> {
         if sets == NO_SETS {
+            if let Some(endpoint) = self.endpoints.get_mut(&id)
+                && std::mem::replace(&mut endpoint.sets, NO_SETS) != NO_SETS
+            {
+                // Before the programs, which check the same, come off.
+                endpoint.is_closed = false;
+                let guarded = self.settle_guard(id);
+                self.release_endpoint(id);
+                return guarded;
+            }
             self.release_endpoint(id);
             return Ok(());
         }
@@ -352,13 +392,16 @@ impl Datapath {
         }
         // Without an entry the programs drop everything: what a policy selects must not be open.
         if !is_new || is_closed {
-            return self.attach(id);
+            self.attach(id)?;
+            self.detach_guard(id);
+            return Ok(());
         }
         // Before the programs, so that none of these flows is new to them; and after them, for
         // those that were opened meanwhile.
         self.seed(id);
         self.attach(id)?;
         self.seed(id);
+        self.detach_guard(id);
         Ok(())
     }
 
@@ -430,7 +473,7 @@ impl Datapath {
     /// Checks that the programs still are where they were put and puts back what is missing.
     /// Returns the endpoints that had to be repaired, and failures.
     pub fn verify_attachments(&mut self) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
-        let (mut repaired, mut failures) = (Vec::new(), Vec::new());
+        let (mut repaired, mut failures) = self.verify_guards();
         let isolated: Vec<EndpointId> = self
             .endpoints
             .iter()
@@ -517,12 +560,12 @@ pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
 }
 
 /// The slots an interface may be found in.
-fn slots(ifindex: u32) -> impl Iterator<Item = usize> {
+pub(super) fn slots(ifindex: u32) -> impl Iterator<Item = usize> {
     let first = (ifindex & (layout::ENDPOINT_SLOTS - 1)) as usize;
     first..first + layout::ENDPOINT_PROBES as usize
 }
 
-const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
+pub(super) const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
     (ifindex as u64) << 32 | id.0 as u64
 }
 

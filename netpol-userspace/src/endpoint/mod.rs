@@ -51,6 +51,22 @@ pub struct Interface {
     pub peer_name: String,
     /// The peer's addresses, sorted, link-local ones included; empty until they could be read.
     pub addresses: Vec<IpAddr>,
+    /// The peer's link-layer address, if it has one and it could be read.
+    pub link_address: Option<[u8; 6]>,
+    /// The switch that this end is a port of.
+    pub switch: Switch,
+}
+
+/// What an interface is a port of, so that others share its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Switch {
+    /// Nothing: the node routes what comes in by it (also where it belongs to a VRF).
+    #[default]
+    None,
+    /// A bridge of the kernel, by its index.
+    Bridge(u32),
+    /// Another switch, as Open vSwitch, by the index of its device.
+    Other(u32),
 }
 
 /// A namespace that some file refers to.

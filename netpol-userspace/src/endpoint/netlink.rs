@@ -21,6 +21,8 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use super::Switch;
+
 /// The kernel fills at most 32 KiB per dump message; a notification is far smaller.
 const BUFFER_LEN: usize = 64 * 1024;
 /// Lengths of `nlmsghdr`, `ifinfomsg`, `ifaddrmsg` and `rtgenmsg` with its padding.
@@ -30,6 +32,7 @@ const IFADDR_LEN: usize = 8;
 const RTGEN_LEN: usize = 4;
 /// Of linux/if_link.h, linux/if_addr.h and linux/net_namespace.h.
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const NETNSA_NSID: u16 = 1;
 
 /// Device types whose packets have no link-layer header where tc sees them (linux/if_arp.h): PPP,
@@ -56,6 +59,7 @@ pub(super) struct Link {
     /// Negative if the peer's namespace is ending.
     pub nsid: i32,
     pub peer_ifindex: u32,
+    pub switch: Switch,
 }
 
 impl Link {
@@ -305,6 +309,9 @@ pub(super) struct RawLink {
     name: String,
     mac: Vec<u8>,
     kind: String,
+    /// What it is a port of, and which kind of port that makes it.
+    master: Option<u32>,
+    port_kind: String,
     link: Option<u32>,
     link_nsid: Option<i32>,
 }
@@ -321,8 +328,11 @@ impl RawLink {
                 libc::IFLA_ADDRESS => raw.mac = value.to_vec(),
                 libc::IFLA_LINK => raw.link = u32_at(value, 0),
                 libc::IFLA_LINK_NETNSID => raw.link_nsid = u32_at(value, 0).map(u32::cast_signed),
+                libc::IFLA_MASTER => raw.master = u32_at(value, 0),
                 libc::IFLA_LINKINFO => {
-                    raw.kind = attribute(value, 0, IFLA_INFO_KIND).map(text).unwrap_or_default();
+                    let kind = |which| attribute(value, 0, which).map(text).unwrap_or_default();
+                    raw.kind = kind(IFLA_INFO_KIND);
+                    raw.port_kind = kind(IFLA_INFO_SLAVE_KIND);
                 }
                 _ => {}
             }
@@ -337,9 +347,17 @@ impl RawLink {
         (!stays).then(|| (self.ifindex, !HEADERLESS.contains(&self.device_type)))
     }
 
+    fn switch(&self) -> Switch {
+        match (self.master, self.port_kind.as_str()) {
+            (None | Some(0), _) | (_, "vrf") => Switch::None,
+            (Some(master), "bridge") => Switch::Bridge(master),
+            (Some(master), _) => Switch::Other(master),
+        }
+    }
+
     /// As a link that may lead into a pod.
     fn into_pod_link(self) -> Option<Link> {
-        let nsid = self.link_nsid?;
+        let (nsid, switch) = (self.link_nsid?, self.switch());
         matches!(self.kind.as_str(), "veth" | "netkit").then_some(Link {
             ifindex: self.ifindex,
             name: self.name,
@@ -348,6 +366,7 @@ impl RawLink {
             // Before Linux 5.10 (rtnetlink: always put IFLA_LINK for links with a link-netnsid) it
             // is left out when both ends have the same index.
             peer_ifindex: self.link.unwrap_or(self.ifindex),
+            switch,
         })
     }
 }
@@ -448,7 +467,8 @@ mod tests {
         let no_nsid: (u16, &[u8]) = (libc::IFLA_LINK_NETNSID, &(-1_i32).to_ne_bytes());
         let peer: (u16, &[u8]) = (libc::IFLA_LINK, &9_u32.to_ne_bytes());
         let expected = |peer_ifindex| {
-            Some(Link { ifindex: 7, name: "v1".into(), mac: vec![], nsid: 3, peer_ifindex })
+            let (name, switch) = ("v1".into(), Switch::None);
+            Some(Link { ifindex: 7, name, mac: vec![], nsid: 3, peer_ifindex, switch })
         };
         assert_eq!(pod_link(b"veth\0", &[nsid, peer]), expected(9));
         assert_eq!(pod_link(b"netkit\0", &[peer, nsid]), expected(9));
@@ -458,6 +478,22 @@ mod tests {
         assert_eq!(pod_link(b"veth\0", &[peer, no_nsid]), ending);
         assert_eq!(pod_link(b"vlan\0", &[nsid, peer]), None);
         assert_eq!(pod_link(b"macvlan\0", &[nsid, peer]), None);
+    }
+
+    #[test]
+    fn ports_of_switches_are_told_from_parts_of_a_vrf() {
+        let of = |port: &[u8]| {
+            let info = [attribute_bytes(IFLA_INFO_KIND, b"veth\0"), attribute_bytes(4, port)];
+            let attributes: [(u16, &[u8]); 3] = [
+                (libc::IFLA_LINKINFO, &info.concat()),
+                (libc::IFLA_MASTER, &12_u32.to_ne_bytes()),
+                (libc::IFLA_LINK_NETNSID, &3_i32.to_ne_bytes()),
+            ];
+            RawLink::parse(&link_body(7, &attributes)).unwrap().into_pod_link().unwrap().switch
+        };
+        assert_eq!(of(b"bridge\0"), Switch::Bridge(12));
+        assert_eq!(of(b"openvswitch\0"), Switch::Other(12));
+        assert_eq!(of(b"vrf\0"), Switch::None);
     }
 
     #[test]

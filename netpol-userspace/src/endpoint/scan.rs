@@ -269,6 +269,8 @@ impl Scanner {
             peer_ifindex: known.link.peer_ifindex,
             peer_name: peer.name,
             addresses: peer.addresses,
+            link_address: peer.mac.try_into().ok(),
+            switch: known.link.switch,
         }
     }
 

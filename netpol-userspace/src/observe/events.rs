@@ -181,7 +181,14 @@ pub fn message(reason: Reason, policies: &[String]) -> String {
         Reason::Truncated => "its headers end too early or contradict each other".into(),
         Reason::Ethertype => "it is neither IPv4, IPv6 nor ARP, or has a VLAN tag".into(),
         Reason::ExtensionHeaders => "its IPv6 extension headers cannot be followed".into(),
-        Reason::RouterMessage => "a pod may not send router advertisements or redirects".into(),
+        Reason::RouterMessage => {
+            "a pod may not send router advertisements, redirects or queries for listeners".into()
+        }
+        Reason::Neighbour => {
+            "it says more than ARP, neighbour discovery or a listener report needs, or goes to \
+             where a router would forward it"
+                .into()
+        }
         Reason::UnknownEndpoint => {
             "the interface has netpol's program, but belongs to no endpoint that netpol knows"
                 .into()

@@ -156,6 +156,11 @@ fn add_node(registry: &mut Registry, state: &State) {
     };
     gauge("ready", "1 if everything read so far is in force", usize::from(status.ready));
     gauge("endpoints", "Local endpoints", state.endpoints.len());
+    gauge(
+        "guarded_endpoints",
+        "Endpoints that no policy selects and whose sources are checked",
+        status.datapath.guarded,
+    );
     gauge("source_synced", "1 if the source has been read once", status.source.synced.into());
     gauge(
         "source_revision",

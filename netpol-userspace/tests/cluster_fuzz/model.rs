@@ -90,7 +90,8 @@ impl Model {
     ) -> bool {
         let is_open = !view.isolates(direction);
         match frame {
-            Frame::Arp => true,
+            // It says nothing, in nobody's name.
+            Frame::Arp => direction == Direction::Ingress,
             Frame::Tagged(_) | Frame::Other(_) => is_open,
             Frame::Ip(packet) => {
                 let seen = Seen { packet, direction, is_from_node };
@@ -244,9 +245,13 @@ impl Seen<'_> {
         if !packet.is_v6() || matches!(packet.part, Part::Later(..)) {
             return None;
         }
+        let is_to_pod = self.direction == Direction::Ingress;
         match (kind, packet.hop_limit) {
-            (130..=132 | 143, 1) | (133 | 135 | 136, 255) => Some(true),
-            (134 | 137, 255) if self.direction == Direction::Ingress => Some(true),
+            // None of them is as a neighbour would have it.
+            (131..=133 | 135 | 136 | 143, _) if !is_to_pod => Some(false),
+            // None of them is from the link to a group.
+            (134..=137, 255) | (133, 255) if is_to_pod => Some(true),
+            (130, _) if !is_to_pod => Some(is_open),
             (134 | 137, _) => Some(is_open),
             _ => None,
         }

@@ -300,7 +300,7 @@ impl Node {
     /// Whether a stamped frame passes where it leaves the node.
     fn passes_again(&mut self, pod: &str, frame: &[u8]) -> bool {
         let ifindex = self.local[pod].ifindex;
-        let program = self.datapath.programs().transit("netpol_transit").unwrap();
+        let program = self.datapath.programs().when_needed("netpol_transit").unwrap();
         let place = Place { ifindex: self.other_ifindex, ingress_ifindex: ifindex };
         let passed = run_marked(program, frame, place, STAMP_MARK, 1).unwrap().is_allowed;
         self.n_verdicts[usize::from(passed)] += 1;

@@ -201,7 +201,8 @@ impl Packet {
                 let [high, low] = id.to_be_bytes();
                 Transport::Icmp { kind, code: 0, body: vec![high, low, 0, 1, 0, 0, 0, 0] }
             }
-            &Body::Icmp { kind, code } => Transport::Icmp { kind, code, body: vec![0; 20] },
+            // Nothing that a neighbour would say.
+            &Body::Icmp { kind, code } => Transport::Icmp { kind, code, body: vec![1; 20] },
             Body::Error { kind, about, quoted } => {
                 let mut bytes = about.bytes();
                 match quoted {

@@ -78,6 +78,9 @@ pub fn in_node(test: impl FnOnce() + Send) {
             "link set lo up",
             "link add pod0 type veth peer name pod1",
             "link add other0 type veth peer name other1",
+            // What the kernel would say by itself from a link-local address is not the tests'.
+            "link set pod0 addrgenmode none",
+            "link set pod1 addrgenmode none",
             "link set pod0 up",
             "link set pod1 up",
         ] {

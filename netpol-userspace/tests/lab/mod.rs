@@ -268,10 +268,10 @@ impl Lab {
     /// A pod's packets by reason in one direction; zeros if no program is attached.
     pub fn counters(&self, pod: &Pod, direction: Direction) -> [u64; N_COUNTERS] {
         let maps = self.node(pod.node).maps();
-        let endpoints = observe::endpoints(maps);
-        let entry = endpoints.iter().find(|endpoint| endpoint.ifindex == pod.ifindex);
+        let speakers = observe::speakers(maps);
+        let entry = speakers.iter().find(|(ifindex, _)| *ifindex == pod.ifindex);
         let read = |id| observe::counters(maps, id, direction).unwrap();
-        entry.map_or([0; N_COUNTERS], |entry| read(entry.id))
+        entry.map_or([0; N_COUNTERS], |&(_, id)| read(id))
     }
 
     /// How many of a pod's packets were dropped for this reason.

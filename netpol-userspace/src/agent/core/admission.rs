@@ -2,12 +2,12 @@
 //! and everything known of it is in force. Must never admit on hope; what is not in force when the
 //! plugin's time is up is refused with the reason.
 
-use std::time::Instant as StdInstant;
+use std::time::{Duration, Instant as StdInstant};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Core;
+use super::{Core, INTERFACE_PATIENCE};
 use crate::agent::numbers::Key;
 use crate::agent::sandbox::{self, Answer, Attachment, Sandbox, Told};
 use crate::agent::sandboxes::Standing;
@@ -26,6 +26,7 @@ pub(super) struct Admissions {
 struct Waiting {
     /// For this one to be in force, or for any to be possible.
     attachment: Option<Attachment>,
+    since: Instant,
     deadline: Instant,
     done: oneshot::Sender<Answer>,
 }
@@ -90,7 +91,8 @@ impl Core {
         deadline: Instant,
         done: oneshot::Sender<Answer>,
     ) {
-        self.admissions.waiting.push(Waiting { attachment, deadline, done });
+        let since = Instant::now();
+        self.admissions.waiting.push(Waiting { attachment, since, deadline, done });
     }
 
     fn end_sandboxes(&mut self, attachments: &[Attachment]) {
@@ -120,6 +122,7 @@ impl Core {
             self.carry_out(&plan);
         }
         self.rematch();
+        self.note_speakers();
         self.counters.record_apply(begun.elapsed());
     }
 
@@ -162,7 +165,7 @@ impl Core {
         let now = Instant::now();
         for waiting in std::mem::take(&mut self.admissions.waiting) {
             let outcome = match &waiting.attachment {
-                Some(attachment) => self.is_admissible(attachment),
+                Some(attachment) => self.is_admissible(attachment, now - waiting.since),
                 None => self.is_able(),
             };
             match outcome {
@@ -193,7 +196,7 @@ impl Core {
     }
 
     /// Whether everything known about a sandbox's pod is in force, or what is missing.
-    fn is_admissible(&self, attachment: &Attachment) -> Result<(), String> {
+    fn is_admissible(&self, attachment: &Attachment, waited: Duration) -> Result<(), String> {
         self.is_able()?;
         let sandbox = self.sandboxes.get(attachment).ok_or_else(|| {
             format!(
@@ -213,9 +216,25 @@ impl Core {
             ));
         }
         if !self.compiler.is_isolated(pod) {
-            return Ok(());
+            return self.is_guarded(sandbox, waited);
         }
         self.is_enforced(sandbox, pod)
+    }
+
+    /// Whether who speaks is checked, if that is wanted, where nothing else is. No pod waits for long
+    /// for its interface to be found because of that alone.
+    fn is_guarded(&self, sandbox: &Sandbox, waited: Duration) -> Result<(), String> {
+        let name = sandbox.name();
+        match self.sandboxes.standing(&sandbox.attachment()) {
+            _ if sandbox.pair.is_none() || !self.datapath.wants_guards() => Ok(()),
+            Standing::Interface(incarnation) if self.awaits_guard(incarnation) => Err(format!(
+                "the guard of Pod {name}, which no policy selects, is not attached yet"
+            )),
+            Standing::NoInterface if waited < INTERFACE_PATIENCE => {
+                Err(format!("the agent has not found the interface of Pod {name} yet"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether what isolates a pod is in force at this interface.

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::agent::sandbox::Pair;
-use crate::endpoint::PodNetns;
+use crate::endpoint::{PodNetns, Switch};
 use crate::model::{Change, Labels};
 use crate::netns::NetnsId;
 
@@ -55,6 +55,8 @@ fn interface(ifindex: u32, incarnation: u64) -> Interface {
         peer_ifindex: 2,
         peer_name: "eth0".to_owned(),
         addresses: vec![],
+        link_address: None,
+        switch: Switch::None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use super::super::Switch;
 use super::*;
 use crate::model::Labels;
 
@@ -20,6 +21,8 @@ fn interface(ifindex: u32, nsid: i32, list: &str) -> Interface {
         peer_ifindex: 2,
         peer_name: "eth0".to_owned(),
         addresses: addresses(list),
+        link_address: None,
+        switch: Switch::None,
     }
 }
 
