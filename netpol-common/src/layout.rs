@@ -58,7 +58,8 @@ pub mod names {
     pub const INTERVALS: &str = "INTERVALS";
     /// Presence of [`super::OwnAddress`].
     pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
-    /// Interface of the local endpoint that has an [`super::Address`].
+    /// Interface of the one local endpoint that has an [`super::Address`] and stamps packets; no
+    /// entry while several do.
     pub const SOURCES: &str = "SOURCES";
     /// [`super::ServiceValue`] by [`super::ServiceKey`].
     pub const SERVICES: &str = "SERVICES";

@@ -390,6 +390,44 @@ fn what_nobody_translated_is_judged_by_the_address_that_it_carries() {
     }
 }
 
+/// Whoever has the address in truth must not speak to the pod as if it had been asked.
+#[test]
+fn nothing_answers_what_nobody_translated_and_was_dropped() {
+    let tables = tables();
+    let (mut world, mut endpoint) = mixed(&tables);
+    endpoint.sets = [9, SET];
+    world.service(vip(1, false), TCP, 80, &[(1, TARGET)]);
+    let answer = |flags| packet(TCP, flags, (own(false), 1000), (vip(1, false), 80));
+    let comes_in = |world: &World<'_>, endpoint: &Endpoint, flags| {
+        look(world, endpoint, Arrival::ingress(false), &answer(flags)).is_allowed
+    };
+    let leaves = |world: &World<'_>, endpoint: &Endpoint, flags| {
+        assert!(look(world, endpoint, Arrival::egress(), &to_vip(flags)).is_stamped);
+        look(world, endpoint, Arrival::transit(), &to_vip(flags)).is_allowed
+    };
+    assert!(!leaves(&world, &endpoint, SYN));
+    assert!(!comes_in(&world, &endpoint, SYN | ACK) && !comes_in(&world, &endpoint, ACK));
+    // However often it is tried, and before it gets to where it is dropped again.
+    assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(ACK)).is_stamped);
+    assert!(!comes_in(&world, &endpoint, ACK));
+    assert!(!leaves(&world, &endpoint, ACK) && !comes_in(&world, &endpoint, ACK));
+    endpoint.epoch += 1;
+    assert!(look(&world, &endpoint, Arrival::egress(), &to_vip(ACK)).is_stamped);
+    assert!(!comes_in(&world, &endpoint, ACK));
+    // The address is allowed: it gets there, and is answered.
+    world.exact.insert(vip(1, false), 9);
+    world.allow_all(SET, 9);
+    assert!(leaves(&world, &endpoint, ACK) && comes_in(&world, &endpoint, ACK));
+    assert!(leaves(&world, &endpoint, ACK), "by no entry of its own");
+    // And is not any more.
+    world.exact.remove(&vip(1, false));
+    assert!(!leaves(&world, &endpoint, ACK) && !comes_in(&world, &endpoint, ACK));
+    // What a policy lets in comes in.
+    world.exact.insert(vip(1, false), 10);
+    world.allow_all(9, 10);
+    assert!(comes_in(&world, &endpoint, ACK));
+}
+
 #[test]
 fn without_a_second_look_nothing_passes_to_a_service() {
     let tables = tables();

@@ -112,6 +112,14 @@ const fn has_opening(packet: &Packet) -> bool {
     matches!(packet.protocol, TCP | SCTP)
 }
 
+/// The epoch of a flow whose packets leave untranslated and must not: it is older than any flow of
+/// the endpoint, so that nothing that comes in passes for an answer to it. So far behind, no
+/// epoch is given out while an endpoint lives.
+#[inline(always)]
+pub(super) const fn barred_epoch(endpoint: &Endpoint) -> u32 {
+    endpoint.born.wrapping_sub(EPOCH_MASK / 4) & EPOCH_MASK
+}
+
 /// Whether epoch `a` came before `b`, modulo their range.
 #[inline(always)]
 pub(super) const fn is_older(a: u32, b: u32) -> bool {

@@ -3,7 +3,8 @@
 
 use super::apart::{is_own_source, refuses_source};
 use super::established::{
-    is_midway, is_nodes, is_older, may_be_pods, note, opener_bits, stamp_bit, starts_over,
+    barred_epoch, is_midway, is_nodes, is_older, may_be_pods, note, opener_bits, stamp_bit,
+    starts_over,
 };
 use super::{Answers, Arrival, Endpoint, Judge, Judged, Looked, Maps, Verdict};
 use crate::flow::{
@@ -62,24 +63,37 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     let opener = opener_bits(arrival.direction, arrival.is_from_node);
     let clock = maps.clock();
     let hash = flow::hash(key, maps.secret());
-    let mut is_remembered = true;
+    let found = flow::find(table, key, hash);
+    // The entry is that of the first look: nobody has translated the packet. It must neither pass
+    // by that entry nor replace it.
+    let untranslated = found.filter(|entry| arrival.is_translated && entry.state & STAMPED != 0);
     // A connection that goes on after it was idle for its time is still that of who opened it, as
     // long as its entry has not been given away. Else the answer of a server would make it the
     // server's own, and who opened it could not be cut off any more.
-    if let Some(entry) = flow::find(table, key, hash)
+    if let Some(entry) = found
+        && untranslated.is_none()
         && (is_midway(packet) || !entry.is_expired(&clock))
         && !is_older(entry.epoch(), endpoint.born)
         && !(packet.is_opening && entry.state & OPENER != opener)
         && !poses_as_node(entry.state, arrival)
     {
-        if !(arrival.is_translated && entry.state & STAMPED != 0) {
-            return judge_known(maps, &entry, endpoint, arrival, packet, &clock, answers);
-        }
-        // The entry is that of the first look: nobody has translated the packet. It must neither
-        // pass by that entry nor replace it.
-        is_remembered = false;
+        return judge_known(maps, &entry, endpoint, arrival, packet, &clock, answers);
     }
+    // What the pod goes on to send in a flow that nobody translates opens it no more than that did.
+    let is_barred = !arrival.is_towards_pod()
+        && !packet.is_opening
+        && found.is_some_and(|entry| {
+            entry.epoch() == barred_epoch(endpoint) && !entry.is_expired(&clock)
+        });
+    let is_remembered = untranslated.is_none() && !is_barred;
     let verdict = judge_new(maps, endpoint, arrival, packet, is_remembered, answers)?;
+    if let Some(entry) = untranslated
+        && verdict.is_allowed == (entry.epoch() == barred_epoch(endpoint))
+    {
+        // Where it does not get to nobody can answer it from.
+        let epoch = if verdict.is_allowed { endpoint.epoch } else { barred_epoch(endpoint) };
+        entry.renew(epoch, entry.state & (OPENER | STAMPED));
+    }
     if !verdict.is_allowed || packet.is_answer || !is_remembered {
         return Ok(verdict);
     }

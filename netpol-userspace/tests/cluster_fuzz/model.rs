@@ -34,6 +34,9 @@ type DatagramKey = (Direction, IpAddr, IpAddr, u16, Option<u8>);
 #[derive(Debug, Default)]
 struct Past {
     flows: HashMap<FlowKey, Opener>,
+    /// Those of the pod's that nobody translates and that must not leave as they are: nothing
+    /// answers them.
+    barred: HashSet<FlowKey>,
     first_fragments: HashMap<DatagramKey, Packet>,
 }
 
@@ -76,6 +79,7 @@ impl Model {
     pub fn forget_flows(&mut self, pod: &str) {
         if let Some(past) = self.pasts.get_mut(pod) {
             past.flows.clear();
+            past.barred.clear();
         }
     }
 
@@ -126,6 +130,21 @@ impl Model {
             return None;
         }
         Some(view.is_stamped(&key))
+    }
+
+    /// The second look at a stamped packet that nobody translates: whether it passes.
+    pub fn untranslated_look(&mut self, view: &View<'_>, name: &str, packet: &Packet) -> bool {
+        let (protocol, (_, port)) = (packet.protocol(), packet.ports());
+        let (services, to) = (view.services, packet.destination);
+        let passes = services.leaves_untranslated(view.reference, view.pod, to, protocol, port);
+        let key = flow_key(packet, Direction::Egress);
+        let past = self.pasts.entry(name.to_owned()).or_default();
+        if passes {
+            past.barred.remove(&key)
+        } else {
+            past.barred.insert(key)
+        };
+        passes
     }
 
     /// The second look at a stamped packet, if the proxy chooses this one of the backends.
@@ -355,6 +374,7 @@ impl Past {
             seen.direction == Direction::Ingress || seen.packet.destination == about.source;
         self.flows
             .get(&key)
+            .filter(|_| !self.barred.contains(&key))
             .is_some_and(|&opener| goes_to_sender && (keeps || view.permits_flow(opener, &key)))
     }
 
@@ -374,7 +394,12 @@ impl Past {
             (Direction::Ingress, false) => Opener::Remote,
             (Direction::Ingress, true) => Opener::Node,
         };
-        let known = self.flows.get(&key).copied().filter(|&opener| {
+        let is_barred = self.barred.contains(&key);
+        if is_barred && sender == Opener::Pod && !opens {
+            // It is sent on to where it was dropped, and makes the flow no better.
+            return !is_spoofed(view, seen) && view.permits(Direction::Egress, &key);
+        }
+        let known = self.flows.get(&key).copied().filter(|_| !is_barred).filter(|&opener| {
             // Who opens a connection that the other end opened opens one of its own, and nobody
             // else speaks for the node.
             (!opens || opener == sender) && (opener != Opener::Node || sender != Opener::Remote)
@@ -401,6 +426,7 @@ impl Past {
         if !answers {
             let is_midway = has_opening && !opens;
             let opener = if is_midway { opener_midway(view, sender, &key) } else { sender };
+            self.barred.remove(&key);
             self.flows.insert(key, opener);
         }
         true

@@ -275,9 +275,7 @@ impl Node {
         }
         // Now and then nobody translates it.
         if choice % 6 == 0 {
-            let (protocol, (_, port)) = (packet.protocol(), packet.ports());
-            let to = packet.destination;
-            let passes = services.leaves_untranslated(reference, &pod, to, protocol, port);
+            let passes = self.model.untranslated_look(&view, name, packet);
             let passed = self.passes_again(name, &frame.bytes());
             let look = Look::Second(Box::new(packet.clone()));
             return if passed == passes { None } else { differs(passed, look) };
