@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::layout::{Direction, LINK_ADDRESS, LINK_SHARED, Reason};
 use netpol_common::neighbour::link_word;
-use netpol_common::packet::{Frame as _, Packet, SCTP, TCP, UDP, asks_for_address};
+use netpol_common::packet::{Frame as _, LINK_HEADER, Packet, SCTP, TCP, UDP, asks_for_address};
 use netpol_common::verdict::{Endpoint, Verdict};
 
 use crate::frame::{ETHERTYPE, Linear, Skb};
@@ -70,14 +70,23 @@ fn look(skb: *mut __sk_buff, speaker: Speaker, packet: &mut Packet) -> u32 {
     }
     let mut inner = Packet::default();
     let parsed = netpol_parse(skb, Direction::Egress as u32 | IN_TAG, packet, &mut inner);
-    // What cannot be read may be anybody's, and what neighbours say.
-    if parsed < PACKET || parsed == NEIGHBOUR {
+    // What cannot be read may be anybody's; or it may be what neighbours say, behind more headers
+    // than are read here, if it has the hop limit that they insist on.
+    if parsed == NEIGHBOUR
+        || parsed == Reason::RouterMessage as u32
+        || parsed < PACKET && (packet.local.family == 0 || has_neighbours_limit(&frame, packet))
+    {
         return parsed;
     }
     if speaks_as(speaker, &packet.local) || asks_for_address(packet) {
         return PASS;
     }
     Reason::SourceAddress as u32
+}
+
+#[inline(always)]
+fn has_neighbours_limit(frame: &Skb, packet: &Packet) -> bool {
+    packet.local.family == 6 && matches!(frame.load::<1>(LINK_HEADER + 7), Some([255]) | None)
 }
 
 /// Counts what is dropped, and reports it if anybody listens.

@@ -102,15 +102,17 @@ fn killed_agents_leave_no_gap_and_cut_nothing_with_clsact() {
 fn a_restart_replaces_the_programs_in_their_links() {
     let mut shop = Shop::new();
     shop.world.start();
-    let before = shop.world.tcx("v-quiet");
-    assert_eq!(before.each_ref().map(Vec::len), [1, 1]);
-    shop.world.kill();
-    assert_eq!(shop.world.tcx("v-quiet"), before);
-    shop.world.start();
-    let after = shop.world.tcx("v-quiet");
-    assert_eq!(after.each_ref().map(Vec::len), [1, 1]);
-    assert_ne!(after, before);
-    assert_eq!(shop.world.tcx("v-stranger").concat(), [0; 0], "no policy selects it");
+    // The second one has the guard of those that no policy selects.
+    for (interface, programs) in [("v-quiet", [1, 1]), ("v-stranger", [1, 0])] {
+        let before = shop.world.tcx(interface);
+        assert_eq!(before.each_ref().map(Vec::len), programs);
+        shop.world.kill();
+        assert_eq!(shop.world.tcx(interface), before);
+        shop.world.start();
+        let after = shop.world.tcx(interface);
+        assert_eq!(after.each_ref().map(Vec::len), programs);
+        assert_ne!(after, before);
+    }
 }
 
 fn cleans_up(arguments: &[&str]) {
@@ -123,10 +125,12 @@ fn cleans_up(arguments: &[&str]) {
     let output = shop.world.clean_up();
     assert!(output.status.success(), "{output:?}");
     // At once: what lingers would drop, its maps being gone.
-    assert_eq!(shop.world.tcx("v-quiet").concat(), [0; 0]);
-    for hook in ["ingress", "egress"] {
-        let filters = shop.world.tc(&format!("filter show dev v-quiet {hook}"));
-        assert!(!filters.contains("netpol"), "{filters}");
+    for interface in ["v-quiet", "v-stranger"] {
+        assert_eq!(shop.world.tcx(interface).concat(), [0; 0]);
+        for hook in ["ingress", "egress"] {
+            let filters = shop.world.tc(&format!("filter show dev {interface} {hook}"));
+            assert!(!filters.contains("netpol"), "{filters}");
+        }
     }
     assert!(!shop.world.bpffs.exists());
     assert_allowed(&shop.world.of("stranger"), BUSY);

@@ -62,12 +62,14 @@ fn assert_enforced(runtime: &Runtime, shy: &str, friend: &str, stranger: &str) {
 }
 
 #[test]
-fn a_pod_that_no_policy_selects_starts_with_nothing_attached() {
+fn a_pod_that_no_policy_selects_starts_with_its_guard_alone() {
     let (mut world, runtime) = lab();
     let address = start(&world, &runtime, "plain", "plain");
-    world.settle();
+    // The plugin has waited for it.
     let name = interface(&world, "plain");
-    assert_eq!(world.tcx(&name).concat(), [0; 0]);
+    assert_eq!(world.tcx(&name).each_ref().map(Vec::len), [1, 0]);
+    world.settle();
+    assert_eq!(world.tcx(&name).each_ref().map(Vec::len), [1, 0]);
     assert_eq!(world.state()["endpoints"][0]["ips"], json!([address]));
     runtime.check(&Sandbox::new("plain")).unwrap();
     // A policy that comes later finds it.

@@ -454,7 +454,8 @@ fn vlan_tags(scene: &Scene<'_>) {
             to_isolated.send_tagged(BROADCAST, 100, ethertype, &packet);
         });
         assert_eq!(isolated.wire().count(&tag), 0);
-        free.wire().send_tagged(BROADCAST, 100, ethertype, &packet);
+        let own = packets::udp(free.address(address), address, (4000, 80), tag);
+        free.wire().send_tagged(BROADCAST, 100, ethertype, &own);
         eventually("the free pod's is seen", || seen.count(&tag) > 0);
         let tag = packets::tag();
         let packet = packets::udp(address, free.address(address), (4000, 80), tag);

@@ -30,6 +30,8 @@ pub enum Kind {
     Denied,
     /// It is on its way out of the node, and not netpol's concern.
     Passing,
+    /// A pod that no policy selects sends it, from its own addresses.
+    Guarded,
 }
 
 /// What is made of the flow tables before it is measured.
@@ -98,6 +100,7 @@ impl Case {
     fn program(&self) -> &'static str {
         match (self.kind, self.spread.is_some(), self.shape.is_out) {
             (Kind::Passing, ..) => "netpol_transit",
+            (Kind::Guarded, ..) => "netpol_guard",
             (_, false, false) => "netpol_ingress",
             (_, false, true) => "netpol_egress",
             (_, true, false) => SPREAD_INGRESS,
@@ -178,7 +181,7 @@ impl Case {
         let dropped: u64 = Reason::ALL.iter().filter(|r| r.is_drop()).map(|&r| counted(r)).sum();
         let new = counted(Reason::NewFlow);
         let is_right = match self.kind {
-            Kind::Passing => new == 0 && dropped == 0,
+            Kind::Passing | Kind::Guarded => new == 0 && dropped == 0,
             Kind::Established => new <= runs * self.evicted_per_mille() / 1_000 && dropped == 0,
             Kind::New => new == runs && dropped == 0,
             Kind::Denied => counted(Reason::Policy) == runs && dropped == runs && new == 0,

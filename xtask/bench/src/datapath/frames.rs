@@ -16,6 +16,9 @@ pub const SPREAD_INGRESS: &str = "netpol_spread_ingress";
 /// The one for traffic from pods, likewise.
 pub const SPREAD_EGRESS: &str = "netpol_spread_egress";
 
+/// The one for traffic from pods that no policy selects.
+pub const GUARD: &str = "netpol_guard";
+
 /// A port of clients; those of new flows begin here and count up.
 pub const CLIENT_PORT: u16 = 20_000;
 

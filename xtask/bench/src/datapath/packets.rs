@@ -18,6 +18,8 @@ const SERVICE: &str = "10.96.0.1";
 const ESTABLISHED: f64 = 2.5;
 /// A new flow, in times of an established packet.
 const NEW: f64 = 4.0;
+/// The guard of a pod that no policy selects, in nanoseconds above the empty program.
+const GUARD: f64 = 25.0;
 /// One peer, so that this table is about the programs and not about memory.
 const ONE: u32 = 1;
 
@@ -25,7 +27,7 @@ const ONE: u32 = 1;
 pub fn measure(rounds: u32, report: &mut Report) -> Result<()> {
     let mut scene = Scene::new("packets", cluster::anybody(), None)?;
     scene.add_service(SERVICE, PORT, peer(0))?;
-    for program in ["netpol_ingress", "netpol_egress", "netpol_transit"] {
+    for program in ["netpol_ingress", "netpol_egress", "netpol_transit", "netpol_guard"] {
         let (verified, bytes) = scene.size(program)?;
         report.notes.push(format!(
             "{program}: {verified} instructions verified, {bytes} bytes of machine code."
@@ -67,6 +69,10 @@ fn cases() -> Vec<Case> {
     let passing = Shape::syn(peer(0), true, PORT).later();
     cases.push(Case::new("on its way out of the node, TCP IPv4", Kind::Passing, passing));
     for (family, remote) in families() {
+        let shape = Shape::syn(remote, true, PORT).later();
+        cases.push(Case::new(guarded(family), Kind::Guarded, shape));
+    }
+    for (family, remote) in families() {
         for (way, is_out) in [("in", false), ("out", true)] {
             let (tcp, udp) = (Shape::syn(remote, is_out, PORT), Shape::udp(remote, is_out, PORT));
             for (name, shape) in [("TCP", tcp), ("UDP", udp)] {
@@ -85,6 +91,11 @@ fn cases() -> Vec<Case> {
             .after(Before::Full),
     );
     cases
+}
+
+/// Name of the row of what a pod sends that no policy selects, on a link that it shares.
+fn guarded(family: &str) -> String {
+    format!("from a pod that no policy selects, TCP {family}")
 }
 
 const FULL: &str = "new, TCP IPv4, in, flow table full";
@@ -142,6 +153,9 @@ fn goals(cases: &[Case], nothing: &Samples) -> Result<Vec<Goal>> {
     for (name, known, _) in pairs(cases)? {
         let times = known.time(nothing).multiple_of(nothing);
         add(format!("established {name}, times empty"), times, ESTABLISHED)?;
+    }
+    for case in cases.iter().filter(|case| case.kind == Kind::Guarded) {
+        add(format!("{}, ns above empty", case.name), case.added(), GUARD)?;
     }
     for (name, known, new) in pairs(cases)? {
         let times = new.time(nothing).multiple_of(&known.time(nothing));

@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use netpol_common::layout::N_COUNTERS;
 use netpol_userspace::compile::{Backend, ClassId, Compiler, EndpointId, ServiceKey, Step};
 use netpol_userspace::datapath::run::{Place, RunResult, run};
-use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Maps, Pins, observe};
+use netpol_userspace::datapath::{AttachMode, Datapath, Link, LoadOptions, Maps, Pins, observe};
 use netpol_userspace::endpoint::Exit;
 use netpol_userspace::model::{Change, Direction, Protocol};
 
 use super::cluster::{POD, POD6, pod_name};
-use super::frames::{NOTHING, SPREAD_EGRESS, SPREAD_INGRESS, SPREAD_NOTHING};
+use super::frames::{GUARD, NOTHING, SPREAD_EGRESS, SPREAD_INGRESS, SPREAD_NOTHING};
 use crate::progress;
 
 const ID: EndpointId = EndpointId(1);
@@ -54,7 +54,10 @@ impl Scene {
         datapath.add_endpoint(ID, ifindex, addresses())?;
         let exit = Exit { ifindex: uplink, incarnation: 1, has_link_header: true };
         succeed(datapath.set_exits(&[exit]))?;
-        for program in [NOTHING, SPREAD_NOTHING, SPREAD_INGRESS, SPREAD_EGRESS] {
+        // As on a bridge: the source of each frame is checked, which is that of the frames here.
+        let link = Link { address: Some([2, 0, 0, 0, 0, 2]), is_shared: true, ..Link::default() };
+        datapath.set_link(ID, link);
+        for program in [NOTHING, SPREAD_NOTHING, SPREAD_INGRESS, SPREAD_EGRESS, GUARD] {
             datapath.programs().load_program(program)?;
         }
         let maps = Maps::open(&pins, true)?;
