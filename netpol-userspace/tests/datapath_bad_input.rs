@@ -14,7 +14,7 @@ use common::{POD, POD6, in_node};
 use compile_support::{namespace, pod, policy};
 use netpol_userspace::compile::Compiler;
 use netpol_userspace::datapath::LoadOptions;
-use netpol_userspace::model::{AddressFamily, Change, EndpointSlice, ObjectName};
+use netpol_userspace::model::{AddressFamily, Change, EndpointSlice, ObjectName, Proxy};
 use netpol_userspace::reference::generate::Rng;
 use netpol_userspace::reference::world::{Event, Probe, World};
 use netpol_userspace::source::convert;
@@ -328,6 +328,7 @@ fn slices_without_services(subject: &mut Subject, number: usize) {
             family: AddressFamily::V4,
             ports: Vec::new(),
             endpoints: Vec::new(),
+            proxy: Proxy::default(),
         }),
     };
     let plan = subject.compiler.apply(change);

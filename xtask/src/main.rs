@@ -23,6 +23,7 @@ mod fresh;
 mod image;
 mod lines;
 mod manifests;
+mod neighbours;
 mod probe;
 mod run;
 mod selection;

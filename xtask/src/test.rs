@@ -18,7 +18,7 @@ use crate::selection::{Scope, Selection};
 use crate::summary::Summary;
 use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
-use crate::{build, capabilities, setup};
+use crate::{build, capabilities, neighbours, setup};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -67,11 +67,15 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let stage = Stage::start("running the tests");
     let mut command = cargo_test(workspace, args, seed, &selection);
     privilege.apply(&mut command);
+    let overflows = neighbours::overflows();
     let (summary, status) = run_and_count(command, &mut std::io::stdout().lock())?;
     stage.done();
     let verdict = verdict(summary, status.success());
     if let Err(reason) = &verdict {
         eprintln!("error: {reason}");
+        if let Some(text) = neighbours::explain(overflows, neighbours::overflows()) {
+            eprintln!("note: {text}");
+        }
     }
     // The last line of all, in the form that CI systems look for.
     run::say(summary);

@@ -139,6 +139,7 @@ pub(crate) mod tests {
                 },
                 datapath: DatapathStatus {
                     endpoints: endpoints.len(),
+                    guarded: 0,
                     applied_revision: 7,
                     attach: "tcx".into(),
                     errors: vec![],

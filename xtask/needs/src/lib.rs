@@ -243,7 +243,7 @@ mod tests {
             (NetworkPlugins, &["world::runtime"]),
             (Python, &["send_frames(&"]),
             (ControlPlane, &["ApiServer"]),
-            (Nodes, &["Cluster::up(", "\"up\""]),
+            (Nodes, &["Cluster::up(", "[\"up\""]),
         ];
         let is_shown = |words: &[&str]| words.iter().any(|word| text.contains(word));
         signs.into_iter().filter(|(_, words)| is_shown(words)).map(|(need, _)| need).collect()

@@ -19,8 +19,8 @@ use netpol_userspace::datapath::{
 use netpol_userspace::endpoint::Exit;
 use netpol_userspace::model::{
     Change, Direction, EndpointSlice, Labels, Namespace, NamespaceScope, ObjectName, Operator,
-    Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
-    Service, ServicePort, SliceEndpoint, SlicePort,
+    Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Proxy, Requirement, Rule,
+    Selector, Service, ServicePort, SliceEndpoint, SlicePort,
 };
 use netpol_userspace::netns::Netns;
 
@@ -248,6 +248,7 @@ fn service() -> [Change; 2] {
             cluster_ips: vec![IpAddr::V4(CLUSTER_IP)],
             external: Vec::new(),
             ports: vec![ServicePort { name: "".into(), protocol, port, node_port: None }],
+            proxy: Proxy::default(),
             created: 0,
         }),
         Change::EndpointSlice(EndpointSlice {
@@ -260,6 +261,7 @@ fn service() -> [Change; 2] {
                 ready: true,
                 serving: true,
             }],
+            proxy: Proxy::default(),
         }),
     ]
 }
