@@ -154,6 +154,8 @@ pub(crate) mod tests {
             endpoints,
             classes: [(3, vec!["10.0.0.0/8".to_owned()])].into(),
             ids: crate::compile::Ids::default(),
+            remembered: vec![],
+            place: String::new(),
         }
     }
 
