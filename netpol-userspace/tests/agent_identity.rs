@@ -205,6 +205,31 @@ fn what_could_not_be_decided_stays_closed_when_that_is_forgotten() {
     assert!(said.contains("v-one") && said.contains("nobody knows"), "{said}");
 }
 
+/// A pod that takes its own interface away is red, and nobody else is suspected to be it.
+#[test]
+fn a_pod_that_has_lost_its_interface_closes_nobody_elses() {
+    let mut world = World::new();
+    world.policy("quiet", QUIET);
+    for (name, address) in
+        [("quiet", "10.245.0.1"), ("open", "10.245.0.4"), ("other", "10.245.0.9")]
+    {
+        world.wire_to_bridge(name, address);
+        world.declare(name, address, &format!("{{app: {name}}}"));
+    }
+    let _server = Server::start(&world.of("open"), 80);
+    world.start();
+    world.ip_in("quiet", "link del eth0");
+    for _ in 0..2 {
+        let (code, said) = waits(&world);
+        assert!(code == Some(1) && said.contains("Pod default/quiet"), "{said}");
+        assert!(!said.contains("interface v-"), "{said}");
+        assert_allowed(&world.of("other"), "10.245.0.4:80");
+        assert_eq!(world.tcx("v-open").concat(), [0; 0]);
+        world.kill();
+        world.start_only();
+    }
+}
+
 #[test]
 fn a_selected_pod_without_an_interface_is_red_and_named() {
     let (mut world, _server) = world();

@@ -577,6 +577,8 @@ impl Core {
             classes: view::classes(&self.compiler),
             ids,
             remembered: memory::write(&self.endpoints, self.holders.pods()),
+            placed: self.holders.placed().map(ToString::to_string).collect(),
+            arrived: self.holders.arrived().map(|(uid, at)| (uid.to_string(), at)).collect(),
             place: self.place.clone(),
         }
     }

@@ -57,6 +57,12 @@ pub struct State {
     /// Whose the interfaces are, for the next agent, whatever becomes of the pods' objects.
     #[serde(default)]
     pub remembered: Vec<Remembered>,
+    /// The uids of pods that have had an interface.
+    #[serde(default)]
+    pub placed: Vec<String>,
+    /// When pods came to this node, by uid, in seconds since the epoch.
+    #[serde(default)]
+    pub arrived: BTreeMap<String, i64>,
     /// The boot and the network namespace in which interfaces have these numbers.
     #[serde(default)]
     pub place: String,
@@ -79,6 +85,9 @@ pub struct Remembered {
     pub addresses: Vec<IpAddr>,
     /// Nothing but the addresses that it showed has told whose it is.
     pub is_by_address: bool,
+    /// When the interface was first seen, in seconds since the epoch.
+    #[serde(default)]
+    pub appeared: i64,
     /// The pod should not have it any more.
     pub is_former: bool,
     /// The pod's labels.

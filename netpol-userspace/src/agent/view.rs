@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::state::{DirectionView, EndpointView, Rule, WatchView};
 use crate::compile::{ClassId, Compiler, EndpointId};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Holder};
 use crate::model::Direction;
 use crate::source::Watch;
 
@@ -13,7 +13,11 @@ pub fn endpoints<'a>(
     compiler: &Compiler,
     endpoints: impl Iterator<Item = (EndpointId, &'a Endpoint)>,
 ) -> Vec<EndpointView> {
-    let mut views: Vec<EndpointView> = endpoints
+    let mut endpoints: Vec<(EndpointId, &Endpoint)> = endpoints.collect();
+    // Who asks for a pod by its name means the one that runs by its object.
+    endpoints.sort_by_key(|(_, e)| (&e.pod, e.holder != Holder::Current, e.ifindex));
+    endpoints
+        .into_iter()
         .map(|(id, endpoint)| EndpointView {
             namespace: endpoint.pod.namespace.to_string(),
             pod: endpoint.pod.name.to_string(),
@@ -25,9 +29,7 @@ pub fn endpoints<'a>(
             ingress: direction(compiler, id, Direction::Ingress),
             egress: direction(compiler, id, Direction::Egress),
         })
-        .collect();
-    views.sort_by(|a, b| (&a.namespace, &a.pod, a.ifindex).cmp(&(&b.namespace, &b.pod, b.ifindex)));
-    views
+        .collect()
 }
 
 /// The views of a source's watches.

@@ -19,6 +19,7 @@ mod finding;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 pub use self::finding::{Finding, Why};
 use super::{Interface, Route};
@@ -46,6 +47,8 @@ pub struct Endpoint {
     pub holder: Holder,
     /// Nothing but the addresses that it showed has told whose it is.
     pub is_by_address: bool,
+    /// When the interface was first seen, also by earlier agents, in seconds since the epoch.
+    pub appeared: i64,
     /// The pod's addresses as its status gives them, or gave them last, less those that another
     /// pod has.
     pub addresses: Vec<IpAddr>,
@@ -102,9 +105,9 @@ pub struct Evidence<'a> {
     pub pinned: &'a [Pinned],
     /// Where the node sends what is for pods' addresses, as far as that was asked for.
     pub routes: &'a BTreeMap<IpAddr, Route>,
-    /// When each pod, by uid, was first heard of with an address, in seconds since the epoch. One
-    /// that is not here had its interface once.
-    pub awaited: &'a BTreeMap<Str, i64>,
+    /// The pods, by uid, that have never had an interface, and when theirs must have come up, in
+    /// seconds since the epoch. A pod that is not here had its interface once.
+    pub awaited: &'a BTreeMap<Str, RangeInclusive<i64>>,
 }
 
 /// What belongs together and what does not.

@@ -3,6 +3,7 @@
 //! still be that of a pod that they are for.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
 use tokio::time::{Duration, Instant};
@@ -21,6 +22,12 @@ use crate::model::{ObjectName, Pod, Str};
 /// interface exists before the status of its pod, and is found some milliseconds after it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Seconds by which the clocks of the node and of the API server may differ, and by which an
+/// interface may be seen later than the status of its pod.
+const SLACK: i64 = 5;
+/// Seconds by which the agent may hear of a pod later than the kubelet, which makes its interface.
+const LAG: i64 = 60;
+
 /// What is known of whose the interfaces are.
 pub(super) struct Holders {
     /// What an earlier agent knew, for the first matching: a pod must not shed its policies by
@@ -34,8 +41,10 @@ pub(super) struct Holders {
     told: BTreeMap<EndpointId, Vec<Str>>,
     /// Pods of this node that have had an interface.
     placed: BTreeSet<Str>,
-    /// Those that have not, and since when they are expected to, in seconds since the epoch.
-    awaited: BTreeMap<Str, i64>,
+    /// When pods came to this node, in seconds since the epoch.
+    arrived: BTreeMap<Str, i64>,
+    /// Those that have not had an interface yet, and when theirs must have come up.
+    awaited: BTreeMap<Str, RangeInclusive<i64>>,
     routes: Option<Routes>,
     /// Since when there is something that must not last.
     troubles: BTreeMap<Trouble, Instant>,
@@ -84,12 +93,16 @@ impl Holders {
             incarnation: interface.incarnation,
             addresses: datapath.enforced_addresses(interface.ifindex),
         });
+        let placed = earlier.into_iter().flat_map(|state| &state.placed);
+        let placed = placed.map(|uid| uid.as_str().into());
+        let arrived = earlier.into_iter().flat_map(|state| &state.arrived);
         let routes = Routes::open().inspect_err(|error| {
             tracing::warn!(%error, "cannot ask for routes: pods are told by their addresses alone");
         });
         Self {
             pinned: pinned.collect(),
-            placed: memory.endpoints.iter().map(|endpoint| endpoint.uid.clone()).collect(),
+            placed: placed.collect(),
+            arrived: arrived.map(|(uid, at)| (uid.as_str().into(), *at)).collect(),
             remembered: memory.endpoints,
             pods: memory.pods,
             told: BTreeMap::new(),
@@ -133,11 +146,25 @@ impl Holders {
         let uids: BTreeSet<&Str> = pods.iter().map(|pod| &pod.uid).collect();
         self.placed.retain(|uid| uids.contains(uid));
         self.awaited.retain(|uid, _| uids.contains(uid));
-        for pod in pods.iter().filter(|pod| !pod.addresses.is_empty()) {
-            if !self.placed.contains(&pod.uid) {
-                self.awaited.entry(pod.uid.clone()).or_insert(now);
+        self.arrived.retain(|uid, _| uids.contains(uid));
+        for pod in pods {
+            let arrived = *self.arrived.entry(pod.uid.clone()).or_insert(now);
+            if !pod.addresses.is_empty() && !self.placed.contains(&pod.uid) {
+                // It was made after its pod, and before the pod's status had its address.
+                let first = (pod.created - SLACK).max(arrived - LAG);
+                self.awaited.entry(pod.uid.clone()).or_insert(first..=now + SLACK);
             }
         }
+    }
+
+    /// The uids of pods that have had an interface.
+    pub fn placed(&self) -> impl Iterator<Item = &Str> {
+        self.placed.iter()
+    }
+
+    /// When pods came to this node, by uid.
+    pub fn arrived(&self) -> impl Iterator<Item = (&Str, i64)> {
+        self.arrived.iter().map(|(uid, at)| (uid, *at))
     }
 
     /// Takes in what a matching has found.

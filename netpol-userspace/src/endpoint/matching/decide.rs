@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use super::{
     Claim, Endpoint, Evidence, Finding, Holder, Matching, NOBODY, Owners, Pinned, PodIdx, Why,
@@ -10,10 +11,6 @@ use super::{
 };
 use crate::endpoint::{Interface, Switch};
 use crate::model::{ObjectName, Pod};
-
-/// Seconds by which the clocks of the node and of the API server may differ, and by which an
-/// interface may be seen later than the status of its pod.
-const SLACK: i64 = 5;
 
 /// Whose an interface is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +65,10 @@ pub(super) struct Matcher<'a> {
     groups: BTreeMap<GroupId, Group<'a>>,
     /// By incarnation.
     decisions: BTreeMap<u64, Decision<'a>>,
+    /// The last matching, likewise.
+    previous: BTreeMap<u64, &'a Endpoint>,
+    interfaces: BTreeMap<u64, &'a Interface>,
+    by_uid: BTreeMap<&'a str, PodIdx>,
     /// The namespace that each pod has been found to have.
     placed: BTreeMap<PodIdx, GroupId>,
     findings: BTreeSet<Finding>,
@@ -83,10 +84,13 @@ impl<'a> Matcher<'a> {
         let owners = Owners::new(&pods, &mut findings);
         let mut matcher = Self {
             evidence: *evidence,
-            pods,
             owners,
             groups: BTreeMap::new(),
             decisions: BTreeMap::new(),
+            previous: evidence.previous.iter().map(|e| (e.incarnation, e)).collect(),
+            interfaces: evidence.interfaces.iter().map(|i| (i.incarnation, i)).collect(),
+            by_uid: pods.iter().enumerate().map(|(idx, pod)| (&*pod.uid, idx)).collect(),
+            pods,
             placed: BTreeMap::new(),
             findings,
         };
@@ -151,11 +155,17 @@ impl<'a> Matcher<'a> {
     // === Looking up ===
 
     fn pod_of(&self, uid: &str, id: &ObjectName) -> Option<PodIdx> {
-        self.pods.iter().position(|pod| *pod.uid == *uid && pod.id == *id)
+        self.by_uid.get(uid).copied().filter(|pod_idx| self.pods[*pod_idx].id == *id)
     }
 
     fn interface(&self, incarnation: u64) -> Option<&'a Interface> {
-        self.evidence.interfaces.iter().find(|i| i.incarnation == incarnation)
+        self.interfaces.get(&incarnation).copied()
+    }
+
+    /// When it was first seen by any agent.
+    fn appeared(&self, interface: &Interface) -> i64 {
+        let before = self.previous.get(&interface.incarnation);
+        before.map_or(interface.appeared, |endpoint| endpoint.appeared.min(interface.appeared))
     }
 
     /// Gives an interface to a pod. One that has another namespace has left this one.
@@ -212,9 +222,8 @@ impl<'a> Matcher<'a> {
                 self.place(interface, pod_idx, false);
                 continue;
             }
-            let mut previous = self.evidence.previous.iter();
-            let was_its = |e: &&Endpoint| e.incarnation == *incarnation && e.pod == *pod;
-            match previous.find(was_its) {
+            let before = self.previous.get(incarnation).copied();
+            match before.filter(|endpoint| endpoint.pod == *pod) {
                 Some(endpoint) => {
                     self.decisions.insert(*incarnation, Decision::Kept(endpoint, Why::Gone));
                 }
@@ -338,23 +347,25 @@ impl<'a> Matcher<'a> {
                     _ => None,
                 }
             };
-            let found = pointers.iter().find_map(|(group, pods)| {
+            let found = pointers.iter().filter_map(|(group, pods)| {
                 let mut alone = pods.iter().filter(|pod_idx| only(pod_idx) == Some(*group));
                 alone.next().filter(|_| alone.next().is_none()).map(|pod_idx| (*group, *pod_idx))
             });
-            let Some((group, pod_idx)) = found else {
+            let found: Vec<(GroupId, PodIdx)> = found.collect();
+            if found.is_empty() {
                 return self.leave_open(&pointers);
-            };
-            // Whoever shows the address of a pinned pod may be a later pod that has it.
-            let others = carriers[&pod_idx].iter().copied().filter(|other| *other != group);
-            let shared = others.filter(|_| self.groups[&group].is_pinned).collect::<Vec<_>>();
-            let is_by_address = !self.groups[&group].is_pinned;
-            for member in self.groups[&group].members.clone() {
-                self.place(member, pod_idx, is_by_address);
             }
-            self.leave_open(
-                &shared.into_iter().map(|id| (id, BTreeSet::from([pod_idx]))).collect(),
-            );
+            for (group, pod_idx) in found {
+                let is_pinned = self.groups[&group].is_pinned;
+                for member in self.groups[&group].members.clone() {
+                    self.place(member, pod_idx, !is_pinned);
+                }
+                // Whoever shows the address of a pinned pod may be a later pod that has it.
+                let others =
+                    carriers[&pod_idx].iter().filter(|other| is_pinned && **other != group);
+                let others = others.map(|other| (*other, BTreeSet::from([pod_idx])));
+                self.leave_open(&others.collect());
+            }
         }
     }
 
@@ -407,10 +418,10 @@ impl<'a> Matcher<'a> {
         let mut suspects: BTreeMap<GroupId, BTreeSet<PodIdx>> = BTreeMap::new();
         let mut n_places: BTreeMap<PodIdx, usize> = BTreeMap::new();
         for pod_idx in self.unplaced() {
-            let Some(&heard) = self.evidence.awaited.get(&self.pods[pod_idx].uid) else { continue };
+            let Some(window) = self.evidence.awaited.get(&self.pods[pod_idx].uid) else { continue };
             let bridges = self.bridges_to(pod_idx);
             for (&id, group) in &self.groups {
-                if self.may_hide(group, pod_idx, heard, &bridges) {
+                if self.may_hide(group, pod_idx, window, &bridges) {
                     suspects.entry(id).or_default().insert(pod_idx);
                     *n_places.entry(pod_idx).or_default() += 1;
                 }
@@ -445,12 +456,12 @@ impl<'a> Matcher<'a> {
         routes.filter(|route| route.is_direct).map(|route| route.ifindex).collect()
     }
 
-    /// Whether a pod that was first heard of with an address then may be behind this namespace.
+    /// Whether a pod whose interface must have come up in that window may be behind this namespace.
     fn may_hide(
         &self,
         group: &Group<'_>,
         pod_idx: PodIdx,
-        heard: i64,
+        window: &RangeInclusive<i64>,
         bridges: &BTreeSet<u32>,
     ) -> bool {
         let is_port = |member: &&Interface| match member.switch {
@@ -463,11 +474,11 @@ impl<'a> Matcher<'a> {
             Some(Decision::OneOf(_)) => true,
             Some(Decision::Kept(..) | Decision::Unknown) => false,
         };
-        let created = self.pods[pod_idx].created;
-        let in_time = |member: &&Interface| match created {
-            // Not known: nothing is ruled out, and what is known stays so.
-            0 => !group.is_known,
-            _ => (created - SLACK..=heard.saturating_add(SLACK)).contains(&member.appeared),
+        // Without a time of creation nothing is ruled out, and what is known stays so.
+        let is_timed = self.pods[pod_idx].created != 0;
+        let in_time = |member: &&Interface| match is_timed {
+            false => !group.is_known,
+            true => window.contains(&self.appeared(member)),
         };
         let mut members = group.members.iter().copied();
         members.any(|member| is_port(&member) && is_open(&member) && in_time(&member))
@@ -478,12 +489,11 @@ impl<'a> Matcher<'a> {
         let free: Vec<GroupId> = self.free_groups().map(|(id, _)| id).collect();
         for id in free {
             let group = &self.groups[&id];
-            let appeared = group.members.iter().map(|member| member.appeared).min();
+            let appeared = group.members.iter().map(|member| self.appeared(member)).min();
             let owners = group.evident.iter().filter_map(|a| self.owners.by_address.get(a));
             let is_its = |pod_idx: &PodIdx| {
-                let heard = self.evidence.awaited.get(&self.pods[*pod_idx].uid);
-                let in_time =
-                    heard.zip(appeared).is_some_and(|(h, a)| a <= h.saturating_add(SLACK));
+                let window = self.evidence.awaited.get(&self.pods[*pod_idx].uid);
+                let in_time = window.zip(appeared).is_some_and(|(w, at)| at <= *w.end());
                 self.pods[*pod_idx].finished && in_time && !self.placed.contains_key(pod_idx)
             };
             if let Some(pod_idx) = owners.copied().filter(is_its).min() {
@@ -580,6 +590,7 @@ impl<'a> Matcher<'a> {
             uid: "".into(),
             holder: Holder::Unknown,
             is_by_address: false,
+            appeared: self.appeared(interface),
             addresses: Vec::new(),
         };
         match decision {
@@ -625,8 +636,8 @@ impl<'a> Matcher<'a> {
     /// The pod's addresses, as far as they are its own at this interface.
     fn addresses(&self, interface: &Interface, pod_idx: PodIdx, why: Option<Why>) -> Vec<IpAddr> {
         let pod = self.pods[pod_idx];
-        let is_before = |e: &&Endpoint| e.incarnation == interface.incarnation && e.uid == pod.uid;
-        let before = self.evidence.previous.iter().find(is_before);
+        let before = self.previous.get(&interface.incarnation);
+        let before = before.filter(|endpoint| endpoint.uid == pod.uid);
         let before = before.map(|endpoint| endpoint.addresses.as_slice()).unwrap_or_default();
         match why {
             // Those of now are elsewhere.

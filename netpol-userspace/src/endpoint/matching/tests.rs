@@ -47,9 +47,11 @@ fn matched(interfaces: &[Interface], pods: &[Pod], previous: &[Endpoint]) -> Mat
     claimed(interfaces, pods, previous, &[])
 }
 
-/// With everything that there may be to go by. Pods were heard of when they were created.
+/// With everything that there may be to go by. Pods have had their status soon after they were
+/// created.
 fn told(pods: &[Pod], evidence: &Evidence<'_>) -> Matching {
-    let awaited = pods.iter().map(|pod| (pod.uid.clone(), pod.created)).collect();
+    let window = |pod: &Pod| pod.created - 5..=pod.created + 5;
+    let awaited = pods.iter().map(|pod| (pod.uid.clone(), window(pod))).collect();
     match_pods(pods, &Evidence { awaited: &awaited, ..*evidence })
 }
 
@@ -494,6 +496,11 @@ fn a_pod_that_hides_behind_a_bridge() {
         let other = Interface { appeared, ..port(1, 0, "10.0.0.2") };
         assert_eq!(summary(&look(&[other], &pods, &[])), "v1=b !no-interface:a");
     }
+    // Nor what an earlier agent has seen before.
+    let mut remembered = known.endpoints;
+    remembered[0].appeared = 50;
+    let matching = look(&[port(1, 0, "10.0.0.2")], &pods, &remembered);
+    assert_eq!(summary(&matching), "v1=b !no-interface:a");
     // One that had an interface once has lost it.
     let interfaces = [port(1, 0, "10.0.0.2")];
     let evidence = Evidence { interfaces: &interfaces, routes: &routes, ..NOTHING };
