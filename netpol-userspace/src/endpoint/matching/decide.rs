@@ -615,7 +615,6 @@ impl<'a> Matcher<'a> {
                     holder: Holder::Former,
                     is_by_address: endpoint.is_by_address,
                     addresses: self.owners.left(&endpoint.addresses, pod_idx),
-                    other_addresses: self.owners.left(&endpoint.other_addresses, pod_idx),
                     ..nobody
                 }
             }
