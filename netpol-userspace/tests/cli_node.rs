@@ -79,6 +79,10 @@ fn write_state(rig: &Rig, run_dir: &Path) {
         }],
         classes: [(3, vec![PEER.to_owned()])].into(),
         ids: Ids::default(),
+        remembered: vec![],
+        placed: vec![],
+        arrived: std::collections::BTreeMap::new(),
+        place: String::new(),
     };
     std::fs::write(state_path(run_dir), serde_json::to_vec(&state).unwrap()).unwrap();
 }

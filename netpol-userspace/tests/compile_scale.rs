@@ -52,6 +52,7 @@ fn pod(index: usize, version: &str) -> Pod {
         addresses: vec![address(index)],
         host_network: false,
         finished: false,
+        running: true,
         ports: vec![NamedPort {
             name: "http".into(),
             protocol: Protocol::Tcp,

@@ -174,7 +174,8 @@ fn main_addresses(scene: &Scene<'_>, node: usize) -> Vec<IpAddr> {
     [first(true), first(false)].into_iter().flatten().collect()
 }
 
-/// Succeeded and failed pods own no address any more: they are neither peer nor isolated.
+/// Succeeded and failed pods own no address any more: they are no peers. What runs there all the
+/// same stays isolated for as long as it has its interface.
 fn finished_pods(scene: &Scene<'_>) {
     let server = scene.pod("server", 1, "{app: server}");
     scene.serve(&server, 80);
@@ -195,7 +196,7 @@ fn finished_pods(scene: &Scene<'_>) {
     scene.settle();
     for job in &jobs {
         scene.denied(job, &server, 80, At::ingress(&server));
-        scene.allowed(&server, job, 80);
+        scene.denied(&server, job, 80, At::ingress(job));
     }
 }
 
@@ -216,11 +217,12 @@ fn terminating_pods(scene: &Scene<'_>) {
         scene.denied(&stranger, &server, 80, At::ingress(&server));
         scene.denied(&stranger, &going, 80, At::ingress(&going));
     }
-    // When it has ended, whoever still sends from its address is nobody.
+    // When its object is gone, whoever still sends from its address is nobody. What runs there all
+    // the same stays isolated for as long as it has its interface.
     scene.remove("pod-going");
     scene.settle();
     scene.denied(&going, &server, 80, At::ingress(&server));
-    scene.allowed(&stranger, &going, 80);
+    scene.denied(&stranger, &going, 80, At::ingress(&going));
 }
 
 /// Blocks of both families, from a function of the family's number (4 or 6).

@@ -17,16 +17,17 @@ use super::serve::{Asked, Published, Wait};
 use super::state::{
     DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path,
 };
-use super::{answers, capacity, files, journal, sandbox, view};
+use super::{answers, capacity, files, journal, memory, sandbox, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
-use crate::datapath::{Datapath, DatapathError, EndpointFailure, NumbersInMaps};
-use crate::endpoint::{Endpoint, Finding, Snapshot, Watcher, match_pods};
+use crate::datapath::{Datapath, EndpointFailure, NumbersInMaps};
+use crate::endpoint::{Endpoint, Finding, Snapshot, Watcher};
 use crate::model::{Change, ObjectName, Pod};
 use crate::observe::metrics::AgentCounters;
 use crate::source::{Event, Handle};
 
 mod admission;
+mod endpoints;
 mod speaking;
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
@@ -62,9 +63,9 @@ pub struct Core {
     snapshot: Arc<Snapshot>,
     local_pods: BTreeSet<ObjectName>,
     endpoints: Vec<Endpoint>,
-    /// What an earlier agent enforced, for the first matching: a pod must not shed its policies
-    /// by changing its addresses while no agent looks.
-    remembered: Vec<Endpoint>,
+    holders: endpoints::Holders,
+    /// The boot and the network namespace in which interfaces have their numbers.
+    place: String,
     numbers: Numbers,
     findings: Vec<Finding>,
 
@@ -112,18 +113,16 @@ impl Core {
         let (revision, applied_revision) = earlier.as_ref().map_or((0, 0), |state| {
             (state.status.source.revision, state.status.datapath.applied_revision)
         });
-        let (earlier_endpoints, mut written_ids) =
-            earlier.map_or_else(Default::default, |state| (state.endpoints, state.ids));
+        let snapshot = watcher.snapshots().borrow().clone();
+        let place = files::place();
+        let holders = endpoints::Holders::adopt(earlier.as_ref(), &snapshot, &place, &datapath);
+        let mut written_ids = earlier.map(|state| state.ids).unwrap_or_default();
         reserve_unknown(&mut written_ids, &datapath.numbers());
         let proxy = options.service_proxy.as_deref();
         let mut compiler = Compiler::new().with_service_proxy(proxy);
         compiler.adopt(&written_ids);
-        let snapshot = watcher.snapshots().borrow().clone();
-        let remembered = view::remember(&earlier_endpoints, &snapshot.interfaces, |ifindex| {
-            datapath.is_still_attached(ifindex)
-        });
         let known = datapath.link_addresses().into_iter();
-        let known = known.filter(|&(ifindex, _)| datapath.is_still_attached(ifindex));
+        let known = known.filter(|&(ifindex, _)| datapath.is_enforced(ifindex));
         let links = Links::adopt(&snapshot.interfaces, known);
         Self {
             node_name: options.node_name.clone(),
@@ -142,7 +141,8 @@ impl Core {
             snapshot,
             local_pods: BTreeSet::new(),
             endpoints: Vec::new(),
-            remembered,
+            holders,
+            place,
             numbers,
             findings: Vec::new(),
             failures: BTreeMap::new(),
@@ -273,6 +273,7 @@ impl Core {
     pub fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.is_dirty = true;
+        self.holders.forget_routes();
         self.note_node();
         self.note_interfaces();
         if self.is_synced {
@@ -320,14 +321,13 @@ impl Core {
         self.settle_waits();
     }
 
-    /// Waits are answered when every pod has its interface, or patience is over.
+    /// Waits are answered when every pod has its interface, or patience is over; with those that
+    /// policies select there is more of it.
     fn settle_waits(&mut self) {
         let Some(patience) = self.patience else { return };
+        let is_over = !self.lacks_interfaces() || Instant::now() >= patience;
         // Guards that are pending are always settled soon, and this is called then.
-        if self.is_synced
-            && !self.has_pending_guards()
-            && (!self.lacks_interfaces() || Instant::now() >= patience)
-        {
+        if self.is_synced && is_over && !self.has_pending_guards() && !self.has_young_troubles() {
             self.answers.append(&mut self.passed);
             self.patience = None;
         }
@@ -335,90 +335,6 @@ impl Core {
 
     fn lacks_interfaces(&self) -> bool {
         self.findings.iter().any(|finding| matches!(finding, Finding::PodWithoutInterface { .. }))
-    }
-
-    // === Endpoints ===
-
-    /// Brings the endpoints in line with the interfaces and pods of this moment.
-    fn rematch(&mut self) {
-        let cluster = self.compiler.cluster();
-        let pods = self.local_pods.iter().filter_map(|id| cluster.pod(id));
-        let remembered = std::mem::take(&mut self.remembered);
-        let previous = if remembered.is_empty() { &self.endpoints } else { &remembered };
-        let claims = self.sandboxes.claims(cluster);
-        let interfaces = &self.snapshot.interfaces;
-        let matching = match_pods(interfaces, pods, &self.node_name, previous, &claims);
-        self.watcher.report(&matching);
-        self.findings = matching.findings;
-        if matching.endpoints != self.endpoints {
-            let before = std::mem::replace(&mut self.endpoints, matching.endpoints);
-            self.are_endpoints_written = false;
-            self.replace_endpoints(&before);
-        }
-        self.is_dirty = true;
-        self.settle_waits();
-    }
-
-    fn replace_endpoints(&mut self, before: &[Endpoint]) {
-        let keys: std::collections::HashSet<Key> = self.endpoints.iter().map(Key::of).collect();
-        for key in before.iter().map(Key::of).filter(|key| !keys.contains(key)) {
-            let Some(id) = self.numbers.release(&key) else { continue };
-            self.failures.remove(&Some(id));
-            // The kernel's entry first: the compiler's steps for it then find nothing to do.
-            if let Err(error) = self.datapath.remove_endpoint(id) {
-                self.note_failure(EndpointFailure { endpoint: None, error });
-            }
-            let plan = self.compiler.remove_endpoint(id);
-            self.carry_out(&plan);
-        }
-        self.promote_endpoints();
-        for index in 0..self.endpoints.len() {
-            self.add_endpoint(index);
-        }
-        self.note_links();
-    }
-
-    /// Endpoints that the endpoint table had no room for move into it, as far as it has now. One
-    /// that is closed stays so until its new entry is complete.
-    fn promote_endpoints(&mut self) {
-        while let Some((old, new)) = self.numbers.promote() {
-            self.failures.remove(&Some(old));
-            if let Err(error) = self.datapath.renumber(old, new) {
-                self.note_failure(EndpointFailure { endpoint: Some(new), error });
-            }
-            let Some(pod) = self.compiler.endpoint_name(old).cloned() else { continue };
-            let plan = self.compiler.set_endpoint(new, pod);
-            self.carry_out(&plan);
-            let plan = self.compiler.remove_endpoint(old);
-            self.carry_out(&plan);
-        }
-    }
-
-    fn add_endpoint(&mut self, index: usize) {
-        let endpoint = self.endpoints[index].clone();
-        let key = Key::of(&endpoint);
-        let known = self.numbers.get(&key);
-        let Some(id) = known.or_else(|| self.numbers.assign(key)) else {
-            self.note_failure(EndpointFailure {
-                endpoint: None,
-                error: DatapathError::Missing(format!(
-                    "there is no number left for pod {}, whose policies are not enforced",
-                    endpoint.pod
-                )),
-            });
-            return;
-        };
-        let addresses = self.declared(&endpoint);
-        if let Err(error) = self.datapath.add_endpoint(id, endpoint.ifindex, addresses) {
-            self.note_failure(EndpointFailure { endpoint: Some(id), error });
-        }
-        let interface = self.snapshot.interfaces.iter().find(|i| i.ifindex == endpoint.ifindex);
-        self.datapath.set_netns(id, interface.and_then(|interface| interface.netns.clone()));
-        if known.is_none() {
-            self.are_endpoints_written = false;
-            let plan = self.compiler.set_endpoint(id, endpoint.pod);
-            self.carry_out(&plan);
-        }
     }
 
     // === Datapath ===
@@ -508,6 +424,10 @@ impl Core {
         self.make_room();
         self.note_evictions();
         self.prune_sandboxes();
+        self.holders.forget_routes();
+        if self.holders.has_troubles() {
+            self.rematch();
+        }
     }
 
     /// Frees what nothing refers to any more, for what did not fit.
@@ -541,17 +461,23 @@ impl Core {
 
     /// Whether a wait's patience may be over at [`Self::next_deadline`].
     pub fn has_deadline(&self) -> bool {
-        self.patience.is_some() || self.admissions.deadline().is_some()
+        self.deadlines().next().is_some()
     }
 
     /// When to call [`Self::deadline`].
     pub fn next_deadline(&self) -> Instant {
-        let deadlines = self.patience.into_iter().chain(self.admissions.deadline());
-        deadlines.min().unwrap_or_else(Instant::now)
+        self.deadlines().min().unwrap_or_else(Instant::now)
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        [self.patience, self.admissions.deadline(), self.holders.deadline].into_iter().flatten()
     }
 
     /// A deadline has passed.
     pub fn deadline(&mut self) {
+        // What people read may be another thing from now on.
+        self.is_dirty |= self.holders.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        self.note_troubles();
         self.settle_waits();
     }
 
@@ -634,6 +560,7 @@ impl Core {
         }
         Published {
             state: self.state_with(ids),
+            is_able: self.is_all_in_force(),
             counters: self.counters.clone(),
             watches: self.source.watches().clone(),
         }
@@ -649,7 +576,20 @@ impl Core {
             endpoints: view::endpoints(&self.compiler, self.numbered_endpoints()),
             classes: view::classes(&self.compiler),
             ids,
+            remembered: memory::write(&self.endpoints, self.holders.pods()),
+            placed: self.holders.placed().map(ToString::to_string).collect(),
+            arrived: self.holders.arrived().map(|(uid, at)| (uid.to_string(), at)).collect(),
+            place: self.place.clone(),
         }
+    }
+
+    /// Whether everything is in force that is the agent's own to put in force.
+    fn is_all_in_force(&self) -> bool {
+        self.is_synced
+            && self.is_reconciled
+            && self.failures.is_empty()
+            && self.applied_revision == self.revision
+            && capacity::is_enough(&self.datapath.tables(), &self.compiler.size())
     }
 
     fn status(&self) -> Status {
@@ -666,11 +606,7 @@ impl Core {
             notes.push(capacity::evictions(self.evictions.0));
         }
         Status {
-            ready: self.is_synced
-                && self.is_reconciled
-                && self.failures.is_empty()
-                && self.applied_revision == self.revision
-                && capacity::is_enough(&tables, &size),
+            ready: self.is_all_in_force() && !self.findings.iter().any(|f| self.is_lost(f)),
             source: SourceStatus {
                 kind: self.source_kind.to_owned(),
                 synced: self.is_synced,
@@ -708,19 +644,7 @@ impl Core {
             object: "CNI plugin".to_owned(),
             message: problem.clone(),
         }));
-        for finding in &self.findings {
-            match finding {
-                Finding::PodWithoutInterface { pod, .. }
-                | Finding::AddressOfTwoPods { loser: pod, .. }
-                | Finding::AddressOnTwoInterfaces { pod, .. } => errors.push(ObjectError {
-                    object: format!("Pod {pod}"),
-                    message: finding.to_string(),
-                }),
-                Finding::PodWithoutAddress { .. } | Finding::InterfaceWithoutPod { .. } => {
-                    notes.push(finding.to_string());
-                }
-            }
-        }
+        self.tell_findings(&mut errors, &mut notes);
         errors.extend(self.compiler.problems().into_iter().map(|problem| ObjectError {
             object: "policies".to_owned(),
             message: problem.to_string(),

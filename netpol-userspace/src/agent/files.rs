@@ -32,6 +32,15 @@ pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
     Ok(lock)
 }
 
+/// The boot and the network namespace in which interfaces have the numbers that they have; empty
+/// if the kernel does not tell.
+pub fn place() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let netns = fs::read_link("/proc/thread-self/ns/net").ok();
+    let place = boot.zip(netns).map(|(boot, netns)| format!("{} {}", boot.trim(), netns.display()));
+    place.unwrap_or_default()
+}
+
 /// The state an earlier agent left, with the numbers in its journal, if it can be understood.
 pub fn read_state(run_dir: &Path) -> Option<State> {
     let text = fs::read(state_path(run_dir)).ok()?;

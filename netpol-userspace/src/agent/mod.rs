@@ -9,6 +9,7 @@ mod core;
 mod files;
 pub mod journal;
 mod links;
+mod memory;
 mod numbers;
 pub mod options;
 pub mod questions;

@@ -37,7 +37,7 @@ enum Link {
     /// Not found yet.
     Awaited,
     /// By its [`Interface::incarnation`].
-    Found { incarnation: u64, nsid: i32 },
+    Found { incarnation: u64 },
     /// It was there and is not any more.
     Gone,
 }
@@ -113,7 +113,7 @@ impl Sandboxes {
         match self.entry(attachment).map(|entry| entry.link) {
             None => Standing::Unknown,
             Some(Link::Awaited | Link::Gone) => Standing::NoInterface,
-            Some(Link::Found { incarnation, .. }) => Standing::Interface(incarnation),
+            Some(Link::Found { incarnation }) => Standing::Interface(incarnation),
         }
     }
 
@@ -127,7 +127,7 @@ impl Sandboxes {
             entry.link = match entry.link {
                 Link::Gone => Link::Gone,
                 Link::Awaited => entry.sandbox.find(interfaces).unwrap_or(Link::Awaited),
-                Link::Found { incarnation, .. } => {
+                Link::Found { incarnation } => {
                     let same = interfaces.iter().find(|i| i.incarnation == incarnation);
                     same.map_or(Link::Gone, Link::to)
                 }
@@ -140,15 +140,15 @@ impl Sandboxes {
         any_over
     }
 
-    /// Whose the namespaces are behind interfaces that were found. One that is over belongs to its
-    /// pod until the interface is gone: it must not be open in between.
+    /// Whose the interfaces are that were found, the latest last. One that is over belongs to its
+    /// pod until it is gone: it must not be open in between.
     pub fn claims(&self, cluster: &Cluster) -> Vec<Claim> {
         let claim = |entry: &Entry| {
-            let Link::Found { nsid, .. } = entry.link else { return None };
+            let Link::Found { incarnation } = entry.link else { return None };
             let name = entry.sandbox.name();
             let pod = cluster.pod(&name).filter(|pod| entry.sandbox.is_of(pod));
             let uid = pod.map_or_else(|| entry.sandbox.uid.as_str().into(), |pod| pod.uid.clone());
-            Some(Claim { nsid, pod: name, uid })
+            Some(Claim { incarnation, pod: name, uid })
         };
         self.list.iter().filter_map(claim).collect()
     }
@@ -275,7 +275,7 @@ impl Sandboxes {
 
 impl Link {
     fn to(interface: &Interface) -> Self {
-        Self::Found { incarnation: interface.incarnation, nsid: interface.nsid }
+        Self::Found { incarnation: interface.incarnation }
     }
 }
 

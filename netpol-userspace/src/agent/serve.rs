@@ -73,6 +73,8 @@ struct Context {
 pub struct Published {
     /// The state.
     pub state: State,
+    /// Everything is in force but what some pod or interface keeps from it.
+    pub is_able: bool,
     /// Counters of the agent itself.
     pub counters: AgentCounters,
     /// How the source is doing, not only at this moment.
@@ -222,7 +224,8 @@ async fn cni(
 
 async fn readyz(Shared(context): Shared<Context>) -> Response {
     let published = context.state.borrow().clone();
-    if published.state.status.ready {
+    // One tenant's pod stops no rollout.
+    if published.is_able {
         return "ready\n".into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, Json(published.status())).into_response()

@@ -8,11 +8,13 @@
 //! a [`super::questions::Question`], `POST /cni?timeout_ms=N` what the CNI plugin tells
 //! ([`super::sandbox::Told`]).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::questions::NamedPort;
 use crate::compile::ids::Ids;
 
 /// Version of [`State`]; a file of another version is not read.
@@ -49,9 +51,51 @@ pub struct State {
     /// Local endpoints, sorted by namespace and name.
     pub endpoints: Vec<EndpointView>,
     /// Names of the classes in use, by number.
-    pub classes: std::collections::BTreeMap<u32, Vec<String>>,
+    pub classes: BTreeMap<u32, Vec<String>>,
     /// Numbers in use and what they stand for, for the next agent.
     pub ids: Ids,
+    /// Whose the interfaces are, for the next agent, whatever becomes of the pods' objects.
+    #[serde(default)]
+    pub remembered: Vec<Remembered>,
+    /// The uids of pods that have had an interface.
+    #[serde(default)]
+    pub placed: Vec<String>,
+    /// When pods came to this node, by uid, in seconds since the epoch.
+    #[serde(default)]
+    pub arrived: BTreeMap<String, i64>,
+    /// The boot and the network namespace in which interfaces have these numbers.
+    #[serde(default)]
+    pub place: String,
+}
+
+/// Whose an interface is, and what is to be known of that pod to judge it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's uid, empty if it could not be decided.
+    pub uid: String,
+    /// The addresses by which it is known.
+    pub addresses: Vec<IpAddr>,
+    /// Nothing but the addresses that it showed has told whose it is.
+    pub is_by_address: bool,
+    /// When the interface was first seen, in seconds since the epoch.
+    #[serde(default)]
+    pub appeared: i64,
+    /// The pod should not have it any more.
+    pub is_former: bool,
+    /// The pod's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The pod's named ports.
+    pub ports: Vec<NamedPort>,
+    /// When the pod was created, in seconds since the epoch.
+    pub created: i64,
 }
 
 /// Summary of the node's state.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::state::{DirectionView, EndpointView, Rule, WatchView};
 use crate::compile::{ClassId, Compiler, EndpointId};
-use crate::endpoint::{Endpoint, Interface};
-use crate::model::{Direction, ObjectName};
+use crate::endpoint::{Endpoint, Holder};
+use crate::model::Direction;
 use crate::source::Watch;
 
 /// The views of all endpoints, sorted by namespace and name.
@@ -13,7 +13,11 @@ pub fn endpoints<'a>(
     compiler: &Compiler,
     endpoints: impl Iterator<Item = (EndpointId, &'a Endpoint)>,
 ) -> Vec<EndpointView> {
-    let mut views: Vec<EndpointView> = endpoints
+    let mut endpoints: Vec<(EndpointId, &Endpoint)> = endpoints.collect();
+    // Who asks for a pod by its name means the one that runs by its object.
+    endpoints.sort_by_key(|(_, e)| (&e.pod, e.holder != Holder::Current, e.ifindex));
+    endpoints
+        .into_iter()
         .map(|(id, endpoint)| EndpointView {
             namespace: endpoint.pod.namespace.to_string(),
             pod: endpoint.pod.name.to_string(),
@@ -25,9 +29,7 @@ pub fn endpoints<'a>(
             ingress: direction(compiler, id, Direction::Ingress),
             egress: direction(compiler, id, Direction::Egress),
         })
-        .collect();
-    views.sort_by(|a, b| (&a.namespace, &a.pod, a.ifindex).cmp(&(&b.namespace, &b.pod, b.ifindex)));
-    views
+        .collect()
 }
 
 /// The views of a source's watches.
@@ -40,40 +42,6 @@ pub fn watches(watches: &[Watch]) -> Vec<WatchView> {
     watches.iter().map(view).collect()
 }
 
-/// The endpoints of an earlier agent that are still there: the same interface, which `is_same`
-/// vouches for, whatever addresses it has now.
-pub fn remember(
-    views: &[EndpointView],
-    interfaces: &[Interface],
-    is_same: impl Fn(u32) -> bool,
-) -> Vec<Endpoint> {
-    let mut endpoints = Vec::new();
-    for view in views {
-        let is_its = |interface: &&Interface| {
-            interface.ifindex == view.ifindex && interface.name == view.interface
-        };
-        let Some(interface) = interfaces.iter().find(is_its) else { continue };
-        if !is_same(view.ifindex) {
-            continue;
-        }
-        endpoints.push(Endpoint {
-            ifindex: interface.ifindex,
-            interface: interface.name.clone(),
-            incarnation: interface.incarnation,
-            nsid: interface.nsid,
-            netns: interface.netns.as_ref().map(|netns| netns.id),
-            pod: ObjectName {
-                namespace: view.namespace.as_str().into(),
-                name: view.pod.as_str().into(),
-            },
-            uid: view.uid.as_str().into(),
-            addresses: view.ips.clone(),
-            other_addresses: Vec::new(),
-        });
-    }
-    endpoints
-}
-
 fn direction(compiler: &Compiler, id: EndpointId, direction: Direction) -> DirectionView {
     let policies = compiler.endpoint_policies(id, direction);
     let set = compiler.endpoint_sets(id).map_or(0, |sets| match direction {
@@ -82,7 +50,7 @@ fn direction(compiler: &Compiler, id: EndpointId, direction: Direction) -> Direc
     });
     let text = |names: &[crate::model::ObjectName]| names.iter().map(ToString::to_string).collect();
     DirectionView {
-        isolated: !policies.is_empty(),
+        isolated: !policies.is_empty() || set != 0,
         policies: text(&policies),
         rules: compiler
             .rules(id, direction)

@@ -63,7 +63,10 @@ fn ask(args: &Args) -> Result<(Status, bool)> {
 fn wait(args: &Args) -> Result<(Status, bool)> {
     let limit = args.timeout.as_secs_f64();
     match client::wait(&args.run_dir, args.timeout)? {
-        Waited::InForce(status) => Ok((status, true)),
+        Waited::InForce(status) => {
+            let is_ready = status.ready;
+            Ok((status, is_ready))
+        }
         Waited::TimeIsUp(Some(status)) => {
             note(&format!("not everything is in force after {limit} s"));
             Ok((status, false))

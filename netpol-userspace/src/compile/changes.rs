@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Compiler, Dirty, engine};
-use crate::model::{Change, Cluster, ObjectName, Str};
+use crate::model::{Change, Cluster, ObjectName, Pod, Str};
 
 impl Compiler {
     /// Stores one change and notes what it touches.
@@ -70,7 +70,7 @@ impl Compiler {
             }
         }
         for endpoint in self.endpoints_in.get(&id.namespace).into_iter().flatten() {
-            if self.endpoints[endpoint].name == id {
+            if self.endpoints[endpoint].may_be(&id) {
                 dirty.endpoints.insert(*endpoint);
             }
         }
@@ -93,9 +93,9 @@ impl Compiler {
         }
         let now = self.cluster.policy(&id).map(|policy| &policy.pods);
         for endpoint in here.into_iter().flatten() {
-            let pod = self.cluster.pod(&self.endpoints[endpoint].name);
-            let Some(pod) = pod.or(self.endpoints[endpoint].pod.as_ref()) else { continue };
-            if before.iter().chain(now).any(|selector| selector.matches(&pod.labels)) {
+            let selects =
+                |pod: &Pod| before.iter().chain(now).any(|selector| selector.matches(&pod.labels));
+            if self.endpoints[endpoint].pods_now(&self.cluster).any(selects) {
                 dirty.endpoints.insert(*endpoint);
             }
         }

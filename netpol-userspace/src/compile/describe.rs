@@ -90,9 +90,10 @@ fn list(names: &[ObjectName]) -> String {
 impl Compiler {
     /// The policies that isolate an endpoint in one direction, sorted.
     pub fn endpoint_policies(&self, id: EndpointId, direction: Direction) -> Vec<ObjectName> {
-        let pod = self.endpoint_pod(id);
-        let policies = pod.into_iter().flat_map(|pod| isolating(&self.cluster, pod, direction));
-        policies.map(|policy| policy.id.clone()).collect()
+        let pods = self.endpoints.get(&id).into_iter().flat_map(|endpoint| &endpoint.pods);
+        let policies = pods.flat_map(|pod| isolating(&self.cluster, pod, direction));
+        let names: BTreeSet<ObjectName> = policies.map(|policy| policy.id.clone()).collect();
+        names.into_iter().collect()
     }
 
     /// What is allowed to an endpoint in one direction, by peer. Empty if nothing is, and also if
@@ -181,8 +182,12 @@ impl Compiler {
         self.endpoints.get(&id).map(|endpoint| &endpoint.name)
     }
 
+    /// Its pod as last seen; `None` also if it could be one of several.
     pub(super) fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
-        self.endpoints.get(&id)?.pod.as_ref()
+        match self.endpoints.get(&id)?.pods.as_slice() {
+            [pod] => Some(pod),
+            _ => None,
+        }
     }
 }
 

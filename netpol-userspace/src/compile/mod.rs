@@ -21,6 +21,7 @@ mod rows;
 mod services;
 mod sets;
 mod settle;
+mod whose;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,7 +36,8 @@ pub use plan::{
 use rustc_hash::FxHashMap;
 
 use self::engine::{Engine, Touched};
-use crate::model::{Change, Cluster, Direction, ObjectName, Pod, Policy, Str, Strings};
+use self::whose::Endpoint;
+use crate::model::{Change, Cluster, Direction, Pod, Policy, Str, Strings};
 
 /// The compiler: the cluster, the local endpoints and everything derived from them.
 #[derive(Debug)]
@@ -53,26 +55,6 @@ pub struct Compiler {
     reserved_sets: Vec<u16>,
     /// What [`Compiler::take_in`] touched.
     taken_in: Dirty,
-}
-
-/// A local endpoint.
-#[derive(Debug)]
-struct Endpoint {
-    name: ObjectName,
-    /// The pod as last seen. It outlives the object: a pod that was deleted by force is enforced
-    /// as it was until its interface is gone.
-    pod: Option<Pod>,
-    sets: EndpointSets,
-    /// Whether a plan has told its sets.
-    announced: bool,
-}
-
-impl Endpoint {
-    /// Where a Service leads to it.
-    fn addresses(&self) -> &[IpAddr] {
-        let networked = self.pod.as_ref().filter(|pod| pod.is_networked());
-        networked.map(|pod| pod.addresses.as_slice()).unwrap_or_default()
-    }
 }
 
 /// What a batch of changes touched.
@@ -150,44 +132,6 @@ impl Compiler {
         self.settle(Dirty::default())
     }
 
-    /// From now on this endpoint is the interface of that pod. Before the pod is known, no policy
-    /// can select it and the endpoint is not isolated: make endpoints of known pods only.
-    pub fn set_endpoint(&mut self, id: EndpointId, pod: ObjectName) -> Plan {
-        self.set_endpoints([(id, pod)])
-    }
-
-    /// Likewise for many endpoints at once, which is cheaper than one by one.
-    pub fn set_endpoints(
-        &mut self,
-        endpoints: impl IntoIterator<Item = (EndpointId, ObjectName)>,
-    ) -> Plan {
-        let mut dirty = Dirty::default();
-        for (id, name) in endpoints {
-            let old = self.endpoints.remove(&id);
-            if let Some(old) = &old {
-                self.unlist_endpoint(id, &old.name.namespace);
-            }
-            self.endpoints_in.entry(name.namespace.clone()).or_default().insert(id);
-            let announced = old.is_some();
-            let sets = old.map_or(settle::NOT_ISOLATED, |old| old.sets);
-            self.endpoints.insert(id, Endpoint { name, pod: None, sets, announced });
-            dirty.endpoints.insert(id);
-        }
-        self.settle(dirty)
-    }
-
-    /// The endpoint is gone: call this after the datapath stopped using it, because the plan
-    /// removes the rows that only it needed.
-    pub fn remove_endpoint(&mut self, id: EndpointId) -> Plan {
-        let Some(endpoint) = self.endpoints.remove(&id) else { return Plan::new() };
-        self.unlist_endpoint(id, &endpoint.name.namespace);
-        self.unnumbered.remove(&id);
-        self.engine.services.set_addresses(id, Vec::new());
-        self.engine.sets.release(endpoint.sets.ingress);
-        self.engine.sets.release(endpoint.sets.egress);
-        self.settle(Dirty::default())
-    }
-
     /// From now on the node itself has these addresses. What a Service leads to there is received
     /// by the node without leaving it by an interface.
     pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Plan {
@@ -226,6 +170,11 @@ impl Compiler {
     /// Whether any policy isolates this pod in any direction.
     pub fn is_isolated(&self, pod: &Pod) -> bool {
         Direction::BOTH.into_iter().any(|d| isolating(&self.cluster, pod, d).next().is_some())
+    }
+
+    /// Whether anything is kept from an endpoint.
+    pub fn is_restricted(&self, id: EndpointId) -> bool {
+        self.endpoint_sets(id).is_some_and(|sets| sets != settle::NOT_ISOLATED)
     }
 
     /// The numbers given since this was last asked that are in use, likewise: to name all of them
@@ -316,15 +265,6 @@ impl Compiler {
         let has_sets = sets.ids.free_rested() && !self.unnumbered.is_empty();
         let has_classes = classes.ids.free_rested() && !unnumbered.is_empty();
         if has_sets || has_classes { self.settle(Dirty::default()) } else { Plan::new() }
-    }
-
-    fn unlist_endpoint(&mut self, id: EndpointId, namespace: &Str) {
-        if let Some(ids) = self.endpoints_in.get_mut(namespace) {
-            ids.remove(&id);
-            if ids.is_empty() {
-                self.endpoints_in.remove(namespace);
-            }
-        }
     }
 }
 

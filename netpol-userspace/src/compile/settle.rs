@@ -10,10 +10,7 @@ use rustc_hash::FxHashSet;
 
 use super::engine::steps;
 use super::services::{Changed, Interest};
-use super::{
-    Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step, isolating, sets,
-};
-use crate::model::{Direction, Pod};
+use super::{Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
 
 /// The sets of an endpoint that no policy selects.
 pub(super) const NOT_ISOLATED: EndpointSets =
@@ -84,35 +81,6 @@ impl Compiler {
         };
         let users = self.endpoints.iter().filter(|(_, endpoint)| uses(endpoint));
         users.map(|(&id, _)| id).collect()
-    }
-
-    /// The sets that an endpoint should have, each with one user more.
-    fn compile_endpoint(&mut self, id: EndpointId) -> EndpointSets {
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return NOT_ISOLATED };
-        if let Some(pod) = self.cluster.pod(&endpoint.name) {
-            endpoint.pod = Some(pod.clone());
-        }
-        self.engine.services.add_addresses(id, endpoint.addresses());
-        let Some(pod) = endpoint.pod.clone() else { return NOT_ISOLATED };
-        self.engine.sets.exhausted = false;
-        let sets = EndpointSets {
-            ingress: self.acquire_set(&pod, Direction::Ingress),
-            egress: self.acquire_set(&pod, Direction::Egress),
-        };
-        if self.engine.sets.exhausted {
-            self.unnumbered.insert(id);
-        }
-        sets
-    }
-
-    fn acquire_set(&mut self, pod: &Pod, direction: Direction) -> SetId {
-        let mut policies = isolating(&self.cluster, pod, direction).peekable();
-        if policies.peek().is_none() {
-            return SetId::NONE;
-        }
-        let atoms = &mut self.engine.atoms;
-        let content = sets::content(policies, pod, direction, atoms);
-        self.engine.sets.acquire(content, atoms)
     }
 
     /// Gives an endpoint its new sets. Returns whether something may have been taken from it.

@@ -304,14 +304,15 @@ impl Attacher {
         }
     }
 
-    /// Whether the interface has what an earlier agent attached, now with these programs if it
-    /// is by links: those were switched, filters are replaced one by one later.
-    pub fn is_still_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
-        if self.is_tcx {
-            return self.is_attached(ifindex, program_ids);
-        }
-        HOOKS.iter().all(|(_, hook, _)| {
-            filter_programs(ifindex, *hook).is_ok_and(|programs| !programs.is_empty())
+    /// Whether the interface has what an agent attached for an endpoint, be it a guard, in whichever
+    /// mode. A link is to this very device, and so is a filter: no other one that got its index has
+    /// them. Links of devices that are gone are forgotten by [`Self::adopt`].
+    pub fn is_enforced(&self, ifindex: u32) -> bool {
+        let guard = (GUARD, TcAttachType::Ingress, GUARD_LINK);
+        HOOKS.into_iter().chain([guard]).any(|(program, hook, link)| {
+            self.link_path(ifindex, link).exists()
+                || filters(ifindex, hook)
+                    .is_ok_and(|filters| filters.iter().any(|filter| filter.name == program))
         })
     }
 

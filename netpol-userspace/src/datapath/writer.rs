@@ -174,11 +174,20 @@ impl Datapath {
             .collect()
     }
 
-    /// Whether what an earlier agent attached to the interface is still there, so that it is the
-    /// interface of then.
-    pub fn is_still_attached(&self, ifindex: u32) -> bool {
-        self.attacher.is_still_attached(ifindex, self.program_ids)
-            || self.attacher.is_guarded(ifindex)
+    /// Whether an earlier agent enforced an endpoint on the interface, which is the same since.
+    pub fn is_enforced(&self, ifindex: u32) -> bool {
+        self.attacher.is_enforced(ifindex)
+    }
+
+    /// The addresses of the endpoint that an earlier agent enforced on the interface.
+    pub fn enforced_addresses(&self, ifindex: u32) -> Vec<IpAddr> {
+        let speakers = super::observe::speakers(&self.maps).into_iter();
+        let speaker = speakers.filter(|(of, _)| *of == ifindex).map(|(_, id)| EndpointId(id)).next();
+        let id = speaker.or_else(|| self.adopted().get(&ifindex).copied());
+        let mut addresses: Vec<IpAddr> =
+            id.map(|id| self.own_addresses(id)).into_iter().flatten().collect();
+        addresses.sort_unstable();
+        addresses
     }
 
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
@@ -225,6 +234,28 @@ impl Datapath {
         let result = self.set_addresses(new, endpoint.other_addresses);
         self.add_speaker(new);
         result
+    }
+
+    /// The interface is another endpoint from now on. Whatever is attached stays, and nothing
+    /// passes until its policy sets are given, which is to be done next.
+    pub fn hand_over(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.get_mut(&old) else { return Ok(()) };
+        let is_closed = endpoint.slot.is_some() || endpoint.is_closed;
+        if let Some(slot) = endpoint.slot.take() {
+            clear_slot(&self.maps.endpoints, slot);
+            let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+            let ifindex = endpoint.ifindex;
+            self.remove_sources(&addresses, ifindex);
+        }
+        self.remove_speaker(old);
+        self.set_addresses(old, [])?;
+        let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
+        let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
+        let Endpoint { sets, is_attached, netns, link, is_main, guard, .. } = endpoint;
+        let other = Endpoint { sets, is_attached, netns, link, is_main, guard, is_closed, ..fresh };
+        self.endpoints.insert(new, other);
+        self.add_speaker(new);
+        Ok(())
     }
 
     /// Says where an endpoint's sockets can be read: connections that are older than the programs

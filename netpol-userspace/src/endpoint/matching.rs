@@ -1,20 +1,28 @@
 //! Which pod each interface belongs to. Pure: no IO, no clock, no memory but its arguments.
 //!
-//! A network namespace belongs to the pod whose address one of its interfaces has, and all its
-//! interfaces with it (Multus). A namespace once matched stays with its pod for as long as that
-//! pod exists with the same addresses, whatever addresses the interfaces have meanwhile: a pod
-//! that may configure its interfaces must not become another pod by taking its address, and a pod
-//! whose address flaps must not lose its policies. What the container runtime has said of a
-//! namespace ([`Claim`]) goes before all of that, and outlives the pod's object. Never leaves an
-//! interface unmatched that has an address of a pod of this node.
+//! What the container runtime has said ([`Claim`]) goes before everything. Then what is known: an
+//! interface stays with its pod for as long as it exists, whatever addresses it shows, wherever its
+//! other end is moved, and whatever becomes of the pod's object ([`Holder::Former`]), unless the
+//! address that it was known by is another pod's by now and it alone has it. Then the node's own
+//! routes, which lead to the interface itself where the network is routed. Then the addresses by
+//! which an earlier agent enforced it ([`Pinned`]), and only then those that it shows: a pod that
+//! may configure its interfaces must not become another pod by taking its address. All interfaces
+//! of a namespace belong to one pod (Multus).
+//!
+//! Two namespaces are never one pod. What cannot be decided may be one of several
+//! ([`Holder::OneOf`]), and is enforced as the strictest of them. Never leaves an interface
+//! unmatched that has an address of a pod of this node, or that an earlier agent enforced.
+
+mod decide;
+mod finding;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
-use super::Interface;
-use super::scan::is_link_local;
+pub use self::finding::{Finding, Why};
+use super::{Interface, Route};
 use crate::model::{ObjectName, Pod, Str};
 use crate::netns::NetnsId;
 
@@ -31,109 +39,75 @@ pub struct Endpoint {
     pub nsid: i32,
     /// The pod's namespace, if a file for it was found.
     pub netns: Option<NetnsId>,
-    /// The pod.
+    /// The pod, or the interface's name in a namespace that no cluster has ([`NOBODY`]).
     pub pod: ObjectName,
-    /// The pod's uid.
+    /// The pod's uid; empty if it is not known which one it is.
     pub uid: Str,
-    /// The pod's addresses as its status gives them, less those that a younger pod has.
+    /// What is known of that.
+    pub holder: Holder,
+    /// Nothing but the addresses that it showed has told whose it is.
+    pub is_by_address: bool,
+    /// When the interface was first seen, also by earlier agents, in seconds since the epoch.
+    pub appeared: i64,
+    /// The pod's addresses as its status gives them, or gave them last, less those that another
+    /// pod has.
     pub addresses: Vec<IpAddr>,
-    /// Other addresses the pod may rightly send from on this interface: its link-local ones and,
-    /// on a further interface that has none of the pod's addresses, those that no pod claims.
-    pub other_addresses: Vec<IpAddr>,
 }
 
-/// The container runtime has said whose a namespace is.
+/// The namespace of endpoints of which nobody knows whose they are. No namespace has this name.
+pub const NOBODY: &str = "?";
+
+/// What is known of whose an interface is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A pod that runs, by its object.
+    Current,
+    /// A pod that has ended by its object, or has none any more, or has another interface by now.
+    Former,
+    /// One of the pods with these uids, sorted.
+    OneOf(Vec<Str>),
+    /// Nobody knows. An earlier agent enforced it.
+    Unknown,
+}
+
+/// The container runtime has said whose an interface, and the namespace behind it, is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The namespace, as [`Interface::nsid`].
-    pub nsid: i32,
+    /// The interface, as [`Interface::incarnation`].
+    pub incarnation: u64,
     /// The pod.
     pub pod: ObjectName,
     /// The pod's uid.
     pub uid: Str,
 }
 
-/// Something that does not fit together.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Finding {
-    /// A pod of this node has no address (yet).
-    PodWithoutAddress {
-        /// The pod.
-        pod: ObjectName,
-    },
-    /// A pod of this node has addresses that no interface has.
-    PodWithoutInterface {
-        /// The pod.
-        pod: ObjectName,
-        /// Its addresses.
-        addresses: Vec<IpAddr>,
-    },
-    /// An interface has no address of a pod of this node: something that is no pod, or a pod
-    /// whose status is not known yet.
-    InterfaceWithoutPod {
-        /// Its index.
-        ifindex: u32,
-        /// Its name.
-        interface: String,
-        /// Its addresses.
-        addresses: Vec<IpAddr>,
-    },
-    /// Two pods claim one address.
-    AddressOfTwoPods {
-        /// The address.
-        address: IpAddr,
-        /// The younger, which has it.
-        pod: ObjectName,
-        /// The older, which has lost it.
-        loser: ObjectName,
-    },
-    /// Interfaces in different namespaces have one pod address.
-    AddressOnTwoInterfaces {
-        /// The address.
-        address: IpAddr,
-        /// The pod whose address it is.
-        pod: ObjectName,
-        /// The interfaces' names, by ifindex.
-        interfaces: Vec<String>,
-    },
+/// An interface that an earlier agent enforced and that nothing else is remembered of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// The interface, as [`Interface::incarnation`].
+    pub incarnation: u64,
+    /// The addresses of the pod that it was.
+    pub addresses: Vec<IpAddr>,
 }
 
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PodWithoutAddress { pod } => write!(
-                f,
-                "pod {pod} has no address in its status, so it cannot be enforced; \
-                 it will be as soon as it has one"
-            ),
-            Self::PodWithoutInterface { pod, addresses } => write!(
-                f,
-                "pod {pod} is not enforced: no veth or netkit interface of this node leads to {}; \
-                 check the pod's network status and that the agent runs in the node's network \
-                 namespace",
-                list(addresses)
-            ),
-            Self::InterfaceWithoutPod { interface, addresses, .. } if addresses.is_empty() => {
-                write!(f, "interface {interface} leads to a namespace where it has no address yet")
-            }
-            Self::InterfaceWithoutPod { interface, addresses, .. } => write!(
-                f,
-                "interface {interface} ({}) belongs to no known pod of this node and is left alone",
-                list(addresses)
-            ),
-            Self::AddressOfTwoPods { address, pod, loser } => write!(
-                f,
-                "pods {pod} and {loser} both claim {address}: the younger, {pod}, has it; \
-                 delete or correct the other if it is not about to end"
-            ),
-            Self::AddressOnTwoInterfaces { address, pod, interfaces } => write!(
-                f,
-                "interfaces {} all have {address} of pod {pod}: find out which of their pods \
-                 took it, or remove what an ended pod left behind",
-                interfaces.join(", ")
-            ),
-        }
-    }
+/// What tells whose the interfaces are.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence<'a> {
+    /// The interfaces there are.
+    pub interfaces: &'a [Interface],
+    /// The node's name.
+    pub node_name: &'a str,
+    /// The endpoints of the last matching, or those that an earlier agent has written down.
+    pub previous: &'a [Endpoint],
+    /// What the runtime has said.
+    pub claims: &'a [Claim],
+    /// What is pinned.
+    pub pinned: &'a [Pinned],
+    /// Where the node sends what is for pods' addresses, as far as that was asked for.
+    pub routes: &'a BTreeMap<IpAddr, Route>,
+    /// The pods, by uid, that have never had an interface, and when theirs must have come up, in
+    /// seconds since the epoch. A pod that is not here had its interface once.
+    pub awaited: &'a BTreeMap<Str, RangeInclusive<i64>>,
 }
 
 /// What belongs together and what does not.
@@ -145,194 +119,64 @@ pub struct Matching {
     pub findings: Vec<Finding>,
 }
 
-/// Matches `interfaces` with those of `pods` that are networked and of the node `node_name` or
-/// of none. `previous` are the endpoints of the last matching, empty at first.
+/// Matches interfaces with those of `pods` that have a network of their own and are of the
+/// evidence's node or of none.
 pub fn match_pods<'a>(
-    interfaces: &[Interface],
     pods: impl IntoIterator<Item = &'a Pod>,
-    node_name: &str,
-    previous: &[Endpoint],
-    claims: &[Claim],
+    evidence: &Evidence<'a>,
 ) -> Matching {
-    let is_local = |pod: &&Pod| pod.node.as_deref().is_none_or(|node| node == node_name);
-    let mut pods: Vec<&Pod> =
-        pods.into_iter().filter(is_local).filter(|pod| pod.is_networked()).collect();
-    // The earlier of two has the better claim.
-    pods.sort_unstable_by(|a, b| claim(a).cmp(&claim(b)));
-    let mut matcher = Matcher { pods, ..Matcher::default() };
-    matcher.settle_claims();
-    matcher.find_carriers(interfaces);
-    matcher.assign(interfaces, previous, claims);
-    matcher.finish(interfaces, node_name)
+    decide::Matcher::new(pods, evidence).decide()
 }
 
-/// Sorts younger pods first, then smaller names.
-fn claim(pod: &Pod) -> (Reverse<i64>, &ObjectName) {
-    (Reverse(pod.created), &pod.id)
+/// Sorts pods that have not ended first, then younger ones, then smaller names.
+fn claim(pod: &Pod) -> (bool, Reverse<i64>, &ObjectName) {
+    (pod.finished, Reverse(pod.created), &pod.id)
 }
 
-/// Index into `Matcher::pods`.
+/// Index into the sorted pods.
 type PodIdx = usize;
 
-/// The steps of one matching, in the order of its methods.
-#[derive(Default)]
-struct Matcher<'a> {
-    pods: Vec<&'a Pod>,
-    /// The pod that has each address.
-    owners: BTreeMap<IpAddr, PodIdx>,
+/// Who has which address.
+#[derive(Debug, Default)]
+struct Owners {
+    /// The pod that has each address. One that has ended only has what nobody else claims.
+    by_address: BTreeMap<IpAddr, PodIdx>,
     /// The addresses each pod has.
     owned: Vec<Vec<IpAddr>>,
-    /// The namespaces in which each pod's addresses are.
-    carriers: BTreeMap<PodIdx, BTreeSet<i32>>,
-    /// The pods whose addresses are in each namespace.
-    carried: BTreeMap<i32, BTreeSet<PodIdx>>,
-    /// The pod each namespace belongs to.
-    assigned: BTreeMap<i32, PodIdx>,
-    /// Endpoints of pods without an object that are known to be there, by their incarnations: they
-    /// stay as they were.
-    kept: BTreeMap<u64, Endpoint>,
-    findings: BTreeSet<Finding>,
 }
 
-impl<'a> Matcher<'a> {
-    fn settle_claims(&mut self) {
-        for (pod_idx, pod) in self.pods.iter().enumerate() {
+impl Owners {
+    /// Of sorted pods. The earlier of two has the better claim.
+    fn new(pods: &[&Pod], findings: &mut BTreeSet<Finding>) -> Self {
+        let mut owners = Self::default();
+        for (pod_idx, pod) in pods.iter().enumerate() {
             let mut owned = Vec::new();
             for &address in &pod.addresses {
-                let owner = *self.owners.entry(address).or_insert(pod_idx);
-                if owner != pod_idx {
-                    self.findings.insert(Finding::AddressOfTwoPods {
+                let owner = *owners.by_address.entry(address).or_insert(pod_idx);
+                if owner == pod_idx {
+                    if !owned.contains(&address) {
+                        owned.push(address);
+                    }
+                } else if !pod.finished {
+                    findings.insert(Finding::AddressOfTwoPods {
                         address,
-                        pod: self.pods[owner].id.clone(),
+                        pod: pods[owner].id.clone(),
                         loser: pod.id.clone(),
                     });
-                } else if !owned.contains(&address) {
-                    owned.push(address);
                 }
             }
-            self.owned.push(owned);
+            owners.owned.push(owned);
         }
+        owners
     }
 
-    fn find_carriers(&mut self, interfaces: &[Interface]) {
-        let mut by_address: BTreeMap<IpAddr, Vec<&Interface>> = BTreeMap::new();
-        for interface in interfaces {
-            for address in &interface.addresses {
-                if let Some(&pod_idx) = self.owners.get(address) {
-                    by_address.entry(*address).or_default().push(interface);
-                    self.carriers.entry(pod_idx).or_default().insert(interface.nsid);
-                    self.carried.entry(interface.nsid).or_default().insert(pod_idx);
-                }
-            }
-        }
-        for (address, carriers) in by_address {
-            if carriers.iter().any(|interface| interface.nsid != carriers[0].nsid) {
-                self.findings.insert(Finding::AddressOnTwoInterfaces {
-                    address,
-                    pod: self.pods[self.owners[&address]].id.clone(),
-                    interfaces: carriers.iter().map(|interface| interface.name.clone()).collect(),
-                });
-            }
-        }
-    }
-
-    fn assign(&mut self, interfaces: &[Interface], previous: &[Endpoint], claims: &[Claim]) {
-        let by_uid: BTreeMap<&str, PodIdx> =
-            self.pods.iter().enumerate().map(|(pod_idx, pod)| (&*pod.uid, pod_idx)).collect();
-        let incarnations: BTreeMap<u64, i32> =
-            interfaces.iter().map(|interface| (interface.incarnation, interface.nsid)).collect();
-        for endpoint in previous {
-            if let Some(&nsid) = incarnations.get(&endpoint.incarnation)
-                && let Some(&pod_idx) = by_uid.get(&*endpoint.uid)
-                && self.pods[pod_idx].id == endpoint.pod
-                && self.owned[pod_idx] == endpoint.addresses
-            {
-                self.assigned.insert(nsid, pod_idx);
-            }
-        }
-        let mut without_object = BTreeMap::new();
-        for claim in claims {
-            match by_uid.get(&*claim.uid).filter(|idx| self.pods[**idx].id == claim.pod) {
-                Some(&pod_idx) => drop(self.assigned.insert(claim.nsid, pod_idx)),
-                None => drop(without_object.insert(claim.nsid, &claim.pod)),
-            }
-        }
-        for endpoint in previous {
-            if let Some(&nsid) = incarnations.get(&endpoint.incarnation)
-                && without_object.get(&nsid) == Some(&&endpoint.pod)
-            {
-                self.assigned.remove(&nsid);
-                self.kept.insert(endpoint.incarnation, endpoint.clone());
-            }
-        }
-        let is_free = |nsid: &i32| !without_object.contains_key(nsid);
-        for (&nsid, pods) in self.carried.iter().filter(|(nsid, _)| is_free(nsid)) {
-            // With addresses of several pods it is that of the pod that is nowhere else.
-            let is_elsewhere = |pod_idx: &PodIdx| self.carriers[pod_idx].len() > 1;
-            let best = pods.iter().min_by_key(|pod_idx| (is_elsewhere(pod_idx), **pod_idx));
-            if let Some(&pod_idx) = best {
-                self.assigned.entry(nsid).or_insert(pod_idx);
-            }
-        }
-    }
-
-    fn finish(mut self, interfaces: &[Interface], node_name: &str) -> Matching {
-        let mut endpoints = Vec::new();
-        for interface in interfaces {
-            if let Some(&pod_idx) = self.assigned.get(&interface.nsid) {
-                endpoints.push(self.endpoint(interface, pod_idx));
-            } else if let Some(endpoint) = self.kept.get(&interface.incarnation) {
-                endpoints.push(Endpoint { interface: interface.name.clone(), ..endpoint.clone() });
-            } else {
-                self.findings.insert(Finding::InterfaceWithoutPod {
-                    ifindex: interface.ifindex,
-                    interface: interface.name.clone(),
-                    addresses: interface.addresses.clone(),
-                });
-            }
-        }
-        endpoints.sort_unstable_by_key(|endpoint| endpoint.ifindex);
-        let with_interface: BTreeSet<PodIdx> = self.assigned.values().copied().collect();
-        for (pod_idx, pod) in self.pods.iter().enumerate() {
-            // A pod of no node may run on any of them.
-            if pod.node.as_deref() == Some(node_name) && !with_interface.contains(&pod_idx) {
-                let (pod, addresses) = (pod.id.clone(), pod.addresses.clone());
-                self.findings.insert(if addresses.is_empty() {
-                    Finding::PodWithoutAddress { pod }
-                } else {
-                    Finding::PodWithoutInterface { pod, addresses }
-                });
-            }
-        }
-        Matching { endpoints, findings: self.findings.into_iter().collect() }
-    }
-
-    fn endpoint(&self, interface: &Interface, pod_idx: PodIdx) -> Endpoint {
-        let pod = self.pods[pod_idx];
-        let owned = &self.owned[pod_idx];
-        let is_main = interface.addresses.iter().any(|address| owned.contains(address));
-        // A pod whose address is on no interface has not a further one but has lost its address.
-        let is_further = !is_main
-            && self.carried.get(&interface.nsid).is_some_and(|pods| pods.contains(&pod_idx));
-        let is_its_own = |address: &&IpAddr| {
-            is_link_local(address) || is_further && !self.owners.contains_key(*address)
+    /// Those of `addresses` that nobody else has than this pod, if it is one.
+    fn left(&self, addresses: &[IpAddr], pod: Option<PodIdx>) -> Vec<IpAddr> {
+        let is_free = |address: &&IpAddr| {
+            self.by_address.get(*address).is_none_or(|owner| Some(*owner) == pod)
         };
-        Endpoint {
-            ifindex: interface.ifindex,
-            interface: interface.name.clone(),
-            incarnation: interface.incarnation,
-            nsid: interface.nsid,
-            netns: interface.netns.as_ref().map(|netns| netns.id),
-            pod: pod.id.clone(),
-            uid: pod.uid.clone(),
-            addresses: owned.clone(),
-            other_addresses: interface.addresses.iter().filter(is_its_own).copied().collect(),
-        }
+        addresses.iter().filter(is_free).copied().collect()
     }
-}
-
-fn list(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod events;
 mod find;
 pub mod matching;
 mod netlink;
+mod routes;
 mod scan;
 pub mod sockets;
 mod watch;
@@ -23,7 +24,9 @@ use std::sync::Arc;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
 
-pub use matching::{Claim, Endpoint, Finding, Matching, match_pods};
+pub use matching::{Claim, Endpoint, Evidence, Finding, Holder, Matching, Pinned, match_pods};
+pub use netlink::Route;
+pub use routes::Routes;
 pub use watch::{Options, Watcher};
 
 use crate::netns::{Netns, NetnsId};
@@ -35,8 +38,8 @@ pub struct Interface {
     pub ifindex: u32,
     /// Its name, which may change while it exists.
     pub name: String,
-    /// Numbers the links that this watcher has seen: a later link that got the same index, or the
-    /// same link with its peer in another namespace, has another number.
+    /// Numbers the links that this watcher has seen: a later link that got the same index has
+    /// another number. The same link keeps it, whatever is done to it or its peer.
     pub incarnation: u64,
     /// The kernel's number, in the agent's namespace, of the namespace that the peer is in.
     /// Interfaces with the same number lead to the same namespace. Negative, and different for
@@ -55,6 +58,8 @@ pub struct Interface {
     pub link_address: Option<[u8; 6]>,
     /// The switch that this end is a port of.
     pub switch: Switch,
+    /// When it was first seen, in seconds since the epoch.
+    pub appeared: i64,
 }
 
 /// What an interface is a port of, so that others share its link.

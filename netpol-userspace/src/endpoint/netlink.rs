@@ -14,10 +14,11 @@ use netlink_packet_core::{
     NLA_TYPE_MASK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
@@ -25,15 +26,19 @@ use super::Switch;
 
 /// The kernel fills at most 32 KiB per dump message; a notification is far smaller.
 const BUFFER_LEN: usize = 64 * 1024;
-/// Lengths of `nlmsghdr`, `ifinfomsg`, `ifaddrmsg` and `rtgenmsg` with its padding.
+/// Lengths of `nlmsghdr`, `ifinfomsg`, `ifaddrmsg`, `rtgenmsg` with its padding
+/// and `rtmsg`.
 const NLMSG_HEADER_LEN: usize = 16;
 const IFINFO_LEN: usize = 16;
 const IFADDR_LEN: usize = 8;
 const RTGEN_LEN: usize = 4;
+const RTMSG_LEN: usize = 12;
 /// Of linux/if_link.h, linux/if_addr.h and linux/net_namespace.h.
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const NETNSA_NSID: u16 = 1;
+/// Of linux/rtnetlink.h.
+const RTA_VIA: u16 = 18;
 
 /// Device types whose packets have no link-layer header where tc sees them (linux/if_arp.h): PPP,
 /// raw IP, IPIP, IPv6 tunnels, SIT, GRE, GRE over IPv6, and none (tun, WireGuard).
@@ -73,8 +78,16 @@ impl Link {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Peer {
     pub name: String,
-    pub mac: Vec<u8>,
     pub addresses: Vec<IpAddr>,
+}
+
+/// Where packets to an address leave by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// The interface.
+    pub ifindex: u32,
+    /// The address is on that link itself, not behind a gateway.
+    pub is_direct: bool,
 }
 
 /// A socket for questions.
@@ -198,7 +211,7 @@ impl Rtnl {
         let is_pair = |raw: &RawLink| raw.link.unwrap_or(raw.ifindex) == link.ifindex;
         let Some(raw) = raw.filter(is_pair) else { return Ok(None) };
         let Some(addresses) = self.addresses(link)? else { return Ok(None) };
-        Ok(Some(Peer { name: raw.name, mac: raw.mac, addresses }))
+        Ok(Some(Peer { name: raw.name, addresses }))
     }
 
     /// The addresses of the peer of `link`, sorted.
@@ -231,6 +244,29 @@ impl Rtnl {
             }
         })?;
         Ok(addresses)
+    }
+
+    /// Where this namespace sends what is for `address`, if anywhere.
+    pub fn route_to(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
+        let mut request = RouteMessage::default();
+        let (family, length, destination) = match address {
+            IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(v6)),
+        };
+        (request.header.address_family, request.header.destination_prefix_length) =
+            (family, length);
+        request.attributes.push(RouteAttribute::Destination(destination));
+        let mut route = None;
+        let asked = self.0.ask(RouteNetlinkMessage::GetRoute(request), 0, |kind, body| {
+            if kind == libc::RTM_NEWROUTE {
+                route = parse_route(body);
+            }
+        });
+        match asked {
+            // There is none, or one that says so.
+            Err(error) if error.raw_os_error().is_some_and(is_no_route) => Ok(None),
+            asked => asked.map(|_| route),
+        }
     }
 
     /// Which id `netns` has in our namespace, if it has one.
@@ -382,6 +418,23 @@ pub(super) fn parse_address(body: &[u8]) -> Option<(u32, IpAddr)> {
         _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
     };
     Some((ifindex, address))
+}
+
+/// The way out of the body of RTM_NEWROUTE, if packets leave by it at all.
+fn parse_route(body: &[u8]) -> Option<Route> {
+    // `rtm_type`.
+    if *body.get(7)? != libc::RTN_UNICAST {
+        return None;
+    }
+    let ifindex = u32_at(attribute(body, RTMSG_LEN, libc::RTA_OIF)?, 0)?;
+    let has = |kind| attribute(body, RTMSG_LEN, kind).is_some();
+    Some(Route { ifindex, is_direct: !has(libc::RTA_GATEWAY) && !has(RTA_VIA) })
+}
+
+/// Error numbers of a question for a route that does not exist, or refuses.
+fn is_no_route(error: i32) -> bool {
+    let none = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::ESRCH, libc::ENODEV];
+    none.contains(&error) || [libc::EACCES, libc::EINVAL].contains(&error)
 }
 
 /// The nsid of the body of RTM_NEWNSID or RTM_DELNSID.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::events::Changes;
 use super::netlink::{Link, Peer, Rtnl};
@@ -37,6 +37,8 @@ struct Known {
     link: Link,
     incarnation: u64,
     since: Instant,
+    /// Seconds since the epoch at which it was first seen.
+    appeared: i64,
     peer: Option<Peer>,
 }
 
@@ -90,7 +92,7 @@ impl Scanner {
         let everything = scope.everything || changes.lost;
         self.forget(changes);
         if scope.links || changes.links || changes.directory || everything {
-            self.scan_links();
+            self.scan_links(changes.lost);
         }
         if everything || !changes.added.is_empty() || !changes.removed.is_empty() {
             self.scan_own_addresses();
@@ -147,7 +149,8 @@ impl Scanner {
         }
     }
 
-    fn scan_links(&mut self) {
+    /// `lost`: deletions may be among the events that were lost.
+    fn scan_links(&mut self, lost: bool) {
         let links = match self.rtnl.links() {
             Ok(links) => links,
             Err(error) => return self.note("Cannot list the interfaces of this node", &error),
@@ -161,9 +164,15 @@ impl Scanner {
                     known
                 }
                 None if link.nsid < 0 => continue,
+                // The node's end has an address of its own, by which a successor with the same
+                // index is told that nobody has announced.
+                Some(known) if lost && known.link.mac != link.mac => self.begin(link),
                 // Its name may have changed, it is the same link.
                 Some(known) if known.link.leads_where(&link) => Known { link, ..known },
-                _ => self.begin(link),
+                // Whoever may configure the other end may move it to another namespace. It is the
+                // same link all the same, and what is enforced on it is.
+                Some(known) => Known { link, peer: None, since: Instant::now(), ..known },
+                None => self.begin(link),
             };
             self.known.insert(known.link.ifindex, known);
         }
@@ -191,7 +200,14 @@ impl Scanner {
 
     fn begin(&mut self, link: Link) -> Known {
         self.n_incarnations += 1;
-        Known { link, incarnation: self.n_incarnations, since: Instant::now(), peer: None }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Known {
+            link,
+            incarnation: self.n_incarnations,
+            since: Instant::now(),
+            appeared: now.as_secs().cast_signed(),
+            peer: None,
+        }
     }
 
     /// The peer indexes for which an address came up that no interface with such a peer has yet.
@@ -219,15 +235,7 @@ impl Scanner {
                 continue;
             }
             match self.rtnl.peer(&known.link) {
-                Ok(peer) => {
-                    // Deletions may be among the lost events: a device's own hardware address
-                    // tells a successor with the same indexes.
-                    if changes.lost && is_other_device(known.peer.as_ref(), peer.as_ref()) {
-                        self.n_incarnations += 1;
-                        (known.incarnation, known.since) = (self.n_incarnations, Instant::now());
-                    }
-                    known.peer = peer;
-                }
+                Ok(peer) => known.peer = peer,
                 Err(error) => failure = Some((known.link.name.clone(), error)),
             }
         }
@@ -271,6 +279,7 @@ impl Scanner {
             addresses: peer.addresses,
             link_address: peer.mac.try_into().ok(),
             switch: known.link.switch,
+            appeared: known.appeared,
         }
     }
 
@@ -283,11 +292,6 @@ impl Scanner {
 /// Whether the peer has an address by which a pod can be recognised.
 fn has_address(peer: &Peer) -> bool {
     !peer.addresses.iter().all(is_link_local)
-}
-
-/// Whether both are known and differ in hardware.
-fn is_other_device(before: Option<&Peer>, now: Option<&Peer>) -> bool {
-    before.zip(now).is_some_and(|(before, now)| before.mac != now.mac)
 }
 
 /// Whether `address` means something on its own link only, so that no pod is known by it.

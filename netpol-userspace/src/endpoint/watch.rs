@@ -138,7 +138,7 @@ struct Requests {
 /// What the owner could not make sense of.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Attention {
-    /// Interfaces without a pod.
+    /// Interfaces without a pod, or with several that they may be.
     interfaces: BTreeSet<u32>,
     /// Some pod has no interface.
     pods: bool,
@@ -149,7 +149,8 @@ impl Attention {
         let mut attention = Self::default();
         for finding in &matching.findings {
             match finding {
-                Finding::InterfaceWithoutPod { ifindex, .. } => {
+                Finding::InterfaceWithoutPod { ifindex, .. }
+                | Finding::Undecided { ifindex, .. } => {
                     attention.interfaces.insert(*ifindex);
                 }
                 Finding::PodWithoutInterface { .. } => attention.pods = true,

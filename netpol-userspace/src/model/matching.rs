@@ -75,6 +75,7 @@ mod tests {
             addresses: vec![address.parse().unwrap()],
             host_network: false,
             finished: false,
+            running: true,
             ports: Vec::new(),
             created: 0,
         };

@@ -158,6 +158,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Phase Succeeded or Failed: the pod owns no address any more.
     pub finished: bool,
+    /// Phase Running: it must have an interface on its node. No verdict depends on it.
+    pub running: bool,
     /// Named container ports (`containers` and restartable `initContainers`).
     pub ports: Vec<NamedPort>,
     /// `metadata.creationTimestamp` in seconds since the epoch, 0 if unknown. Of two pods that

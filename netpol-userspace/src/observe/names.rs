@@ -155,6 +155,10 @@ pub(crate) mod tests {
             endpoints,
             classes: [(3, vec!["10.0.0.0/8".to_owned()])].into(),
             ids: crate::compile::Ids::default(),
+            remembered: vec![],
+            placed: vec![],
+            arrived: std::collections::BTreeMap::new(),
+            place: String::new(),
         }
     }
 

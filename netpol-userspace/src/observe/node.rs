@@ -68,20 +68,31 @@ fn find<'a>(endpoints: &'a [EndpointView], wanted: &str) -> Result<&'a EndpointV
         .filter(|endpoint| match (wanted.split_once('/'), address) {
             (Some((namespace, pod)), _) => endpoint.namespace == namespace && endpoint.pod == pod,
             (None, Some(address)) => endpoint.ips.contains(&address),
-            (None, None) => endpoint.pod == wanted,
+            (None, None) => endpoint.pod == wanted || endpoint.interface == wanted,
         })
         .collect();
     match *matching {
         [endpoint] => Ok(endpoint),
         [] => bail!(
             "no endpoint {wanted} on this node: `netpol endpoints` lists those there are \
-             (give namespace/pod, a pod's name or an address)"
+             (give namespace/pod, or the name of a pod or an interface, or an address)"
         ),
         [..] => bail!(
             "{wanted} is the name of several endpoints: say which of {}",
-            matching.iter().map(|endpoint| name(endpoint)).collect::<Vec<_>>().join(", ")
+            matching
+                .iter()
+                .map(|endpoint| told_apart(endpoint, &matching))
+                .collect::<Vec<_>>()
+                .join(", ")
         ),
     }
+}
+
+/// What to call an endpoint to mean none of the others.
+fn told_apart(endpoint: &EndpointView, others: &[&EndpointView]) -> String {
+    // A pod may have several interfaces, or be gone and have left one behind.
+    let is_unique = others.iter().filter(|other| name(other) == name(endpoint)).count() == 1;
+    if is_unique { name(endpoint) } else { endpoint.interface.clone() }
 }
 
 /// `namespace/pod`.
@@ -116,6 +127,11 @@ mod tests {
         let error = find(&endpoints, "web").unwrap_err().to_string();
         assert!(error.ends_with("say which of a/web, b/web"), "{error}");
         assert_eq!(find(&endpoints, "b/web").unwrap().id, 2);
+        // One pod, twice: the interface that it has and one that it has left behind.
+        let endpoints = [endpoint("a", "web", 1, "10.0.0.1"), endpoint("a", "web", 2, "10.0.0.2")];
+        let error = find(&endpoints, "a/web").unwrap_err().to_string();
+        assert!(error.ends_with("say which of veth1, veth2"), "{error}");
+        assert_eq!(find(&endpoints, "veth2").unwrap().id, 2);
     }
 
     #[test]

@@ -156,6 +156,7 @@ pub fn pod(object: &core::Pod) -> (Pod, Vec<Problem>) {
         addresses,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         finished: is_finished(phase),
+        running: is_running(phase),
         ports: ports.finish(),
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
         id,
@@ -174,6 +175,11 @@ pub fn pod_uid(id: &ObjectName, uid: Option<&str>) -> Str {
 /// Whether a pod in that phase has ended for good and owns no address any more.
 pub fn is_finished(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Whether a pod in that phase has containers that run, or are being started again.
+pub fn is_running(phase: Option<&str>) -> bool {
+    phase == Some("Running")
 }
 
 fn pod_node(name: Option<&str>) -> Option<Str> {

@@ -119,6 +119,7 @@ impl SlimPod {
         containers(&spec.init_containers, "spec.initContainers", true, &mut ports);
         problems.append(&mut ports.problems);
         let created = metadata.created.or("metadata.creationTimestamp", &mut problems);
+        let phase = status.phase.or("status.phase", &mut problems).map(|phase| &**phase);
         let pod = model::Pod {
             uid: convert::pod_uid(&id, self.metadata.uid.as_deref()),
             labels,
@@ -128,9 +129,8 @@ impl SlimPod {
                 .host_network
                 .or("spec.hostNetwork", &mut problems)
                 .unwrap_or(&false),
-            finished: convert::is_finished(
-                status.phase.or("status.phase", &mut problems).map(|phase| &**phase),
-            ),
+            finished: convert::is_finished(phase),
+            running: convert::is_running(phase),
             ports: ports.finish(),
             created: created.and_then(|text| seconds(text)).unwrap_or(0),
             id,

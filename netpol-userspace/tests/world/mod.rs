@@ -46,6 +46,7 @@ pub struct World {
     pub kubeconfig: Option<PathBuf>,
     pub agent: Option<Agent>,
     pods: Vec<String>,
+    has_bridge: bool,
 }
 
 impl World {
@@ -61,6 +62,7 @@ impl World {
             kubeconfig: None,
             agent: None,
             pods: Vec::new(),
+            has_bridge: false,
         };
         fs::create_dir(world.manifests()).unwrap();
         fs::create_dir(world.netns_dir()).unwrap();
@@ -124,15 +126,40 @@ impl World {
         );
     }
 
+    /// The namespace and interface of a pod, as a port of the bridge `br0` of the node, which is
+    /// 10.245.0.254/16.
+    pub fn wire_to_bridge(&mut self, name: &str, address: &str) {
+        Netns::create(self.netns_dir(), name).unwrap();
+        self.pods.push(name.to_owned());
+        if !self.has_bridge {
+            self.has_bridge = true;
+            self.ip(
+                "link add br0 type bridge\nlink set br0 up\naddress add 10.245.0.254/16 dev br0",
+            );
+        }
+        let file = self.netns_dir().join(name);
+        self.ip(&format!(
+            "link add v-{name} type veth peer name eth0 netns {}\nlink set v-{name} master br0 up",
+            file.display()
+        ));
+        self.ip_in(
+            name,
+            &format!(
+                "link set lo up\nlink set eth0 up\naddress add {address}/16 dev eth0\n\
+                 route add default via 10.245.0.254"
+            ),
+        );
+    }
+
     /// The manifest of a pod.
     pub fn declare(&self, name: &str, address: &str, labels: &str) {
         self.declare_as(name, address, labels, &format!("uid-{name}"));
     }
 
     pub fn declare_as(&self, name: &str, address: &str, labels: &str, uid: &str) {
-        let addresses = match address {
-            "" => String::new(),
-            _ => format!("podIP: {address}, podIPs: [{{ip: {address}}}], "),
+        let status = match address {
+            "" => "phase: Pending".to_owned(),
+            _ => format!("podIP: {address}, podIPs: [{{ip: {address}}}], phase: Running"),
         };
         self.write(
             &format!("pod-{name}"),
@@ -140,7 +167,7 @@ impl World {
                 "apiVersion: v1\nkind: Pod\n\
                  metadata: {{name: {name}, namespace: default, uid: {uid}, labels: {labels}}}\n\
                  spec: {{nodeName: {NODE_NAME}, containers: [{{name: c}}]}}\n\
-                 status: {{{addresses}phase: Running}}\n"
+                 status: {{{status}}}\n"
             ),
         );
     }

@@ -40,6 +40,7 @@ fn pod(name: &str, list: &str) -> Pod {
         addresses: addresses(list),
         host_network: false,
         finished: false,
+        running: true,
         ports: vec![],
         created: 100,
     }
@@ -57,6 +58,7 @@ fn interface(ifindex: u32, incarnation: u64) -> Interface {
         addresses: vec![],
         link_address: None,
         switch: Switch::None,
+        appeared: 100,
     }
 }
 
@@ -240,7 +242,7 @@ fn a_sandbox_whose_interface_is_gone_is_over() {
     assert!(!world.sandboxes.find_interfaces(&[]), "it may be yet to come");
     assert!(!world.sandboxes.find_interfaces(&[interface(7, 1)]));
     let claim = |world: &World| world.sandboxes.claims(&world.cluster);
-    assert_eq!(claim(&world)[0].nsid, 107);
+    assert_eq!(claim(&world)[0].incarnation, 1);
     // Another link with the same index.
     assert!(world.sandboxes.find_interfaces(&[interface(7, 2)]));
     world.settle();
@@ -260,7 +262,7 @@ fn a_namespace_stays_its_pods_until_its_interface_is_gone() {
     world.end("c");
     world.cluster.apply(Change::PodGone(ObjectName::new("default", "p"), None));
     let claims = world.sandboxes.claims(&world.cluster);
-    assert_eq!((&*claims[0].uid, claims[0].nsid), ("uid-p", 107));
+    assert_eq!((&*claims[0].uid, claims[0].incarnation), ("uid-p", 1));
     assert_eq!(world.prune(), [""; 0]);
     world.sandboxes.find_interfaces(&[]);
     assert_eq!(world.prune(), ["c"]);

@@ -23,6 +23,7 @@ fn interface(ifindex: u32, nsid: i32, list: &str) -> Interface {
         addresses: addresses(list),
         link_address: None,
         switch: Switch::None,
+        appeared: 100,
     }
 }
 
@@ -36,23 +37,43 @@ fn pod(name: &str, list: &str) -> Pod {
         addresses: addresses(list),
         host_network: false,
         finished: false,
+        running: true,
         ports: vec![],
         created: 100,
     }
 }
 
 fn matched(interfaces: &[Interface], pods: &[Pod], previous: &[Endpoint]) -> Matching {
-    match_pods(interfaces, pods, "here", previous, &[])
+    claimed(interfaces, pods, previous, &[])
 }
+
+/// With everything that there may be to go by. Pods have had their status soon after they were
+/// created.
+fn told(pods: &[Pod], evidence: &Evidence<'_>) -> Matching {
+    let window = |pod: &Pod| pod.created - 5..=pod.created + 5;
+    let awaited = pods.iter().map(|pod| (pod.uid.clone(), window(pod))).collect();
+    match_pods(pods, &Evidence { awaited: &awaited, ..*evidence })
+}
+
+const NO_ROUTES: &BTreeMap<IpAddr, Route> = &BTreeMap::new();
+const NOTHING: Evidence<'static> = Evidence {
+    interfaces: &[],
+    node_name: "here",
+    previous: &[],
+    claims: &[],
+    pinned: &[],
+    routes: NO_ROUTES,
+    awaited: &BTreeMap::new(),
+};
 
 /// `v1=pod` for each endpoint, `!` and its kind for each finding.
 fn summary(matching: &Matching) -> String {
-    let endpoints = matching
-        .endpoints
-        .iter()
-        .map(|endpoint| format!("{}={}", endpoint.interface, endpoint.pod.name));
+    let endpoints = matching.endpoints.iter().map(|endpoint| match endpoint.uid.is_empty() {
+        true => format!("{}=?", endpoint.interface),
+        false => format!("{}={}", endpoint.interface, endpoint.pod.name),
+    });
     let findings = matching.findings.iter().map(|finding| match finding {
-        Finding::PodWithoutAddress { pod } => format!("!no-address:{}", pod.name),
+        Finding::PodWithoutAddress { pod, .. } => format!("!no-address:{}", pod.name),
         Finding::PodWithoutInterface { pod, .. } => format!("!no-interface:{}", pod.name),
         Finding::InterfaceWithoutPod { interface, .. } => format!("!no-pod:{interface}"),
         Finding::AddressOfTwoPods { address, pod, loser } => {
@@ -61,6 +82,14 @@ fn summary(matching: &Matching) -> String {
         Finding::AddressOnTwoInterfaces { address, pod, interfaces } => {
             format!("!two-interfaces:{address}:{}:{}", pod.name, interfaces.join("+"))
         }
+        Finding::LeftOver { interface, pod, why } => {
+            format!("!left-over:{interface}:{}:{why:?}", pod.name)
+        }
+        Finding::Undecided { interface, pods, .. } => {
+            let pods: Vec<&str> = pods.iter().map(|pod| &*pod.name).collect();
+            format!("!undecided:{interface}:{}", pods.join("+"))
+        }
+        Finding::Unknown { interface, .. } => format!("!unknown:{interface}"),
     });
     endpoints.chain(findings).collect::<Vec<_>>().join(" ")
 }
@@ -110,8 +139,20 @@ fn pods_and_interfaces_without_history() {
         (
             "pods without a network of their own",
             vec![v(1, 0, "10.0.0.1"), v(2, 1, "10.0.0.2")],
-            vec![host(pod("a", "10.0.0.1")), finished(pod("b", "10.0.0.2"))],
+            vec![host(pod("a", "10.0.0.1")), anywhere(host(pod("b", "10.0.0.2")))],
             "!no-pod:v1 !no-pod:v2",
+        ),
+        (
+            "a finished pod that still has its interface",
+            vec![v(1, 0, "10.0.0.1")],
+            vec![finished(pod("a", "10.0.0.1"))],
+            "v1=a !left-over:v1:a:Ended",
+        ),
+        (
+            "an interface that came later than the pod finished",
+            vec![Interface { appeared: 200, ..v(1, 0, "10.0.0.1") }],
+            vec![finished(pod("a", "10.0.0.1"))],
+            "!no-pod:v1",
         ),
         (
             "a finished pod has left its address to another",
@@ -150,10 +191,17 @@ fn pods_and_interfaces_without_history() {
             "v1=a",
         ),
         (
-            "one address in two namespaces: none of them is left alone",
+            "one address in two namespaces: none of them is left alone, nor called the pod",
             vec![v(1, 0, "10.0.0.1"), v(2, 1, "10.0.0.1")],
             vec![pod("a", "10.0.0.1")],
-            "v1=a v2=a !two-interfaces:10.0.0.1:a:v1+v2",
+            "v1=? v2=? !no-interface:a !two-interfaces:10.0.0.1:a:v1+v2 !undecided:v1:a \
+             !undecided:v2:a",
+        ),
+        (
+            "addresses of two pods that are nowhere else",
+            vec![v(1, 0, "10.0.0.1 10.0.0.2")],
+            vec![pod("a", "10.0.0.1"), pod("b", "10.0.0.2")],
+            "v1=? !no-interface:a !no-interface:b !undecided:v1:a+b",
         ),
         (
             "one address twice in one namespace is its own affair",
@@ -218,7 +266,11 @@ fn a_namespace_leaves_its_pod() {
     assert_eq!(summary(&matched(&interfaces, &moved, &first)), "v1=b !no-interface:a");
 
     let finished = Pod { finished: true, ..old.clone() };
-    assert_eq!(summary(&matched(&interfaces, &[finished], &first)), "!no-pod:v1");
+    let ended = "v1=a !left-over:v1:a:Ended";
+    assert_eq!(summary(&matched(&interfaces, std::slice::from_ref(&finished), &first)), ended);
+    // Its address is another pod's by now, and nobody else has it: it was taken for the old one's.
+    let pods = [finished, pod("b", "10.0.0.1")];
+    assert_eq!(summary(&matched(&interfaces, &pods, &first)), "v1=b");
 
     // Another link got the index.
     let successor = Interface { incarnation: 9, ..interface(1, 0, "10.0.0.2") };
@@ -267,11 +319,13 @@ fn findings_name_what_they_are_about() {
     {
         assert!(text.iter().any(|line| line.contains(name)), "{name} is not in {text:#?}");
     }
-    assert_eq!(text.len(), 6, "{text:#?}");
+    assert_eq!(text.len(), 9, "{text:#?}");
 }
 
-fn claim(nsid: i32, name: &str) -> Claim {
-    Claim { nsid, pod: ObjectName::new("default", name), uid: format!("uid-{name}").into() }
+/// Of the interface `v{ifindex}`.
+fn claim(ifindex: u64, name: &str) -> Claim {
+    let uid = format!("uid-{name}").into();
+    Claim { incarnation: ifindex, pod: ObjectName::new("default", name), uid }
 }
 
 fn claimed(
@@ -280,7 +334,7 @@ fn claimed(
     previous: &[Endpoint],
     claims: &[Claim],
 ) -> Matching {
-    match_pods(interfaces, pods, "here", previous, claims)
+    told(pods, &Evidence { interfaces, previous, claims, ..NOTHING })
 }
 
 #[test]
@@ -290,7 +344,7 @@ fn what_the_runtime_says_goes_before_addresses_and_memory() {
     let by_address = matched(&interfaces, &pods, &[]);
     assert_eq!(summary(&by_address), "v1=b !no-interface:a !no-pod:v2");
     // Pod a has taken the address of pod b, which has not got it yet.
-    let claims = [claim(10, "a"), claim(20, "b")];
+    let claims = [claim(1, "a"), claim(2, "b")];
     let matching = claimed(&interfaces, &pods, &by_address.endpoints, &claims);
     assert_eq!(summary(&matching), "v1=a v2=b");
     assert_eq!(matching.endpoints[0].addresses, addresses("10.0.0.1"));
@@ -300,14 +354,155 @@ fn what_the_runtime_says_goes_before_addresses_and_memory() {
 #[test]
 fn a_pod_without_an_object_keeps_its_endpoint_while_its_sandbox_is_there() {
     let interfaces = [interface(1, 10, "10.0.0.1")];
-    let before = claimed(&interfaces, &[pod("a", "10.0.0.1")], &[], &[claim(10, "a")]);
-    let gone = claimed(&interfaces, &[], &before.endpoints, &[claim(10, "a")]);
-    assert_eq!(gone, before);
-    // Nor is it the pod that has its address by now.
+    let before = claimed(&interfaces, &[pod("a", "10.0.0.1")], &[], &[claim(1, "a")]);
+    let gone = claimed(&interfaces, &[], &before.endpoints, &[claim(1, "a")]);
+    assert_eq!(summary(&gone), "v1=a !left-over:v1:a:Gone");
+    assert_eq!(gone.endpoints[0].addresses, addresses("10.0.0.1"));
+    // Nor is it the pod that has its address by now, which it loses.
     let pods = [pod("b", "10.0.0.1")];
-    let reused = claimed(&interfaces, &pods, &before.endpoints, &[claim(10, "a")]);
-    assert_eq!(reused.endpoints, before.endpoints);
-    let never_seen = claimed(&interfaces, &[], &[], &[claim(10, "a")]);
+    let reused = claimed(&interfaces, &pods, &before.endpoints, &[claim(1, "a")]);
+    assert_eq!(summary(&reused), "v1=a !no-interface:b !left-over:v1:a:Gone");
+    assert_eq!(reused.endpoints[0].addresses, addresses(""));
+    let never_seen = claimed(&interfaces, &[], &[], &[claim(1, "a")]);
     assert_eq!(summary(&never_seen), "!no-pod:v1");
-    assert_eq!(summary(&matched(&interfaces, &[], &before.endpoints)), "!no-pod:v1");
+}
+
+fn routes(list: &[(&str, u32)]) -> BTreeMap<IpAddr, Route> {
+    let route = |&(address, ifindex): &(&str, u32)| {
+        (address.parse().unwrap(), Route { ifindex, is_direct: true })
+    };
+    list.iter().map(route).collect()
+}
+
+#[test]
+fn a_namespace_stays_with_its_pod_whatever_becomes_of_the_object() {
+    let interfaces = [interface(1, 0, "10.0.0.1")];
+    let a = pod("a", "10.0.0.1");
+    let first = matched(&interfaces, std::slice::from_ref(&a), &[]).endpoints;
+    let after = |pods: &[Pod]| matched(&interfaces, pods, &first);
+
+    assert_eq!(summary(&after(&[])), "v1=a !left-over:v1:a:Gone");
+    let finished = Pod { finished: true, ..a.clone() };
+    assert_eq!(summary(&after(&[finished])), "v1=a !left-over:v1:a:Ended");
+    let bare = after(&[Pod { addresses: vec![], ..a.clone() }]);
+    assert_eq!(summary(&bare), "v1=a");
+    assert_eq!(bare.endpoints, first, "its addresses are those of before");
+    let renewed = Pod { uid: "other".into(), ..pod("a", "10.0.0.9") };
+    assert_eq!(summary(&after(&[renewed])), "v1=a !no-interface:a !left-over:v1:a:Gone");
+    // It comes back.
+    let gone = after(&[]);
+    let back = matched(&interfaces, std::slice::from_ref(&a), &gone.endpoints);
+    assert_eq!(back.endpoints, first);
+    // Its other end is moved to another namespace, where there is another pod already.
+    let moved = [interface(1, 7, "10.0.0.2"), interface(2, 7, "10.0.0.2")];
+    let pods = [a.clone(), pod("b", "10.0.0.2")];
+    let before = [interface(1, 0, "10.0.0.1"), interface(2, 7, "10.0.0.2")];
+    let before = matched(&before, &pods, &[]);
+    assert_eq!(summary(&matched(&moved, &pods, &before.endpoints)), "v1=a v2=b");
+    // A third interface there may be either's.
+    let third = [&moved[..], &[interface(3, 7, "")]].concat();
+    let matching = matched(&third, &pods, &before.endpoints);
+    assert_eq!(summary(&matching), "v1=a v2=b v3=? !undecided:v3:a+b");
+}
+
+#[test]
+fn a_sandbox_that_is_made_anew() {
+    let a = pod("a", "10.0.0.1");
+    let first = matched(&[interface(1, 0, "10.0.0.1")], std::slice::from_ref(&a), &[]);
+    // The interface of the one before is still there.
+    let both = [interface(1, 0, "10.0.0.1"), interface(2, 1, "10.0.0.2")];
+    let now = pod("a", "10.0.0.2");
+    let matching = matched(&both, std::slice::from_ref(&now), &first.endpoints);
+    assert_eq!(summary(&matching), "v1=a v2=a !left-over:v1:a:Elsewhere");
+    assert_eq!(matching.endpoints[0].holder, Holder::Former);
+    assert_eq!(matching.endpoints[0].addresses, addresses("10.0.0.1"));
+    let again = matched(&both, &[now], &matching.endpoints);
+    assert_eq!(again, matching);
+    // Or nobody has its new address yet.
+    let matching = matched(&both[..1], &[pod("a", "10.0.0.2")], &first.endpoints);
+    assert_eq!(summary(&matching), "v1=a");
+    assert_eq!(matching.endpoints[0].addresses, addresses("10.0.0.2"));
+}
+
+#[test]
+fn the_nodes_routes_go_before_addresses() {
+    let interfaces = [interface(1, 0, "10.0.0.2"), interface(2, 1, "10.0.0.2")];
+    let pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")];
+    let routes = routes(&[("10.0.0.1", 1), ("10.0.0.2", 2)]);
+    let evidence = Evidence { interfaces: &interfaces, routes: &routes, ..NOTHING };
+    let matching = told(&pods, &evidence);
+    assert_eq!(summary(&matching), "v1=a v2=b !two-interfaces:10.0.0.2:b:v1+v2");
+    // Also where addresses alone have told something else.
+    let early = matched(&interfaces[..1], &pods[1..], &[]);
+    assert_eq!(summary(&early), "v1=b");
+    let late = told(&pods, &Evidence { previous: &early.endpoints, ..evidence });
+    assert_eq!(late.endpoints, matching.endpoints);
+    // What a route has told stays when there is none any more.
+    let evidence = Evidence { interfaces: &interfaces, previous: &late.endpoints, ..NOTHING };
+    assert_eq!(told(&pods, &evidence).endpoints, matching.endpoints);
+}
+
+#[test]
+fn what_is_pinned_is_known() {
+    let interfaces = [interface(1, 0, "10.0.0.2"), interface(2, 1, "10.0.0.2")];
+    let pinned = [Pinned { incarnation: 1, addresses: addresses("10.0.0.1 fe80::1") }];
+    let evidence = Evidence { interfaces: &interfaces, pinned: &pinned, ..NOTHING };
+    let pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")];
+    let two = "!two-interfaces:10.0.0.2:b:v1+v2";
+    assert_eq!(summary(&told(&pods, &evidence)), format!("v1=a v2=b {two}"));
+    // Nobody knows whose these addresses were.
+    let matching = told(&pods[1..], &evidence);
+    assert_eq!(summary(&matching), format!("v1=? v2=b {two} !unknown:v1"));
+    assert_eq!(matching.endpoints[0].holder, Holder::Unknown);
+    assert_eq!(matching.endpoints[0].addresses, addresses("10.0.0.1 fe80::1"));
+    // Who shows them as well is not left alone.
+    let shown = [interface(1, 0, "10.0.0.9"), interface(2, 1, "10.0.0.1")];
+    let matching = told(&pods[..1], &Evidence { interfaces: &shown, ..evidence });
+    assert_eq!(summary(&matching), "v1=a v2=? !undecided:v2:a");
+}
+
+/// The interface `v{ifindex}` as a port of bridge 99.
+fn port(ifindex: u32, nsid: i32, list: &str) -> Interface {
+    Interface { switch: Switch::Bridge(99), ..interface(ifindex, nsid, list) }
+}
+
+#[test]
+fn a_pod_that_hides_behind_a_bridge() {
+    let routes = routes(&[("10.0.0.1", 99), ("10.0.0.2", 99), ("10.0.0.3", 99)]);
+    let (a, b) = (pod("a", "10.0.0.1"), pod("b", "10.0.0.2"));
+    let look = |interfaces: &[Interface], pods: &[Pod], previous: &[Endpoint]| {
+        told(pods, &Evidence { interfaces, previous, routes: &routes, ..NOTHING })
+    };
+    // It is the only port that it can be.
+    let alone = look(&[port(1, 0, "10.9.9.9")], std::slice::from_ref(&a), &[]);
+    assert_eq!(summary(&alone), "v1=a");
+    let elsewhere = look(&[interface(1, 0, "10.9.9.9")], std::slice::from_ref(&a), &[]);
+    assert_eq!(summary(&elsewhere), "!no-interface:a !no-pod:v1");
+    // With the address of another pod, which is not to be seen: which of the two is it?
+    let pods = [a.clone(), b.clone()];
+    let both = "v1=? !no-interface:a !no-interface:b !undecided:v1:a+b";
+    assert_eq!(summary(&look(&[port(1, 0, "10.0.0.2")], &pods, &[])), both);
+    let known = look(&[port(1, 0, "10.0.0.2")], std::slice::from_ref(&b), &[]);
+    assert_eq!(summary(&known), "v1=b");
+    assert_eq!(summary(&look(&[port(1, 0, "10.0.0.2")], &pods, &known.endpoints)), both);
+    // Beside a port of which nothing is known.
+    let two = [port(1, 0, "10.0.0.2"), port(2, 1, "10.9.9.9")];
+    assert_eq!(
+        summary(&look(&two, &pods, &[])),
+        "v1=? v2=? !no-interface:a !no-interface:b !undecided:v1:a+b !undecided:v2:a"
+    );
+    // What came up long before it, or after its status, is not it.
+    for appeared in [90, 110] {
+        let other = Interface { appeared, ..port(1, 0, "10.0.0.2") };
+        assert_eq!(summary(&look(&[other], &pods, &[])), "v1=b !no-interface:a");
+    }
+    // Nor what an earlier agent has seen before.
+    let mut remembered = known.endpoints;
+    remembered[0].appeared = 50;
+    let matching = look(&[port(1, 0, "10.0.0.2")], &pods, &remembered);
+    assert_eq!(summary(&matching), "v1=b !no-interface:a");
+    // One that had an interface once has lost it.
+    let interfaces = [port(1, 0, "10.0.0.2")];
+    let evidence = Evidence { interfaces: &interfaces, routes: &routes, ..NOTHING };
+    assert_eq!(summary(&match_pods(&pods, &evidence)), "v1=b !no-interface:a");
 }

@@ -357,6 +357,7 @@ fn a_pod_is_read_in_full() {
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             host_network: false,
             finished: false,
+            running: true,
             ports: vec![
                 port("dns", Protocol::Udp, 53),
                 port("http", Protocol::Tcp, 8080),

@@ -122,6 +122,7 @@ fn pod(id: ObjectName, label: (&str, String), addresses: Vec<IpAddr>) -> Pod {
         addresses,
         host_network: false,
         finished: false,
+        running: true,
         ports: Vec::new(),
         created: 0,
     }

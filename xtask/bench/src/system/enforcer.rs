@@ -204,6 +204,7 @@ fn pod(address: Ipv4Addr, node: Option<&str>, labels: &[(&str, &str)]) -> Change
         addresses: vec![IpAddr::V4(address)],
         host_network: false,
         finished: false,
+        running: true,
         ports: Vec::new(),
         created: 0,
     })

@@ -1,0 +1,195 @@
+//! Whose an endpoint is, as far as that is known, and which policy sets follow.
+//!
+//! A pod is judged as it was last seen for as long as its interface exists: its object may say
+//! that it has ended, or be gone, while it runs. Policies are those of now. Must never give an
+//! endpoint more than each of the pods may that it could be.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::sets::Content;
+use super::{Compiler, EndpointId, EndpointSets, Plan, SetId, isolating, sets, settle};
+use crate::model::{Cluster, Direction, ObjectName, Pod, Str};
+
+/// A local endpoint.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub name: ObjectName,
+    /// It is the pod of that name, whichever that is and whatever its object says.
+    follows_name: bool,
+    /// The pods that it may be, as last seen.
+    pub pods: Vec<Pod>,
+    /// Its pod is known, has an object, and has not ended by that.
+    is_current: bool,
+    pub sets: EndpointSets,
+    /// Whether a plan has told its sets.
+    pub announced: bool,
+}
+
+impl Endpoint {
+    /// Of a name, or of those pods.
+    fn new(name: ObjectName, pods: Option<Vec<Pod>>) -> Self {
+        Self {
+            name,
+            follows_name: pods.is_none(),
+            pods: pods.unwrap_or_default(),
+            is_current: false,
+            sets: settle::NOT_ISOLATED,
+            announced: false,
+        }
+    }
+
+    /// Brings what is known of its pods up to date.
+    pub fn refresh(&mut self, cluster: &Cluster) {
+        if self.follows_name {
+            if let Some(pod) = cluster.pod(&self.name) {
+                self.pods = vec![pod.clone()];
+            }
+            self.is_current = self.pods.iter().any(Pod::is_networked);
+            return;
+        }
+        let is_only = self.pods.len() == 1;
+        self.is_current = false;
+        for pod in &mut self.pods {
+            let now = cluster.pod(&pod.id);
+            if let Some(now) = now.filter(|now| now.uid == pod.uid && now.is_networked()) {
+                *pod = now.clone();
+                self.is_current = is_only;
+            }
+        }
+    }
+
+    /// Where a Service leads to it.
+    pub fn addresses(&self) -> &[IpAddr] {
+        let pod = self.pods.first().filter(|_| self.is_current);
+        pod.map(|pod| pod.addresses.as_slice()).unwrap_or_default()
+    }
+
+    /// The pods that it may be by this cluster.
+    pub fn pods_now<'a>(&'a self, cluster: &'a Cluster) -> impl Iterator<Item = &'a Pod> {
+        let named = cluster.pod(&self.name).filter(|_| self.follows_name);
+        let last_seen = self.pods.iter().filter(move |_| named.is_none());
+        named.into_iter().chain(last_seen)
+    }
+
+    /// Whether a change of the pod `id` concerns it.
+    pub fn may_be(&self, id: &ObjectName) -> bool {
+        self.name == *id || self.pods.iter().any(|pod| pod.id == *id)
+    }
+
+    fn namespaces(&self) -> BTreeSet<Str> {
+        let names = self.pods.iter().map(|pod| &pod.id.namespace);
+        names.chain([&self.name.namespace]).cloned().collect()
+    }
+}
+
+impl Compiler {
+    /// From now on this endpoint is the interface of that pod. Before the pod is known, no policy
+    /// can select it and the endpoint is not isolated: make endpoints of known pods only.
+    pub fn set_endpoint(&mut self, id: EndpointId, pod: ObjectName) -> Plan {
+        self.set_endpoints([(id, pod)])
+    }
+
+    /// Likewise for many endpoints at once, which is cheaper than one by one.
+    pub fn set_endpoints(
+        &mut self,
+        endpoints: impl IntoIterator<Item = (EndpointId, ObjectName)>,
+    ) -> Plan {
+        self.put_endpoints(endpoints.into_iter().map(|(id, name)| (id, name, None)))
+    }
+
+    /// From now on this endpoint is the interface of one of these pods, given as they were last
+    /// seen. What comes of one with the same uid is followed, but not its end: the endpoint is
+    /// judged by what was there before. If there are several, it may do nothing that the policies
+    /// of one of them forbid; if there are none, nothing at all.
+    pub fn set_holders(&mut self, id: EndpointId, name: ObjectName, pods: Vec<Pod>) -> Plan {
+        self.put_endpoints([(id, name, Some(pods))])
+    }
+
+    fn put_endpoints(
+        &mut self,
+        endpoints: impl IntoIterator<Item = (EndpointId, ObjectName, Option<Vec<Pod>>)>,
+    ) -> Plan {
+        let mut dirty = super::Dirty::default();
+        for (id, name, pods) in endpoints {
+            let mut endpoint = Endpoint::new(name, pods);
+            if let Some(old) = self.endpoints.remove(&id) {
+                self.unlist_endpoint(id, &old);
+                (endpoint.sets, endpoint.announced) = (old.sets, true);
+            }
+            for namespace in endpoint.namespaces() {
+                self.endpoints_in.entry(namespace).or_default().insert(id);
+            }
+            self.endpoints.insert(id, endpoint);
+            dirty.endpoints.insert(id);
+        }
+        self.settle(dirty)
+    }
+
+    /// The endpoint is gone: call this after the datapath stopped using it, because the plan
+    /// removes the rows that only it needed.
+    pub fn remove_endpoint(&mut self, id: EndpointId) -> Plan {
+        let Some(endpoint) = self.endpoints.remove(&id) else { return Plan::new() };
+        self.unlist_endpoint(id, &endpoint);
+        self.unnumbered.remove(&id);
+        self.engine.services.set_addresses(id, Vec::new());
+        self.engine.sets.release(endpoint.sets.ingress);
+        self.engine.sets.release(endpoint.sets.egress);
+        self.settle(super::Dirty::default())
+    }
+
+    fn unlist_endpoint(&mut self, id: EndpointId, endpoint: &Endpoint) {
+        for namespace in endpoint.namespaces() {
+            if let Some(ids) = self.endpoints_in.get_mut(&namespace) {
+                ids.remove(&id);
+                if ids.is_empty() {
+                    self.endpoints_in.remove(&namespace);
+                }
+            }
+        }
+    }
+
+    /// The sets that an endpoint should have, each with one user more.
+    pub(super) fn compile_endpoint(&mut self, id: EndpointId) -> EndpointSets {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return settle::NOT_ISOLATED };
+        endpoint.refresh(&self.cluster);
+        let pods = endpoint.pods.clone();
+        let is_unknown = pods.is_empty() && !endpoint.follows_name;
+        self.engine.services.add_addresses(id, endpoint.addresses());
+        self.engine.sets.exhausted = false;
+        let mut acquire = |direction| match is_unknown {
+            true => self.acquire_content(Arc::new([])),
+            false => self.acquire_strictest(&pods, direction),
+        };
+        let sets = EndpointSets {
+            ingress: acquire(Direction::Ingress),
+            egress: acquire(Direction::Egress),
+        };
+        if self.engine.sets.exhausted {
+            self.unnumbered.insert(id);
+        }
+        sets
+    }
+
+    /// What all of these pods may do. Replicas may the same; where pods differ it is nothing.
+    fn acquire_strictest(&mut self, pods: &[Pod], direction: Direction) -> SetId {
+        let mut strictest: Option<Content> = None;
+        for pod in pods {
+            let mut policies = isolating(&self.cluster, pod, direction).peekable();
+            if policies.peek().is_none() {
+                continue;
+            }
+            let content = sets::content(policies, pod, direction, &mut self.engine.atoms);
+            strictest = match strictest {
+                Some(known) if known != content => Some(Arc::new([])),
+                _ => Some(content),
+            };
+        }
+        strictest.map_or(SetId::NONE, |content| self.acquire_content(content))
+    }
+
+    fn acquire_content(&mut self, content: Content) -> SetId {
+        self.engine.sets.acquire(content, &mut self.engine.atoms)
+    }
+}
