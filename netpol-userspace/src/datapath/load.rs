@@ -74,12 +74,12 @@ impl Programs {
     /// Loads the programs, creating and pinning the maps that are not pinned yet.
     pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, DatapathError> {
         check_pinned(pins)?;
-        let masks = flow_masks(pins, options)?;
+        let buckets = flow_buckets(pins, options)?;
         // A zero secret is that of a first load that was interrupted before it stored one; the
         // tables are then still empty.
         let known = if pins.exist() { pinned_secret(pins)? } else { [0; 2] };
         let secret = if known == [0; 2] { random_secret()? } else { known };
-        let programs = Self::load_with(pins, options, &names::ALL, secret, masks)?;
+        let programs = Self::load_with(pins, options, &names::ALL, secret, buckets)?;
         if secret != known {
             let control = mapped_control(pins)?;
             control.store(0, CONTROL_SECRET, secret[0]);
@@ -95,7 +95,7 @@ impl Programs {
         shared: &[&str],
     ) -> Result<Self, DatapathError> {
         let buckets = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
-        Self::load_with(pins, options, shared, random_secret()?, buckets.map(|count| count - 1))
+        Self::load_with(pins, options, shared, random_secret()?, buckets)
     }
 
     fn load_with(
@@ -103,8 +103,10 @@ impl Programs {
         options: &LoadOptions,
         pinned: &[&str],
         secret: [u64; 2],
-        masks: [u32; 2],
+        buckets: [u32; 2],
     ) -> Result<Self, DatapathError> {
+        let masks = buckets.map(|count| count - 1);
+        let reserves = buckets.map(|count| layout::reserve_buckets(count) - 1);
         let timeouts = timeouts_in_ticks().map(|ticks| ticks * options.patience);
         let (keep, check) = (u8::from(options.keep_established), u8::from(options.check_source));
         let log_level: u8 = if options.log { 4 } else { 0 };
@@ -113,13 +115,15 @@ impl Programs {
             .override_global("SECRET", &secret, true)
             .override_global("FLOW4_MASK", &masks[0], true)
             .override_global("FLOW6_MASK", &masks[1], true)
+            .override_global("RESERVE4_MASK", &reserves[0], true)
+            .override_global("RESERVE6_MASK", &reserves[1], true)
             .override_global("TIMEOUTS", &timeouts, true)
             .override_global("KEEP_ESTABLISHED", &keep, true)
             .override_global("CHECK_SOURCE", &check, true)
             .override_global("STAMP_MARK", &options.stamp_mark, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
-            .map_max_entries(names::FLOWS4, masks[0] + 1)
-            .map_max_entries(names::FLOWS6, masks[1] + 1);
+            .map_max_entries(names::FLOWS4, layout::flow_map_entries(buckets[0]))
+            .map_max_entries(names::FLOWS6, layout::flow_map_entries(buckets[1]));
         for (name, size) in options.limits.sizes() {
             loader.map_max_entries(name, size);
         }
@@ -199,18 +203,19 @@ fn program_mut<'a>(
         .map_err(bpf_error(format!("program {name}")))
 }
 
-fn flow_masks(pins: &Pins, options: &LoadOptions) -> Result<[u32; 2], DatapathError> {
+fn flow_buckets(pins: &Pins, options: &LoadOptions) -> Result<[u32; 2], DatapathError> {
     if pins.exist() {
         let size = |name| -> Result<u32, DatapathError> {
             let path = pins.map(name);
             let info = aya::maps::MapInfo::from_pin(&path)
                 .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
-            Ok(info.max_entries() - 1)
+            layout::common_buckets(info.max_entries()).ok_or_else(|| {
+                DatapathError::Missing(format!("{} has no sensible size", path.display()))
+            })
         };
         return Ok([size(names::FLOWS4)?, size(names::FLOWS6)?]);
     }
-    let buckets = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
-    Ok(buckets.map(|count| count - 1))
+    Ok(options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]))
 }
 
 fn random_secret() -> Result<[u64; 2], DatapathError> {

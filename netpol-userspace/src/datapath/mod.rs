@@ -14,6 +14,7 @@ pub mod cleanup;
 mod error;
 pub mod evaluate;
 mod filters;
+mod flow_tables;
 mod guards;
 mod limits;
 mod load;
@@ -39,6 +40,7 @@ mod writer;
 
 pub use attach::AttachMode;
 pub use error::DatapathError;
+pub use flow_tables::{FlowTable, FlowUse};
 pub use limits::{Limits, Overflow, TableUse};
 pub use load::{LoadOptions, Programs};
 pub use maps::Maps;
