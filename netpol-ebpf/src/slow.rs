@@ -153,6 +153,8 @@ fn settle(skb: *mut __sk_buff, direction: Direction, seen: &Seen, verdict: Verdi
     }
     if verdict.is_noted {
         events::note(skb, &seen.endpoint, direction, &seen.packet, &verdict);
+    } else if verdict.has_evicted {
+        events::count(seen.endpoint.id, direction, Reason::FlowEvicted);
     }
     // A packet that cannot be stamped must not pass for one that need not be.
     if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
@@ -304,12 +306,13 @@ impl Judge for Kernel {
     }
 
     #[inline(always)]
-    fn settle4(&self, endpoint: &Endpoint, packet: &Packet) {
+    fn settle4(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
         let state = netpol_mark4(endpoint, packet);
-        if state != 0 {
-            let best = netpol_choose4(endpoint, packet, state);
-            netpol_move_out4(endpoint, packet, best);
+        if state == 0 {
+            return Inserted::Free;
         }
+        let best = netpol_choose4(endpoint, packet, state);
+        Inserted::from_number(netpol_move_out4(endpoint, packet, best))
     }
 
     #[inline(always)]
@@ -323,12 +326,13 @@ impl Judge for Kernel {
     }
 
     #[inline(always)]
-    fn settle6(&self, endpoint: &Endpoint, packet: &Packet) {
+    fn settle6(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
         let state = netpol_mark6(endpoint, packet);
-        if state != 0 {
-            let best = netpol_choose6(endpoint, packet, state);
-            netpol_move_out6(endpoint, packet, best);
+        if state == 0 {
+            return Inserted::Free;
         }
+        let best = netpol_choose6(endpoint, packet, state);
+        Inserted::from_number(netpol_move_out6(endpoint, packet, best))
     }
 
     #[inline(always)]
@@ -453,8 +457,7 @@ macro_rules! family {
             {
                 let key = $key(packet, endpoint.id);
                 let (hash, clock) = (flow::hash(&key, Kernel.secret()), Kernel.clock());
-                flow::move_out(Kernel.$table(), &key, hash, best, &clock);
-                0
+                flow::move_out(Kernel.$table(), &key, hash, best, &clock) as u32
             }
         }
 

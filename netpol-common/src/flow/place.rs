@@ -96,13 +96,17 @@ pub fn insert<T: Table, const KEY: usize>(
 }
 
 /// Notes that the flow with this key was answered, which makes it count for more, and finds room
-/// for it outside its endpoint's reserve, or in it.
+/// for it outside its endpoint's reserve, or in it. Says so if that was in place of a live one.
 #[inline(always)]
-pub fn settle<T: Table, const KEY: usize>(table: &T, key: &Key<KEY>, hash: u64, clock: &Clock) {
-    if let Some(state) = mark(table, key, hash) {
-        let best = choose(table, key, hash, state, clock);
-        move_out(table, key, hash, best, clock);
-    }
+pub fn settle<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    clock: &Clock,
+) -> Inserted {
+    let Some(state) = mark(table, key, hash) else { return Inserted::Free };
+    let best = choose(table, key, hash, state, clock);
+    move_out(table, key, hash, best, clock)
 }
 
 // Both in parts, since the kernel has stack for each of them but not for all.
@@ -165,25 +169,26 @@ pub fn move_out<T: Table, const KEY: usize>(
     hash: u64,
     best: u64,
     clock: &Clock,
-) {
+) -> Inserted {
+    let stays = Inserted::Free;
     // The reserve keeps room for new flows.
     if rank(best) == RESERVED {
-        return;
+        return stays;
     }
     let endpoint = endpoint_of(key[ports_index(KEY)]);
-    let Some(account) = table.account(endpoint) else { return };
-    let Some(bucket) = table.bucket(index_of(table, endpoint, hash, RESERVE)) else { return };
-    let Search::Found(entry) = find_in(bucket, key, tag(hash)) else { return };
+    let Some(account) = table.account(endpoint) else { return stays };
+    let Some(bucket) = table.bucket(index_of(table, endpoint, hash, RESERVE)) else { return stays };
+    let Search::Found(entry) = find_in(bucket, key, tag(hash)) else { return stays };
     // Somebody else has been here meanwhile.
     if entry.state & ANSWERED == 0 {
-        return;
+        return stays;
     }
     let (word, place) = (entry.base + KEY, Place::of(best));
     if rank(best) == NONE || place.which() == RESERVE {
         // It may be this one that does not count.
         let victim = if rank(best) == NONE { word } else { place.slot() * (KEY + 2) + KEY };
         disown(entry.bucket, victim, account, family(KEY));
-        return;
+        return stays;
     }
     let written = Written { key, state: entry.state, meta: entry.meta };
     let inserted = replace(table, hash, best, &written, clock);
@@ -192,6 +197,7 @@ pub fn move_out<T: Table, const KEY: usize>(
         disown(entry.bucket, word, account, family(KEY));
         entry.bucket.store(word + 1, 0);
     }
+    inserted
 }
 
 /// Stores a flow with the state and meta words that it had in another table, unless it is there.
@@ -558,7 +564,7 @@ pub fn score<T: Table, const KEY: usize>(
     let age = if idle < MAX_AGE { idle } else { MAX_AGE } << AGE_SHIFT;
     let family = family(KEY);
     let share = account.load(account::SHARE + family);
-    let is_void = share == 0 || is_older(state, account.load(account::BORN));
+    let is_void = share == 0 || is_of_earlier(state, account.load(account::BORN));
     let is_answered = state & ANSWERED != 0 && !is_closing(meta);
     let rank = if is_void || clock.is_expired(protocol_of(ports), meta) {
         if is_reserved { RESERVED } else { VACANT }
@@ -605,11 +611,13 @@ const fn is_zero(word: u64, ones: u64) -> u64 {
     1 - ((word | negative) >> 63)
 }
 
-/// Whether a state word's epoch came before `born`, modulo their range.
+/// Whether a flow with this state word is of an earlier owner of the endpoint's id. (What is much
+/// older, modulo the range of epochs, is a flow of this one that may not be answered.)
 #[inline(always)]
-const fn is_older(state: u64, born: u64) -> bool {
+const fn is_of_earlier(state: u64, born: u64) -> bool {
     let epoch = (state >> EPOCH_SHIFT) as u32 & EPOCH_MASK;
-    epoch.wrapping_sub(born as u32) & EPOCH_MASK > EPOCH_MASK / 2
+    let behind = (born as u32).wrapping_sub(epoch) & EPOCH_MASK;
+    behind != 0 && behind < EPOCH_MASK / 8
 }
 
 /// Gives the slot with this score away, if it is still worth as much.

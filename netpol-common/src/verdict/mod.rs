@@ -129,15 +129,15 @@ pub trait Judge: Maps {
     }
 
     /// Notes in the IPv4 flow table that a packet's flow was answered.
-    fn settle4(&self, endpoint: &Endpoint, packet: &Packet) {
+    fn settle4(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
         let key = flow::key4(packet, endpoint.id);
-        flow::settle(self.flows4(), &key, flow::hash(&key, self.secret()), &self.clock());
+        flow::settle(self.flows4(), &key, flow::hash(&key, self.secret()), &self.clock())
     }
 
     /// Likewise for IPv6.
-    fn settle6(&self, endpoint: &Endpoint, packet: &Packet) {
+    fn settle6(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
         let key = flow::key6(packet, endpoint.id);
-        flow::settle(self.flows6(), &key, flow::hash(&key, self.secret()), &self.clock());
+        flow::settle(self.flows6(), &key, flow::hash(&key, self.secret()), &self.clock())
     }
 
     /// [`is_related_in`] the IPv4 flow table.

@@ -57,23 +57,18 @@ fn carry_out<J: Judge>(
     verdict: Verdict,
 ) -> Verdict {
     let is_v6 = packet.local.family == 6;
-    if let Some(bits) = verdict.then.entering() {
-        let inserted = if is_v6 {
+    let inserted = if let Some(bits) = verdict.then.entering() {
+        if is_v6 {
             maps.enter6(endpoint, packet, bits)
         } else {
             maps.enter4(endpoint, packet, bits)
-        };
-        let has_evicted = inserted as u32 == Inserted::Evicted as u32;
-        return Verdict { has_evicted, ..verdict };
-    }
-    if verdict.then.is_settling() {
-        if is_v6 {
-            maps.settle6(endpoint, packet);
-        } else {
-            maps.settle4(endpoint, packet);
         }
-    }
-    verdict
+    } else if verdict.then.is_settling() {
+        if is_v6 { maps.settle6(endpoint, packet) } else { maps.settle4(endpoint, packet) }
+    } else {
+        Inserted::Free
+    };
+    Verdict { has_evicted: inserted as u32 == Inserted::Evicted as u32, ..verdict }
 }
 
 /// Judges a packet of a flow with this key in `table`, by what the policies answered so far.

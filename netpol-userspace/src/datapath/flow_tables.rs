@@ -68,6 +68,14 @@ impl Maps {
         }
     }
 
+    /// Slots that hold a flow, expired or not, by table.
+    pub fn held_flows(&self) -> [u64; 2] {
+        let ids = 0..self.flow_use.len();
+        let sum =
+            |family| ids.clone().map(|id| self.flow_use.load(id, account::HELD + family)).sum();
+        [sum(0), sum(1)]
+    }
+
     /// Says how much of the tables is the endpoint's own when there are `n_endpoints`.
     pub(super) fn set_share(&self, id: u16, n_endpoints: usize) {
         for (family, table) in [self.table4(), self.table6()].into_iter().enumerate() {

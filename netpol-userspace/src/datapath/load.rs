@@ -13,6 +13,7 @@ use super::error::{DatapathError, bpf_error, io_error};
 use super::limits::Limits;
 use super::maps::{check_pinned, mapped_control};
 use super::pins::Pins;
+use super::resize::pinned_buckets;
 
 /// The eBPF object, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-ebpf.o"));
@@ -37,8 +38,9 @@ pub struct LoadOptions {
     pub keep_established: bool,
     /// Pods may send from their own addresses only.
     pub check_source: bool,
-    /// Buckets of the IPv4 and IPv6 flow tables (powers of two); `None`: the defaults, or those
-    /// of the tables that are pinned.
+    /// Buckets for all endpoints of the IPv4 and IPv6 flow tables (powers of two): tables of another
+    /// size that are pinned make room for such, with their flows. `None`: whatever is pinned, else
+    /// the least that agents choose.
     pub flow_buckets: Option<[u32; 2]>,
     /// The bit of a packet's mark that netpol uses ([`layout::STAMP_MARK`]).
     pub stamp_mark: u32,
@@ -204,18 +206,11 @@ fn program_mut<'a>(
 }
 
 fn flow_buckets(pins: &Pins, options: &LoadOptions) -> Result<[u32; 2], DatapathError> {
-    if pins.exist() {
-        let size = |name| -> Result<u32, DatapathError> {
-            let path = pins.map(name);
-            let info = aya::maps::MapInfo::from_pin(&path)
-                .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
-            layout::common_buckets(info.max_entries()).ok_or_else(|| {
-                DatapathError::Missing(format!("{} has no sensible size", path.display()))
-            })
-        };
-        return Ok([size(names::FLOWS4)?, size(names::FLOWS6)?]);
-    }
-    Ok(options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]))
+    let [flows4, flows6] = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
+    Ok([
+        pinned_buckets(pins, names::FLOWS4)?.unwrap_or(flows4),
+        pinned_buckets(pins, names::FLOWS6)?.unwrap_or(flows6),
+    ])
 }
 
 fn random_secret() -> Result<[u64; 2], DatapathError> {

@@ -2,6 +2,7 @@
 //! compared with what this build expects before anything is read from or written to it.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray};
@@ -251,9 +252,13 @@ pub fn mapped_control(pins: &Pins) -> Result<Mapped, DatapathError> {
 }
 
 fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
-    let path = pins.map(name);
+    mapped_at(&pins.map(name), name, is_writable)
+}
+
+/// The map of this name that is pinned at `path`.
+pub fn mapped_at(path: &Path, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
     let what = format!("open pinned map {}", path.display());
-    let info = MapInfo::from_pin(&path).map_err(bpf_error(what.clone()))?;
+    let info = MapInfo::from_pin(path).map_err(bpf_error(what.clone()))?;
     let fd = info.fd().map_err(bpf_error(what))?;
     Mapped::new(
         name,

@@ -22,6 +22,7 @@ use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
+use super::resize::SetAside;
 use super::rows::Rows;
 use super::sources::Sources;
 use super::speakers::Link;
@@ -111,8 +112,12 @@ impl Datapath {
         super::probe::require_capabilities()?;
         pins.create()?;
         let lock = pins.lock()?;
+        let set_aside = SetAside::prepare(pins, options)?;
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
+        if let Some(tables) = &set_aside {
+            tables.copy(&maps);
+        }
         let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
         // An earlier release has left this word as it was, whosever the entry became. Its programs
         // do not read it; these do as soon as they are attached, and zero lets them ask the table.
@@ -122,6 +127,9 @@ impl Datapath {
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
+        if let Some(tables) = set_aside {
+            tables.finish(&maps)?;
+        }
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
         let limits = limits_within(pins, options.limits)?;
         let mut datapath = Self {
