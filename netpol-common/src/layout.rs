@@ -37,6 +37,31 @@ pub const FLOW4_BUCKETS: u32 = 32_768;
 pub const FLOW6_BUCKETS: u32 = 16_384;
 /// Largest allowed bucket count: the hash has this many independent bits for each choice.
 pub const MAX_FLOW_BUCKETS: u32 = 1 << 18;
+
+/// Buckets that each endpoint has for itself, a power of two, in a flow table of this many buckets
+/// for all, also a power of two: together half as many again.
+pub const fn reserve_buckets(common: u32) -> u32 {
+    let buckets = common / (2 * MAX_ENDPOINTS);
+    if buckets == 0 { 1 } else { buckets }
+}
+
+/// Entries of the map of a flow table with this many buckets for all. Each endpoint's own ones
+/// follow, in the order of their ids.
+pub const fn flow_map_entries(common: u32) -> u32 {
+    common + MAX_ENDPOINTS * reserve_buckets(common)
+}
+
+/// The inverse of [`flow_map_entries`]; `None`: no flow table has so many.
+pub const fn common_buckets(entries: u32) -> Option<u32> {
+    let mut common = 1;
+    while common <= MAX_FLOW_BUCKETS {
+        if flow_map_entries(common) == entries {
+            return Some(common);
+        }
+        common *= 2;
+    }
+    None
+}
 /// Bytes of the event ring buffer.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 
@@ -48,6 +73,8 @@ pub mod names {
     pub const FLOWS4: &str = "FLOWS4";
     /// IPv6 flow buckets.
     pub const FLOWS6: &str = "FLOWS6";
+    /// [`super::FlowUse`] by endpoint id.
+    pub const FLOW_USE: &str = "FLOW_USE";
     /// [`super::ExactClass`] by [`super::Address`].
     pub const ADDRESSES: &str = "ADDRESSES";
     /// Class by block, longest prefix match.
@@ -78,10 +105,11 @@ pub mod names {
     /// Token buckets of the events.
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// All of them.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         ENDPOINTS,
         FLOWS4,
         FLOWS6,
+        FLOW_USE,
         ADDRESSES,
         BLOCKS,
         ROWS,
@@ -203,6 +231,33 @@ pub const fn own4(address: &Address) -> u32 {
 
 /// Epochs have 31 bits and are compared modulo that.
 pub const EPOCH_MASK: u32 = 0x7fff_ffff;
+
+/// What an endpoint has of the flow tables, by address family: index 0 is IPv4, 1 is IPv6. The
+/// programs and the agent add to the counts atomically, so that they are exact; shares and `born`
+/// are the agent's.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct FlowUse {
+    /// Slots with a flow of this endpoint, expired ones included.
+    pub held: [u64; 2],
+    /// Those of them whose flow was answered.
+    pub answered: [u64; 2],
+    /// Up to how many of either are its own: flows beyond make room for endpoints that have less.
+    /// Zero: there is no such endpoint, and what is left of it makes room for everybody.
+    pub share: [u64; 2],
+    /// As [`Endpoint::born`].
+    pub born: u64,
+    /// Live flows of this endpoint that made room for its own.
+    pub displaced: u64,
+    /// Live flows of this endpoint that made room for other endpoints'.
+    pub given: u64,
+    /// Flows of this endpoint that found no room, each packet of them counted.
+    pub refused: u64,
+    /// Room to grow to two cache lines.
+    pub reserved: [u64; 6],
+}
 
 /// An address that belongs to an endpoint: packets from others are spoofed.
 #[derive(
@@ -638,6 +693,7 @@ const _: () = {
     assert!(size_of::<Address>() == 20);
     assert!(size_of::<Endpoint>() == 64);
     assert!(size_of::<Speaker>() == 64);
+    assert!(size_of::<FlowUse>() == 128);
     assert!(size_of::<OwnAddress>() == 24);
     assert!(size_of::<RowKey>() == 8);
     assert!(size_of::<ServiceKey>() == 24);

@@ -5,14 +5,14 @@ mod support;
 use std::collections::HashMap;
 
 use netpol_common::flow::{
-    self, Bucket as _, Clock, FIN_LOCAL, FIN_REMOTE, Inserted, KEY4, KEY6, Key, OPENED_BY_NODE,
-    OPENED_BY_REMOTE, REPLIED, RESET, SLOTS, Slot, Table as _, Timeouts, WORDS4, WORDS6,
+    self, Bucket as _, Clock, FIN_LOCAL, FIN_REMOTE, HEARD, Inserted, KEY4, KEY6, Key,
+    OPENED_BY_NODE, OPENED_BY_REMOTE, REPLIED, RESET, SLOTS, Slot, Table as _, Timeouts, WORDS4,
+    WORDS6,
 };
 use netpol_common::layout::{Address, EPOCH_MASK};
 use netpol_common::packet::{ICMP, ICMPV6, Packet, SCTP, TCP, UDP};
-use support::{AtomicTable, Random, TIMEOUTS, v4, v6};
+use support::{AtomicTable, Random, SECRET, TIMEOUTS, v4, v6};
 
-const SECRET: [u64; 2] = [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321];
 /// More than the longest limit, so that a slot that was never written counts as expired.
 const START: u64 = 1_000;
 
@@ -57,10 +57,7 @@ fn look_up<const KEY: usize>(
 }
 
 fn slots<const KEY: usize>(table: &AtomicTable) -> Vec<Slot<KEY>> {
-    (0..table.n_buckets())
-        .filter_map(|index| (&table).bucket(index))
-        .flat_map(Slot::<KEY>::read)
-        .collect()
+    table.buckets().flat_map(Slot::<KEY>::read).collect()
 }
 
 fn touch(table: &AtomicTable, key: &Key<KEY4>, now: u64, bits: u64, is_opening: bool) {
@@ -164,11 +161,12 @@ fn a_flow_that_starts_over_has_not_been_replied_to() {
     assert_eq!(slot.meta & 0xff, 0);
     touch(&table, &key, START + 2, REPLIED, false);
     touch(&table, &key, START + 3, FIN_LOCAL, false);
-    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, REPLIED | FIN_LOCAL, "bits add up");
+    let bits = REPLIED | HEARD | FIN_LOCAL;
+    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, bits, "bits add up");
     touch(&table, &key, START + 3, RESET, false);
-    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, REPLIED | FIN_LOCAL | RESET);
+    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, bits | RESET);
     touch(&table, &key, START + 3, 0, false);
-    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, REPLIED | FIN_LOCAL, "it goes on");
+    assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, bits, "it goes on");
     touch(&table, &key, START + 4, 0, true);
     assert_eq!(slots::<KEY4>(&table)[0].meta & 0xff, 0);
     assert_eq!(slots::<KEY4>(&table)[0].last_seen(), START + 4);
@@ -225,13 +223,14 @@ fn epochs_have_31_bits_and_no_more_touch_the_rest_of_the_word() {
 #[test]
 fn a_full_bucket_loses_the_flow_that_was_idle_for_longest_and_says_so() {
     let table = AtomicTable::new(1, WORDS4);
-    for port in 0..SLOTS as u16 {
+    // One bucket for all, and one of the endpoint's own.
+    for port in 0..2 * SLOTS as u16 {
         let now = START + u64::from(port);
         assert_eq!(insert(&table, &key(UDP, port), 1, 0, now), Inserted::Free);
     }
     touch(&table, &key(UDP, 0), START + 9, 0, false);
     assert_eq!(insert(&table, &key(UDP, 9), 1, 0, START + 10), Inserted::Evicted);
-    for (port, is_there) in [(0, true), (1, false), (2, true), (3, true), (9, true)] {
+    for (port, is_there) in [(0, true), (1, false), (2, true), (7, true), (9, true)] {
         let found = look_up(&table, &key(UDP, port), START + 10);
         assert_eq!(found.is_some(), is_there, "{port}");
     }
@@ -239,8 +238,9 @@ fn a_full_bucket_loses_the_flow_that_was_idle_for_longest_and_says_so() {
     insert(&table, &key(ICMP, 5), 1, 0, START + 11);
     let now = START + 11 + TIMEOUTS.icmp + 1;
     touch(&table, &key(UDP, 9), now, 0, false);
-    assert_eq!(insert(&table, &key(UDP, 6), 1, 0, now), Inserted::Free);
+    assert_eq!(insert(&table, &key(UDP, 10), 1, 0, now), Inserted::Free);
     assert_eq!(look_up(&table, &key(ICMP, 5), now), None);
+    table.assert_accounts::<KEY4>();
 }
 
 #[test]
@@ -264,8 +264,7 @@ fn fetching_changes_nothing() {
     let mut random = Random(3);
     let (narrow, wide) = (AtomicTable::new(4, WORDS4), AtomicTable::new(4, WORDS6));
     let all = |table: &AtomicTable, words: usize| -> Vec<u64> {
-        let buckets = (0..4).map(|index| table.bucket(index).expect("a bucket"));
-        buckets.flat_map(|bucket| (0..SLOTS * words).map(move |i| bucket.load(i))).collect()
+        table.buckets().flat_map(|bucket| (0..SLOTS * words).map(move |i| bucket.load(i))).collect()
     };
     for _ in 0..64 {
         let any = |random: &mut Random| [(); 4].map(|()| random.next() as u8);
@@ -277,7 +276,7 @@ fn fetching_changes_nothing() {
             protocol: random.next() as u8,
             ..Packet::default()
         };
-        let endpoint = random.next() as u16 | 1;
+        let endpoint = 1 + random.below(1_023) as u16;
         let key4 = flow::key4(&packet, endpoint);
         insert(&narrow, &key4, u32::MAX, OPENED_BY_NODE, START);
         let local = Address::v6([(); 4].map(|()| random.next() as u32));
@@ -314,16 +313,18 @@ fn slots_that_are_being_written_are_neither_found_listed_nor_taken() {
     let table = AtomicTable::new(1, WORDS4);
     let bucket = (&table).bucket(0).expect("bucket 0");
     let key = key(UDP, 1);
-    for slot in 0..SLOTS {
-        // The key is there already, the state not yet.
-        for (i, word) in key.iter().enumerate() {
-            bucket.store(slot * WORDS4 + i, *word);
+    for bucket in [bucket, (&table).bucket(1 + 7).expect("the endpoint's own")] {
+        for slot in 0..SLOTS {
+            // The key is there already, the state not yet.
+            for (i, word) in key.iter().enumerate() {
+                bucket.store(slot * WORDS4 + i, *word);
+            }
+            bucket.store(slot * WORDS4 + KEY4, flow::BUSY);
         }
-        bucket.store(slot * WORDS4 + KEY4, flow::BUSY);
     }
     assert_eq!(look_up(&table, &key, START), None);
     assert!(slots::<KEY4>(&table).is_empty());
-    assert_eq!(insert(&table, &key, 1, 0, START), Inserted::Contended);
+    assert_eq!(insert(&table, &key, 1, 0, START), Inserted::Refused);
     bucket.store(2 * WORDS4 + KEY4, flow::EMPTY);
     assert_eq!(insert(&table, &key, 1, 0, START), Inserted::Free);
     assert_eq!(look_up(&table, &key, START), Some((1, 0, false)));

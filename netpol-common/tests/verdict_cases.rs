@@ -242,6 +242,7 @@ fn an_idle_connection_of_the_pods_passes_whoever_speaks_first() {
             world.clock.now += support::TIMEOUTS.sctp + 1;
             assert!(!passes(&world, &endpoint, IN, &opening), "a new one of the other side's");
             assert!(passes(&world, &endpoint, IN, &midway));
+            assert!(passes(&world, &endpoint, OUT, &midway));
             assert_eq!(world.is_established(&endpoint, OUT, &midway), Known::Yes);
         });
     }
@@ -343,7 +344,7 @@ fn who_opens_on_the_ports_of_an_unseen_connection_is_judged_as_opener() {
 fn a_reset_that_nobody_heeds_does_not_end_a_connection() {
     with_pod(|mut world, mut endpoint| {
         world.allow_all(1, 0);
-        for (direction, flags) in [(IN, SYN), (OUT, SYN | ACK), (IN, RST), (OUT, ACK)] {
+        for (direction, flags) in [(IN, SYN), (OUT, SYN | ACK), (IN, ACK), (IN, RST), (OUT, ACK)] {
             assert!(passes(&world, &endpoint, direction, &tcp(flags)));
         }
         world.clock.now += support::TIMEOUTS.tcp_other + 1;

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
-use netpol_common::flow::{self, Clock, Timeouts, WORDS4, WORDS6};
+use netpol_common::flow::{self, Claim, Clock, Place, Timeouts, WORDS4, WORDS6};
 use netpol_common::layout::{
     self, Address, Backend, Direction, ExactClass, FragmentKey, FragmentPorts, OwnAddress, RowKey,
     ServiceKey, ServiceValue,
@@ -24,10 +24,13 @@ static ENDPOINTS: Array<layout::Endpoint> =
     Array::with_max_entries(layout::ENDPOINT_SLOTS + layout::ENDPOINT_PROBES, BPF_F_MMAPABLE);
 #[map]
 static FLOWS4: Array<[u64; WORDS4 * flow::SLOTS]> =
-    Array::with_max_entries(layout::FLOW4_BUCKETS, BPF_F_MMAPABLE);
+    Array::with_max_entries(layout::flow_map_entries(layout::FLOW4_BUCKETS), BPF_F_MMAPABLE);
 #[map]
 static FLOWS6: Array<[u64; WORDS6 * flow::SLOTS]> =
-    Array::with_max_entries(layout::FLOW6_BUCKETS, BPF_F_MMAPABLE);
+    Array::with_max_entries(layout::flow_map_entries(layout::FLOW6_BUCKETS), BPF_F_MMAPABLE);
+#[map]
+static FLOW_USE: Array<layout::FlowUse> =
+    Array::with_max_entries(layout::MAX_ENDPOINTS, BPF_F_MMAPABLE);
 #[map]
 static ADDRESSES: HashMap<Address, ExactClass> =
     HashMap::with_max_entries(layout::MAX_ADDRESSES, BPF_F_NO_PREALLOC);
@@ -69,11 +72,18 @@ pub static EVENT_BUDGET: PerCpuArray<layout::EventBudget> = PerCpuArray::with_ma
 /// Key of the flow hash, from [`layout::Control::secret`].
 #[unsafe(no_mangle)]
 static SECRET: Global<[u64; 2]> = Global::new([0; 2]);
-/// Bucket counts minus one.
+/// Numbers of buckets for all, minus one.
 #[unsafe(no_mangle)]
 static FLOW4_MASK: Global<u32> = Global::new(layout::FLOW4_BUCKETS - 1);
 #[unsafe(no_mangle)]
 static FLOW6_MASK: Global<u32> = Global::new(layout::FLOW6_BUCKETS - 1);
+/// Numbers of buckets of each endpoint's reserve, minus one.
+#[unsafe(no_mangle)]
+static RESERVE4_MASK: Global<u32> =
+    Global::new(layout::reserve_buckets(layout::FLOW4_BUCKETS) - 1);
+#[unsafe(no_mangle)]
+static RESERVE6_MASK: Global<u32> =
+    Global::new(layout::reserve_buckets(layout::FLOW6_BUCKETS) - 1);
 /// Idle limits in ticks: [`Timeouts`] in field order.
 #[unsafe(no_mangle)]
 static TIMEOUTS: Global<[u64; 6]> = Global::new([0; 6]);
@@ -303,29 +313,127 @@ impl flow::Bucket for Bucket {
     }
 }
 
-/// The IPv4 flow table.
-pub struct Flows4;
+/// What an endpoint has of the flow tables.
+#[derive(Clone, Copy)]
+pub struct Account(*mut u64);
 
-impl flow::Table for Flows4 {
-    type Bucket = Bucket;
+impl flow::Account for Account {
+    #[inline(always)]
+    fn load(self, word: usize) -> u64 {
+        // SAFETY: callers index below the words of a FlowUse, which the verifier checks as well.
+        unsafe { read_volatile(self.0.add(word)) }
+    }
 
     #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<Bucket> {
-        FLOWS4.get_ptr_mut(index & FLOW4_MASK.load()).map(|bucket| Bucket(bucket.cast()))
+    fn add(self, word: usize, value: u64) {
+        // SAFETY: as above. As for the compare-and-swap, rustc has no instruction for it.
+        unsafe {
+            core::arch::asm!(
+                "lock *(u64 *)({address} + 0) += {value}",
+                address = in(reg) self.0.add(word),
+                value = in(reg) value,
+            );
+        }
     }
 }
+
+#[inline(always)]
+fn account(endpoint: u16) -> Option<Account> {
+    FLOW_USE.get_ptr_mut(u32::from(endpoint)).map(|account| Account(account.cast()))
+}
+
+/// The IPv4 flow table.
+pub struct Flows4;
 
 /// The IPv6 flow table.
 pub struct Flows6;
 
-impl flow::Table for Flows6 {
-    type Bucket = Bucket;
+/// Defines a flow table, and functions for choosing slots, which are verified on their own. They
+/// are cut so that nobody knows how a score came about: what is chosen by it would be verified
+/// once for each way.
+macro_rules! flow_table {
+    ($name:ident, $map:ident, $key:path, $masks:expr,
+        $score:ident, $count:ident) => {
+        impl flow::Table for $name {
+            type Bucket = Bucket;
+            type Account = Account;
 
-    #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<Bucket> {
-        FLOWS6.get_ptr_mut(index & FLOW6_MASK.load()).map(|bucket| Bucket(bucket.cast()))
-    }
+            #[inline(always)]
+            fn bucket(&self, index: u32) -> Option<Bucket> {
+                $map.get_ptr_mut(index).map(|bucket| Bucket(bucket.cast()))
+            }
+
+            #[inline(always)]
+            fn masks(&self) -> [u32; 2] {
+                $masks
+            }
+
+            #[inline(always)]
+            fn secret(&self) -> [u64; 2] {
+                SECRET.load()
+            }
+
+            #[inline(always)]
+            fn account(&self, endpoint: u16) -> Option<Account> {
+                account(endpoint)
+            }
+
+            #[inline(always)]
+            fn score<const KEY: usize>(
+                &self,
+                index: u32,
+                place: Place,
+                claim: &Claim,
+                _: &Clock,
+            ) -> u64 {
+                $score(index, place.0, claim.bits, claim.held, claim.answered)
+            }
+
+            #[inline(always)]
+            fn count<const KEY: usize>(&self, index: u32, ports: u64, remote: u64) -> u64 {
+                $count(index, ports, remote)
+            }
+        }
+
+        /// [`flow::score`] in this table; what is known of the claim is the last three.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $score(
+            index: u32,
+            place: u32,
+            bits: u32,
+            held: u64,
+            answered: u64,
+        ) -> u64 {
+            let claim = Claim { bits, held, answered };
+            flow::score::<_, { $key }>(&$name, index, Place(place), &claim, &Kernel.clock())
+        }
+
+        /// [`flow::count`] in this table.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $count(index: u32, ports: u64, remote: u64) -> u64 {
+            flow::count::<_, { $key }>(&$name, index, ports, remote)
+        }
+    };
 }
+
+flow_table!(
+    Flows4,
+    FLOWS4,
+    flow::KEY4,
+    [FLOW4_MASK.load(), RESERVE4_MASK.load()],
+    netpol_score4,
+    netpol_count4
+);
+flow_table!(
+    Flows6,
+    FLOWS6,
+    flow::KEY6,
+    [FLOW6_MASK.load(), RESERVE6_MASK.load()],
+    netpol_score6,
+    netpol_count6
+);
 
 /// The kernel's maps.
 pub struct Kernel;

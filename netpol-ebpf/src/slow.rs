@@ -8,7 +8,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
-use netpol_common::flow;
+use netpol_common::flow::{self, Inserted};
 use netpol_common::layout::{self, Direction, Reason};
 use netpol_common::neighbour::is_link_local;
 use netpol_common::packet::{self, Frame, Outcome, Packet};
@@ -153,6 +153,8 @@ fn settle(skb: *mut __sk_buff, direction: Direction, seen: &Seen, verdict: Verdi
     }
     if verdict.is_noted {
         events::note(skb, &seen.endpoint, direction, &seen.packet, &verdict);
+    } else if verdict.has_evicted {
+        events::count(seen.endpoint.id, direction, Reason::FlowEvicted);
     }
     // A packet that cannot be stamped must not pass for one that need not be.
     if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
@@ -294,6 +296,46 @@ impl Judge for Kernel {
     }
 
     #[inline(always)]
+    fn enter4(&self, endpoint: &Endpoint, packet: &Packet, bits: u64) -> Inserted {
+        let mut inserted = netpol_enter4(endpoint, packet, bits as u32);
+        if inserted == FULL {
+            let best = netpol_choose4(endpoint, packet, bits);
+            inserted = netpol_take4(endpoint, packet, bits as u32, best);
+        }
+        Inserted::from_number(inserted)
+    }
+
+    #[inline(always)]
+    fn settle4(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
+        let state = netpol_mark4(endpoint, packet);
+        if state == 0 {
+            return Inserted::Free;
+        }
+        let best = netpol_choose4(endpoint, packet, state);
+        Inserted::from_number(netpol_move_out4(endpoint, packet, best))
+    }
+
+    #[inline(always)]
+    fn enter6(&self, endpoint: &Endpoint, packet: &Packet, bits: u64) -> Inserted {
+        let mut inserted = netpol_enter6(endpoint, packet, bits as u32);
+        if inserted == FULL {
+            let best = netpol_choose6(endpoint, packet, bits);
+            inserted = netpol_take6(endpoint, packet, bits as u32, best);
+        }
+        Inserted::from_number(inserted)
+    }
+
+    #[inline(always)]
+    fn settle6(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
+        let state = netpol_mark6(endpoint, packet);
+        if state == 0 {
+            return Inserted::Free;
+        }
+        let best = netpol_choose6(endpoint, packet, state);
+        Inserted::from_number(netpol_move_out6(endpoint, packet, best))
+    }
+
+    #[inline(always)]
     fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
         known_of(netpol_related4(endpoint, inner))
     }
@@ -304,9 +346,43 @@ impl Judge for Kernel {
     }
 }
 
+/// Beside the values of [`Inserted`]: there is no free slot.
+const FULL: u32 = 0x100;
+
+/// Defines a separately verified function of an endpoint, a packet of its and more numbers, which
+/// answers `$otherwise` where one of the former is null.
+macro_rules! global {
+    (
+        $(#[$doc:meta])*
+        fn $name:ident($endpoint:ident, $packet:ident $(, $number:ident: $type:ty)*) -> $result:ty,
+        or $otherwise:expr;
+        $body:expr
+    ) => {
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name(
+            $endpoint: *const Endpoint,
+            $packet: *const Packet
+            $(, $number: $type)*
+        ) -> $result {
+            // SAFETY: the verifier lets only null or readable structs through.
+            let (Some($endpoint), Some($packet)) =
+                (unsafe { ($endpoint.as_ref(), $packet.as_ref()) })
+            else {
+                return $otherwise;
+            };
+            $body
+        }
+    };
+}
+
 /// Defines the separately verified functions of one address family.
 macro_rules! family {
-    ($judge:ident, $related:ident, $key:path, $table:ident) => {
+    (
+        $key:path, $table:ident, $judge:ident, $related:ident,
+        $enter:ident, $choose:ident, $take:ident, $mark:ident, $move_out:ident
+    ) => {
         /// [`verdict::judge_in`] this family's table, packed; the last two are the answers.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -330,23 +406,94 @@ macro_rules! family {
             ))
         }
 
-        /// [`verdict::is_related_in`] this family's table, as a number.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        pub extern "C" fn $related(endpoint: *const Endpoint, inner: *const Packet) -> u32 {
-            // SAFETY: the verifier lets only null or readable structs through.
-            let (Some(endpoint), Some(inner)) = (unsafe { (endpoint.as_ref(), inner.as_ref()) })
-            else {
-                return 0;
-            };
-            let key = $key(inner, endpoint.id);
-            verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, inner) as u32
+        global! {
+            /// [`flow::enter`] into this family's table.
+            fn $enter(endpoint, packet, bits: u32) -> u32, or Inserted::Contended as u32;
+            {
+                let key = $key(packet, endpoint.id);
+                let (hash, clock) = (flow::hash(&key, Kernel.secret()), Kernel.clock());
+                let (table, bits) = (Kernel.$table(), bits.into());
+                match flow::enter(table, &key, hash, endpoint.epoch, bits, &clock) {
+                    Some(inserted) => inserted as u32,
+                    None => FULL,
+                }
+            }
+        }
+
+        global! {
+            /// [`flow::choose`] in this family's table.
+            fn $choose(endpoint, packet, state: u64) -> u64, or 0;
+            {
+                let key = $key(packet, endpoint.id);
+                let (hash, clock) = (flow::hash(&key, Kernel.secret()), Kernel.clock());
+                flow::choose(Kernel.$table(), &key, hash, state, &clock)
+            }
+        }
+
+        global! {
+            /// [`flow::take`] in this family's table.
+            fn $take(endpoint, packet, bits: u32, best: u64) -> u32, or Inserted::Contended as u32;
+            {
+                let key = $key(packet, endpoint.id);
+                let (hash, clock) = (flow::hash(&key, Kernel.secret()), Kernel.clock());
+                let (table, bits) = (Kernel.$table(), bits.into());
+                flow::take(table, &key, hash, endpoint.epoch, bits, best, &clock) as u32
+            }
+        }
+
+        global! {
+            /// [`flow::mark`] in this family's table; 0: nothing is left to do.
+            fn $mark(endpoint, packet) -> u64, or 0;
+            {
+                let key = $key(packet, endpoint.id);
+                let hash = flow::hash(&key, Kernel.secret());
+                flow::mark(Kernel.$table(), &key, hash).unwrap_or_default()
+            }
+        }
+
+        global! {
+            /// [`flow::move_out`] of its reserve in this family's table.
+            fn $move_out(endpoint, packet, best: u64) -> u32, or 0;
+            {
+                let key = $key(packet, endpoint.id);
+                let (hash, clock) = (flow::hash(&key, Kernel.secret()), Kernel.clock());
+                flow::move_out(Kernel.$table(), &key, hash, best, &clock) as u32
+            }
+        }
+
+        global! {
+            /// [`verdict::is_related_in`] this family's table, as a number.
+            fn $related(endpoint, packet) -> u32, or 0;
+            {
+                let key = $key(packet, endpoint.id);
+                verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, packet) as u32
+            }
         }
     };
 }
 
-family!(netpol_judge4, netpol_related4, flow::key4, flows4);
-family!(netpol_judge6, netpol_related6, flow::key6, flows6);
+family!(
+    flow::key4,
+    flows4,
+    netpol_judge4,
+    netpol_related4,
+    netpol_enter4,
+    netpol_choose4,
+    netpol_take4,
+    netpol_mark4,
+    netpol_move_out4
+);
+family!(
+    flow::key6,
+    flows6,
+    netpol_judge6,
+    netpol_related6,
+    netpol_enter6,
+    netpol_choose6,
+    netpol_take6,
+    netpol_mark6,
+    netpol_move_out6
+);
 
 #[inline(always)]
 fn direction_of(number: u32) -> Direction {

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use aya::programs::SchedClassifier;
-use common::{POD, Rig, ack, in_node, syn, syn_ack, udp};
-use netpol_common::flow::{self, KEY4, Slot, Table as _};
+use common::{ID, POD, Rig, ack, in_node, syn, syn_ack, udp};
+use netpol_common::flow::{self, KEY4};
 use netpol_common::layout::Reason;
 use netpol_userspace::datapath::run::{Place, run};
 use netpol_userspace::datapath::{AttachMode, LoadOptions, Maps, observe};
@@ -71,14 +71,14 @@ fn rig(buckets: u32) -> Rig {
 }
 
 /// Moves the epoch and reads the table until all of `threads` have ended.
-fn disturb(rig: &mut Rig, threads: Vec<thread::ScopedJoinHandle<'_, ()>>, buckets: u32) {
+fn disturb(rig: &mut Rig, threads: Vec<thread::ScopedJoinHandle<'_, ()>>) {
     let is_done = AtomicBool::new(false);
     let maps = Maps::open(&rig.cleanup.0, false).unwrap();
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut n_read = 0;
             while !is_done.load(Ordering::Relaxed) {
-                n_read += read(&maps, buckets);
+                n_read += read(&maps);
             }
             n_read
         });
@@ -96,9 +96,17 @@ fn disturb(rig: &mut Rig, threads: Vec<thread::ScopedJoinHandle<'_, ()>>, bucket
 }
 
 /// Every flow in the table is one that policies allow.
-fn read(maps: &Maps, buckets: u32) -> usize {
-    let flows = (0..buckets).filter_map(|index| (&*maps.flows4).bucket(index));
-    flows.flat_map(Slot::<KEY4>::read).map(|slot| assert_eq!(slot.local_port(), ALLOWED)).count()
+fn read(maps: &Maps) -> usize {
+    let flows = maps.table4().slots::<KEY4>();
+    flows.map(|slot| assert_eq!(slot.local_port(), ALLOWED)).count()
+}
+
+/// What the endpoint is said to have is what is there.
+fn assert_accounts(maps: &Maps) {
+    let slots: Vec<_> = maps.table4().slots::<KEY4>().collect();
+    let answered = slots.iter().filter(|slot| slot.state & flow::ANSWERED != 0).count();
+    let account = maps.flow_use(ID.0);
+    assert_eq!((account.held, account.answered), (slots.len() as u64, answered as u64));
 }
 
 /// Every drop is counted, on the endpoint or, of packets whose endpoint changed too often while
@@ -133,7 +141,7 @@ fn what_is_denied_never_passes_and_what_is_allowed_always_does() {
                 })
             });
             let threads = threads.collect();
-            disturb(&mut rig, threads, buckets);
+            disturb(&mut rig, threads);
         });
         let n_each = u64::from(4 * ROUNDS * REPEAT);
         assert_eq!(
@@ -143,6 +151,7 @@ fn what_is_denied_never_passes_and_what_is_allowed_always_does() {
         );
         assert_eq!(dropped(&rig, Direction::Egress), n_each, "answers to what was denied");
         assert!(rig.counted(Direction::Ingress, Reason::FlowEvicted) > 0);
+        assert_accounts(&rig.maps);
     });
 }
 
@@ -171,7 +180,7 @@ fn no_packet_of_an_established_flow_is_lost() {
                     }
                 })
             });
-            disturb(&mut rig, both.into(), buckets);
+            disturb(&mut rig, both.into());
         });
         for direction in [Direction::Ingress, Direction::Egress] {
             assert_eq!(dropped(&rig, direction), 0, "{direction:?}");

@@ -1,7 +1,7 @@
 //! What a verdict is made of, and the words in which separately verified functions of the kernel
 //! pass it to each other. Must never decide anything.
 
-use crate::flow::STAMPED;
+use crate::flow::{OPENER, STAMPED};
 use crate::layout::{Direction, Reason};
 
 /// A verdict and what it was based on.
@@ -17,6 +17,8 @@ pub struct Verdict {
     pub has_evicted: bool,
     /// The packet passes, and is to be judged again once it is translated.
     pub is_stamped: bool,
+    /// What is left to do in the flow table.
+    pub then: Then,
     /// The remote address's class, if it was looked up.
     pub class: u32,
 }
@@ -28,6 +30,7 @@ impl Verdict {
         is_noted: false,
         has_evicted: false,
         is_stamped: false,
+        then: Then::NOTHING,
         class: 0,
     };
 
@@ -39,6 +42,7 @@ impl Verdict {
             | (self.has_evicted as u64) << 2
             | (self.is_stamped as u64) << 3
             | (self.reason as u64) << 8
+            | (self.then.0 as u64) << 16
             | (self.class as u64) << 32
     }
 
@@ -51,6 +55,7 @@ impl Verdict {
             has_evicted: word & 4 != 0,
             is_stamped: word & 8 != 0,
             reason: Reason::from_number((word >> 8) as u8).unwrap_or(Reason::Inconsistent),
+            then: Then((word >> 16) as u8),
             class: (word >> 32) as u32,
         }
     }
@@ -59,6 +64,36 @@ impl Verdict {
     #[inline(always)]
     pub const fn drop(reason: Reason, class: u32) -> Self {
         Self { is_allowed: false, reason, is_noted: true, class, ..Self::PASS }
+    }
+}
+
+/// What is left to do in the flow table once a packet was judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Then(u8);
+
+impl Then {
+    /// Nothing.
+    pub const NOTHING: Self = Self(0);
+    /// To note that its flow was answered.
+    pub const SETTLE: Self = Self(1);
+    const ENTER: u8 = 0x10;
+
+    /// To enter its flow, with these bits for opener and stamp.
+    #[inline(always)]
+    pub const fn enter(bits: u64) -> Self {
+        Self(Self::ENTER | (bits & (OPENER | STAMPED)) as u8)
+    }
+
+    /// Whether its flow was answered.
+    #[inline(always)]
+    pub const fn is_settling(self) -> bool {
+        self.0 & Self::SETTLE.0 != 0
+    }
+
+    /// The bits with which to enter its flow.
+    #[inline(always)]
+    pub const fn entering(self) -> Option<u64> {
+        if self.0 & Self::ENTER == 0 { None } else { Some(self.0 as u64 & (OPENER | STAMPED)) }
     }
 }
 

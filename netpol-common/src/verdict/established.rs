@@ -32,22 +32,27 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
     if arrival.is_translated && entry.state & STAMPED != 0 {
         return Known::No;
     }
-    note(&entry, arrival, packet, clock);
+    // What an answered flow has a claim to is settled elsewhere, once.
+    if note(&entry, arrival, packet, clock) {
+        return Known::No;
+    }
     if arrival.is_towards_pod() { Known::Yes } else { Known::of(entry.state) }
 }
 
+/// Notes that the flow was seen, and what the packet says of it. Whether it is its first answer.
 #[inline(always)]
 pub(super) fn note<B: flow::Bucket>(
     entry: &Entry<B>,
     arrival: Arrival,
     packet: &Packet,
     clock: &Clock,
-) {
+) -> bool {
     let mut bits = flow::packet_bits(packet, !arrival.is_towards_pod(), entry.state);
     if arrival.is_translated {
         bits |= translated_bits(packet);
     }
     entry.touch(clock.now, bits, packet.is_opening);
+    entry.is_first_answer(packet.protocol, bits, packet.is_opening)
 }
 
 /// What a packet of the pod's tells of the answers, which come back untranslated and are noted in
@@ -57,7 +62,7 @@ const fn translated_bits(packet: &Packet) -> u64 {
     let mut bits = 0;
     if packet.protocol == TCP {
         if !packet.is_opening {
-            bits |= flow::REPLIED;
+            bits |= flow::REPLIED | flow::HEARD;
         }
         if packet.detail & FIN != 0 {
             bits |= flow::FIN_REMOTE;

@@ -13,14 +13,14 @@ mod established;
 mod policy;
 mod tracked;
 
-pub use answer::{Answers, Judged, Known, Looked, Verdict, pack_looked, unpack_looked};
+pub use answer::{Answers, Judged, Known, Looked, Then, Verdict, pack_looked, unpack_looked};
 pub use apart::{has_flow, is_related_in, judge_apart, judge_refused};
 pub use endpoint::{Arrival, Endpoint};
 pub use established::is_established;
 pub use policy::{class_of, judge_flow, row_allows};
 pub use tracked::{judge_in, judge_tracked};
 
-use crate::flow::{self, Clock};
+use crate::flow::{self, Clock, Inserted};
 use crate::layout::{
     Address, Backend, Direction, ExactClass, FragmentPorts, Row, ServiceKey, ServiceValue,
 };
@@ -112,6 +112,32 @@ pub trait Judge: Maps {
     ) -> Looked {
         let key = flow::key6(packet, endpoint.id);
         judge_in(self, self.flows6(), &key, endpoint, arrival, packet, answers)
+    }
+
+    /// Enters a packet's flow into the IPv4 flow table, with these bits for opener and stamp.
+    fn enter4(&self, endpoint: &Endpoint, packet: &Packet, bits: u64) -> Inserted {
+        let key = flow::key4(packet, endpoint.id);
+        let hash = flow::hash(&key, self.secret());
+        flow::insert(self.flows4(), &key, hash, endpoint.epoch, bits, &self.clock())
+    }
+
+    /// Likewise for IPv6.
+    fn enter6(&self, endpoint: &Endpoint, packet: &Packet, bits: u64) -> Inserted {
+        let key = flow::key6(packet, endpoint.id);
+        let hash = flow::hash(&key, self.secret());
+        flow::insert(self.flows6(), &key, hash, endpoint.epoch, bits, &self.clock())
+    }
+
+    /// Notes in the IPv4 flow table that a packet's flow was answered.
+    fn settle4(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
+        let key = flow::key4(packet, endpoint.id);
+        flow::settle(self.flows4(), &key, flow::hash(&key, self.secret()), &self.clock())
+    }
+
+    /// Likewise for IPv6.
+    fn settle6(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
+        let key = flow::key6(packet, endpoint.id);
+        flow::settle(self.flows6(), &key, flow::hash(&key, self.secret()), &self.clock())
     }
 
     /// [`is_related_in`] the IPv4 flow table.

@@ -6,7 +6,7 @@ use super::established::{
     barred_epoch, is_midway, is_nodes, is_older, may_be_pods, note, opener_bits, stamp_bit,
     starts_over,
 };
-use super::{Answers, Arrival, Endpoint, Judge, Judged, Looked, Maps, Verdict};
+use super::{Answers, Arrival, Endpoint, Judge, Judged, Looked, Maps, Then, Verdict};
 use crate::flow::{
     self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, STAMPED,
 };
@@ -37,7 +37,7 @@ pub fn judge_tracked<J: Judge>(
             maps.judge_in4(endpoint, arrival, packet, answers)
         };
         match looked {
-            Ok(verdict) => return verdict,
+            Ok(verdict) => return carry_out(maps, endpoint, packet, verdict),
             Err(direction) => {
                 let judged = maps.judge_flow(endpoint, direction, arrival.is_translated, packet);
                 answers.set(direction, judged);
@@ -48,8 +48,32 @@ pub fn judge_tracked<J: Judge>(
     Verdict::drop(Reason::Inconsistent, 0)
 }
 
+/// Does what is left to do once a packet was judged: enters its flow, or notes that it was answered.
+#[inline(always)]
+fn carry_out<J: Judge>(
+    maps: &J,
+    endpoint: &Endpoint,
+    packet: &Packet,
+    verdict: Verdict,
+) -> Verdict {
+    let is_v6 = packet.local.family == 6;
+    let inserted = if let Some(bits) = verdict.then.entering() {
+        if is_v6 {
+            maps.enter6(endpoint, packet, bits)
+        } else {
+            maps.enter4(endpoint, packet, bits)
+        }
+    } else if verdict.then.is_settling() {
+        if is_v6 { maps.settle6(endpoint, packet) } else { maps.settle4(endpoint, packet) }
+    } else {
+        Inserted::Free
+    };
+    Verdict { has_evicted: inserted as u32 == Inserted::Evicted as u32, ..verdict }
+}
+
 /// Judges a packet of a flow with this key in `table`, by what the policies answered so far.
-/// Changes nothing before it has all answers that it needs.
+/// Changes nothing before it has all answers that it needs; what it says is left to do, it leaves
+/// to its caller, because in the kernel it has no stack left for that.
 #[inline(always)]
 pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     maps: &M,
@@ -98,8 +122,7 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
         return Ok(verdict);
     }
     let bits = new_bits(maps, endpoint, arrival, packet, verdict.is_stamped, answers)?;
-    let inserted = flow::insert(table, key, hash, endpoint.epoch, bits, &clock);
-    Ok(Verdict { has_evicted: matches!(inserted, Inserted::Evicted), ..verdict })
+    Ok(Verdict { then: Then::enter(bits), ..verdict })
 }
 
 /// Bits for opener and stamp of a flow that is entered because of this packet, which passes.
@@ -186,8 +209,9 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
             return Ok(Verdict::drop(judged.reason(cut), judged.class));
         }
     }
-    note(entry, arrival, packet, clock);
-    Ok(Verdict { is_stamped: is_stamped && !arrival.is_towards_pod(), ..Verdict::PASS })
+    let is_first_answer = note(entry, arrival, packet, clock);
+    let then = if is_first_answer { Then::SETTLE } else { Then::NOTHING };
+    Ok(Verdict { then, is_stamped: is_stamped && !arrival.is_towards_pod(), ..Verdict::PASS })
 }
 
 /// Judges a packet of no known flow; `is_new`: of no flow at all that could be answered.

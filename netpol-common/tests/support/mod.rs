@@ -7,17 +7,19 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use netpol_common::flow::{self, Clock, Timeouts};
+use netpol_common::flow::{self, Clock, Slot, Timeouts, account};
 use netpol_common::layout::{
-    Address, Backend, Direction, ExactClass, FragmentPorts, INTERVAL_ALLOW, ROW_ALL, ROW_PORTS,
-    Reason, Row, ServiceKey, ServiceValue, TRANSIT_READY, backend, exact_class, fragment_ports,
-    interval, service_value,
+    Address, Backend, Direction, ExactClass, FlowUse, FragmentPorts, INTERVAL_ALLOW, MAX_ENDPOINTS,
+    ROW_ALL, ROW_PORTS, Reason, Row, ServiceKey, ServiceValue, TRANSIT_READY, backend, exact_class,
+    flow_map_entries, fragment_ports, interval, reserve_buckets, service_value,
 };
 use netpol_common::neighbour::{self, Speaker};
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
 use netpol_common::service::{self, ToService};
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge, Known, Maps, Policies, Verdict};
+use netpol_common::verdict::{
+    self, Arrival, Endpoint, Judge, Known, Maps, Policies, Then, Verdict,
+};
 
 /// A frame in memory.
 pub struct Bytes<'a>(pub &'a [u8]);
@@ -36,32 +38,108 @@ impl Frame for Bytes<'_> {
     }
 }
 
+/// Key of all flow tables' hash.
+pub const SECRET: [u64; 2] = [0x5eed, 0xfeed];
+
 /// A flow table of real atomics. Loads and stores are relaxed, as the kernel program's are.
 pub struct AtomicTable {
     words: Vec<AtomicU64>,
     bucket_words: usize,
+    n_buckets: u32,
+    accounts: Vec<AtomicU64>,
 }
 
+const ACCOUNT_WORDS: usize = size_of::<FlowUse>() / 8;
+
 impl AtomicTable {
-    /// `buckets` is a power of two; `slot_words` is `flow::WORDS4` or `flow::WORDS6`.
+    /// `buckets` for all, a power of two; `slot_words` is `flow::WORDS4` or `flow::WORDS6`. Every
+    /// endpoint's share is the whole table.
     pub fn new(buckets: u32, slot_words: usize) -> Self {
         assert!(buckets.is_power_of_two());
         let bucket_words = slot_words * flow::SLOTS;
-        let words = (0..buckets as usize * bucket_words).map(|_| AtomicU64::new(0)).collect();
-        Self { words, bucket_words }
+        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let words = zeros(flow_map_entries(buckets) as usize * bucket_words);
+        let accounts = zeros(MAX_ENDPOINTS as usize * ACCOUNT_WORDS);
+        let table = Self { words, bucket_words, n_buckets: buckets, accounts };
+        for endpoint in 0..MAX_ENDPOINTS as u16 {
+            table.set_share(endpoint, u64::from(u32::MAX));
+        }
+        table
     }
 
     pub fn n_buckets(&self) -> u32 {
-        (self.words.len() / self.bucket_words) as u32
+        self.n_buckets
+    }
+
+    /// Every bucket: those for all, and then the reserves.
+    pub fn buckets(&self) -> impl Iterator<Item = AtomicBucket<'_>> {
+        self.words.chunks(self.bucket_words).map(AtomicBucket)
+    }
+
+    pub fn set_share(&self, endpoint: u16, share: u64) {
+        for family in 0..2 {
+            let word = self.word(endpoint, account::SHARE + family);
+            word.store(share, Ordering::Relaxed);
+        }
+    }
+
+    /// A word of an endpoint's account.
+    pub fn word(&self, endpoint: u16, word: usize) -> &AtomicU64 {
+        &self.accounts[usize::from(endpoint) * ACCOUNT_WORDS + word]
+    }
+
+    /// Compares all accounts with what is there.
+    pub fn assert_accounts<const KEY: usize>(&self) {
+        let mut expected = HashMap::<u16, [u64; 2]>::new();
+        for slot in self.buckets().flat_map(Slot::<KEY>::read) {
+            let counts = expected.entry(slot.endpoint()).or_default();
+            counts[0] += 1;
+            counts[1] += u64::from(slot.state & flow::ANSWERED != 0);
+        }
+        let family = usize::from(KEY != flow::KEY4);
+        for endpoint in 0..MAX_ENDPOINTS as u16 {
+            let counts = [account::HELD, account::ANSWERED]
+                .map(|word| self.word(endpoint, word + family).load(Ordering::SeqCst));
+            let expected = expected.get(&endpoint).copied().unwrap_or_default();
+            assert_eq!(counts, expected, "endpoint {endpoint}: held, answered");
+        }
     }
 }
 
 impl<'a> flow::Table for &'a AtomicTable {
     type Bucket = AtomicBucket<'a>;
+    type Account = AtomicAccount<'a>;
 
     fn bucket(&self, index: u32) -> Option<AtomicBucket<'a>> {
-        let start = (index & (self.n_buckets() - 1)) as usize * self.bucket_words;
+        let start = index as usize * self.bucket_words;
         Some(AtomicBucket(&self.words[start..start + self.bucket_words]))
+    }
+
+    fn masks(&self) -> [u32; 2] {
+        [self.n_buckets - 1, reserve_buckets(self.n_buckets) - 1]
+    }
+
+    fn secret(&self) -> [u64; 2] {
+        SECRET
+    }
+
+    fn account(&self, endpoint: u16) -> Option<AtomicAccount<'a>> {
+        let start = usize::from(endpoint) * ACCOUNT_WORDS;
+        Some(AtomicAccount(self.accounts.get(start..start + ACCOUNT_WORDS)?))
+    }
+}
+
+/// One endpoint's account.
+#[derive(Clone, Copy)]
+pub struct AtomicAccount<'a>(&'a [AtomicU64]);
+
+impl flow::Account for AtomicAccount<'_> {
+    fn load(self, word: usize) -> u64 {
+        self.0[word].load(Ordering::Relaxed)
+    }
+
+    fn add(self, word: usize, value: u64) {
+        self.0[word].fetch_add(value, Ordering::Relaxed);
     }
 }
 
@@ -264,6 +342,7 @@ impl Speaker for Talker<'_> {
 
 /// A verdict on a packet that nobody hears of.
 pub const PASSES_UNNOTED: Verdict = Verdict {
+    then: Then::NOTHING,
     is_allowed: true,
     reason: Reason::NewFlow,
     is_noted: false,
@@ -316,7 +395,7 @@ impl<'a> Maps for World<'a> {
     }
 
     fn secret(&self) -> [u64; 2] {
-        [0x5eed, 0xfeed]
+        SECRET
     }
 
     fn clock(&self) -> Clock {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::state::{ObjectError, TableView};
 use crate::compile::{EndpointId, Size};
-use crate::datapath::{Overflow, TableUse};
+use crate::datapath::{FlowUse, Overflow, TableUse};
 
 /// How many pods a message names.
 const N_PODS: usize = 10;
@@ -47,14 +47,53 @@ fn text(table: &TableUse, overflow: &Overflow, name: impl Fn(EndpointId) -> Stri
     text
 }
 
-/// What is told when flows had to make room.
-pub fn evictions(n_evicted: u64) -> String {
-    format!(
-        "the flow tables are full: {n_evicted} live connections made room for others, the longest \
-         idle first; the next packet of each is judged as if it opened the connection, so an \
-         answer to what only its pod may open is dropped until the pod sends again"
-    )
+/// What a pod has of the flow tables.
+#[derive(Debug, Clone)]
+pub struct PodFlows {
+    /// Its name.
+    pub name: String,
+    /// What is counted.
+    pub uses: FlowUse,
+    /// Live flows that made room for its.
+    pub caused: u64,
 }
+
+/// What is told when flows had to make room: who had more than there was room for, and whether
+/// that was others' loss.
+pub fn evictions(n_evicted: u64, pods: &[PodFlows]) -> String {
+    let mut causes: Vec<&PodFlows> = pods.iter().filter(|pod| pod.caused > 0).collect();
+    causes.sort_by_key(|pod| std::cmp::Reverse(pod.caused));
+    let causes: Vec<String> = causes
+        .iter()
+        .take(N_CAUSES)
+        .map(|PodFlows { name, uses, caused }| {
+            format!(
+                "{name} ({caused} made room for its; it holds {} of a share of {})",
+                uses.held, uses.share
+            )
+        })
+        .collect();
+    let given: u64 = pods.iter().map(|pod| pod.uses.given).sum();
+    let refused: u64 = pods.iter().map(|pod| pod.uses.refused).sum();
+    let mut text = format!(
+        "the flow tables are full: {n_evicted} live connections made room for others, {given} of \
+         them for another pod's, none of which was within its pod's share"
+    );
+    if !causes.is_empty() {
+        let _ = write!(text, "; most for {}", causes.join(", "));
+    }
+    if refused > 0 {
+        let _ = write!(text, "; {refused} packets had a connection that found no room");
+    }
+    text.push_str(
+        "; the next packet of a forgotten one is judged as if it opened the connection, so an \
+         answer to what only its pod may open is dropped until the pod sends again; --flow-table-size makes them larger",
+    );
+    text
+}
+
+/// How many pods that message names.
+const N_CAUSES: usize = 3;
 
 /// Whether all fit.
 pub fn is_enough(tables: &[TableUse], size: &Size) -> bool {
@@ -63,7 +102,7 @@ pub fn is_enough(tables: &[TableUse], size: &Size) -> bool {
 }
 
 /// Every table for the state file, those of numbers included.
-pub fn views(tables: &[TableUse], size: &Size) -> Vec<TableView> {
+pub fn views(tables: &[TableUse], flow_tables: &[TableUse], size: &Size) -> Vec<TableView> {
     let of_numbers = [
         ("policy_sets", size.sets, size.last_set, size.closed_endpoints),
         // Class 1 is the closed one.
@@ -75,7 +114,7 @@ pub fn views(tables: &[TableUse], size: &Size) -> Vec<TableView> {
         limit: limit.into(),
         left_out: left_out as u64,
     });
-    let in_kernel = tables.iter().map(|table| TableView {
+    let in_kernel = tables.iter().chain(flow_tables).map(|table| TableView {
         table: table.table.to_owned(),
         used: table.used,
         limit: table.limit,
@@ -125,6 +164,24 @@ mod tests {
         let many: Vec<u16> = (1..=12).collect();
         let (errors, _) = told(overflow(&[], &many));
         assert!(errors[0].message.contains("shop/web-10 and 2 more: "), "{}", errors[0].message);
+    }
+
+    #[test]
+    fn evictions_are_told_with_who_caused_them() {
+        let pod = |name: &str, caused, given| PodFlows {
+            name: name.to_owned(),
+            uses: FlowUse { held: 900, share: 100, given, ..FlowUse::default() },
+            caused,
+        };
+        let pods = [pod("a/quiet", 0, 0), pod("a/busy", 7, 2), pod("a/flood", 5_000, 1)];
+        let text = evictions(5_007, &pods);
+        for part in [
+            "5007 live connections made room for others, 3 of them for another pod's",
+            "most for a/flood (5000 made room for its; it holds 900 of a share of 100), a/busy (7",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains("quiet") && !text.contains("found no room"), "{text}");
     }
 
     #[test]

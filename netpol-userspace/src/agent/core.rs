@@ -457,6 +457,17 @@ impl Core {
         self.evictions.0 = n_evicted;
     }
 
+    /// What each pod has of the flow tables, and how many flows made room for its.
+    fn flow_uses(&self) -> Vec<capacity::PodFlows> {
+        let ids: Vec<EndpointId> = self.numbered_endpoints().map(|(id, _)| id).collect();
+        let of = |id| {
+            let uses = self.datapath.flow_use(id)?;
+            let caused = self.datapath.evicted_flows([id].into_iter());
+            Some(capacity::PodFlows { name: self.endpoint_name(id), uses, caused })
+        };
+        ids.into_iter().filter_map(of).collect()
+    }
+
     // === Telling ===
 
     /// Whether a wait's patience may be over at [`Self::next_deadline`].
@@ -603,7 +614,7 @@ impl Core {
         let name = |id| self.endpoint_name(id);
         capacity::tell(&tables, name, &mut errors, &mut notes);
         if self.evictions.1.is_some() {
-            notes.push(capacity::evictions(self.evictions.0));
+            notes.push(capacity::evictions(self.evictions.0, &self.flow_uses()));
         }
         Status {
             ready: self.is_all_in_force() && !self.findings.iter().any(|f| self.is_lost(f)),
@@ -620,7 +631,7 @@ impl Core {
                 applied_revision: self.applied_revision,
                 attach: self.datapath.attach_mode().to_owned(),
                 errors,
-                tables: capacity::views(&tables, &size),
+                tables: capacity::views(&tables, &self.datapath.flow_tables(), &size),
                 notes,
             },
         }

@@ -73,7 +73,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
     let load = LoadOptions {
         keep_established: options.keep_established,
         check_source: options.source_check != SourceCheck::Off,
-        flow_buckets: None,
+        flow_buckets: Some(options.flow_buckets),
         stamp_mark: options.mark_bit,
         limits: options.limits,
         patience: 1,

@@ -39,6 +39,8 @@ pub struct Options {
     pub mark_bit: u32,
     /// How much the tables may hold.
     pub limits: Limits,
+    /// Buckets for all endpoints of the IPv4 and IPv6 flow tables.
+    pub flow_buckets: [u32; 2],
     /// Show the programs' debug lines.
     pub datapath_log: bool,
 }

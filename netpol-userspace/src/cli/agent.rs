@@ -13,6 +13,7 @@ use super::places::{BPFFS, RUN_DIR};
 use crate::agent::{self, Installer, Options, SourceCheck};
 use crate::cni::install::Places;
 use crate::cni::{OnUnreachable, upkeep};
+use crate::datapath::flow_size::{MAX_FLOWS, MIN_FLOWS, buckets_by_memory, buckets_for};
 use crate::datapath::{AttachMode, Limits};
 
 /// Enforce NetworkPolicies on this node until told to stop
@@ -85,6 +86,15 @@ pub struct AgentArgs {
     /// The bit of a packet's mark that netpol may use on this node, as a number with this bit set
     #[arg(long, env = "NETPOL_MARK_BIT", value_name = "BIT", default_value = "0x1000", value_parser = mark_bit)]
     pub mark_bit: u32,
+
+    /// How many IPv4 connections of this node's isolated pods are remembered, rounded up to a power of
+    /// two; each pod has an equal share of half of them for itself [default: by the node's memory, 131072 to 524288]
+    #[arg(long, env = "NETPOL_FLOW_TABLE_SIZE", value_name = "FLOWS", value_parser = flows())]
+    pub flow_table_size: Option<u32>,
+
+    /// The same for IPv6 [default: by the node's memory, 65536 to 262144]
+    #[arg(long, env = "NETPOL_FLOW_TABLE_SIZE_IPV6", value_name = "FLOWS", value_parser = flows())]
+    pub flow_table_size_ipv6: Option<u32>,
 
     /// Install the CNI plugin into the network configuration in this directory, and keep it there
     #[arg(long, value_name = "DIR")]
@@ -199,6 +209,7 @@ impl AgentArgs {
             service_proxy: self.service_proxy_name.filter(|name| !name.is_empty()),
             mark_bit: self.mark_bit,
             limits: limits(&self.limits)?,
+            flow_buckets: flow_buckets([self.flow_table_size, self.flow_table_size_ipv6]),
             datapath_log: self.datapath_log,
         })
     }
@@ -254,6 +265,20 @@ fn mark_bit(text: &str) -> Result<u32> {
         bail!("{text} is not one bit: give a number with exactly one bit set, such as 0x1000");
     }
     Ok(number)
+}
+
+fn flows() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(i64::from(MIN_FLOWS)..=i64::from(MAX_FLOWS))
+}
+
+/// Buckets of the flow tables with room for so many flows, or for as many as the node's memory is
+/// for.
+fn flow_buckets(sizes: [Option<u32>; 2]) -> [u32; 2] {
+    let info = rustix::system::sysinfo();
+    let memory = u64::from(info.mem_unit).saturating_mul(info.totalram as u64);
+    let [flows4, flows6] = buckets_by_memory(memory);
+    let [size4, size6] = sizes.map(|size| size.map(buckets_for));
+    [size4.unwrap_or(flows4), size6.unwrap_or(flows6)]
 }
 
 fn limit(text: &str) -> Result<(String, u32)> {
@@ -318,6 +343,8 @@ mod tests {
         assert!(options.mount_bpffs);
         assert_eq!(options.mark_bit, 0x1000);
         assert_eq!(options.service_proxy, None);
+        let [flows4, flows6] = options.flow_buckets;
+        assert!((32_768..=131_072).contains(&flows4) && flows6 == flows4 / 2);
         assert!(!host_name().unwrap().is_empty());
     }
 
@@ -326,7 +353,7 @@ mod tests {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --mount-bpffs off --established keep --attach clsact --source-check off \
-             --mark-bit 0x80000000 --service-proxy-name mine --datapath-log --log-format json --limit blocks=3 --limit rows=4",
+             --mark-bit 0x80000000 --service-proxy-name mine --flow-table-size 512000 --flow-table-size-ipv6 4096 --datapath-log --log-format json --limit blocks=3 --limit rows=4",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
         assert_eq!(options.bpffs.to_str(), Some("b"));
@@ -335,6 +362,7 @@ mod tests {
         assert_eq!(options.metrics_address, None);
         assert_eq!(options.mark_bit, 1 << 31);
         assert_eq!(options.service_proxy.as_deref(), Some("mine"));
+        assert_eq!(options.flow_buckets, [131_072, 1_024]);
         assert_eq!(options.attach, AttachMode::Clsact);
         assert_eq!(options.source_check, SourceCheck::Off);
         assert!(options.keep_established && options.datapath_log);
@@ -364,6 +392,8 @@ mod tests {
             &["agent", "--mark-bit", "0"],
             &["agent", "--mark-bit", "many"],
             &["agent", "--limit", "blocks"],
+            &["agent", "--flow-table-size", "4095"],
+            &["agent", "--flow-table-size-ipv6", "1048577"],
             &["agent", "--limit", "blocks=-1"],
         ] {
             assert!(Line::try_parse_from(arguments).is_err(), "{arguments:?}");

@@ -13,6 +13,7 @@ use super::error::{DatapathError, bpf_error, io_error};
 use super::limits::Limits;
 use super::maps::{check_pinned, mapped_control};
 use super::pins::Pins;
+use super::resize::pinned_buckets;
 
 /// The eBPF object, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-ebpf.o"));
@@ -37,8 +38,9 @@ pub struct LoadOptions {
     pub keep_established: bool,
     /// Pods may send from their own addresses only.
     pub check_source: bool,
-    /// Buckets of the IPv4 and IPv6 flow tables (powers of two); `None`: the defaults, or those
-    /// of the tables that are pinned.
+    /// Buckets for all endpoints of the IPv4 and IPv6 flow tables (powers of two): tables of another
+    /// size that are pinned make room for such, with their flows. `None`: whatever is pinned, else
+    /// the least that agents choose.
     pub flow_buckets: Option<[u32; 2]>,
     /// The bit of a packet's mark that netpol uses ([`layout::STAMP_MARK`]).
     pub stamp_mark: u32,
@@ -74,12 +76,12 @@ impl Programs {
     /// Loads the programs, creating and pinning the maps that are not pinned yet.
     pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, DatapathError> {
         check_pinned(pins)?;
-        let masks = flow_masks(pins, options)?;
+        let buckets = flow_buckets(pins, options)?;
         // A zero secret is that of a first load that was interrupted before it stored one; the
         // tables are then still empty.
         let known = if pins.exist() { pinned_secret(pins)? } else { [0; 2] };
         let secret = if known == [0; 2] { random_secret()? } else { known };
-        let programs = Self::load_with(pins, options, &names::ALL, secret, masks)?;
+        let programs = Self::load_with(pins, options, &names::ALL, secret, buckets)?;
         if secret != known {
             let control = mapped_control(pins)?;
             control.store(0, CONTROL_SECRET, secret[0]);
@@ -95,7 +97,7 @@ impl Programs {
         shared: &[&str],
     ) -> Result<Self, DatapathError> {
         let buckets = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
-        Self::load_with(pins, options, shared, random_secret()?, buckets.map(|count| count - 1))
+        Self::load_with(pins, options, shared, random_secret()?, buckets)
     }
 
     fn load_with(
@@ -103,8 +105,10 @@ impl Programs {
         options: &LoadOptions,
         pinned: &[&str],
         secret: [u64; 2],
-        masks: [u32; 2],
+        buckets: [u32; 2],
     ) -> Result<Self, DatapathError> {
+        let masks = buckets.map(|count| count - 1);
+        let reserves = buckets.map(|count| layout::reserve_buckets(count) - 1);
         let timeouts = timeouts_in_ticks().map(|ticks| ticks * options.patience);
         let (keep, check) = (u8::from(options.keep_established), u8::from(options.check_source));
         let log_level: u8 = if options.log { 4 } else { 0 };
@@ -113,13 +117,15 @@ impl Programs {
             .override_global("SECRET", &secret, true)
             .override_global("FLOW4_MASK", &masks[0], true)
             .override_global("FLOW6_MASK", &masks[1], true)
+            .override_global("RESERVE4_MASK", &reserves[0], true)
+            .override_global("RESERVE6_MASK", &reserves[1], true)
             .override_global("TIMEOUTS", &timeouts, true)
             .override_global("KEEP_ESTABLISHED", &keep, true)
             .override_global("CHECK_SOURCE", &check, true)
             .override_global("STAMP_MARK", &options.stamp_mark, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
-            .map_max_entries(names::FLOWS4, masks[0] + 1)
-            .map_max_entries(names::FLOWS6, masks[1] + 1);
+            .map_max_entries(names::FLOWS4, layout::flow_map_entries(buckets[0]))
+            .map_max_entries(names::FLOWS6, layout::flow_map_entries(buckets[1]));
         for (name, size) in options.limits.sizes() {
             loader.map_max_entries(name, size);
         }
@@ -199,18 +205,12 @@ fn program_mut<'a>(
         .map_err(bpf_error(format!("program {name}")))
 }
 
-fn flow_masks(pins: &Pins, options: &LoadOptions) -> Result<[u32; 2], DatapathError> {
-    if pins.exist() {
-        let size = |name| -> Result<u32, DatapathError> {
-            let path = pins.map(name);
-            let info = aya::maps::MapInfo::from_pin(&path)
-                .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
-            Ok(info.max_entries() - 1)
-        };
-        return Ok([size(names::FLOWS4)?, size(names::FLOWS6)?]);
-    }
-    let buckets = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
-    Ok(buckets.map(|count| count - 1))
+fn flow_buckets(pins: &Pins, options: &LoadOptions) -> Result<[u32; 2], DatapathError> {
+    let [flows4, flows6] = options.flow_buckets.unwrap_or([FLOW4_BUCKETS, FLOW6_BUCKETS]);
+    Ok([
+        pinned_buckets(pins, names::FLOWS4)?.unwrap_or(flows4),
+        pinned_buckets(pins, names::FLOWS6)?.unwrap_or(flows6),
+    ])
 }
 
 fn random_secret() -> Result<[u64; 2], DatapathError> {

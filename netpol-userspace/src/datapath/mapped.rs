@@ -87,7 +87,7 @@ impl Drop for Mapped {
 
 /// A flow bucket in a mapped table.
 #[derive(Clone, Copy)]
-pub struct Bucket<'a>(&'a [AtomicU64]);
+pub struct Bucket<'a>(pub &'a [AtomicU64]);
 
 impl flow::Bucket for Bucket<'_> {
     fn load(self, word: usize) -> u64 {
@@ -106,13 +106,5 @@ impl flow::Bucket for Bucket<'_> {
         let mut mask = [0xff; 8];
         mask[byte % 8] = 0;
         self.0[byte / 8].fetch_and(u64::from_ne_bytes(mask), Ordering::Relaxed);
-    }
-}
-
-impl<'a> flow::Table for &'a Mapped {
-    type Bucket = Bucket<'a>;
-
-    fn bucket(&self, index: u32) -> Option<Bucket<'a>> {
-        Some(Bucket(self.value(index as usize & (self.entries - 1))))
     }
 }

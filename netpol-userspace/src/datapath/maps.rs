@@ -2,6 +2,7 @@
 //! compared with what this build expects before anything is read from or written to it.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray};
@@ -34,6 +35,8 @@ pub struct Maps {
     pub flows4: Arc<Mapped>,
     /// IPv6 flow buckets.
     pub flows6: Arc<Mapped>,
+    /// [`layout::FlowUse`]s of both.
+    pub flow_use: Arc<Mapped>,
     /// The interval arena.
     pub intervals: Arc<Mapped>,
     /// [`layout::Control`].
@@ -70,13 +73,13 @@ struct Expected {
 #[derive(Clone, Copy)]
 enum Size {
     Exactly(u32),
-    PowerOfTwo,
+    FlowTable,
     /// The agent's choice: [`Limits`].
     Any,
 }
 
 fn expected(name: &str) -> Expected {
-    use Size::{Any, Exactly, PowerOfTwo};
+    use Size::{Any, Exactly, FlowTable};
     use layout as l;
     let of = |map_type, key_size: usize, value_size: usize, size| Expected {
         map_type,
@@ -92,8 +95,9 @@ fn expected(name: &str) -> Expected {
         names::SPEAKERS => {
             array(size_of::<l::Speaker>(), Exactly(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
         }
-        names::FLOWS4 => array(flow::WORDS4 * flow::SLOTS * 8, PowerOfTwo),
-        names::FLOWS6 => array(flow::WORDS6 * flow::SLOTS * 8, PowerOfTwo),
+        names::FLOWS4 => array(flow::WORDS4 * flow::SLOTS * 8, FlowTable),
+        names::FLOWS6 => array(flow::WORDS6 * flow::SLOTS * 8, FlowTable),
+        names::FLOW_USE => array(size_of::<l::FlowUse>(), Exactly(l::MAX_ENDPOINTS)),
         names::INTERVALS => array(8, Any),
         names::CONTROL => array(size_of::<l::Control>(), Exactly(1)),
         names::ADDRESSES => of(MapType::Hash, size_of::<l::Address>(), 8, Any),
@@ -155,10 +159,10 @@ fn differences(name: &str, info: &MapInfo) -> Vec<String> {
         Size::Exactly(entries) => {
             compare("size", info.max_entries().to_string(), entries.to_string());
         }
-        Size::PowerOfTwo if !info.max_entries().is_power_of_two() => {
-            list.push(format!("size is {}, should be a power of two", info.max_entries()));
+        Size::FlowTable if layout::common_buckets(info.max_entries()).is_none() => {
+            list.push(format!("size is {}, which no flow table has", info.max_entries()));
         }
-        Size::PowerOfTwo | Size::Any => {}
+        Size::FlowTable | Size::Any => {}
     }
     list
 }
@@ -195,6 +199,7 @@ impl Maps {
                 names::ENDPOINTS => &self.endpoints,
                 names::FLOWS4 => &self.flows4,
                 names::FLOWS6 => &self.flows6,
+                names::FLOW_USE => &self.flow_use,
                 names::INTERVALS => &self.intervals,
                 names::CONTROL => &self.control,
                 names::BACKENDS => &self.backends,
@@ -213,6 +218,7 @@ impl Maps {
             endpoints: mapped(names::ENDPOINTS)?,
             flows4: mapped(names::FLOWS4)?,
             flows6: mapped(names::FLOWS6)?,
+            flow_use: mapped(names::FLOW_USE)?,
             intervals: mapped(names::INTERVALS)?,
             control: mapped(names::CONTROL)?,
             addresses: open(pins, names::ADDRESSES)?,
@@ -246,9 +252,13 @@ pub fn mapped_control(pins: &Pins) -> Result<Mapped, DatapathError> {
 }
 
 fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
-    let path = pins.map(name);
+    mapped_at(&pins.map(name), name, is_writable)
+}
+
+/// The map of this name that is pinned at `path`.
+pub fn mapped_at(path: &Path, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
     let what = format!("open pinned map {}", path.display());
-    let info = MapInfo::from_pin(&path).map_err(bpf_error(what.clone()))?;
+    let info = MapInfo::from_pin(path).map_err(bpf_error(what.clone()))?;
     let fd = info.fd().map_err(bpf_error(what))?;
     Mapped::new(
         name,

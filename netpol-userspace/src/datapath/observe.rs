@@ -13,7 +13,6 @@ use zerocopy::FromBytes as _;
 
 use super::error::{DatapathError, bpf_error};
 use super::load::{jiffies_per_second, seconds_to_ticks};
-use super::mapped::{Bucket, Mapped};
 use super::maps::Maps;
 use crate::compile::ClassId;
 use crate::model::Direction;
@@ -95,20 +94,11 @@ pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
 pub fn flows(maps: &Maps) -> Vec<Flow> {
     let clock = clock();
     let mut list = Vec::new();
-    read_flows::<KEY4>(&maps.flows4, 4, &clock, &mut list);
-    read_flows::<KEY6>(&maps.flows6, 6, &clock, &mut list);
+    let live4 = maps.table4().slots::<KEY4>().filter(|slot| !slot.is_expired(&clock));
+    list.extend(live4.map(|slot| flow_of(&slot, 4, &clock)));
+    let live6 = maps.table6().slots::<KEY6>().filter(|slot| !slot.is_expired(&clock));
+    list.extend(live6.map(|slot| flow_of(&slot, 6, &clock)));
     list
-}
-
-fn read_flows<const KEY: usize>(table: &Mapped, family: u32, clock: &Clock, list: &mut Vec<Flow>) {
-    for index in 0..table.len() {
-        let Some(bucket) = flow::Table::bucket(&table, index as u32) else { continue };
-        for slot in Slot::<KEY>::read::<Bucket<'_>>(bucket) {
-            if !slot.is_expired(clock) {
-                list.push(flow_of(&slot, family, clock));
-            }
-        }
-    }
 }
 
 fn flow_of<const KEY: usize>(slot: &Slot<KEY>, family: u32, clock: &Clock) -> Flow {

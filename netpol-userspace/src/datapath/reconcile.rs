@@ -167,6 +167,9 @@ impl Datapath {
                     self.attacher.detach(ifindex);
                 }
                 clear_slot(&self.maps.endpoints, slot);
+                if !self.endpoints.contains_key(&EndpointId(identity as u16)) {
+                    self.maps.clear_share(identity as u16);
+                }
             }
         }
         // One without an entry had none before either: it drops everything.

@@ -13,13 +13,9 @@ use crate::compile::EndpointId;
 use crate::endpoint::sockets::Connection;
 use crate::model::Direction;
 
-/// Word index of [`netpol_common::layout::Control::secret`].
-const SECRET: usize = 2;
-
 /// Enters the connections, as judged in `epoch`. One that the programs have met meanwhile is
 /// corrected if they took the wrong end for the opener.
 pub fn seed(maps: &Maps, endpoint: EndpointId, connections: &[Connection], epoch: u32) {
-    let secret = [maps.control.load(0, SECRET), maps.control.load(0, SECRET + 1)];
     let clock = clock();
     for connection in connections {
         let packet = Packet {
@@ -36,10 +32,10 @@ pub fn seed(maps: &Maps, endpoint: EndpointId, connections: &[Connection], epoch
         };
         if connection.local.is_ipv4() {
             let key = flow::key4(&packet, endpoint.0);
-            enter(&&*maps.flows4, &key, secret, epoch, opener, &clock);
+            enter(&maps.table4(), &key, epoch, opener, &clock);
         } else {
             let key = flow::key6(&packet, endpoint.0);
-            enter(&&*maps.flows6, &key, secret, epoch, opener, &clock);
+            enter(&maps.table6(), &key, epoch, opener, &clock);
         }
     }
 }
@@ -47,12 +43,11 @@ pub fn seed(maps: &Maps, endpoint: EndpointId, connections: &[Connection], epoch
 fn enter<T: flow::Table, const KEY: usize>(
     table: &T,
     key: &flow::Key<KEY>,
-    secret: [u64; 2],
     epoch: u32,
     opener: u64,
     clock: &flow::Clock,
 ) {
-    let hash = flow::hash(key, secret);
+    let hash = flow::hash(key, table.secret());
     if let Some(entry) = flow::find(table, key, hash)
         && agrees(entry.state, opener)
         && entry.epoch() >= epoch
@@ -62,7 +57,8 @@ fn enter<T: flow::Table, const KEY: usize>(
     flow::insert(table, key, hash, epoch, opener, clock);
     if let Some(entry) = flow::find(table, key, hash) {
         // An established connection, not a first packet that waits for its answer.
-        entry.touch(clock.now, flow::REPLIED, false);
+        entry.touch(clock.now, flow::REPLIED | flow::HEARD, false);
+        flow::settle(table, key, hash, clock);
     }
 }
 

@@ -22,6 +22,7 @@ use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
+use super::resize::SetAside;
 use super::rows::Rows;
 use super::sources::Sources;
 use super::speakers::Link;
@@ -111,8 +112,12 @@ impl Datapath {
         super::probe::require_capabilities()?;
         pins.create()?;
         let lock = pins.lock()?;
+        let set_aside = SetAside::prepare(pins, options)?;
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
+        if let Some(tables) = &set_aside {
+            tables.copy(&maps);
+        }
         let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
         // An earlier release has left this word as it was, whosever the entry became. Its programs
         // do not read it; these do as soon as they are attached, and zero lets them ask the table.
@@ -122,6 +127,9 @@ impl Datapath {
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
+        if let Some(tables) = set_aside {
+            tables.finish(&maps)?;
+        }
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
         let limits = limits_within(pins, options.limits)?;
         let mut datapath = Self {
@@ -303,6 +311,7 @@ impl Datapath {
             endpoint.epoch = self.next_epoch();
             if self.has_entry(id) {
                 self.clear_counters(id)?;
+                self.maps.clear_losses(id.0);
             }
         }
         Ok(endpoint)
@@ -334,9 +343,11 @@ impl Datapath {
         endpoint.sets = NO_SETS;
         if let Some(slot) = endpoint.slot.take() {
             clear_slot(&self.maps.endpoints, slot);
+            self.maps.clear_share(id.0);
             let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
             let ifindex = endpoint.ifindex;
             self.remove_sources(&addresses, ifindex);
+            self.divide_flow_tables();
         }
         // What flows do from now on is not seen: should the pod be isolated again, what is in the
         // table is void and its sockets tell.
@@ -467,14 +478,25 @@ impl Datapath {
         let Some(slot) = free.next().filter(|_| may_have_entry) else { return false };
         // Whatever the flow table holds under this id is an earlier endpoint's.
         table.store(slot, BORN, u64::from(endpoint.born));
+        self.maps.set_born(id.0, endpoint.born);
         table.store(slot, OWN4, own4(&endpoint.addresses));
         table.store(slot, POLICY, word);
-        table.store(slot, IDENTITY, identity_word(endpoint.ifindex, id));
         endpoint.slot = Some(slot);
-        let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
         let ifindex = endpoint.ifindex;
+        let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+        self.divide_flow_tables();
+        self.maps.endpoints.store(slot, IDENTITY, identity_word(ifindex, id));
         self.add_sources(&addresses, ifindex);
         true
+    }
+
+    /// Gives every endpoint with an entry an equal share of the flow tables.
+    fn divide_flow_tables(&self) {
+        let with_entry = self.endpoints.iter().filter(|(_, endpoint)| endpoint.slot.is_some());
+        let ids: Vec<u16> = with_entry.map(|(id, _)| id.0).collect();
+        for &id in &ids {
+            self.maps.set_share(id, ids.len());
+        }
     }
 
     fn attach(&mut self, id: EndpointId) -> Result<(), DatapathError> {

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::agent::state::{EndpointView, State};
-use crate::datapath::{Maps, observe};
+use crate::datapath::{FlowUse, Maps, observe};
 use crate::model::Direction;
 use crate::source::Watch;
 
@@ -59,6 +59,12 @@ struct DropLabels {
     pod: String,
     direction: &'static str,
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PodLabel {
+    namespace: String,
+    pod: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -123,11 +129,13 @@ pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters, watches: &[Watc
     let flows = observe::flows(maps);
     let used4 = flows.iter().filter(|flow| flow.local.is_ipv4()).count() as u64;
     let slots = |buckets: usize| (buckets * netpol_common::flow::SLOTS) as u64;
+    let known = state.endpoints.iter().filter(|view| u32::from(view.id) < layout::MAX_ENDPOINTS);
+    let uses: Vec<_> = known.map(|view| (view, maps.flow_use(view.id))).collect();
     let flow_table = FlowTable {
         used: [used4, flows.len() as u64 - used4],
         room: [slots(maps.flows4.len()), slots(maps.flows6.len())],
     };
-    text_of(state, extra, watches, &counted, flow_table)
+    text_of(state, extra, watches, &counted, flow_table, &uses)
 }
 
 fn text_of(
@@ -136,6 +144,7 @@ fn text_of(
     watches: &[Watch],
     counted: &[Counted<'_>],
     flow_table: FlowTable,
+    uses: &[(&EndpointView, FlowUse)],
 ) -> String {
     let mut registry = Registry::with_prefix("netpol");
     add_node(&mut registry, state);
@@ -143,6 +152,7 @@ fn text_of(
     add_watches(&mut registry, watches);
     add_packets(&mut registry, counted);
     add_tables(&mut registry, state, flow_table);
+    add_flow_uses(&mut registry, uses);
     let mut text = String::new();
     let result: fmt::Result = text::encode(&mut text, &registry);
     result.expect("invariant: writing to a string does not fail");
@@ -283,7 +293,7 @@ fn add_packets(registry: &mut Registry, counted: &[Counted<'_>]) {
     registry.register("new_flows", "Connections judged and admitted", new_flows);
     registry.register(
         "evicted_flows",
-        "Live connections forgotten because the flow table was full",
+        "Live connections forgotten because this pod's needed room in a full flow table",
         evicted,
     );
     registry.register(
@@ -331,6 +341,42 @@ fn add_tables(registry: &mut Registry, state: &State, flows: FlowTable) {
     );
 }
 
+fn add_flow_uses(registry: &mut Registry, uses: &[(&EndpointView, FlowUse)]) {
+    let [slots, share] = [(); 2].map(|()| Family::<PodLabel, Gauge>::default());
+    let [displaced, given, refused] = [(); 3].map(|()| Family::<PodLabel, Counter>::default());
+    // Who is not isolated has no share, and nothing in the tables.
+    for (view, uses) in uses.iter().filter(|(_, uses)| uses.share > 0) {
+        let label = PodLabel { namespace: view.namespace.clone(), pod: view.pod.clone() };
+        slots.get_or_create(&label).set(uses.held as i64);
+        share.get_or_create(&label).set(uses.share as i64);
+        add(&displaced, &label, uses.displaced);
+        add(&given, &label, uses.given);
+        add(&refused, &label, uses.refused);
+    }
+    registry.register(
+        "flow_slots",
+        "Slots of the flow tables that hold a connection of this pod, ended ones whose slot nobody \
+         needed included",
+        slots,
+    );
+    registry.register("flow_share", "Connections that never make room for other pods'", share);
+    registry.register(
+        "displaced_flows",
+        "Live connections of this pod that made room for its own",
+        displaced,
+    );
+    registry.register(
+        "given_flows",
+        "Live connections of this pod, which had more than its share, that made room for others'",
+        given,
+    );
+    registry.register(
+        "refused_flows",
+        "Packets of this pod whose connection found no room in the flow table",
+        refused,
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::names::tests;
@@ -359,7 +405,8 @@ mod tests {
             heard: None,
         };
         let flows = FlowTable { used: [1, 0], room: [64, 32] };
-        text_of(&state, &extra, &[watch], &counted, flows)
+        let uses = FlowUse { held: 90, share: 64, given: 3, ..FlowUse::default() };
+        text_of(&state, &extra, &[watch], &counted, flows, &[(&state.endpoints[0], uses)])
     }
 
     #[test]
@@ -387,6 +434,9 @@ mod tests {
             "netpol_table_overflow{table=\"rows\"} 2",
             "netpol_table_entries{table=\"flows4\"} 1",
             "netpol_table_limit{table=\"flows4\"} 64",
+            "netpol_flow_slots{namespace=\"shop\",pod=\"web\"} 90",
+            "netpol_flow_share{namespace=\"shop\",pod=\"web\"} 64",
+            "netpol_given_flows_total{namespace=\"shop\",pod=\"web\"} 3",
             "netpol_build_info{version=\"0.1.0\",attach=\"tcx\",source=\"manifests\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");

@@ -8,6 +8,23 @@
 //! word. The state word is the only one that says "this slot is valid"; it holds the epoch, who
 //! opened the flow, whether its packets are stamped, and a tag made of the key's hash.
 //!
+//! # Whose room it is
+//!
+//! The table is shared by pods that are each other's enemies, and filled by whoever sends to them.
+//! A flow has three buckets: two among those *for all*, by its hash, and one in its endpoint's
+//! *reserve*, where nobody else's flows are ever stored. What an endpoint holds is counted
+//! ([`Account`]), and up to a *share* it is the endpoint's own. `place.rs` says who makes room for
+//! whom; what follows from it:
+//!
+//! - A flow that was answered ([`is_answered`]) never makes room for one that was not.
+//! - A flow of an endpoint that holds no more than its share never makes room for another
+//!   endpoint's.
+//! - A new flow always finds room: in the reserve one slot of each bucket stays for those that wait
+//!   for their answer. Once answered, a flow may leave the reserve for the room that is for all,
+//!   in place of an answered one of an endpoint that has more than its share.
+//! - Within an endpoint, the remote side with the most flows there makes room, and what the pod
+//!   opened does not make room for what others did.
+//!
 //! # Concurrency
 //!
 //! Packets of one flow, and of flows that share a bucket, run on all CPUs at once, without locks.
@@ -23,15 +40,29 @@
 //!   owner of the slot leaves that owner a last-seen time wrong by the length of the race and TCP
 //!   bits of another flow: at worst its entry ages as a closed connection's, two minutes after
 //!   the last packet at the soonest, because every later packet of it writes the time anew.
+//! - *Accounts*: whether a flow was answered is in the state word as well ([`ANSWERED`]), which is
+//!   only changed by compare-and-swap: who succeeds adds to the account, once. Who takes a slot
+//!   away has read whose it was after it owned it. So the accounts are exact; what is decided by
+//!   them is decided by what they were a moment ago.
 //! - *Free slots*: a slot that was taken is never free again, and who inserts takes the first free
-//!   slot of the first bucket, or, if that has none, of the second. So a bucket's slots fill in
-//!   order, nothing stands behind a free one, and nothing that has this bucket for its first one
-//!   was stored in its second as long as there is a free slot: a look ends there. Whoever sees a
-//!   slot free that somebody is just taking comes before that, as a look a moment earlier does.
-//!   (Who loses the race for a free slot stores nothing, rather than go on to the next.)
+//!   slot of the first bucket, or, if that has none, of the second, or of the reserve. So a
+//!   bucket's slots fill in order, nothing stands behind a free one, and nothing was stored in a
+//!   later bucket as long as there is a free slot in an earlier one: a look ends there. Whoever
+//!   sees a slot free that somebody is just taking comes before that, as a look a moment earlier
+//!   does. (Who loses the race for a free slot stores nothing, rather than go on to the next.)
 //! - *Fetching* writes zero to a byte that is zero in all that is ever written to a slot.
 //! - Two CPUs that insert the same flow at once may leave two equal entries. Both were judged;
-//!   look-ups find the first.
+//!   look-ups find the first. So it is with a flow that has moved out of the reserve: what it left
+//!   behind says nothing else than what moved, and is the first to make room.
+
+mod place;
+mod slot;
+
+pub use place::{
+    Claim, Inserted, PATIENCE, Place, account, choose, count, enter, insert, mark, move_out,
+    restore, score, settle, take,
+};
+pub use slot::Slot;
 
 use crate::layout::EPOCH_MASK;
 use crate::packet::{self, Packet};
@@ -69,6 +100,8 @@ pub const OPENED_BY_NODE: u64 = 6;
 /// Packets of the endpoint's side go to a Service whose outcome is not settled before translation
 /// (together with [`VALID`]; alone this bit is [`BUSY`]).
 pub const STAMPED: u64 = 8;
+/// The flow was answered ([`is_answered`]), which its endpoint's account says too.
+pub const ANSWERED: u64 = 1 << 63;
 const TAG_SHIFT: u32 = 4;
 const TAG_MASK: u64 = 0x0fff_ffff;
 const EPOCH_SHIFT: u32 = 32;
@@ -81,6 +114,8 @@ pub const FIN_LOCAL: u64 = 2;
 pub const FIN_REMOTE: u64 = 4;
 /// Meta bit: the last packet was an RST.
 pub const RESET: u64 = 8;
+/// Meta bit: a packet in the opening direction came after an answer.
+pub const HEARD: u64 = 16;
 const META_SHIFT: u32 = 8;
 
 /// A tick is 256 jiffies.
@@ -155,12 +190,44 @@ pub trait Bucket: Copy {
     fn store_zero(self, byte: usize);
 }
 
-/// The table's buckets.
+/// What an endpoint has of a flow table: its [`FlowUse`](crate::layout::FlowUse) in memory.
+pub trait Account: Copy {
+    /// Reads a word.
+    fn load(self, word: usize) -> u64;
+    /// Adds to a word, wrapping: atomically, since others do at the same time.
+    fn add(self, word: usize, value: u64);
+}
+
+/// The table's buckets: those for all, and then each endpoint's reserve in the order of their ids.
 pub trait Table {
     /// One bucket.
     type Bucket: Bucket;
-    /// The bucket at `index`, masked to the table's size by the table.
+    /// What an endpoint has of the table.
+    type Account: Account;
+    /// The bucket at `index`.
     fn bucket(&self, index: u32) -> Option<Self::Bucket>;
+    /// How many buckets there are for all, and in each reserve, less one: both are powers of two.
+    fn masks(&self) -> [u32; 2];
+    /// The key of its hash.
+    fn secret(&self) -> [u64; 2];
+    /// What this endpoint has of the table.
+    fn account(&self, endpoint: u16) -> Option<Self::Account>;
+    /// [`score`] in this table. The kernel's has it verified on its own, as what follows.
+    #[inline(always)]
+    fn score<const KEY: usize>(&self, index: u32, place: Place, claim: &Claim, clock: &Clock) -> u64
+    where
+        Self: Sized,
+    {
+        score::<Self, KEY>(self, index, place, claim, clock)
+    }
+    /// [`count`] in this table.
+    #[inline(always)]
+    fn count<const KEY: usize>(&self, index: u32, ports: u64, remote: u64) -> u64
+    where
+        Self: Sized,
+    {
+        count::<Self, KEY>(self, index, ports, remote)
+    }
 }
 
 /// A valid slot that holds the flow that was looked for.
@@ -170,6 +237,8 @@ pub struct Entry<B: Bucket> {
     /// Index of the slot's first word.
     base: usize,
     key_words: usize,
+    /// It is in its endpoint's reserve.
+    is_reserved: bool,
     /// The state word as read.
     pub state: u64,
     /// The meta word as read.
@@ -212,9 +281,7 @@ impl Timeouts {
     const fn limit(&self, protocol: u8, meta: u64) -> u64 {
         match protocol {
             packet::TCP => {
-                let is_closing = meta & RESET != 0
-                    || meta & (FIN_LOCAL | FIN_REMOTE) == (FIN_LOCAL | FIN_REMOTE);
-                if meta & REPLIED != 0 && !is_closing {
+                if meta & REPLIED != 0 && !is_closing(meta) {
                     self.tcp_established
                 } else {
                     self.tcp_other
@@ -228,10 +295,40 @@ impl Timeouts {
     }
 }
 
+/// Whether both sides have ended the connection, or one has reset it.
+#[inline(always)]
+const fn is_closing(meta: u64) -> bool {
+    meta & RESET != 0 || meta & (FIN_LOCAL | FIN_REMOTE) == (FIN_LOCAL | FIN_REMOTE)
+}
+
+/// Whether a flow with this meta word was answered: something came back. Where connections have a
+/// handshake, also that whoever opened it went on: else anybody could have a pod answer to forged
+/// sources, and would have that many flows that count.
+#[inline(always)]
+pub const fn is_answered(protocol: u8, meta: u64) -> bool {
+    let sign = match protocol {
+        packet::TCP | packet::SCTP => HEARD,
+        _ => REPLIED,
+    };
+    meta & sign != 0
+}
+
 /// Protocol of a key word made by [`ports_word`].
 #[inline(always)]
 const fn protocol_of(ports: u64) -> u8 {
     ports as u8
+}
+
+/// Endpoint id of such a word.
+#[inline(always)]
+const fn endpoint_of(ports: u64) -> u16 {
+    (ports >> 16) as u16
+}
+
+/// Which word of a key that is.
+#[inline(always)]
+const fn ports_index(key_words: usize) -> usize {
+    if key_words == KEY4 { 1 } else { 4 }
 }
 
 /// The time now and what it means.
@@ -256,9 +353,28 @@ const fn tag(hash: u64) -> u64 {
     ((hash >> 36) & TAG_MASK) << TAG_SHIFT | VALID
 }
 
+/// A flow's first bucket for all, among the [`BUCKETS`] of a flow.
+const FIRST: usize = 0;
+/// The second one.
+const SECOND: usize = 1;
+/// The one in the reserve.
+const RESERVE: usize = 2;
+/// Buckets that a flow may be in.
+const BUCKETS: usize = 3;
+
+/// Index of one of a flow's buckets.
 #[inline(always)]
-const fn choices(hash: u64) -> [u32; 2] {
-    [hash as u32, (hash >> 18) as u32]
+fn index_of<T: Table>(table: &T, endpoint: u16, hash: u64, which: usize) -> u32 {
+    let [common, reserve] = table.masks();
+    match which {
+        FIRST => hash as u32 & common,
+        SECOND => (hash >> 18) as u32 & common,
+        // These bits are the tag's too: keys are compared in full.
+        _ => {
+            let first = common + 1 + endpoint as u32 * (reserve + 1);
+            first + ((hash >> 40) as u32 & reserve)
+        }
+    }
 }
 
 const TAG_BITS: u64 = TAG_MASK << TAG_SHIFT | VALID;
@@ -280,25 +396,31 @@ pub fn find<T: Table, const KEY: usize>(
     hash: u64,
 ) -> Option<Entry<T::Bucket>> {
     let wanted = tag(hash);
-    let [first, second] = choices(hash);
-    match find_in(table.bucket(first)?, key, wanted) {
+    let endpoint = endpoint_of(key[ports_index(KEY)]);
+    let bucket = |which| table.bucket(index_of(table, endpoint, hash, which));
+    match find_in(bucket(FIRST)?, key, wanted) {
         Search::Found(entry) => return Some(entry),
         Search::Nowhere => return None,
         Search::Full => {}
     }
-    match find_in(table.bucket(second)?, key, wanted) {
-        Search::Found(entry) => Some(entry),
+    match find_in(bucket(SECOND)?, key, wanted) {
+        Search::Found(entry) => return Some(entry),
+        Search::Nowhere => return None,
+        Search::Full => {}
+    }
+    match find_in(bucket(RESERVE)?, key, wanted) {
+        Search::Found(entry) => Some(Entry { is_reserved: true, ..entry }),
         _ => None,
     }
 }
 
-/// Has the first slots of both buckets of this flow fetched from memory while other things are
+/// Has the first slots of both buckets for all of this flow fetched from memory while other things are
 /// done. There is no instruction for that in eBPF, and a load holds up what comes after it until
 /// the memory answers; a store does not. This one changes nothing: see [`SPARE4`].
 #[inline(always)]
 pub fn fetch<T: Table, const KEY: usize>(table: &T, hash: u64) {
-    for index in choices(hash) {
-        if let Some(bucket) = table.bucket(index) {
+    for which in [FIRST, SECOND] {
+        if let Some(bucket) = table.bucket(index_of(table, 0, hash, which)) {
             bucket.store_zero(if KEY == KEY4 { SPARE4 } else { SPARE6 });
         }
     }
@@ -312,7 +434,8 @@ fn find_in<B: Bucket, const KEY: usize>(bucket: B, key: &Key<KEY>, wanted: u64) 
         let state = bucket.load(base + KEY);
         if state & TAG_BITS == wanted && has_key(bucket, base, key) {
             let meta = bucket.load(base + KEY + 1);
-            return Search::Found(Entry { bucket, base, key_words: KEY, state, meta });
+            let (key_words, is_reserved) = (KEY, false);
+            return Search::Found(Entry { bucket, base, key_words, is_reserved, state, meta });
         }
         if state == EMPTY {
             return Search::Nowhere;
@@ -343,8 +466,7 @@ impl<B: Bucket> Entry<B> {
     /// Whether the flow has been idle for too long to count.
     #[inline(always)]
     pub fn is_expired(&self, clock: &Clock) -> bool {
-        // The word before the state (IPv4) or the one before the padding (IPv6) has the protocol.
-        let ports = self.bucket.load(self.base + if self.key_words == KEY4 { 1 } else { 4 });
+        let ports = self.bucket.load(self.base + ports_index(self.key_words));
         clock.is_expired(protocol_of(ports), self.meta)
     }
 
@@ -355,21 +477,38 @@ impl<B: Bucket> Entry<B> {
     /// goes on with acknowledgements after both.
     #[inline(always)]
     pub fn touch(&self, now: u64, packet_bits: u64, is_opening: bool) {
-        let kept = if is_opening { 0 } else { self.meta & (0xff & !RESET) };
-        let meta = now << META_SHIFT | kept | packet_bits;
+        let meta = self.meta_after(now, packet_bits, is_opening);
         if meta != self.meta {
             self.bucket.store(self.base + self.key_words + 1, meta);
         }
     }
 
+    #[inline(always)]
+    const fn meta_after(&self, now: u64, packet_bits: u64, is_opening: bool) -> u64 {
+        let kept = if is_opening { 0 } else { self.meta & (0xff & !RESET) };
+        // Not by a reset: that is what whoever had its address forged says to an answer.
+        let is_reset = (packet_bits & RESET) * (HEARD / RESET);
+        let heard = (kept & !packet_bits & REPLIED) * (HEARD / REPLIED) & !is_reset;
+        now << META_SHIFT | kept | packet_bits | heard
+    }
+
+    /// Whether such a packet is the flow's first answer, or the one that settles that it was
+    /// answered, so that [`settle`] has something to do.
+    #[inline(always)]
+    pub const fn is_first_answer(&self, protocol: u8, packet_bits: u64, is_opening: bool) -> bool {
+        self.state & ANSWERED == 0
+            && is_answered(protocol, self.meta_after(0, packet_bits, is_opening))
+    }
+
     /// Notes that the flow was judged anew, in `epoch`, with these bits for opener and stamp.
     #[inline(always)]
     pub fn renew(&self, epoch: u32, bits: u64) {
-        let state = state_word(self.state & TAG_BITS, epoch, bits);
+        let state = state_word(self.state & (TAG_BITS | ANSWERED), epoch, bits);
         self.bucket.compare_and_swap(self.base + self.key_words, self.state, state);
     }
 }
 
+/// A state word; `tag`: with whatever else of the old one remains.
 #[inline(always)]
 const fn state_word(tag: u64, epoch: u32, bits: u64) -> u64 {
     ((epoch & EPOCH_MASK) as u64) << EPOCH_SHIFT | tag | bits
@@ -390,180 +529,4 @@ pub const fn packet_bits(packet: &Packet, from_local: bool, opener: u64) -> u64 
         }
     }
     bits
-}
-
-/// What [`insert`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inserted {
-    /// Into a free or expired slot.
-    Free,
-    /// In place of the flow that was idle for longest, which had not expired.
-    Evicted,
-    /// Not at all: other CPUs were writing every candidate.
-    Contended,
-}
-
-/// Stores a flow judged in `epoch`, with these bits for opener and stamp; over an older entry of
-/// the same key, if there is one.
-#[inline(always)]
-pub fn insert<T: Table, const KEY: usize>(
-    table: &T,
-    key: &Key<KEY>,
-    hash: u64,
-    epoch: u32,
-    bits: u64,
-    clock: &Clock,
-) -> Inserted {
-    if let Some(entry) = find(table, key, hash) {
-        entry.renew(epoch, bits);
-        entry.touch(clock.now, 0, true);
-        return Inserted::Free;
-    }
-    let [first, second] = choices(hash);
-    let (Some(one), Some(two)) = (table.bucket(first), table.bucket(second)) else {
-        return Inserted::Contended;
-    };
-    let mut victim = Victim { bucket: one, base: 0, state: BUSY, age: 0, rank: 0 };
-    if !is_free::<_, KEY>(one, &mut victim) && !is_free::<_, KEY>(two, &mut victim) {
-        weigh::<_, KEY>(one, clock, &mut victim);
-        weigh::<_, KEY>(two, clock, &mut victim);
-    }
-    if victim.rank == 0 || !victim.bucket.compare_and_swap(victim.base + KEY, victim.state, BUSY) {
-        return Inserted::Contended;
-    }
-    let mut i = 0;
-    while i < KEY {
-        victim.bucket.store(victim.base + i, key[i]);
-        i += 1;
-    }
-    victim.bucket.store(victim.base + KEY + 1, clock.now << META_SHIFT);
-    victim.bucket.store(victim.base + KEY, state_word(tag(hash), epoch, bits));
-    if victim.rank == 1 { Inserted::Evicted } else { Inserted::Free }
-}
-
-/// The best slot so far for a new flow.
-#[derive(Clone, Copy)]
-struct Victim<B: Bucket> {
-    bucket: B,
-    base: usize,
-    state: u64,
-    age: u64,
-    /// 0: none; 1: a live flow; 2: an expired one; 3: a free slot.
-    rank: u8,
-}
-
-/// Whether the bucket has a free slot. The first one is taken: [`find_in`] looks no further than
-/// that.
-#[inline(always)]
-fn is_free<B: Bucket, const KEY: usize>(bucket: B, victim: &mut Victim<B>) -> bool {
-    let mut slot = 0;
-    while slot < SLOTS {
-        let base = slot * (KEY + 2);
-        if bucket.load(base + KEY) == EMPTY {
-            *victim = Victim { bucket, base, state: EMPTY, age: 0, rank: 3 };
-            return true;
-        }
-        slot += 1;
-    }
-    false
-}
-
-/// Looks in a bucket without a free slot for one to be given away.
-#[inline(always)]
-fn weigh<B: Bucket, const KEY: usize>(bucket: B, clock: &Clock, victim: &mut Victim<B>) {
-    let mut slot = 0;
-    while slot < SLOTS {
-        let base = slot * (KEY + 2);
-        slot += 1;
-        let state = bucket.load(base + KEY);
-        // It is being written.
-        if state & VALID == 0 {
-            continue;
-        }
-        let meta = bucket.load(base + KEY + 1);
-        let ports = bucket.load(base + if KEY == KEY4 { 1 } else { 4 });
-        let age = clock.now.saturating_sub(meta >> META_SHIFT);
-        let rank = if clock.is_expired(protocol_of(ports), meta) { 2 } else { 1 };
-        if rank > victim.rank || rank == victim.rank && rank == 1 && age > victim.age {
-            *victim = Victim { bucket, base, state, age, rank };
-        }
-    }
-}
-
-/// A slot as userspace reads it, for listings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot<const KEY: usize> {
-    /// The key words.
-    pub key: Key<KEY>,
-    /// The state word.
-    pub state: u64,
-    /// The meta word.
-    pub meta: u64,
-}
-
-impl<const KEY: usize> Slot<KEY> {
-    /// The valid slots of a bucket.
-    pub fn read<B: Bucket>(bucket: B) -> impl Iterator<Item = Self> {
-        (0..SLOTS).filter_map(move |slot| {
-            let base = slot * (KEY + 2);
-            let state = bucket.load(base + KEY);
-            if state & VALID == 0 {
-                return None;
-            }
-            let key = core::array::from_fn(|i| bucket.load(base + i));
-            let meta = bucket.load(base + KEY + 1);
-            // A slot that changed while it was read is not reported.
-            (bucket.load(base + KEY) == state).then_some(Self { key, state, meta })
-        })
-    }
-
-    /// The endpoint id.
-    pub fn endpoint(&self) -> u16 {
-        (self.ports() >> 16) as u16
-    }
-
-    /// The IP protocol.
-    pub fn protocol(&self) -> u8 {
-        protocol_of(self.ports())
-    }
-
-    /// Port (or ICMP id) of the endpoint's side.
-    pub fn local_port(&self) -> u16 {
-        (self.ports() >> 48) as u16
-    }
-
-    /// Port (or ICMP id) of the other side.
-    pub fn remote_port(&self) -> u16 {
-        (self.ports() >> 32) as u16
-    }
-
-    /// The epoch in which it was last judged.
-    pub fn epoch(&self) -> u32 {
-        (self.state >> EPOCH_SHIFT) as u32 & EPOCH_MASK
-    }
-
-    /// The tick of its last packet.
-    pub fn last_seen(&self) -> u64 {
-        self.meta >> META_SHIFT
-    }
-
-    /// Whether it has been idle for too long to count.
-    pub fn is_expired(&self, clock: &Clock) -> bool {
-        clock.is_expired(self.protocol(), self.meta)
-    }
-
-    /// The addresses, local then remote, as [`crate::layout::Address`] words.
-    pub fn addresses(&self) -> [[u32; 4]; 2] {
-        let high = |word: u64| (word >> 32) as u32;
-        let low = |word: u64| word as u32;
-        if KEY == KEY4 {
-            return [[high(self.key[0]), 0, 0, 0], [low(self.key[0]), 0, 0, 0]];
-        }
-        let side = |a: u64, b: u64| [high(a), low(a), high(b), low(b)];
-        [side(self.key[0], self.key[1]), side(self.key[2], self.key[3])]
-    }
-
-    fn ports(&self) -> u64 {
-        if KEY == KEY4 { self.key[1] } else { self.key[4] }
-    }
 }

@@ -1,0 +1,665 @@
+//! Where a flow is stored, and which one makes room for it. Must never decide by anything but what
+//! the table and its accounts say.
+//!
+//! A new flow takes the first of these that there is, in its two buckets for all and in its
+//! endpoint's reserve; of several, the one whose remote side has most of what is there, and of
+//! those the one that was idle for longest:
+//!
+//! 1. a free slot for all;
+//! 2. one for all that holds nothing any more: its flow has expired or its endpoint is gone;
+//! 3. an unanswered flow of an endpoint that holds more than its share, and more than the new
+//!    flow's endpoint;
+//! 4. a free or expired slot of the reserve;
+//! 5. an unanswered flow of its own endpoint, unless the pod opened that a short while ago and the
+//!    new one is somebody else's.
+//!
+//! A flow that was answered while it stood in the reserve moves to 2 or 3, or in place of an
+//! answered flow of an endpoint that has more of these than its share, and than its own. Otherwise
+//! it stays, if the bucket of the reserve keeps a slot for new flows; if not, the endpoint has
+//! more than it has room for, and one of its own answered flows counts as unanswered from then on:
+//! one that others opened, or, if the pod opened the flow in question, any.
+
+use core::hint::black_box;
+
+use super::{
+    ANSWERED, Account, BUCKETS, BUSY, Bucket, Clock, EMPTY, EPOCH_MASK, EPOCH_SHIFT, Entry, FIRST,
+    KEY4, Key, META_SHIFT, OPENED_BY_NODE, OPENER, RESERVE, SECOND, SLOTS, Search, TAG_BITS, Table,
+    VALID, endpoint_of, find, find_in, index_of, is_closing, ports_index, protocol_of, state_word,
+    tag,
+};
+
+/// For so many ticks what a pod sent is as good as answered to what others send: 4 to 16 seconds,
+/// as fast as the kernel ticks.
+pub const PATIENCE: u64 = 16;
+
+/// Word indices of [`crate::layout::FlowUse`].
+pub mod account {
+    /// First word of the slots held, by family.
+    pub const HELD: usize = 0;
+    /// First word of the answered flows, by family.
+    pub const ANSWERED: usize = 2;
+    /// First word of the shares, by family.
+    pub const SHARE: usize = 4;
+    /// Flows of earlier epochs are void.
+    pub const BORN: usize = 6;
+    /// Live flows that made room for the endpoint's own.
+    pub const DISPLACED: usize = 7;
+    /// Live flows that made room for others'.
+    pub const GIVEN: usize = 8;
+    /// Flows that found no room.
+    pub const REFUSED: usize = 9;
+}
+
+/// What [`insert`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Inserted {
+    /// Into a free or expired slot, or it was there.
+    Free = 0,
+    /// In place of a live flow.
+    Evicted = 1,
+    /// Not at all: other CPUs were writing every candidate.
+    Contended = 2,
+    /// Not at all: every flow there has a better claim.
+    Refused = 3,
+}
+
+impl Inserted {
+    /// The inverse of `inserted as u32`.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Free,
+            1 => Self::Evicted,
+            3 => Self::Refused,
+            _ => Self::Contended,
+        }
+    }
+}
+
+/// Stores a flow judged in `epoch`, with these bits for opener and stamp; over an older entry of
+/// the same key, if there is one.
+#[inline(always)]
+pub fn insert<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    epoch: u32,
+    bits: u64,
+    clock: &Clock,
+) -> Inserted {
+    if let Some(inserted) = enter(table, key, hash, epoch, bits, clock) {
+        return inserted;
+    }
+    let best = choose(table, key, hash, bits, clock);
+    take(table, key, hash, epoch, bits, best, clock)
+}
+
+/// Notes that the flow with this key was answered, which makes it count for more, and finds room
+/// for it outside its endpoint's reserve, or in it. Says so if that was in place of a live one.
+#[inline(always)]
+pub fn settle<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    clock: &Clock,
+) -> Inserted {
+    let Some(state) = mark(table, key, hash) else { return Inserted::Free };
+    let best = choose(table, key, hash, state, clock);
+    move_out(table, key, hash, best, clock)
+}
+
+// Both in parts, since the kernel has stack for each of them but not for all.
+
+/// The first part of [`insert`]: `None` if there is no free slot.
+#[inline(always)]
+pub fn enter<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    epoch: u32,
+    bits: u64,
+    clock: &Clock,
+) -> Option<Inserted> {
+    if let Some(entry) = find(table, key, hash) {
+        reopen::<T, KEY>(table, &entry, endpoint_of(key[ports_index(KEY)]), epoch, bits);
+        entry.touch(clock.now, 0, true);
+        return Some(Inserted::Free);
+    }
+    let state = state_word(tag(hash), epoch, bits);
+    store_free(table, hash, &Written { key, state, meta: clock.now << META_SHIFT })
+}
+
+/// The last part of [`insert`], into the slot that [`choose`] chose.
+#[inline(always)]
+pub fn take<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    epoch: u32,
+    bits: u64,
+    best: u64,
+    clock: &Clock,
+) -> Inserted {
+    let state = state_word(tag(hash), epoch, bits);
+    let written = Written { key, state, meta: clock.now << META_SHIFT };
+    replace(table, hash, best, &written, clock)
+}
+
+/// The first part of [`settle`]: counts the flow as answered, and returns its state word if it
+/// stands in the reserve.
+#[inline(always)]
+pub fn mark<T: Table, const KEY: usize>(table: &T, key: &Key<KEY>, hash: u64) -> Option<u64> {
+    let account = table.account(endpoint_of(key[ports_index(KEY)]))?;
+    let entry = find(table, key, hash)?;
+    let state = entry.state | ANSWERED;
+    if entry.state == state || !entry.bucket.compare_and_swap(entry.base + KEY, entry.state, state)
+    {
+        return None;
+    }
+    account.add(account::ANSWERED + family(KEY), 1);
+    if entry.is_reserved { Some(state) } else { None }
+}
+
+/// The last part of [`settle`], by the slot that [`choose`] chose.
+#[inline(always)]
+pub fn move_out<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    best: u64,
+    clock: &Clock,
+) -> Inserted {
+    let stays = Inserted::Free;
+    // The reserve keeps room for new flows.
+    if rank(best) == RESERVED {
+        return stays;
+    }
+    let endpoint = endpoint_of(key[ports_index(KEY)]);
+    let Some(account) = table.account(endpoint) else { return stays };
+    let Some(bucket) = table.bucket(index_of(table, endpoint, hash, RESERVE)) else { return stays };
+    let Search::Found(entry) = find_in(bucket, key, tag(hash)) else { return stays };
+    // Somebody else has been here meanwhile.
+    if entry.state & ANSWERED == 0 {
+        return stays;
+    }
+    let (word, place) = (entry.base + KEY, Place::of(best));
+    if rank(best) == NONE || place.which() == RESERVE {
+        // It may be this one that does not count.
+        let victim = if rank(best) == NONE { word } else { place.slot() * (KEY + 2) + KEY };
+        disown(entry.bucket, victim, account, family(KEY));
+        return stays;
+    }
+    let written = Written { key, state: entry.state, meta: entry.meta };
+    let inserted = replace(table, hash, best, &written, clock);
+    if inserted as u32 <= Inserted::Evicted as u32 {
+        // What is left behind holds nothing any more.
+        disown(entry.bucket, word, account, family(KEY));
+        entry.bucket.store(word + 1, 0);
+    }
+    inserted
+}
+
+/// Stores a flow with the state and meta words that it had in another table, unless it is there.
+/// Its tag is that of this table's hash.
+#[inline(always)]
+pub fn restore<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    state: u64,
+    meta: u64,
+    clock: &Clock,
+) -> Inserted {
+    if find(table, key, hash).is_some() {
+        return Inserted::Free;
+    }
+    let waiting = state & !TAG_BITS & !ANSWERED | tag(hash);
+    let written = Written { key, state: waiting, meta };
+    let inserted = match store_free(table, hash, &written) {
+        Some(inserted) => inserted,
+        None => {
+            let best = choose(table, key, hash, waiting, clock);
+            replace(table, hash, best, &written, clock)
+        }
+    };
+    if state & ANSWERED != 0 {
+        settle(table, key, hash, clock);
+    }
+    inserted
+}
+
+/// Whose flow looks for room, and how good its claim is.
+pub struct Claim {
+    /// Its endpoint, in the upper half, and the bits below.
+    pub bits: u32,
+    /// How many slots its endpoint has.
+    pub held: u64,
+    /// How many answered flows.
+    pub answered: u64,
+}
+
+/// [`Claim::bits`]: it was just answered, and stands in the reserve; else it waits for its answer.
+const SETTLING: u32 = 1;
+/// [`Claim::bits`]: the pod opened it, or the node did.
+const PODS: u32 = 2;
+
+impl Claim {
+    /// Of a flow with this state word.
+    #[inline(always)]
+    fn new<A: Account>(account: A, endpoint: u16, family: usize, state: u64) -> Self {
+        let settling = if state & ANSWERED != 0 { SETTLING } else { 0 };
+        let pods = if is_pods(state) { PODS } else { 0 };
+        Self {
+            bits: (endpoint as u32) << 16 | settling | pods,
+            held: account.load(account::HELD + family),
+            answered: account.load(account::ANSWERED + family),
+        }
+    }
+
+    #[inline(always)]
+    const fn endpoint(&self) -> u16 {
+        (self.bits >> 16) as u16
+    }
+
+    #[inline(always)]
+    const fn is_settling(&self) -> bool {
+        self.bits & SETTLING != 0
+    }
+
+    #[inline(always)]
+    fn rank_of_own(&self, state: u64, is_answered: bool, is_reserved: bool, idle: u64) -> u64 {
+        let is_pods_flow = self.bits & PODS != 0;
+        if !is_answered {
+            if self.is_settling() && is_reserved {
+                RESERVED
+            } else if !is_pods_flow && is_pods(state) && idle <= PATIENCE {
+                NONE
+            } else {
+                OWN_WAITING
+            }
+        } else if !self.is_settling() {
+            NONE
+        } else if !is_pods(state) {
+            OWN_ANSWERED
+        } else if is_pods_flow {
+            OWN_OPENED
+        } else {
+            NONE
+        }
+    }
+
+    /// `account` and `share` are those of whose flow it is.
+    #[inline(always)]
+    fn rank_of_other<A: Account>(
+        &self,
+        account: A,
+        share: u64,
+        family: usize,
+        is_answered: bool,
+    ) -> u64 {
+        let (word, wants, rank) = if is_answered {
+            (account::ANSWERED, self.answered, LENT)
+        } else {
+            (account::HELD, self.held, YIELDING)
+        };
+        let has = account.load(word + family);
+        let is_given = has > share && has > wants && (self.is_settling() || !is_answered);
+        if is_given { rank } else { NONE }
+    }
+}
+
+/// One of the slots in which a flow may be: of equals the one for all scores more, and of free
+/// slots the first.
+#[derive(Clone, Copy)]
+pub struct Place(pub u32);
+
+impl Place {
+    const fn of(score: u64) -> Self {
+        Self(score as u32 & 0xf)
+    }
+
+    /// Which of the flow's buckets.
+    #[inline(always)]
+    const fn which(self) -> usize {
+        RESERVE.saturating_sub((self.0 >> 2) as usize & 3)
+    }
+
+    /// Which slot of it.
+    #[inline(always)]
+    const fn slot(self) -> usize {
+        SLOTS - 1 - (self.0 as usize & (SLOTS - 1))
+    }
+
+    /// The index of that bucket, of all the flow's.
+    #[inline(always)]
+    const fn index_in(self, indices: &[u32; BUCKETS]) -> u32 {
+        match self.which() {
+            FIRST => indices[FIRST],
+            SECOND => indices[SECOND],
+            _ => indices[RESERVE],
+        }
+    }
+}
+
+/// Whether the pod opened a flow with this state word, or its node.
+#[inline(always)]
+const fn is_pods(state: u64) -> bool {
+    state & OPENER == 0 || state & OPENER == OPENED_BY_NODE
+}
+
+const fn family(key_words: usize) -> usize {
+    if key_words == KEY4 { 0 } else { 1 }
+}
+
+/// Indices of the buckets of a flow.
+#[inline(always)]
+fn indices_of<T: Table>(table: &T, endpoint: u16, hash: u64) -> [u32; BUCKETS] {
+    let index = |which| index_of(table, endpoint, hash, which);
+    [index(FIRST), index(SECOND), index(RESERVE)]
+}
+
+/// What is written to a slot.
+struct Written<'a, const KEY: usize> {
+    key: &'a Key<KEY>,
+    state: u64,
+    meta: u64,
+}
+
+/// Stores a flow in the first free slot for all, if there is one.
+#[inline(always)]
+fn store_free<T: Table, const KEY: usize>(
+    table: &T,
+    hash: u64,
+    written: &Written<'_, KEY>,
+) -> Option<Inserted> {
+    let endpoint = endpoint_of(written.key[ports_index(KEY)]);
+    for which in [FIRST, SECOND] {
+        let Some(bucket) = table.bucket(index_of(table, endpoint, hash, which)) else {
+            return Some(Inserted::Contended);
+        };
+        if let Some(slot) = free_slot::<_, KEY>(bucket) {
+            let base = slot * (KEY + 2);
+            if !bucket.compare_and_swap(base + KEY, EMPTY, BUSY) {
+                return Some(Inserted::Contended);
+            }
+            if let Some(account) = table.account(endpoint) {
+                account.add(account::HELD + family(KEY), 1);
+            }
+            write(bucket, base, written);
+            return Some(Inserted::Free);
+        }
+    }
+    None
+}
+
+/// The first free slot of a bucket: [`find`] looks no further than that.
+#[inline(always)]
+fn free_slot<B: Bucket, const KEY: usize>(bucket: B) -> Option<usize> {
+    let mut slot = 0;
+    while slot < SLOTS {
+        if bucket.load(slot * (KEY + 2) + KEY) == EMPTY {
+            return Some(slot);
+        }
+        slot += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn write<B: Bucket, const KEY: usize>(bucket: B, base: usize, written: &Written<'_, KEY>) {
+    let mut i = 0;
+    while i < KEY {
+        bucket.store(base + i, written.key[i]);
+        i += 1;
+    }
+    bucket.store(base + KEY + 1, written.meta);
+    bucket.store(base + KEY, written.state);
+}
+
+/// Adds `change` to the answered flows if this state word says that the flow is one.
+#[inline(always)]
+fn count_answered<A: Account>(account: A, family: usize, state: u64, change: u64) {
+    if state & ANSWERED != 0 {
+        account.add(account::ANSWERED + family, change);
+    }
+}
+
+const MINUS_ONE: u64 = u64::MAX;
+
+/// An entry of the same key starts over: it waits for its answer again.
+#[inline(always)]
+fn reopen<T: Table, const KEY: usize>(
+    table: &T,
+    entry: &Entry<T::Bucket>,
+    endpoint: u16,
+    epoch: u32,
+    bits: u64,
+) {
+    let state = state_word(entry.state & TAG_BITS, epoch, bits);
+    if entry.bucket.compare_and_swap(entry.base + KEY, entry.state, state)
+        && let Some(account) = table.account(endpoint)
+    {
+        count_answered(account, family(KEY), entry.state, MINUS_ONE);
+    }
+}
+
+/// The flow with its state word there no longer counts as answered.
+#[inline(always)]
+fn disown<B: Bucket, A: Account>(bucket: B, word: usize, account: A, family: usize) {
+    let state = bucket.load(word);
+    if state & VALID != 0
+        && state & ANSWERED != 0
+        && bucket.compare_and_swap(word, state, state & !ANSWERED)
+    {
+        account.add(account::ANSWERED + family, MINUS_ONE);
+    }
+}
+
+// A score says how well a slot would do, the higher the better: rank, how many of the remote side's
+// flows are there, how long it was idle, and which slot it is.
+
+/// It would not.
+const NONE: u64 = 0;
+/// An answered flow of the same endpoint, which the pod opened.
+const OWN_OPENED: u64 = 1;
+/// An answered flow of the same endpoint, which the pod did not open.
+const OWN_ANSWERED: u64 = 2;
+/// An unanswered flow of the same endpoint.
+const OWN_WAITING: u64 = 3;
+/// A slot of the reserve without a live flow; to a flow that stands there, also one with an
+/// unanswered one.
+const RESERVED: u64 = 4;
+/// An answered flow of an endpoint that has more than its share.
+const LENT: u64 = 5;
+/// An unanswered flow of an endpoint that has more than its share.
+const YIELDING: u64 = 6;
+/// A slot for all without a live flow.
+const VACANT: u64 = 7;
+
+const RANK_SHIFT: u32 = 61;
+const COUNT_SHIFT: u32 = 56;
+const AGE_SHIFT: u32 = 8;
+const MAX_AGE: u64 = (1 << (COUNT_SHIFT - AGE_SHIFT)) - 1;
+
+#[inline(always)]
+const fn rank(score: u64) -> u64 {
+    score >> RANK_SHIFT
+}
+
+/// The score of the best slot for a flow with this state word, new or just answered, where there is
+/// no free one for all.
+#[inline(always)]
+pub fn choose<T: Table, const KEY: usize>(
+    table: &T,
+    key: &Key<KEY>,
+    hash: u64,
+    state: u64,
+    clock: &Clock,
+) -> u64 {
+    let endpoint = endpoint_of(key[ports_index(KEY)]);
+    let Some(account) = table.account(endpoint) else { return NONE };
+    let indices = indices_of(table, endpoint, hash);
+    let claim = Claim::new(account, endpoint, family(KEY), state);
+    let score = |place: Place| table.score::<KEY>(place.index_in(&indices), place, &claim, clock);
+    let best = best_of(score);
+    if best == NONE || rank(best) > OWN_WAITING {
+        return best;
+    }
+    // Which of its own flows an endpoint loses is worth another look.
+    best_of(|place| {
+        let score = score(place);
+        if rank(score) != rank(best) {
+            return NONE;
+        }
+        let Some(bucket) = table.bucket(place.index_in(&indices)) else { return NONE };
+        let base = place.slot() * (KEY + 2);
+        let ports = bucket.load(base + ports_index(KEY));
+        let remote = bucket.load(base + remote_index(KEY));
+        let count = |which: usize| table.count::<KEY>(indices[which], ports, remote);
+        score | (count(FIRST) + count(SECOND) + count(RESERVE)) << COUNT_SHIFT
+    })
+}
+
+#[inline(always)]
+fn best_of(score: impl Fn(Place) -> u64) -> u64 {
+    let mut best = NONE;
+    // A compiler that knew how often would write the loop out, and need more stack for it than the
+    // kernel gives.
+    let mut place = black_box((BUCKETS * SLOTS) as u64);
+    while place > 0 {
+        place -= 1;
+        let score = score(Place(place as u32));
+        if score > best {
+            best = score;
+        }
+    }
+    best
+}
+
+/// How well the slot at `place`, in the bucket at `index`, would do, but for the count.
+#[inline(always)]
+pub fn score<T: Table, const KEY: usize>(
+    table: &T,
+    index: u32,
+    place: Place,
+    claim: &Claim,
+    clock: &Clock,
+) -> u64 {
+    let Some(bucket) = table.bucket(index) else { return NONE };
+    let base = place.slot() * (KEY + 2);
+    let is_reserved = place.which() == RESERVE;
+    let state = bucket.load(base + KEY);
+    if state == EMPTY {
+        return RESERVED << RANK_SHIFT | place.0 as u64;
+    }
+    // It is being written.
+    if state & VALID == 0 {
+        return NONE;
+    }
+    let meta = bucket.load(base + KEY + 1);
+    let ports = bucket.load(base + ports_index(KEY));
+    let Some(account) = table.account(endpoint_of(ports)) else { return NONE };
+    let idle = clock.now.saturating_sub(meta >> META_SHIFT);
+    let age = if idle < MAX_AGE { idle } else { MAX_AGE } << AGE_SHIFT;
+    let family = family(KEY);
+    let share = account.load(account::SHARE + family);
+    let is_void = share == 0 || is_of_earlier(state, account.load(account::BORN));
+    let is_answered = state & ANSWERED != 0 && !is_closing(meta);
+    let rank = if is_void || clock.is_expired(protocol_of(ports), meta) {
+        if is_reserved { RESERVED } else { VACANT }
+    } else if endpoint_of(ports) == claim.endpoint() {
+        claim.rank_of_own(state, is_answered, is_reserved, idle)
+    } else {
+        claim.rank_of_other(account, share, family, is_answered)
+    };
+    if rank == NONE { NONE } else { rank << RANK_SHIFT | age | place.0 as u64 }
+}
+
+/// Which word of a key holds the remote side: an IPv4 address in its lower half, or the upper half
+/// of an IPv6 address, since whoever has one address of such a network has all.
+#[inline(always)]
+const fn remote_index(key_words: usize) -> usize {
+    if key_words == KEY4 { 0 } else { 2 }
+}
+
+/// How many flows there are in the bucket at `index` of the endpoint and the remote side that these
+/// words of a key name.
+#[inline(always)]
+pub fn count<T: Table, const KEY: usize>(table: &T, index: u32, ports: u64, remote: u64) -> u64 {
+    let Some(bucket) = table.bucket(index) else { return 0 };
+    // The compiler must not see what is computed with it.
+    let ones = black_box(u64::MAX);
+    let mut count = 0;
+    let mut slot = 0;
+    while slot < SLOTS {
+        let base = slot * (KEY + 2);
+        let other = bucket.load(base + remote_index(KEY)) ^ remote;
+        let other = if KEY == KEY4 { other as u32 as u64 } else { other };
+        let endpoint = (bucket.load(base + ports_index(KEY)) ^ ports) & (0xffff << 16);
+        count += is_zero(other | endpoint, ones);
+        slot += 1;
+    }
+    count
+}
+
+/// One if so, and without a branch: the kernel's verifier would follow each way that twelve of them
+/// in a row can go. `ones`: all bits.
+#[inline(always)]
+const fn is_zero(word: u64, ones: u64) -> u64 {
+    let negative = (word ^ ones).wrapping_add(1);
+    1 - ((word | negative) >> 63)
+}
+
+/// Whether a flow with this state word is of an earlier owner of the endpoint's id. (What is much
+/// older, modulo the range of epochs, is a flow of this one that may not be answered.)
+#[inline(always)]
+const fn is_of_earlier(state: u64, born: u64) -> bool {
+    let epoch = (state >> EPOCH_SHIFT) as u32 & EPOCH_MASK;
+    let behind = (born as u32).wrapping_sub(epoch) & EPOCH_MASK;
+    behind != 0 && behind < EPOCH_MASK / 8
+}
+
+/// Gives the slot with this score away, if it is still worth as much.
+#[inline(always)]
+fn replace<T: Table, const KEY: usize>(
+    table: &T,
+    hash: u64,
+    best: u64,
+    written: &Written<'_, KEY>,
+    clock: &Clock,
+) -> Inserted {
+    let endpoint = endpoint_of(written.key[ports_index(KEY)]);
+    let Some(account) = table.account(endpoint) else { return Inserted::Contended };
+    if rank(best) == NONE {
+        account.add(account::REFUSED, 1);
+        return Inserted::Refused;
+    }
+    let place = Place::of(best);
+    let index = index_of(table, endpoint, hash, place.which());
+    let Some(bucket) = table.bucket(index) else { return Inserted::Contended };
+    let claim = Claim::new(account, endpoint, family(KEY), written.state);
+    let base = place.slot() * (KEY + 2);
+    let state = bucket.load(base + KEY);
+    let now = table.score::<KEY>(index, place, &claim, clock);
+    if rank(now) < rank(best) || !bucket.compare_and_swap(base + KEY, state, BUSY) {
+        return Inserted::Contended;
+    }
+    let family = family(KEY);
+    account.add(account::HELD + family, 1);
+    count_answered(account, family, written.state, 1);
+    let is_live = rank(best) != VACANT && rank(best) != RESERVED;
+    if state != EMPTY {
+        let holder = endpoint_of(bucket.load(base + ports_index(KEY)));
+        if let Some(other) = table.account(holder) {
+            other.add(account::HELD + family, MINUS_ONE);
+            count_answered(other, family, state, MINUS_ONE);
+            if is_live {
+                let is_own = holder == endpoint;
+                other.add(if is_own { account::DISPLACED } else { account::GIVEN }, 1);
+            }
+        }
+    }
+    write(bucket, base, written);
+    if is_live { Inserted::Evicted } else { Inserted::Free }
+}

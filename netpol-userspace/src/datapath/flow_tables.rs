@@ -1,0 +1,240 @@
+//! The flow tables in our address space: for entering flows, listing them, saying what is whose
+//! share, and moving them into tables of another size. Must never decide whether a flow is allowed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use netpol_common::flow::{self, ANSWERED, Clock, KEY4, KEY6, SLOTS, Slot, account};
+use netpol_common::layout::{self, MAX_ENDPOINTS};
+
+use super::mapped::{Bucket, Mapped};
+use super::maps::Maps;
+
+/// Word index of [`layout::Control::secret`].
+const SECRET: usize = 2;
+
+/// One flow table.
+#[derive(Clone, Copy)]
+pub struct FlowTable<'a> {
+    buckets: &'a Mapped,
+    accounts: &'a Mapped,
+    secret: [u64; 2],
+    /// Buckets for all.
+    common: u32,
+}
+
+/// What one endpoint has of the flow tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FlowUse {
+    /// Slots with a flow of its, expired ones included.
+    pub held: u64,
+    /// Those of them whose flow was answered.
+    pub answered: u64,
+    /// Up to how many are its own, of both tables together.
+    pub share: u64,
+    /// Live flows of its that made room for its own.
+    pub displaced: u64,
+    /// Live flows of its that made room for other endpoints'.
+    pub given: u64,
+    /// Packets whose flow found no room.
+    pub refused: u64,
+}
+
+impl Maps {
+    /// The IPv4 flow table.
+    pub fn table4(&self) -> FlowTable<'_> {
+        FlowTable::new(&self.flows4, &self.flow_use, self.secret())
+    }
+
+    /// The IPv6 flow table.
+    pub fn table6(&self) -> FlowTable<'_> {
+        FlowTable::new(&self.flows6, &self.flow_use, self.secret())
+    }
+
+    fn secret(&self) -> [u64; 2] {
+        [self.control.load(0, SECRET), self.control.load(0, SECRET + 1)]
+    }
+
+    /// What the endpoint with this id has of the flow tables.
+    pub fn flow_use(&self, id: u16) -> FlowUse {
+        let word = |word| self.flow_use.load(usize::from(id), word);
+        let both = |first| word(first) + word(first + 1);
+        FlowUse {
+            held: both(account::HELD),
+            answered: both(account::ANSWERED),
+            share: both(account::SHARE),
+            displaced: word(account::DISPLACED),
+            given: word(account::GIVEN),
+            refused: word(account::REFUSED),
+        }
+    }
+
+    /// Slots that hold a flow, expired or not, by table.
+    pub fn held_flows(&self) -> [u64; 2] {
+        let ids = 0..self.flow_use.len();
+        let sum =
+            |family| ids.clone().map(|id| self.flow_use.load(id, account::HELD + family)).sum();
+        [sum(0), sum(1)]
+    }
+
+    /// Says how much of the tables is the endpoint's own when there are `n_endpoints`.
+    pub(super) fn set_share(&self, id: u16, n_endpoints: usize) {
+        for (family, table) in [self.table4(), self.table6()].into_iter().enumerate() {
+            let share = share(table.common, n_endpoints);
+            self.flow_use.store(usize::from(id), account::SHARE + family, share);
+        }
+    }
+
+    /// What the endpoint has left in the tables is nobody's.
+    pub(super) fn clear_share(&self, id: u16) {
+        for family in 0..2 {
+            self.flow_use.store(usize::from(id), account::SHARE + family, 0);
+        }
+    }
+
+    /// Flows of earlier epochs are an earlier owner's of the id.
+    pub(super) fn set_born(&self, id: u16, born: u32) {
+        self.flow_use.store(usize::from(id), account::BORN, u64::from(born));
+    }
+
+    /// A new owner of the id has lost nothing yet.
+    pub(super) fn clear_losses(&self, id: u16) {
+        for word in [account::DISPLACED, account::GIVEN, account::REFUSED] {
+            self.flow_use.store(usize::from(id), word, 0);
+        }
+    }
+}
+
+/// Half of the slots for all are divided among the endpoints: filled that far, hardly a flow finds
+/// both its buckets full. Never less than an endpoint's reserve, which nobody else can use.
+fn share(common: u32, n_endpoints: usize) -> u64 {
+    let slots = u64::from(common) * SLOTS as u64;
+    let reserve = u64::from(layout::reserve_buckets(common)) * SLOTS as u64;
+    (slots / 2 / n_endpoints.max(1) as u64).max(reserve)
+}
+
+impl<'a> FlowTable<'a> {
+    /// `buckets` and `accounts` are of the same tables, whose hash has this key.
+    pub(super) fn new(buckets: &'a Mapped, accounts: &'a Mapped, secret: [u64; 2]) -> Self {
+        let common = u32::try_from(buckets.len())
+            .ok()
+            .and_then(layout::common_buckets)
+            .expect("invariant: the size of a map is checked before it is mapped");
+        Self { buckets, accounts, secret, common }
+    }
+
+    /// How many flows there is room for.
+    pub fn n_slots(&self) -> u64 {
+        (self.buckets.len() * SLOTS) as u64
+    }
+
+    /// Everything in it, expired flows included.
+    pub fn slots<const KEY: usize>(self) -> impl Iterator<Item = Slot<KEY>> + use<'a, KEY> {
+        let buckets = self.buckets;
+        (0..buckets.len()).flat_map(move |index| Slot::read(Bucket(buckets.value(index))))
+    }
+}
+
+impl<'a> flow::Table for FlowTable<'a> {
+    type Bucket = Bucket<'a>;
+    type Account = Account<'a>;
+
+    fn bucket(&self, index: u32) -> Option<Bucket<'a>> {
+        Some(Bucket(self.buckets.value(index as usize)))
+    }
+
+    fn masks(&self) -> [u32; 2] {
+        [self.common - 1, layout::reserve_buckets(self.common) - 1]
+    }
+
+    fn secret(&self) -> [u64; 2] {
+        self.secret
+    }
+
+    fn account(&self, endpoint: u16) -> Option<Account<'a>> {
+        let id = usize::from(endpoint);
+        (id < self.accounts.len()).then(|| Account(self.accounts.value(id)))
+    }
+}
+
+/// An endpoint's account.
+#[derive(Clone, Copy)]
+pub struct Account<'a>(&'a [AtomicU64]);
+
+impl flow::Account for Account<'_> {
+    fn load(self, word: usize) -> u64 {
+        self.0[word].load(Ordering::Acquire)
+    }
+
+    fn add(self, word: usize, value: u64) {
+        self.0[word].fetch_add(value, Ordering::AcqRel);
+    }
+}
+
+/// Tables that are no longer in force, whose flows are to go into others.
+pub struct OldTables {
+    /// IPv4 flow buckets.
+    pub flows4: Mapped,
+    /// IPv6 flow buckets.
+    pub flows6: Mapped,
+    /// Accounts of both.
+    pub flow_use: Mapped,
+}
+
+impl OldTables {
+    /// Gives the endpoints in the new tables what they had in the old ones, as far as sizes allow.
+    pub fn move_accounts(&self, maps: &Maps) {
+        let pairs = [(&self.flows4, maps.table4()), (&self.flows6, maps.table6())];
+        for id in 0..MAX_ENDPOINTS as usize {
+            for word in [account::BORN, account::DISPLACED, account::GIVEN, account::REFUSED] {
+                maps.flow_use.store(id, word, self.flow_use.load(id, word));
+            }
+            for (family, (old, new)) in pairs.iter().enumerate() {
+                let word = account::SHARE + family;
+                let share = self.flow_use.load(id, word) as u128;
+                let share = (share * new.buckets.len() as u128).div_ceil(old.len() as u128);
+                maps.flow_use.store(id, word, u64::try_from(share).unwrap_or(u64::MAX));
+            }
+        }
+    }
+
+    /// Enters all that is live and not yet in the new tables, answered flows first.
+    pub fn copy_into(&self, maps: &Maps, clock: &Clock) {
+        let secret = maps.secret();
+        let old4 = FlowTable::new(&self.flows4, &self.flow_use, secret);
+        let old6 = FlowTable::new(&self.flows6, &self.flow_use, secret);
+        for is_answered in [true, false] {
+            copy::<KEY4>(old4, maps.table4(), is_answered, clock);
+            copy::<KEY6>(old6, maps.table6(), is_answered, clock);
+        }
+    }
+}
+
+fn copy<const KEY: usize>(
+    old: FlowTable<'_>,
+    new: FlowTable<'_>,
+    is_answered: bool,
+    clock: &Clock,
+) {
+    let wanted =
+        |slot: &Slot<KEY>| !slot.is_expired(clock) && (slot.state & ANSWERED != 0) == is_answered;
+    for slot in old.slots::<KEY>().filter(wanted) {
+        let hash = flow::hash(&slot.key, new.secret);
+        flow::restore(&new, &slot.key, hash, slot.state, slot.meta, clock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_half_the_table_by_the_endpoints_and_never_less_than_the_reserve() {
+        let common = layout::FLOW4_BUCKETS;
+        let slots = u64::from(common) * 4;
+        assert_eq!(share(common, 0), slots / 2);
+        assert_eq!(share(common, 1), slots / 2);
+        assert_eq!(share(common, 110), slots / 220);
+        assert_eq!(share(common, 1_023), 64);
+        assert_eq!(share(1, 500), 4);
+    }
+}
