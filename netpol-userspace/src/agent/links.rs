@@ -112,6 +112,7 @@ mod tests {
             addresses: Vec::new(),
             link_address: Some(address),
             switch,
+            appeared: 0,
         }
     }
 

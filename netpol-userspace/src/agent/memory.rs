@@ -146,6 +146,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::endpoint::Switch;
     use crate::observe::names::tests::{endpoint as view, state};
 
     const PLACE: &str = "boot net:[1]";
@@ -160,7 +161,8 @@ mod tests {
             peer_ifindex: 2,
             peer_name: "eth0".to_owned(),
             addresses: vec![],
-            master: None,
+            link_address: None,
+            switch: Switch::None,
             appeared: 2000,
         }
     }
@@ -178,7 +180,6 @@ mod tests {
             is_by_address: true,
             appeared: 1000,
             addresses: vec!["10.0.0.1".parse().unwrap()],
-            other_addresses: vec![],
         }
     }
 

@@ -190,7 +190,8 @@ impl Datapath {
     /// The addresses of the endpoint that an earlier agent enforced on the interface.
     pub fn enforced_addresses(&self, ifindex: u32) -> Vec<IpAddr> {
         let speakers = super::observe::speakers(&self.maps).into_iter();
-        let speaker = speakers.filter(|(of, _)| *of == ifindex).map(|(_, id)| EndpointId(id)).next();
+        let speaker =
+            speakers.filter(|(of, _)| *of == ifindex).map(|(_, id)| EndpointId(id)).next();
         let id = speaker.or_else(|| self.adopted().get(&ifindex).copied());
         let mut addresses: Vec<IpAddr> =
             id.map(|id| self.own_addresses(id)).into_iter().flatten().collect();

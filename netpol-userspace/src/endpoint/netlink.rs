@@ -78,6 +78,7 @@ impl Link {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Peer {
     pub name: String,
+    pub mac: Vec<u8>,
     pub addresses: Vec<IpAddr>,
 }
 
@@ -211,7 +212,7 @@ impl Rtnl {
         let is_pair = |raw: &RawLink| raw.link.unwrap_or(raw.ifindex) == link.ifindex;
         let Some(raw) = raw.filter(is_pair) else { return Ok(None) };
         let Some(addresses) = self.addresses(link)? else { return Ok(None) };
-        Ok(Some(Peer { name: raw.name, addresses }))
+        Ok(Some(Peer { name: raw.name, mac: raw.mac, addresses }))
     }
 
     /// The addresses of the peer of `link`, sorted.
