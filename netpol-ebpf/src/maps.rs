@@ -79,11 +79,9 @@ static FLOW4_MASK: Global<u32> = Global::new(layout::FLOW4_BUCKETS - 1);
 static FLOW6_MASK: Global<u32> = Global::new(layout::FLOW6_BUCKETS - 1);
 /// Numbers of buckets of each endpoint's reserve, minus one.
 #[unsafe(no_mangle)]
-static RESERVE4_MASK: Global<u32> =
-    Global::new(layout::reserve_buckets(layout::FLOW4_BUCKETS) - 1);
+static RESERVE4_MASK: Global<u32> = Global::new(layout::reserve_buckets(layout::FLOW4_BUCKETS) - 1);
 #[unsafe(no_mangle)]
-static RESERVE6_MASK: Global<u32> =
-    Global::new(layout::reserve_buckets(layout::FLOW6_BUCKETS) - 1);
+static RESERVE6_MASK: Global<u32> = Global::new(layout::reserve_buckets(layout::FLOW6_BUCKETS) - 1);
 /// Idle limits in ticks: [`Timeouts`] in field order.
 #[unsafe(no_mangle)]
 static TIMEOUTS: Global<[u64; 6]> = Global::new([0; 6]);
@@ -210,7 +208,11 @@ pub fn is_link_local_of(ifindex: u32, address: &Address) -> bool {
 #[inline(always)]
 pub fn two_words(address: &Address) -> [u64; 2] {
     let [a, b, c, d] = address.words.map(u64::from);
-    if cfg!(target_endian = "big") { [a << 32 | b, c << 32 | d] } else { [b << 32 | a, d << 32 | c] }
+    if cfg!(target_endian = "big") {
+        [a << 32 | b, c << 32 | d]
+    } else {
+        [b << 32 | a, d << 32 | c]
+    }
 }
 
 /// [`layout::Endpoint::own4`] of the endpoint with this interface; 0: not known here.

@@ -336,6 +336,16 @@ impl Judge for Kernel {
     }
 
     #[inline(always)]
+    fn bar4(&self, endpoint: &Endpoint, packet: &Packet, is_barred: bool) {
+        netpol_bar4(endpoint, packet, is_barred.into());
+    }
+
+    #[inline(always)]
+    fn bar6(&self, endpoint: &Endpoint, packet: &Packet, is_barred: bool) {
+        netpol_bar6(endpoint, packet, is_barred.into());
+    }
+
+    #[inline(always)]
     fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
         known_of(netpol_related4(endpoint, inner))
     }
@@ -381,7 +391,7 @@ macro_rules! global {
 macro_rules! family {
     (
         $key:path, $table:ident, $judge:ident, $related:ident,
-        $enter:ident, $choose:ident, $take:ident, $mark:ident, $move_out:ident
+        $enter:ident, $choose:ident, $take:ident, $mark:ident, $move_out:ident, $bar:ident
     ) => {
         /// [`verdict::judge_in`] this family's table, packed; the last two are the answers.
         #[unsafe(no_mangle)]
@@ -462,6 +472,17 @@ macro_rules! family {
         }
 
         global! {
+            /// [`verdict::bar`] in this family's table.
+            fn $bar(endpoint, packet, is_barred: u32) -> u32, or 0;
+            {
+                let key = $key(packet, endpoint.id);
+                let hash = flow::hash(&key, Kernel.secret());
+                verdict::bar(Kernel.$table(), &key, hash, endpoint, is_barred != 0);
+                0
+            }
+        }
+
+        global! {
             /// [`verdict::is_related_in`] this family's table, as a number.
             fn $related(endpoint, packet) -> u32, or 0;
             {
@@ -481,7 +502,8 @@ family!(
     netpol_choose4,
     netpol_take4,
     netpol_mark4,
-    netpol_move_out4
+    netpol_move_out4,
+    netpol_bar4
 );
 family!(
     flow::key6,
@@ -492,7 +514,8 @@ family!(
     netpol_choose6,
     netpol_take6,
     netpol_mark6,
-    netpol_move_out6
+    netpol_move_out6,
+    netpol_bar6
 );
 
 #[inline(always)]

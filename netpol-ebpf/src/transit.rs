@@ -11,8 +11,8 @@ use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict}
 
 use crate::maps::{self, Kernel};
 use crate::slow::{
-    self, AGAIN, FLOW, NEIGHBOUR, PACKET, PASS, RELATED, has_changed, netpol_parse, netpol_parse_raw,
-    refusal_reason,
+    self, AGAIN, FLOW, NEIGHBOUR, PACKET, PASS, RELATED, has_changed, netpol_parse,
+    netpol_parse_raw, refusal_reason,
 };
 use crate::{ALLOW, DENY, PLAIN, Seen, events, known, stamp};
 

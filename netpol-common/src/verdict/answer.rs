@@ -76,6 +76,10 @@ impl Then {
     pub const NOTHING: Self = Self(0);
     /// To note that its flow was answered.
     pub const SETTLE: Self = Self(1);
+    /// To note that its flow, which nobody translated, gets nowhere.
+    pub const BAR: Self = Self(2);
+    /// To note that it gets there again.
+    pub const LIFT: Self = Self(3);
     const ENTER: u8 = 0x10;
 
     /// To enter its flow, with these bits for opener and stamp.
@@ -87,7 +91,17 @@ impl Then {
     /// Whether its flow was answered.
     #[inline(always)]
     pub const fn is_settling(self) -> bool {
-        self.0 & Self::SETTLE.0 != 0
+        self.0 == Self::SETTLE.0
+    }
+
+    /// Whether its flow gets nowhere, if that is to be noted.
+    #[inline(always)]
+    pub const fn barring(self) -> Option<bool> {
+        match self {
+            Self::BAR => Some(true),
+            Self::LIFT => Some(false),
+            _ => None,
+        }
     }
 
     /// The bits with which to enter its flow.

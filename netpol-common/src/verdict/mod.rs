@@ -18,7 +18,7 @@ pub use apart::{has_flow, is_related_in, judge_apart, judge_refused};
 pub use endpoint::{Arrival, Endpoint};
 pub use established::is_established;
 pub use policy::{class_of, judge_flow, row_allows};
-pub use tracked::{judge_in, judge_tracked};
+pub use tracked::{bar, judge_in, judge_tracked};
 
 use crate::flow::{self, Clock, Inserted};
 use crate::layout::{
@@ -138,6 +138,18 @@ pub trait Judge: Maps {
     fn settle6(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
         let key = flow::key6(packet, endpoint.id);
         flow::settle(self.flows6(), &key, flow::hash(&key, self.secret()), &self.clock())
+    }
+
+    /// [`bar`]s a packet's flow in the IPv4 flow table, or lifts that.
+    fn bar4(&self, endpoint: &Endpoint, packet: &Packet, is_barred: bool) {
+        let key = flow::key4(packet, endpoint.id);
+        bar(self.flows4(), &key, flow::hash(&key, self.secret()), endpoint, is_barred);
+    }
+
+    /// Likewise for IPv6.
+    fn bar6(&self, endpoint: &Endpoint, packet: &Packet, is_barred: bool) {
+        let key = flow::key6(packet, endpoint.id);
+        bar(self.flows6(), &key, flow::hash(&key, self.secret()), endpoint, is_barred);
     }
 
     /// [`is_related_in`] the IPv4 flow table.

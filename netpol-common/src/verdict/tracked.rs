@@ -48,7 +48,7 @@ pub fn judge_tracked<J: Judge>(
     Verdict::drop(Reason::Inconsistent, 0)
 }
 
-/// Does what is left to do once a packet was judged: enters its flow, or notes that it was answered.
+/// Does what is left to do once a packet was judged: enters its flow, or notes what became of it.
 #[inline(always)]
 fn carry_out<J: Judge>(
     maps: &J,
@@ -66,9 +66,32 @@ fn carry_out<J: Judge>(
     } else if verdict.then.is_settling() {
         if is_v6 { maps.settle6(endpoint, packet) } else { maps.settle4(endpoint, packet) }
     } else {
+        if let Some(is_barred) = verdict.then.barring() {
+            if is_v6 {
+                maps.bar6(endpoint, packet, is_barred);
+            } else {
+                maps.bar4(endpoint, packet, is_barred);
+            }
+        }
         Inserted::Free
     };
     Verdict { has_evicted: inserted as u32 == Inserted::Evicted as u32, ..verdict }
+}
+
+/// Notes that the flow with this key, which nobody translated, gets nowhere (`is_barred`), or gets
+/// there again: what is for it is judged again, or not at all.
+#[inline(always)]
+pub fn bar<T: flow::Table, const KEY: usize>(
+    table: &T,
+    key: &flow::Key<KEY>,
+    hash: u64,
+    endpoint: &Endpoint,
+    is_barred: bool,
+) {
+    if let Some(entry) = flow::find(table, key, hash) {
+        let epoch = if is_barred { barred_epoch(endpoint) } else { endpoint.epoch };
+        entry.renew(epoch, entry.state & (OPENER | STAMPED));
+    }
 }
 
 /// Judges a packet of a flow with this key in `table`, by what the policies answered so far.
@@ -90,12 +113,13 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     let found = flow::find(table, key, hash);
     // The entry is that of the first look: nobody has translated the packet. It must neither pass
     // by that entry nor replace it.
-    let untranslated = found.filter(|entry| arrival.is_translated && entry.state & STAMPED != 0);
+    let is_untranslated =
+        found.is_some_and(|entry| arrival.is_translated && entry.state & STAMPED != 0);
     // A connection that goes on after it was idle for its time is still that of who opened it, as
     // long as its entry has not been given away. Else the answer of a server would make it the
     // server's own, and who opened it could not be cut off any more.
     if let Some(entry) = found
-        && untranslated.is_none()
+        && !is_untranslated
         && (is_midway(packet) || !entry.is_expired(&clock))
         && !is_older(entry.epoch(), endpoint.born)
         && !(packet.is_opening && entry.state & OPENER != opener)
@@ -103,20 +127,20 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     {
         return judge_known(maps, &entry, endpoint, arrival, packet, &clock, answers);
     }
+    let was_barred = found.is_some_and(|entry| entry.epoch() == barred_epoch(endpoint));
     // What the pod goes on to send in a flow that nobody translates opens it no more than that did.
-    let is_barred = !arrival.is_towards_pod()
+    let is_barred = was_barred
+        && !arrival.is_towards_pod()
         && !packet.is_opening
-        && found.is_some_and(|entry| {
-            entry.epoch() == barred_epoch(endpoint) && !entry.is_expired(&clock)
-        });
-    let is_remembered = untranslated.is_none() && !is_barred;
+        && found.is_some_and(|entry| !entry.is_expired(&clock));
+    let is_remembered = !is_untranslated && !is_barred;
     let verdict = judge_new(maps, endpoint, arrival, packet, is_remembered, answers)?;
-    if let Some(entry) = untranslated
-        && verdict.is_allowed == (entry.epoch() == barred_epoch(endpoint))
-    {
+    // (By who carries that out: an entry that is there or not, kept until here, makes code that
+    // verifiers refuse.)
+    if is_untranslated && verdict.is_allowed == was_barred {
         // Where it does not get to nobody can answer it from.
-        let epoch = if verdict.is_allowed { endpoint.epoch } else { barred_epoch(endpoint) };
-        entry.renew(epoch, entry.state & (OPENER | STAMPED));
+        let then = if verdict.is_allowed { Then::LIFT } else { Then::BAR };
+        return Ok(Verdict { then, ..verdict });
     }
     if !verdict.is_allowed || packet.is_answer || !is_remembered {
         return Ok(verdict);
