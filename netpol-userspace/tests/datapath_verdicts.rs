@@ -9,6 +9,7 @@ use netpol_common::layout::Reason;
 use netpol_userspace::compile::{ClassId, SetId, Step};
 use netpol_userspace::datapath::run::Place;
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Maps, observe};
+use netpol_userspace::endpoint::Exit;
 use netpol_userspace::frames::{Transport, frame, frame_of_type, packet};
 use netpol_userspace::model::Direction::{Egress, Ingress};
 
@@ -551,6 +552,8 @@ fn an_attached_program_without_an_endpoint_entry_fails_closed() {
 fn a_service_is_judged_by_its_backends() {
     in_node(|| {
         let mut rig = Rig::new();
+        let exit = Exit { ifindex: rig.ifindex, incarnation: 1, has_link_header: true };
+        assert!(rig.datapath.set_exits(&[exit]).is_empty());
         for (vip, other) in [("10.96.0.1", "10.96.0.2"), ("fd00:96::1", "fd00:96::2")] {
             rig.allow_ports(2, 3, [vec![(8080, 8081)], vec![], vec![]]);
             rig.allow_all(2, 4);
@@ -569,26 +572,39 @@ fn a_service_is_judged_by_its_backends() {
             assert!(rig.goes_out(vip, &ack(1001, 80)), "judged before");
             rig.rejudge();
             assert!(!rig.goes_out(vip, &ack(1001, 80)));
-            rig.service(vip, 80, &[]);
-            assert!(!rig.goes_out(vip, &syn(1003, 80)));
             // The address itself does not matter as long as there is a Service.
             rig.class(vip, 4);
             assert!(!rig.goes_out(vip, &syn(1004, 80)));
             assert!(rig.goes_out(vip, &syn(1004, 81)));
+            // Who stands behind it nobody knows: it is judged again where it leaves.
+            rig.service(vip, 80, &[]);
+            assert!(rig.goes_out(vip, &syn(1003, 80)));
         }
-        // Nobody has said by which interfaces packets leave: what cannot be settled here fails
-        // closed.
-        let undecided = rig.counted(Egress, Reason::ServiceMixed);
-        rig.service("10.96.0.1", 80, &[(3, 8080), (3, 9090)]);
-        assert!(!rig.goes_out("10.96.0.1", &syn(1005, 80)));
-        assert_eq!(rig.counted(Egress, Reason::ServiceMixed), undecided + 1);
-        let many: Vec<(u32, u16)> = (0..20_000u16).map(|i| (4, i)).collect();
-        rig.service("10.96.0.1", 80, &many);
-        assert!(rig.goes_out("10.96.0.1", &syn(1006, 80)));
-        let all_but_one: Vec<_> = many.into_iter().chain([(9, 1)]).collect();
-        rig.service("10.96.0.1", 80, &all_but_one);
-        assert!(!rig.goes_out("10.96.0.1", &syn(1007, 80)));
-        assert_eq!(rig.counted(Egress, Reason::ServiceMixed), undecided + 2);
+        let vip = "10.96.0.1";
+        let many: Vec<(u32, u16)> = (0..20_000u16).map(|i| (9, i)).collect();
+        rig.service(vip, 80, &many);
+        assert!(!rig.goes_out(vip, &syn(1006, 80)));
+        let all_but_one: Vec<_> = many.into_iter().chain([(4, 1)]).collect();
+        rig.service(vip, 80, &all_but_one);
+        assert!(rig.goes_out(vip, &syn(1007, 80)));
+    });
+}
+
+/// Nobody has said by which interfaces packets leave, so nobody looks again at what may not be
+/// translated, or to whom it should not be: it fails closed.
+#[test]
+fn nothing_goes_to_a_service_before_the_exits_are_guarded() {
+    in_node(|| {
+        let mut rig = Rig::new();
+        let vip = "10.96.0.1";
+        rig.allow_all(2, 4);
+        rig.isolate(1, 2);
+        let all = [vec![(4, 8080)], vec![(4, 8080), (3, 8080)], vec![]];
+        for (count, backends) in (1..).zip(all) {
+            rig.service(vip, 80, &backends);
+            assert!(!rig.goes_out(vip, &syn(1005, 80)));
+            assert_eq!(rig.counted(Egress, Reason::ServiceMixed), count);
+        }
     });
 }
 
