@@ -156,6 +156,8 @@ pub const TABLE: &[Row] = &[
     ("service_kinds", "netpol-userspace", &[Translation]),
     ("service_masquerade", "netpol-userspace", &[Translation]),
     ("service_self", "netpol-userspace", &[Translation]),
+    ("service_untranslated", "netpol-userspace", &[Translation]),
+    ("wire_guard", "netpol-userspace", &[Translation]),
     ("wire_icmp", "netpol-userspace", &[Translation]),
     ("wire_packets", "netpol-userspace", &[Translation]),
     ("wire_policies", "netpol-userspace", &[Translation]),
