@@ -690,9 +690,11 @@ fn services_of_another_proxy_are_mere_addresses() {
             compiler.apply_all(trap(proxy.clone()));
             assert_eq!(egress(&compiler, "203.0.113.10", "tcp:53"), Verdict::Denied, "{proxy:?}");
             assert!(compiler.tables().services.is_empty(), "{proxy:?}");
+            assert!(compiler.service_fronts(&name("y/trap")).is_empty(), "{proxy:?}");
         }
         compiler.apply_all(trap(handled.clone()));
         assert_eq!(egress(&compiler, "203.0.113.10", "tcp:53"), Verdict::Allowed);
+        assert_eq!(compiler.service_fronts(&name("y/trap")).len(), 1);
         // Its label changes, and flows are judged by the address again.
         let [service, slice] = trap(Proxy::Nobody);
         let plan = compiler.apply(service);

@@ -9,7 +9,7 @@ use super::questions::{
     BackendInfo, End, FrontInfo, NamedPort, Owner, PodInfo, Question, ServiceInfo,
 };
 use crate::compile::{Compiler, EndpointId, Opening};
-use crate::model::{Cluster, Direction, ObjectName, Pod, Protocol, Service};
+use crate::model::{Direction, ObjectName, Pod, Protocol, Service};
 
 /// The answer, as the question says. `node` is this node's name.
 pub fn answer(compiler: &Compiler, node: &str, question: &Question) -> Value {
@@ -50,7 +50,7 @@ fn owners(compiler: &Compiler, own_node: &str, ends: &[End]) -> Vec<Owner> {
         .flat_map(|node| node.addresses.iter().map(|&address| (address, &*node.name)))
         .filter(|(address, _)| wanted.contains(address))
         .collect();
-    let services = services_at(cluster, &wanted, &nodes);
+    let services = services_at(compiler, &wanted, &nodes);
     ends.iter()
         .map(|end| {
             let node = nodes.get(&end.ip).map(ToString::to_string);
@@ -75,12 +75,13 @@ fn pod_owner(pod: &Pod, own_node: &str) -> Owner {
 
 /// The Services that may be reached at some addresses, some of which are nodes'.
 fn services_at<'a>(
-    cluster: &'a Cluster,
+    compiler: &'a Compiler,
     wanted: &HashSet<IpAddr>,
     nodes: &HashMap<IpAddr, &str>,
 ) -> HashMap<IpAddr, Vec<&'a Service>> {
     let mut found: HashMap<IpAddr, Vec<&Service>> = HashMap::new();
-    for service in cluster.services.values().flat_map(|services| services.values()) {
+    let services = compiler.cluster().services.values().flat_map(|services| services.values());
+    for service in services.filter(|service| compiler.handles(service)) {
         let own = service.cluster_ips.iter().chain(&service.external).copied();
         for address in own.filter(|address| wanted.contains(address)) {
             found.entry(address).or_default().push(service);

@@ -10,7 +10,7 @@ use super::engine::namespace_labels;
 use super::{Compiler, EndpointId, ServiceKey, isolating, services};
 use crate::model::{
     Direction, EndpointSlice, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
-    Ports, Rule,
+    Ports, Rule, Service,
 };
 
 /// The first packet of a connection, as an endpoint's policies see it.
@@ -61,16 +61,21 @@ impl Compiler {
         self.engine.addresses.claimants(address)
     }
 
+    /// Whether this node's proxy handles a Service; if not, its addresses are like any other.
+    pub fn handles(&self, service: &Service) -> bool {
+        self.engine.services.handles(&service.proxy)
+    }
+
     /// Where a Service is reached and where its packets may go, whether or not Services are
     /// followed now: nowhere, if this node's proxy does not handle it.
     pub fn service_fronts(&self, id: &ObjectName) -> Vec<ServiceFront> {
-        let Some(service) = self.cluster.service(id) else { return Vec::new() };
+        let service = self.cluster.service(id).filter(|service| self.handles(service));
+        let Some(service) = service else { return Vec::new() };
         let slices = self.cluster.slices.get(&id.namespace);
         let slices = slices.into_iter().flat_map(|slices| slices.values()).map(|slice| &**slice);
         let known = &self.engine.services;
-        let is_its = |slice: &&EndpointSlice| {
-            slice.service == id.name && known.handles(&slice.proxy) && known.handles(&service.proxy)
-        };
+        let is_its =
+            |slice: &&EndpointSlice| slice.service == id.name && known.handles(&slice.proxy);
         let slices: Vec<&EndpointSlice> = slices.filter(is_its).collect();
         let fronts = services::fronts(service, &slices, &self.cluster).into_iter();
         fronts

@@ -103,8 +103,9 @@ impl Directory<'_> {
         };
         let Some(service) = answer else {
             bail!(
-                "no service {name} with addresses: `netpol services` lists those there are (for a \
-                 headless one ask about its pods)"
+                "no service {name} with addresses that this node's proxy handles: `netpol services` \
+                 lists those there are (for a headless one ask about its pods, for one of another \
+                 proxy about its address)"
             );
         };
         let ips = service.fronts.iter().flat_map(|front| &front.own).map(|end| end.ip).collect();
