@@ -20,6 +20,7 @@ use aya::programs::SchedClassifier;
 use netpol_userspace::compile::Plan;
 use netpol_userspace::datapath::run::{Place, run};
 use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
+use netpol_userspace::endpoint::Exit;
 use netpol_userspace::reference::generate::Rng;
 use netpol_userspace::reference::world::Size;
 
@@ -156,6 +157,10 @@ impl Writer {
         let size = Size { namespaces: 3, pods: 20, policies: 12 };
         let cluster = Cluster::random(&mut rng, size, PLACES);
         let mut datapath = Datapath::open(pins, &LoadOptions::default(), AttachMode::Auto).unwrap();
+        // What goes to Services passes only where it is judged again on its way.
+        let ifindex = ifindex("other0");
+        let exit = Exit { ifindex, incarnation: 1, has_link_header: true };
+        assert!(datapath.set_exits(&[exit]).is_empty());
         let truth = Arc::new(cluster.truth());
         for local in &cluster.locals {
             let addresses = truth.addresses(&local.pod);
