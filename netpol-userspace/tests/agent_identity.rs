@@ -224,6 +224,8 @@ fn a_pod_that_has_lost_its_interface_closes_nobody_elses() {
     let _server = Server::start(&world.of("open"), 80);
     world.start();
     world.ip_in("quiet", "link del eth0");
+    // The kernel tells of it in its own time.
+    eventually("the end of the interface is seen", || waits(&world).0 == Some(1));
     for _ in 0..2 {
         let (code, said) = waits(&world);
         assert!(code == Some(1) && said.contains("Pod default/quiet"), "{said}");
