@@ -165,6 +165,8 @@ fn detach(link: &std::path::Path) {
 fn programs_that_someone_takes_off_are_put_back() {
     for attach in ["tcx", "clsact"] {
         let (mut world, _server) = shop(attach);
+        // Guards of other pods would be told of as well.
+        world.arguments.extend(["--source-check", "isolated"].map(str::to_owned));
         world.start();
         let stream = Stream::tcp(&world.of("friend"), SERVER);
         let both = |world: &World| match attach {
