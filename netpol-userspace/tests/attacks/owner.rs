@@ -1,0 +1,215 @@
+//! A pod that owns its network namespace (NET_ADMIN): it changes its interface, its addresses, its
+//! routes, or everything.
+
+use std::net::{IpAddr, UdpSocket};
+
+use netpol_userspace::netns::Netns;
+
+use crate::hostile::attack::Attack;
+use crate::hostile::frames::udp;
+use crate::hostile::sender::Sender;
+use crate::hostile::ways::Way;
+use crate::lab::wire::Wire;
+use crate::lab::{Pod, Scene};
+use crate::world::{eventually, ip};
+
+fn plain(way: &Way) -> Vec<u8> {
+    udp(way.own, way.to, (4000, 80), way.marker)
+}
+
+/// A pod of node 1 to which nothing is allowed.
+fn owner(scene: &Scene<'_>) -> Pod {
+    let pod = scene.pod("owner", 1, "{app: owner}");
+    scene.policy("nothing", "podSelector: {}, policyTypes: [Ingress, Egress]");
+    scene.settle();
+    pod
+}
+
+/// The pod's own stack sends the marker to every address that it has a route for, from whatever
+/// interface and address it chooses.
+fn send_by_sockets(attack: &Attack<'_>, netns: &Netns) {
+    for to in attack.stage.destinations() {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let marker = attack.marker.0;
+        let send = move || {
+            // Without a route, or a neighbour, it gets nowhere.
+            let _ = UdpSocket::bind(any).unwrap().send_to(&marker, (to, 80));
+        };
+        netns.run(send).unwrap();
+    }
+}
+
+/// Nobody has seen the marker: neither pods, nor who looks behind the programs, nor other hosts.
+fn is_seen_by_nobody(attack: &Attack<'_>) {
+    attack.is_heard();
+    attack.is_only_seen_before();
+}
+
+pub fn renamed_interface(attack: &Attack<'_>) {
+    let scene = attack.stage.lab.scene(&format!("renamed-{}", attack.number()));
+    let pod = owner(&scene);
+    let part = attack.by(&pod);
+    pod.ip("link set eth0 down\nlink set eth0 name other0\nlink set other0 up");
+    part.spray(plain);
+    part.is_held();
+    // The name that everybody looks for is that of another interface.
+    pod.ip("link add eth0 type dummy\nlink set eth0 up\naddr add 192.0.2.66/32 dev eth0");
+    scene.settle();
+    part.spray(plain);
+    part.is_held();
+}
+
+pub fn interface_down_and_up(attack: &Attack<'_>) {
+    let scene = attack.stage.lab.scene(&format!("down-{}", attack.number()));
+    let pod = owner(&scene);
+    let part = attack.by(&pod);
+    for _ in 0..3 {
+        pod.ip("link set eth0 down\nlink set eth0 up");
+        part.spray(plain);
+    }
+    scene.settle();
+    part.spray(plain);
+    part.is_held();
+}
+
+/// Another link-layer address does not make another pod.
+pub fn changed_link_address(attack: &Attack<'_>) {
+    let scene = attack.stage.lab.scene(&format!("link-{}", attack.number()));
+    let pod = owner(&scene);
+    for address in ["02:00:00:00:00:77", "0a:58:0a:f4:00:01"] {
+        pod.ip(&format!("link set eth0 down\nlink set eth0 address {address}\nlink set eth0 up"));
+        let part = attack.by(&pod);
+        part.spray(plain);
+        part.is_held();
+    }
+}
+
+/// The pod's end goes to a namespace of the attacker's making.
+pub fn moved_interface(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("moved-{}", attack.number()));
+    let pod = owner(&scene);
+    let dir = tempfile::tempdir().unwrap();
+    let place = Netns::create(dir.path(), "cellar").unwrap();
+    pod.ip(&format!("link set eth0 netns {}", dir.path().join("cellar").display()));
+    ip(&place, "link set lo up\nlink set eth0 up");
+    for address in &pod.addresses {
+        ip(&place, &format!("addr add {address} dev eth0\nroute add default dev eth0"));
+    }
+    for _ in 0..2 {
+        let before = stage.n_dropped(&pod);
+        let wire = Wire::open(&place);
+        eventually("what its new stack sends is dropped", || stage.n_dropped(&pod) > before);
+        let part = attack.through(&pod, Sender::at(&place, &wire));
+        part.spray(plain);
+        part.is_held();
+        scene.settle();
+    }
+    drop(place);
+    netpol_userspace::netns::delete(dir.path(), "cellar").unwrap();
+}
+
+/// An interface on the interface: VLAN, MACVLAN, IPVLAN, each with an address of a friend.
+pub fn interfaces_on_the_interface(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("upper-{}", attack.number()));
+    let pod = owner(&scene);
+    let friends: Vec<IpAddr> = stage.friend.addresses.clone();
+    for kind in ["vlan id 7", "macvlan mode bridge", "macvlan mode private", "ipvlan mode l2", "ipvlan mode l3"] {
+        let before = stage.n_dropped(&pod);
+        pod.ip(&format!("link add link eth0 name up0 type {kind}\nlink set up0 up"));
+        for address in &friends {
+            let nodad = if address.is_ipv4() { "" } else { "nodad" };
+            pod.ip(&format!("addr add {address} dev up0 {nodad}"));
+        }
+        pod.ip("route flush default\n-6 route flush default");
+        pod.ip("route add default dev up0\n-6 route add default dev up0");
+        // Whom it asks for an address nobody answers; so it knows one by itself.
+        for to in stage.destinations() {
+            pod.ip(&format!("neigh replace {to} lladdr {} dev up0", text(attack.gateway)));
+        }
+        send_by_sockets(attack, &pod.netns);
+        eventually("something is dropped", || stage.n_dropped(&pod) > before);
+        is_seen_by_nobody(attack);
+        pod.ip("link del up0");
+    }
+}
+
+fn text(link: [u8; 6]) -> String {
+    link.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A bridge in the pod, with a namespace behind it that has a friend's address.
+pub fn bridge_in_the_pod(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("inner-{}", attack.number()));
+    let pod = owner(&scene);
+    let dir = tempfile::tempdir().unwrap();
+    let place = Netns::create(dir.path(), "cellar").unwrap();
+    pod.ip(&format!(
+        "link add br0 type bridge\nlink set br0 up\nlink set eth0 master br0\n\
+         link add in0 type veth peer name eth0 netns {}\nlink set in0 master br0\nlink set in0 up",
+        dir.path().join("cellar").display()
+    ));
+    ip(&place, "link set lo up\nlink set eth0 up");
+    let before = stage.n_dropped(&pod);
+    for address in &stage.friend.addresses {
+        let family = if address.is_ipv4() { "-4" } else { "-6" };
+        let nodad = if address.is_ipv4() { "" } else { "nodad" };
+        ip(&place, &format!("addr add {address} dev eth0 {nodad}\nroute add default dev eth0").replace(
+            "route", &format!("{family} route"),
+        ));
+    }
+    for to in stage.destinations() {
+        ip(&place, &format!("neigh replace {to} lladdr {} dev eth0", text(attack.gateway)));
+    }
+    send_by_sockets(attack, &place);
+    eventually("something is dropped", || stage.n_dropped(&pod) > before);
+    is_seen_by_nobody(attack);
+    drop(place);
+    netpol_userspace::netns::delete(dir.path(), "cellar").unwrap();
+}
+
+/// Policies of others come and go while the attacker sends without a pause.
+pub fn while_policies_change(attack: &Attack<'_>) {
+    let scene = attack.stage.lab.scene(&format!("changes-{}", attack.number()));
+    let pod = owner(&scene);
+    let part = attack.by(&pod);
+    let other = scene.pod("other", 1, "{app: other}");
+    for round in 0..4 {
+        scene.policy("other", "podSelector: {matchLabels: {app: other}}, ingress: [{}], egress: [{}]");
+        part.spray(plain);
+        scene.policy("more", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: \
+                              {matchLabels: {app: nobody}}}]}]");
+        part.spray(plain);
+        scene.declare(&other, &format!("{{app: other, round: \"{round}\"}}"));
+        part.spray(plain);
+        scene.settle();
+        scene.remove_policy("other");
+        scene.remove_policy("more");
+        part.spray(plain);
+        scene.settle();
+    }
+    part.is_held();
+}
+
+/// The agent starts anew while the attacker sends: its programs do not go with it.
+pub fn interface_recreated(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("again-{}", attack.number()));
+    let first = owner(&scene);
+    let addresses = first.addresses.clone();
+    {
+        let part = attack.by(&first);
+        part.spray(plain);
+        part.is_held();
+    }
+    // The pod takes its interface away; the runtime gives the next sandbox its addresses.
+    first.ip("link del eth0");
+    let again = scene.wire_at("owner", 1, addresses);
+    scene.declare(&again, "{app: owner}");
+    scene.settle();
+    let part = attack.by(&again);
+    part.spray(plain);
+    part.is_held_in_part();
+}
