@@ -38,12 +38,14 @@ pub fn answers_to_a_victim_that_did_not_ask(attack: &Attack<'_>) {
         let mut all = Vec::new();
         for port in [53, 80, 443, 10_250] {
             all.push(udp(from, to, (port, 40_000), marker));
-            all.extend([0x12, 0x10, 0x18, 0x11, 0x04, 0x14].map(|flags| {
-                tcp(from, to, (port, 40_000), flags, marker)
-            }));
-            all.extend([2, 0, 3, 6, 7, 10, 11, 14].map(|chunk| {
-                sctp(from, to, (port, 40_000), chunk, marker)
-            }));
+            all.extend(
+                [0x12, 0x10, 0x18, 0x11, 0x04, 0x14]
+                    .map(|flags| tcp(from, to, (port, 40_000), flags, marker)),
+            );
+            all.extend(
+                [2, 0, 3, 6, 7, 10, 11, 14]
+                    .map(|chunk| sctp(from, to, (port, 40_000), chunk, marker)),
+            );
         }
         all
     });
@@ -59,7 +61,9 @@ pub fn every_sctp_chunk_to_a_victim(attack: &Attack<'_>) {
 /// A friend's ports and addresses, but for one of them.
 pub fn nearly_a_friends_flow(attack: &Attack<'_>) {
     for (victim, _) in attack.victims() {
-        attack.friend_reaches(victim, |from, to, port, marker| vec![udp(from, to, (4300, port), marker)]);
+        attack.friend_reaches(victim, |from, to, port, marker| {
+            vec![udp(from, to, (4300, port), marker)]
+        });
     }
     from_strangers(attack, |from, to, marker| {
         vec![

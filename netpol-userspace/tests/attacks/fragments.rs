@@ -58,7 +58,10 @@ pub fn without_the_first(attack: &Attack<'_>) {
 /// Whole packets that say that they are fragments (RFC 6946).
 pub fn atomic(attack: &Attack<'_>) {
     attack.spray_v6(|way| {
-        packets::with_extensions(datagram(way.own, way.to, 80, way.marker), &[packets::padding(FRAGMENT)])
+        packets::with_extensions(
+            datagram(way.own, way.to, 80, way.marker),
+            &[packets::padding(FRAGMENT)],
+        )
     });
     attack.is_held();
 }
@@ -130,10 +133,13 @@ pub fn of_other_protocols(attack: &Attack<'_>) {
             packets::error(way.own, way.to, packets::port_unreachable(way.to), &quoted),
             raw(way.own, way.to, 253, &[&[0; 24][..], &way.marker.0].concat()),
         ];
-        wholes.iter().map(|whole| {
-            let header = if way.to.is_ipv4() { 20 } else { 40 };
-            packets::piece(whole, number(), 24, whole.len() - header, false)
-        }).collect()
+        wholes
+            .iter()
+            .map(|whole| {
+                let header = if way.to.is_ipv4() { 20 } else { 40 };
+                packets::piece(whole, number(), 24, whole.len() - header, false)
+            })
+            .collect()
     });
     attack.is_held();
 }
@@ -158,7 +164,9 @@ pub fn within_extension_headers(attack: &Attack<'_>) {
                     header
                 })
                 .collect();
-            attack.spray_v6(|way| packets::with_extensions(datagram(way.own, way.to, 80, way.marker), &chain));
+            attack.spray_v6(|way| {
+                packets::with_extensions(datagram(way.own, way.to, 80, way.marker), &chain)
+            });
         }
     }
     attack.is_held();
@@ -171,7 +179,11 @@ pub fn from_an_open_port_to_another(attack: &Attack<'_>) {
     let friend = Sender::of(&stage.friend);
     let link = |to: IpAddr, pod: &crate::lab::Pod| {
         let _ = to;
-        if stage.is_bridged() && pod.node == 1 { pod.wire().own_address() } else { stage.friend.gateway() }
+        if stage.is_bridged() && pod.node == 1 {
+            pod.wire().own_address()
+        } else {
+            stage.friend.gateway()
+        }
     };
     for to_pod in [&stage.victim, &stage.free, &stage.far_victim] {
         for &to in &to_pod.addresses {
@@ -224,7 +236,8 @@ pub fn to_a_victim(attack: &Attack<'_>) {
         for stranger in strangers {
             for &to in &victim.addresses {
                 for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]] {
-                    let way = Way { own: stranger.address(to), to, link: [0; 6], marker: attack.marker };
+                    let way =
+                        Way { own: stranger.address(to), to, link: [0; 6], marker: attack.marker };
                     let pieces = thirds(&way);
                     for index in order {
                         crate::lab::wire::send_packet(&stranger.netns, &pieces[index]);

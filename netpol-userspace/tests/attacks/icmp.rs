@@ -114,7 +114,8 @@ pub fn redirects(attack: &Attack<'_>) {
 pub fn errors_about_a_flow_of_the_node(attack: &Attack<'_>) {
     let stage = attack.stage;
     for &own in &attack.attacker.addresses {
-        let node = *stage.lab.node_addresses(1).iter().find(|a| a.is_ipv4() == own.is_ipv4()).unwrap();
+        let node =
+            *stage.lab.node_addresses(1).iter().find(|a| a.is_ipv4() == own.is_ipv4()).unwrap();
         let asked = Marker::new();
         let ethertype = if own.is_ipv4() { IPV4 } else { IPV6 };
         let wire = Wire::tap(&attack.attacker.netns, ethertype);
@@ -122,9 +123,8 @@ pub fn errors_about_a_flow_of_the_node(attack: &Attack<'_>) {
         eventually("the attacker is asked", || wire.count(&asked.0) > 0);
         let question = udp(node, own, (40_077, 7), attack.marker);
         let others = stage.destinations();
-        let others: Vec<IpAddr> = others.into_iter().filter(|to| {
-            to.is_ipv4() == own.is_ipv4() && *to != node
-        }).collect();
+        let others: Vec<IpAddr> =
+            others.into_iter().filter(|to| to.is_ipv4() == own.is_ipv4() && *to != node).collect();
         for &kind in error_kinds(own.is_ipv4()) {
             attack.spray_to(&others, &attack.links(), |way| {
                 Some(packets::error(way.own, way.to, kind, &question))
@@ -160,8 +160,15 @@ pub fn errors_about_nothing_to_a_victim(attack: &Attack<'_>) {
                 let way = Way { own: from, to, link: [0; 6], marker: attack.marker };
                 let mut all = Vec::new();
                 for &kind in error_kinds(to.is_ipv4()) {
-                    for (swapped, protocol) in [(false, 6), (true, 6), (false, 17), (true, 17), (false, 1)] {
-                        all.push(packets::error(from, to, kind, &invented(&way, swapped, protocol)));
+                    for (swapped, protocol) in
+                        [(false, 6), (true, 6), (false, 17), (true, 17), (false, 1)]
+                    {
+                        all.push(packets::error(
+                            from,
+                            to,
+                            kind,
+                            &invented(&way, swapped, protocol),
+                        ));
                     }
                 }
                 attack.is_kept_from(victim, all.len() as u64, || {
@@ -178,7 +185,9 @@ pub fn errors_about_nearly_a_flow_to_a_victim(attack: &Attack<'_>) {
     for (victim, strangers) in attack.victims() {
         for &to in &victim.addresses {
             let friend = attack.stage.friend.address(to);
-            attack.friend_reaches(victim, |from, to, port, marker| vec![udp(from, to, (4100, port), marker)]);
+            attack.friend_reaches(victim, |from, to, port, marker| {
+                vec![udp(from, to, (4100, port), marker)]
+            });
             let nearly = [
                 udp(friend, to, (4100, OPEN), attack.marker),
                 udp(to, friend, (OPEN, 4101), attack.marker),

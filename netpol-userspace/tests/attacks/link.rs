@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::hostile::attack::Attack;
 use crate::hostile::frames::{
-    DOT1AD, DOT1Q, MPLS, MPLS_UPSTREAM, OLD_QINQ, PPPOE, PPPOE_DISCOVERY, RARP, TCP, UDP, ethertype,
-    frame, raw, tagged, udp,
+    DOT1AD, DOT1Q, MPLS, MPLS_UPSTREAM, OLD_QINQ, PPPOE, PPPOE_DISCOVERY, RARP, TCP, UDP,
+    ethertype, frame, raw, tagged, udp,
 };
 use crate::hostile::ways::Way;
 use crate::lab::packets;
@@ -136,7 +136,8 @@ pub fn reserved_groups(attack: &Attack<'_>) {
 
 pub fn reverse_arp(attack: &Attack<'_>) {
     attack.spray_frames(|way| {
-        let message = [0, 1, 8, 0, 6, 4, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let message =
+            [0, 1, 8, 0, 6, 4, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         behind(RARP, &[&message[..], &[0; 2], &way.marker.0].concat())
     });
     attack.is_held();

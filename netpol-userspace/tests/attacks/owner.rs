@@ -115,7 +115,13 @@ pub fn interfaces_on_the_interface(attack: &Attack<'_>) {
     let scene = stage.lab.scene(&format!("upper-{}", attack.number()));
     let pod = owner(&scene);
     let friends: Vec<IpAddr> = stage.friend.addresses.clone();
-    for kind in ["vlan id 7", "macvlan mode bridge", "macvlan mode private", "ipvlan mode l2", "ipvlan mode l3"] {
+    for kind in [
+        "vlan id 7",
+        "macvlan mode bridge",
+        "macvlan mode private",
+        "ipvlan mode l2",
+        "ipvlan mode l3",
+    ] {
         let before = stage.n_dropped(&pod);
         pod.ip(&format!("link add link eth0 name up0 type {kind}\nlink set up0 up"));
         for address in &friends {
@@ -156,9 +162,11 @@ pub fn bridge_in_the_pod(attack: &Attack<'_>) {
     for address in &stage.friend.addresses {
         let family = if address.is_ipv4() { "-4" } else { "-6" };
         let nodad = if address.is_ipv4() { "" } else { "nodad" };
-        ip(&place, &format!("addr add {address} dev eth0 {nodad}\nroute add default dev eth0").replace(
-            "route", &format!("{family} route"),
-        ));
+        ip(
+            &place,
+            &format!("addr add {address} dev eth0 {nodad}\nroute add default dev eth0")
+                .replace("route", &format!("{family} route")),
+        );
     }
     for to in stage.destinations() {
         ip(&place, &format!("neigh replace {to} lladdr {} dev eth0", text(attack.gateway)));
@@ -177,10 +185,16 @@ pub fn while_policies_change(attack: &Attack<'_>) {
     let part = attack.by(&pod);
     let other = scene.pod("other", 1, "{app: other}");
     for round in 0..4 {
-        scene.policy("other", "podSelector: {matchLabels: {app: other}}, ingress: [{}], egress: [{}]");
+        scene.policy(
+            "other",
+            "podSelector: {matchLabels: {app: other}}, ingress: [{}], egress: [{}]",
+        );
         part.spray(plain);
-        scene.policy("more", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: \
-                              {matchLabels: {app: nobody}}}]}]");
+        scene.policy(
+            "more",
+            "podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: \
+                              {matchLabels: {app: nobody}}}]}]",
+        );
         part.spray(plain);
         scene.declare(&other, &format!("{{app: other, round: \"{round}\"}}"));
         part.spray(plain);

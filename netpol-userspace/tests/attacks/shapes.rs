@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::hostile::attack::Attack;
 use crate::hostile::frames::{
-    ALL_NODES, IGMP, NOTHING, SCTP, UDP, ethertype, extension, frame, group_link, raw, sctp, tcp, udp,
+    ALL_NODES, IGMP, NOTHING, SCTP, UDP, ethertype, extension, frame, group_link, raw, sctp, tcp,
+    udp,
 };
 use crate::hostile::ways::Way;
 use crate::lab::packets::{
@@ -192,7 +193,8 @@ pub fn ipv6_source_routes(attack: &Attack<'_>) {
             let IpAddr::V6(hop) = hop else { continue };
             let header = [&[0, 2, kind, 1, 0, 0, 0, 0][..], &hop.octets()].concat();
             let route = (ROUTING, header);
-            attack.spray_v6(|way| packets::with_extensions(plain(way), std::slice::from_ref(&route)));
+            attack
+                .spray_v6(|way| packets::with_extensions(plain(way), std::slice::from_ref(&route)));
         }
     }
     attack.is_held();
@@ -238,10 +240,20 @@ pub fn jumbograms(attack: &Attack<'_>) {
 /// Addresses that are none of anybody: this host, loopback, link-local, mapped, embedded, reserved.
 pub fn special_destinations(attack: &Attack<'_>) {
     let stage = attack.stage;
-    let mut all: Vec<IpAddr> = ["0.0.0.0", "127.0.0.1", "127.9.9.9", "169.254.169.254", "169.254.1.1",
-        "240.0.0.1", "255.255.255.254", "100.64.0.1", "192.88.99.1", "0.0.0.1"]
-        .map(|address| address.parse().unwrap())
-        .into();
+    let mut all: Vec<IpAddr> = [
+        "0.0.0.0",
+        "127.0.0.1",
+        "127.9.9.9",
+        "169.254.169.254",
+        "169.254.1.1",
+        "240.0.0.1",
+        "255.255.255.254",
+        "100.64.0.1",
+        "192.88.99.1",
+        "0.0.0.1",
+    ]
+    .map(|address| address.parse().unwrap())
+    .into();
     let others = stage.free.addresses.iter().filter_map(|address| match address {
         IpAddr::V4(address) => Some(address.octets()),
         IpAddr::V6(_) => None,
@@ -256,7 +268,9 @@ pub fn special_destinations(attack: &Attack<'_>) {
         all.push(Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1).into());
         all.push(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x5efe, high, low).into());
     }
-    all.extend(["::", "::1", "fe80::1", "fe80::77", "fec0::1", "fd00:10:244:1::", "100::1"].map(v6));
+    all.extend(
+        ["::", "::1", "fe80::1", "fe80::77", "fec0::1", "fd00:10:244:1::", "100::1"].map(v6),
+    );
     for kind in [UDP, SCTP, 253] {
         attack.spray_to(&all, &attack.links(), |way| {
             let payload = [&[0x0f, 0xa0, 0, 80, 0, 24, 0, 0][..], &[0; 8], &way.marker.0].concat();
@@ -268,12 +282,27 @@ pub fn special_destinations(attack: &Attack<'_>) {
 
 /// Groups of the link, the site and the world, each by its own link-layer address and by others.
 pub fn multicast(attack: &Attack<'_>) {
-    let stage = attack.stage;
-    let groups: Vec<IpAddr> = ["224.0.0.1", "224.0.0.2", "224.0.0.22", "224.0.0.251", "239.1.2.3",
-        "232.1.1.1", "ff01::1", "ff02::1", "ff02::2", "ff02::16", "ff02::fb", "ff02::1:2", "ff05::2",
-        "ff05::1:3", "ff08::1", "ff0e::1", "ff32::8000:1"]
-        .map(|address| address.parse().unwrap())
-        .into();
+    let groups: Vec<IpAddr> = [
+        "224.0.0.1",
+        "224.0.0.2",
+        "224.0.0.22",
+        "224.0.0.251",
+        "239.1.2.3",
+        "232.1.1.1",
+        "ff01::1",
+        "ff02::1",
+        "ff02::2",
+        "ff02::16",
+        "ff02::fb",
+        "ff02::1:2",
+        "ff05::2",
+        "ff05::1:3",
+        "ff08::1",
+        "ff0e::1",
+        "ff32::8000:1",
+    ]
+    .map(|address| address.parse().unwrap())
+    .into();
     for &group in &groups {
         let link = match group {
             IpAddr::V4(group) => {
@@ -300,11 +329,16 @@ fn with_hops(mut packet: Vec<u8>, hops: u8) -> Vec<u8> {
 
 /// All stations, of this network and of the pods' subnets.
 pub fn broadcast(attack: &Attack<'_>) {
-    let stage = attack.stage;
-    let all: Vec<IpAddr> = ["255.255.255.255", "10.244.1.255", "10.244.2.255", "10.244.1.0",
-        "172.18.0.255", "198.51.100.255"]
-        .map(|address| address.parse().unwrap())
-        .into();
+    let all: Vec<IpAddr> = [
+        "255.255.255.255",
+        "10.244.1.255",
+        "10.244.2.255",
+        "10.244.1.0",
+        "172.18.0.255",
+        "198.51.100.255",
+    ]
+    .map(|address| address.parse().unwrap())
+    .into();
     attack.spray_to(&all, &attack.links(), |way| Some(plain(way)));
     attack.spray_to(&all, &[BROADCAST], |way| {
         Some(crate::hostile::frames::icmp(way.own, way.to, (8, 0), &[0, 1, 0, 1], way.marker))
@@ -333,8 +367,18 @@ pub fn igmp(attack: &Attack<'_>) {
 pub fn forged_sources(attack: &Attack<'_>) {
     let stage = attack.stage;
     let mut sources = stage.destinations();
-    let special = ["0.0.0.0", "127.0.0.1", "255.255.255.255", "224.0.0.1", "169.254.1.1", "::", "::1",
-        "fe80::1", "ff02::1", "::ffff:10.244.1.2"];
+    let special = [
+        "0.0.0.0",
+        "127.0.0.1",
+        "255.255.255.255",
+        "224.0.0.1",
+        "169.254.1.1",
+        "::",
+        "::1",
+        "fe80::1",
+        "ff02::1",
+        "::ffff:10.244.1.2",
+    ];
     sources.extend(special.map(|address| address.parse::<IpAddr>().unwrap()));
     for &to in &stage.main_destinations() {
         for &from in sources.iter().filter(|from| from.is_ipv4() == to.is_ipv4()) {

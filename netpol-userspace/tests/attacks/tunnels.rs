@@ -4,9 +4,7 @@
 use std::net::IpAddr;
 
 use crate::hostile::attack::Attack;
-use crate::hostile::frames::{
-    GRE, Marker, ethertype, frame, geneve, raw, udp, vxlan, within,
-};
+use crate::hostile::frames::{GRE, Marker, ethertype, frame, geneve, raw, udp, vxlan, within};
 use crate::hostile::ways::Way;
 use crate::lab::wire::send_packet;
 use crate::lab::{Between, Pod, packets};
@@ -46,7 +44,12 @@ pub fn gre(attack: &Attack<'_>) {
     // With key and sequence number, a frame inside; ERSPAN; PPTP's version.
     for head in [[0x30, 0, 0x65, 0x58], [0x10, 0, 0x88, 0xbe], [0x30, 1, 0x88, 0x0b]] {
         attack.spray(|way| {
-            raw(way.own, way.to, GRE, &[&head[..], &[0, 0, 0, 1, 0, 0, 0, 1], &inner_frame(way)].concat())
+            raw(
+                way.own,
+                way.to,
+                GRE,
+                &[&head[..], &[0, 0, 0, 1, 0, 0, 0, 1], &inner_frame(way)].concat(),
+            )
         });
     }
     attack.is_held();
@@ -69,7 +72,14 @@ pub fn geneve_from_a_pod(attack: &Attack<'_>) {
 /// minimal encapsulation, and WireGuard's, GUE's and STT's ports.
 pub fn other_tunnels(attack: &Attack<'_>) {
     for protocol in [50, 51, 108, 97, 137, 115, 103, 55, 94, 98, 99, 111] {
-        attack.spray(|way| raw(way.own, way.to, protocol, &[&[0x30, 0, 0, 0, 0, 0, 0, 1][..], &inner(way)].concat()));
+        attack.spray(|way| {
+            raw(
+                way.own,
+                way.to,
+                protocol,
+                &[&[0x30, 0, 0, 0, 0, 0, 0, 1][..], &inner(way)].concat(),
+            )
+        });
     }
     for port in [51_820, 6080, 5555, 7471, 1701, 2152, 8472, 500, 4500, 3478] {
         attack.spray(|way| packets::udp_with(way.own, way.to, (port, port), &inner(way)));
@@ -117,18 +127,31 @@ pub fn vxlan_into_a_victim(attack: &Attack<'_>) {
             let whole: Vec<Vec<u8>> = inside
                 .iter()
                 .map(|packet| {
-                    let bytes = frame(device_address(attack, node), [2, 0, 0, 0, 0, 9], ethertype(packet), packet);
+                    let bytes = frame(
+                        device_address(attack, node),
+                        [2, 0, 0, 0, 0, 9],
+                        ethertype(packet),
+                        packet,
+                    );
                     vxlan(stage.lab.outside_addresses()[0], to_node, 42, &bytes)
                 })
                 .collect();
             // As it comes by the tunnel: what may pass does, or the ones that may not prove nothing.
             let allowed = Marker::new();
             let packet = udp(stage.friend.address(to), to, (4000, 80), allowed);
-            let bytes = frame(device_address(attack, node), [2, 0, 0, 0, 0, 9], ethertype(&packet), &packet);
+            let bytes = frame(
+                device_address(attack, node),
+                [2, 0, 0, 0, 0, 9],
+                ethertype(&packet),
+                &packet,
+            );
             attack.is_kept_from(victim, whole.len() as u64, || {
                 whole.iter().for_each(|packet| send_packet(&stage.lab.outside, packet));
             });
-            send_packet(&stage.lab.outside, &vxlan(stage.lab.outside_addresses()[0], to_node, 42, &bytes));
+            send_packet(
+                &stage.lab.outside,
+                &vxlan(stage.lab.outside_addresses()[0], to_node, 42, &bytes),
+            );
             let place = stage.observers.place(&victim.name);
             crate::world::eventually("the tunnel leads to the victim", || {
                 stage.observers.count(place, &allowed.0) > 0

@@ -250,21 +250,24 @@ impl<'a> Attack<'a> {
     pub fn is_heard(&self) {
         let observers = &self.stage.observers;
         let end = Instant::now() + PATIENCE;
+        let start = observers.n_seen();
         let mut awaited = self.stage.proclaim();
         let mut said = Instant::now();
         loop {
-            awaited.retain(|(place, needle)| observers.count(*place, needle) == 0);
+            awaited.retain(|(place, needle)| !observers.has_seen(start, *place, needle));
             if awaited.is_empty() {
                 return;
             }
-            let names: Vec<&str> = awaited.iter().map(|(place, _)| observers.name(*place)).collect();
+            let names: Vec<&str> =
+                awaited.iter().map(|(place, _)| observers.name(*place)).collect();
             assert!(Instant::now() < end, "these observers are deaf: {names:?}");
             // The kernel may not know yet who has an address.
             if said.elapsed() > Duration::from_millis(500) {
                 let again = self.stage.proclaim();
-                awaited = again.into_iter().filter(|(place, _)| {
-                    awaited.iter().any(|(missed, _)| missed == place)
-                }).collect();
+                awaited = again
+                    .into_iter()
+                    .filter(|(place, _)| awaited.iter().any(|(missed, _)| missed == place))
+                    .collect();
                 said = Instant::now();
             }
             thread::sleep(A_LITTLE);
@@ -299,9 +302,7 @@ impl<'a> Attack<'a> {
     pub fn reaches(&self, pod: &Pod) {
         let observers = &self.stage.observers;
         let place = observers.place(&pod.name);
-        eventually(&format!("{} gets it", pod.name), || {
-            observers.count(place, &self.marker.0) > 0
-        });
+        eventually(&format!("{} gets it", pod.name), || observers.count(place, &self.marker.0) > 0);
     }
 
     /// The victims, each with a stranger on its own node and one on the other.
@@ -312,7 +313,11 @@ impl<'a> Attack<'a> {
 
     /// The friend's own packet of the form that an attack has gets to the victim, so the form is not
     /// what keeps others out.
-    pub fn friend_reaches(&self, pod: &Pod, make: impl Fn(IpAddr, IpAddr, u16, Marker) -> Vec<Vec<u8>>) {
+    pub fn friend_reaches(
+        &self,
+        pod: &Pod,
+        make: impl Fn(IpAddr, IpAddr, u16, Marker) -> Vec<Vec<u8>>,
+    ) {
         let observers = &self.stage.observers;
         let place = observers.place(&pod.name);
         for &to in &pod.addresses {

@@ -92,6 +92,17 @@ impl Observers {
         seen.iter().filter(|seen| seen.place == place && holds(&seen.frame, needle)).count()
     }
 
+    /// How many frames have been seen so far.
+    pub fn n_seen(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    /// Whether one place has seen such a frame, but for the first `start` of all.
+    pub fn has_seen(&self, start: usize, place: usize, needle: &[u8]) -> bool {
+        let seen = self.seen.lock().unwrap();
+        seen[start..].iter().any(|seen| seen.place == place && holds(&seen.frame, needle))
+    }
+
     /// The first frame that holds these bytes at this place.
     pub fn first(&self, place: usize, needle: &[u8]) -> Option<Vec<u8>> {
         let seen = self.seen.lock().unwrap();

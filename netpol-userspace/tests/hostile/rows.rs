@@ -5,11 +5,6 @@
 /// `attacks::AREA::ATTACK(&Attack)` on every network.
 #[macro_export]
 macro_rules! attacks {
-    ($($areas:tt)*) => {
-        $crate::attacks!(@ bridge, BRIDGE_WITHOUT_NETFILTER, $($areas)*);
-        $crate::attacks!(@ overlay, OVERLAY, $($areas)*);
-        $crate::attacks!(@ routed, ROUTED, $($areas)*);
-    };
     (@ $network:ident, $topology:ident, $($area:ident: [$($attack:ident),* $(,)?]),* $(,)?) => {
         mod $network {
             static STAGE: $crate::hostile::stage::Shared = $crate::hostile::stage::Shared::new(
@@ -29,5 +24,10 @@ macro_rules! attacks {
                 }
             )*
         }
+    };
+    ($($areas:tt)*) => {
+        $crate::attacks!(@ bridge, BRIDGE_WITHOUT_NETFILTER, $($areas)*);
+        $crate::attacks!(@ overlay, OVERLAY, $($areas)*);
+        $crate::attacks!(@ routed, ROUTED, $($areas)*);
     };
 }

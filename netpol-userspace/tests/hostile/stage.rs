@@ -23,10 +23,32 @@ pub const OPEN: u16 = 80;
 const DISCARD: u16 = 9;
 
 /// What is heard behind the programs of node 1's interfaces, by ethertype.
-pub const HEARD: [u16; 26] = [
-    IPV4, IPV6, ARP, EXPERIMENTAL, DOT1Q, DOT1AD, LLC, 0x9100, 0x8847, 0x8848, 0x8863, 0x8864, 0x8035,
-    0x888e, 0x88cc, 0x88e5, 0x6558, 0x894f, 0x22f3, 0x88be, 0x9000, 0x0842, 0x8137, 0x88f7, 0x8906,
-    0x0060,
+pub const HEARD: [u16; 25] = [
+    IPV4,
+    IPV6,
+    ARP,
+    EXPERIMENTAL,
+    DOT1Q,
+    DOT1AD,
+    LLC,
+    0x9100,
+    0x8847,
+    0x8848,
+    0x8863,
+    0x8864,
+    0x8035,
+    0x888e,
+    0x88cc,
+    0x88e5,
+    0x6558,
+    0x894f,
+    0x22f3,
+    0x88be,
+    0x9000,
+    0x0842,
+    0x8137,
+    0x88f7,
+    0x8906,
 ];
 
 /// Everyone, on one network.
@@ -83,7 +105,8 @@ impl Stage {
         std::mem::forget(scene);
         let servers = [&victim, &far_victim].map(|pod| Server::start(&pod.netns, OPEN));
         let heralds = [1, 2].map(|number| herald(&lab.node(number).netns));
-        let observers = Observers::new(places(&lab, &[&victim, &friend, &free], &[&far_victim, &far_free]));
+        let observers =
+            Observers::new(places(&lab, &[&victim, &friend, &free], &[&far_victim, &far_free]));
         let (gateway, free_sender) = (attacker.gateway(), Sender::of(&free));
         // It sends much, and does not listen to itself.
         attacker.wire().deafen();
