@@ -111,7 +111,7 @@ pub fn overlapping(attack: &Attack<'_>) {
         &[(0, 72, true), (24, 48, false)],
         &[(24, 72, false), (0, 48, true)],
         &[(0, 24, true), (0, 24, true), (24, 72, false)],
-        &[(0, 16, true), (48, 72, false), (16, 64, true)],
+        &[(0, 24, true), (48, 72, false), (16, 64, true)],
     ];
     for shape in shapes {
         spray_pieces(attack, |way| {

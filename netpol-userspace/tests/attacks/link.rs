@@ -147,7 +147,9 @@ pub fn reverse_arp(attack: &Attack<'_>) {
 pub fn every_other_ethertype(attack: &Attack<'_>) {
     let link = attack.sender.link;
     for kind in (0..=u16::MAX).filter(|kind| ![IPV4, IPV6, ARP].contains(kind)) {
-        attack.fire(&frame(BROADCAST, link, kind, &attack.marker.0));
+        // What stands first may be taken for a tag.
+        let payload = [&[0; 4][..], &attack.marker.0].concat();
+        attack.fire(&frame(BROADCAST, link, kind, &payload));
     }
     attack.is_held();
 }

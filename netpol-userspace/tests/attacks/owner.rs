@@ -53,7 +53,7 @@ pub fn renamed_interface(attack: &Attack<'_>) {
     part.spray(plain);
     part.is_held();
     // The name that everybody looks for is that of another interface.
-    pod.ip("link add eth0 type dummy\nlink set eth0 up\naddr add 192.0.2.66/32 dev eth0");
+    pod.ip("link add eth0 type ifb\nlink set eth0 up\naddr add 192.0.2.66/32 dev eth0");
     scene.settle();
     part.spray(plain);
     part.is_held();
@@ -80,7 +80,7 @@ pub fn changed_link_address(attack: &Attack<'_>) {
         pod.ip(&format!("link set eth0 down\nlink set eth0 address {address}\nlink set eth0 up"));
         let part = attack.by(&pod);
         part.spray(plain);
-        part.is_held();
+        part.is_held_in_part();
     }
 }
 
@@ -94,7 +94,7 @@ pub fn moved_interface(attack: &Attack<'_>) {
     pod.ip(&format!("link set eth0 netns {}", dir.path().join("cellar").display()));
     ip(&place, "link set lo up\nlink set eth0 up");
     for address in &pod.addresses {
-        ip(&place, &format!("addr add {address} dev eth0\nroute add default dev eth0"));
+        ip(&place, &address_and_route(*address, "eth0"));
     }
     for _ in 0..2 {
         let before = stage.n_dropped(&pod);
@@ -102,14 +102,14 @@ pub fn moved_interface(attack: &Attack<'_>) {
         eventually("what its new stack sends is dropped", || stage.n_dropped(&pod) > before);
         let part = attack.through(&pod, Sender::at(&place, &wire));
         part.spray(plain);
-        part.is_held();
+        part.is_held_in_part();
         scene.settle();
     }
     drop(place);
     netpol_userspace::netns::delete(dir.path(), "cellar").unwrap();
 }
 
-/// An interface on the interface: VLAN, MACVLAN, IPVLAN, each with an address of a friend.
+/// An interface on the interface, with a link-layer address of its own and an address of a friend.
 pub fn interfaces_on_the_interface(attack: &Attack<'_>) {
     let stage = attack.stage;
     let scene = stage.lab.scene(&format!("upper-{}", attack.number()));
@@ -124,12 +124,9 @@ pub fn interfaces_on_the_interface(attack: &Attack<'_>) {
     ] {
         let before = stage.n_dropped(&pod);
         pod.ip(&format!("link add link eth0 name up0 type {kind}\nlink set up0 up"));
-        for address in &friends {
-            let nodad = if address.is_ipv4() { "" } else { "nodad" };
-            pod.ip(&format!("addr add {address} dev up0 {nodad}"));
+        for &address in &friends {
+            pod.ip(&address_and_route(address, "up0"));
         }
-        pod.ip("route flush default\n-6 route flush default");
-        pod.ip("route add default dev up0\n-6 route add default dev up0");
         // Whom it asks for an address nobody answers; so it knows one by itself.
         for to in stage.destinations() {
             pod.ip(&format!("neigh replace {to} lladdr {} dev up0", text(attack.gateway)));
@@ -139,6 +136,15 @@ pub fn interfaces_on_the_interface(attack: &Attack<'_>) {
         is_seen_by_nobody(attack);
         pod.ip("link del up0");
     }
+}
+
+/// Lines of `ip` that give the interface this address, and everything of its family the way there.
+fn address_and_route(address: IpAddr, interface: &str) -> String {
+    let (everything, nodad) = if address.is_ipv4() { ("0.0.0.0/0", "") } else { ("::/0", "nodad") };
+    format!(
+        "addr add {address} dev {interface} {nodad}\n\
+         route replace {everything} dev {interface} src {address} metric 1\n"
+    )
 }
 
 fn text(link: [u8; 6]) -> String {
@@ -207,7 +213,7 @@ pub fn while_policies_change(attack: &Attack<'_>) {
     part.is_held();
 }
 
-/// The agent starts anew while the attacker sends: its programs do not go with it.
+/// The pod's interface goes, and the next sandbox of the pod has another with the same addresses.
 pub fn interface_recreated(attack: &Attack<'_>) {
     let stage = attack.stage;
     let scene = stage.lab.scene(&format!("again-{}", attack.number()));
@@ -220,6 +226,7 @@ pub fn interface_recreated(attack: &Attack<'_>) {
     }
     // The pod takes its interface away; the runtime gives the next sandbox its addresses.
     first.ip("link del eth0");
+    scene.is_unwired(&first);
     let again = scene.wire_at("owner", 1, addresses);
     scene.declare(&again, "{app: owner}");
     scene.settle();

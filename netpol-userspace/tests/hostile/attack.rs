@@ -2,8 +2,9 @@
 //! has been dropped and counted, or has been seen, and what came after it has arrived.
 
 use std::cell::Cell;
+use std::io::Write as _;
 use std::net::IpAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::MutexGuard;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,15 +92,18 @@ impl<'a> Attack<'a> {
 
     /// Whole frames, each behind a header that tells the kernel how to cut it.
     pub fn fire_offloaded(&self, frames: &[Vec<u8>]) {
-        let list: Vec<String> = frames.iter().map(|frame| format!("'{}'", hex(frame))).collect();
+        let lines: Vec<String> = frames.iter().map(|frame| hex(frame) + "\n").collect();
         // 263 and 15: SOL_PACKET and PACKET_VNET_HDR of linux/if_packet.h.
-        let script = format!(
-            "import socket\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
-             s.setsockopt(263, 15, 1)\ns.bind(('eth0', 0))\n\
-             for frame in [{}]: s.send(bytes.fromhex(frame))\n",
-            list.join(", ")
-        );
-        let python = || Command::new("python3").args(["-c", &script]).output().unwrap();
+        let script = "import socket, sys\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
+                      s.setsockopt(263, 15, 1)\ns.bind(('eth0', 0))\n\
+                      for line in sys.stdin: s.send(bytes.fromhex(line))\n";
+        let python = || {
+            let mut command = Command::new("python3");
+            command.args(["-c", script]).stdin(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(lines.concat().as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        };
         let output = self.attacker.netns.run(python).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         self.n_sent.set(self.n_sent.get() + frames.len() as u64);
