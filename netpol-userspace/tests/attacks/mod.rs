@@ -3,6 +3,7 @@
 pub mod flows;
 pub mod fragments;
 pub mod icmp;
+pub mod identity;
 pub mod link;
 pub mod owner;
 pub mod shapes;

@@ -234,3 +234,61 @@ pub fn interface_recreated(attack: &Attack<'_>) {
     part.spray(plain);
     part.is_held_in_part();
 }
+
+/// Addresses that the pod gives itself are not its own: the friend's, the node's, and that of a
+/// cloud's metadata service, at which somebody answers.
+pub fn addresses_of_others_added(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("added-{}", attack.number()));
+    let pod = owner(&scene);
+    let metadata: IpAddr = "169.254.169.254".parse().unwrap();
+    ip(&stage.lab.node(1).netns, "addr add 169.254.169.254/32 dev lo");
+    let mut added = vec![metadata, "2001:db8:77::77".parse().unwrap()];
+    added.extend(&stage.friend.addresses);
+    added.extend(stage.lab.outside_addresses());
+    for address in &added {
+        let nodad = if address.is_ipv4() { "" } else { "nodad" };
+        pod.ip(&format!("addr add {address} dev eth0 {nodad}"));
+    }
+    // A change of policy makes the agent look at everything anew.
+    scene.policy("more", "podSelector: {matchLabels: {app: nobody}}");
+    scene.settle();
+    let mut destinations = stage.destinations();
+    destinations.extend(&added);
+    let part = attack.by(&pod);
+    for &to in &destinations {
+        let mut sources = added.clone();
+        sources.push(pod.address(to));
+        for from in sources.into_iter().filter(|from| from.is_ipv4() == to.is_ipv4()) {
+            part.fire_at(part.gateway, &udp(from, to, (4000, 80), part.marker));
+        }
+    }
+    part.is_held();
+    ip(&stage.lab.node(1).netns, "addr del 169.254.169.254/32 dev lo");
+    // Whose address it is keeps it.
+    attack.friend_reaches(&stage.victim, |from, to, port, marker| {
+        vec![udp(from, to, (4960, port), marker)]
+    });
+}
+
+/// The same of a pod that no policy selects, which then is no friend of the victim's.
+pub fn a_friends_address_added_by_a_free_pod(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("poses-{}", attack.number()));
+    let pod = scene.pod("poses", 1, "{}");
+    for address in &stage.friend.addresses {
+        let nodad = if address.is_ipv4() { "" } else { "nodad" };
+        pod.ip(&format!("addr add {address} dev eth0 {nodad}"));
+    }
+    scene.settle();
+    let part = attack.by(&pod);
+    for (victim, _) in attack.victims() {
+        for &to in &victim.addresses {
+            part.fire_at(part.gateway, &udp(stage.friend.address(to), to, (4000, 80), part.marker));
+        }
+    }
+    part.is_held();
+    attack.friend_reaches(&stage.victim, |from, to, port, marker| {
+        vec![udp(from, to, (4970, port), marker)]
+    });
+}

@@ -238,6 +238,15 @@ impl<'a> Attack<'a> {
         }
     }
 
+    /// Frames that are known by these bytes come through the programs of node 1.
+    pub fn passes(&self, needle: &[u8]) {
+        let observers = &self.stage.observers;
+        let before = observers.place(BEFORE);
+        eventually("what may pass is seen behind the programs", || {
+            observers.counts(needle).iter().enumerate().any(|(place, n)| place != before && *n > 0)
+        });
+    }
+
     /// Waits until what was sent has been counted; who counts on it looks again.
     fn catch_up(&self) {
         let end = Instant::now() + Duration::from_secs(2);

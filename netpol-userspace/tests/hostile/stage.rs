@@ -10,7 +10,7 @@ use netpol_userspace::model::Direction;
 use netpol_userspace::netns::Netns;
 
 use super::attack::Attack;
-use super::frames::{DOT1AD, DOT1Q, LLC, Marker, arp, arp_frame, frame, tagged, udp};
+use super::frames::{LLC, Marker, arp, arp_frame, frame, udp};
 use super::observers::{Observers, Place};
 use super::sender::Sender;
 use crate::lab::wire::{ARP, BROADCAST, EVERYTHING, EXPERIMENTAL, IPV4, IPV6};
@@ -23,7 +23,7 @@ pub const OPEN: u16 = 80;
 const DISCARD: u16 = 9;
 
 /// What is heard behind the programs of node 1's interfaces, by ethertype.
-pub const HEARD: [u16; 25] = [
+pub const HEARD: [u16; 23] = [
     IPV4,
     IPV6,
     ARP,
@@ -197,12 +197,6 @@ impl Stage {
                 let message = arp(1, (link, own), ([0; 6], asked));
                 let needle = message[14..].to_vec();
                 return (arp_frame(BROADCAST, link, &message), needle);
-            }
-            // The outer one of two tags is taken off.
-            (DOT1Q | DOT1AD, ..) => {
-                let inner = tagged(5, EXPERIMENTAL, &marker.0);
-                let outer = if ethertype == DOT1Q { DOT1AD } else { DOT1Q };
-                frame(BROADCAST, link, outer, &tagged(5, ethertype, &inner))
             }
             (LLC, ..) => whole_llc(link, marker),
             _ => whole(marker.0.to_vec()),
