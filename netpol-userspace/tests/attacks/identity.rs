@@ -28,7 +28,8 @@ fn others_v4(attack: &Attack<'_>) -> Vec<Ipv4Addr> {
     let own = attack.attacker;
     let mut all = attack.stage.destinations();
     all.extend(
-        ["10.244.1.1", "169.254.1.1", "255.255.255.255", "127.0.0.1"].map(|a| a.parse().unwrap()),
+        ["10.244.1.1", "169.254.1.1", "255.255.255.255", "127.0.0.1"]
+            .map(|a| a.parse::<IpAddr>().unwrap()),
     );
     all.retain(|address| !own.addresses.contains(address));
     all.sort_unstable();

@@ -28,8 +28,6 @@ pub const HEARD: [u16; 23] = [
     IPV6,
     ARP,
     EXPERIMENTAL,
-    DOT1Q,
-    DOT1AD,
     LLC,
     0x9100,
     0x8847,
