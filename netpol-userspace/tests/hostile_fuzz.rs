@@ -14,9 +14,9 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use hostile::attack::{Attack, hex};
+use hostile::attack::Attack;
 use hostile::frames::{ALL_NODES, group_link};
-use hostile::observers::holds;
+use hostile::observers::{hex, holds};
 use hostile::random::{Place, Random};
 use hostile::spec::{Who, may_pass, pair};
 use hostile::stage::{BEFORE, Stage};

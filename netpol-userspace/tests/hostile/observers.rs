@@ -1,6 +1,7 @@
 //! Everyone who would notice: packet sockets at pods, nodes, the underlay and the outside host, read
 //! by one thread. Must never judge what they see.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -110,6 +111,17 @@ impl Observers {
         found.find(|seen| holds(&seen.frame, needle)).map(|seen| seen.frame.clone())
     }
 
+    /// Such frames at this place, for people: each that is different, and how often.
+    pub fn kinds(&self, place: usize, needle: &[u8]) -> String {
+        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+        let seen = self.seen.lock().unwrap();
+        for seen in seen.iter().filter(|seen| seen.place == place && holds(&seen.frame, needle)) {
+            *kinds.entry(hex(&seen.frame)).or_default() += 1;
+        }
+        let lines = kinds.iter().take(20).map(|(frame, count)| format!("\n{count} x {frame}"));
+        lines.collect()
+    }
+
     /// Takes what was seen since the last time.
     pub fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.seen.lock().unwrap())
@@ -123,6 +135,11 @@ impl Drop for Observers {
             let _ = thread.join();
         }
     }
+}
+
+/// For people who want to know what passed.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether the frame has these bytes anywhere.
