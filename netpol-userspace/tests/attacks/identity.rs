@@ -81,7 +81,8 @@ pub fn arp_in_the_name_of_others(attack: &Attack<'_>) {
                     (2, other),
                     (2, [10, 244, 1, 2].into()),
                 ] {
-                    all.push(arp_frame(to, link, &arp(operation, (link, other), (to, asked))));
+                    let asked = ([2, 7, 7, 7, 7, 7], asked);
+                    all.push(arp_frame(to, link, &arp(operation, (link, other), asked)));
                 }
             }
             held_by_bytes(attack, &[&link[..], &other.octets()].concat(), &all);
