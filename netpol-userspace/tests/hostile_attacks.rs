@@ -102,9 +102,6 @@ attacks! {
         a_friend_that_is_asked_in_return,
         in_the_name_of_the_node,
         in_a_flow_of_the_node,
-        in_the_name_of_the_victim_itself,
-        to_itself_by_the_way_of_others,
-        to_a_friend_by_the_way_of_others,
         overhearing,
     ],
     identity: [

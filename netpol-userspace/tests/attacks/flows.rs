@@ -172,63 +172,6 @@ pub fn in_a_flow_of_the_node(attack: &Attack<'_>) {
     }
 }
 
-/// From outside and from strangers in the name of the victim itself, which may always reach itself.
-pub fn in_the_name_of_the_victim_itself(attack: &Attack<'_>) {
-    let stage = attack.stage;
-    for (victim, _) in attack.victims() {
-        for &own in &victim.addresses {
-            for packet in [
-                udp(own, own, (4700, OPEN), attack.marker),
-                tcp(own, own, (4700, OPEN), 0x02, attack.marker),
-                tcp(own, own, (4700, OPEN), 0x10, attack.marker),
-                crate::hostile::frames::raw(own, own, 253, &attack.marker.0),
-            ] {
-                for netns in [&stage.lab.outside, &stage.lab.node(3 - victim.node).netns] {
-                    send_packet(netns, &packet);
-                }
-                for pod in [&stage.free, &stage.far_free] {
-                    // Its stack would route it as any other.
-                    let sender = Sender::of(pod);
-                    sender.send(&frame(pod.gateway(), sender.link, ethertype(&packet), &packet));
-                }
-            }
-        }
-        attack.never_reaches(victim);
-    }
-}
-
-/// What the attacker sends to itself comes back to it, and to nobody else on its link.
-pub fn to_itself_by_the_way_of_others(attack: &Attack<'_>) {
-    let stage = attack.stage;
-    for &own in &attack.attacker.addresses {
-        let packet = udp(own, own, (4800, 80), attack.marker);
-        for link in attack.links() {
-            attack.sender.send(&frame(link, attack.sender.link, ethertype(&packet), &packet));
-        }
-    }
-    for pod in stage.others() {
-        attack.never_reaches(pod);
-    }
-}
-
-/// Who may speak to one pod speaks to another on its link, by the one's address and the other's
-/// link-layer address.
-pub fn to_a_friend_by_the_way_of_others(attack: &Attack<'_>) {
-    let stage = attack.stage;
-    let friend = Sender::of(&stage.friend);
-    for (victim, _) in attack.victims() {
-        for &to in &victim.addresses {
-            let packet = udp(stage.friend.address(to), to, (4900, OPEN), attack.marker);
-            for link in attack.links() {
-                friend.send(&frame(link, friend.link, ethertype(&packet), &packet));
-            }
-        }
-    }
-    for pod in [&stage.free, &stage.far_free] {
-        attack.never_reaches(pod);
-    }
-}
-
 /// What others say to each other does not reach the attacker, not even what a bridge floods.
 pub fn overhearing(attack: &Attack<'_>) {
     let stage = attack.stage;
