@@ -131,5 +131,15 @@ fn place(stage: &Stage, attack: &Attack<'_>) -> Place {
     let mut links = attack.links();
     links.extend([ALL_NODES, [1, 0, 0x5e, 0, 0, 1], [1, 0x80, 0xc2, 0, 0, 0]]);
     links.push(group_link("ff02::16".parse().unwrap()));
-    Place { who: Who { link: attack.sender.link, v4, v6 }, addresses, links, marker: attack.marker }
+    let node = stage.lab.node_addresses(1).into_iter().filter_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address),
+    });
+    let node = node.collect();
+    Place {
+        who: Who { link: attack.sender.link, v4, v6, node },
+        addresses,
+        links,
+        marker: attack.marker,
+    }
 }

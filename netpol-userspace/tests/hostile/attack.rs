@@ -207,7 +207,9 @@ impl<'a> Attack<'a> {
         self.catch_up();
         self.is_heard();
         self.is_only_seen_before();
-        assert_eq!(self.n_dropped(), self.n_sent.get(), "frames dropped, of those that were sent");
+        // The pod's stack may have said something of its own that is dropped.
+        let (n_dropped, n_sent) = (self.n_dropped(), self.n_sent.get());
+        assert!(n_dropped >= n_sent, "{n_dropped} frames were dropped of {n_sent} that were sent");
     }
 
     /// The marker was seen nowhere but before the programs of node 1.

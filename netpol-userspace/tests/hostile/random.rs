@@ -180,7 +180,12 @@ impl Place {
                     ),
                 }
             }
-            _ => frames::raw(from, to, random.byte(), &random.bytes(64)),
+            _ => {
+                // As long as the checksum of whatever it may be is behind.
+                let mut payload = random.bytes(64);
+                payload.resize(payload.len().max(20), 0);
+                frames::raw(from, to, random.byte(), &payload)
+            }
         };
         self.dressed(random, packet)
     }

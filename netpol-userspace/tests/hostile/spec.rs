@@ -13,6 +13,8 @@ pub struct Who {
     pub link: [u8; 6],
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
+    /// Addresses of its node, which takes for itself what is sent there.
+    pub node: Vec<Ipv6Addr>,
 }
 
 impl Who {
@@ -101,7 +103,7 @@ fn is_discovery(source: &[u8], message: &[u8], [from, to]: [Ipv6Addr; 2], who: &
     has_right_target && has_right_options(kind, source, from, options, who)
 }
 
-/// To whom no router forwards it: a neighbour, or a group that only neighbours are in.
+/// To whom no router forwards it: a neighbour, the node, or a group that only neighbours are in.
 fn stays_on_the_link(to: Ipv6Addr, who: &Who) -> bool {
     let groups = ["ff02::1", "ff02::2"].map(|group| group.parse::<Ipv6Addr>().unwrap());
     let is_same_subnet = to.segments()[..4] == who.v6.segments()[..4];
@@ -109,6 +111,7 @@ fn stays_on_the_link(to: Ipv6Addr, who: &Who) -> bool {
         || to.is_multicast() && to == solicited_node(to)
         || to.is_unicast_link_local()
         || is_same_subnet
+        || who.node.contains(&to)
 }
 
 /// Sections 4.1, 4.3 and 4.4: the sender's link-layer address, unless it has no address; and the
