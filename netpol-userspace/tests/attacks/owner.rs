@@ -213,6 +213,9 @@ pub fn interface_recreated(attack: &Attack<'_>) {
     // The pod takes its interface away; the runtime gives the next sandbox its addresses.
     first.ip("link del eth0");
     scene.is_unwired(&first);
+    // Enforced from its first moment, it could not show that its interface works.
+    scene.remove("pod-owner");
+    scene.settle();
     let again = scene.wire_at("owner", 1, addresses);
     scene.declare(&again, "{app: owner}");
     scene.settle();
