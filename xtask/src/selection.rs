@@ -28,14 +28,13 @@ pub(crate) enum Scope {
     /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
     /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
     Fuzz,
-    /// Attacks by pods with raw sockets, by tenants and by strangers, on the wire, and random frames
-    /// (--filter frames; a case is a frame on each network; see --cases and --seed). What is promised
+    /// Attacks by pods with raw sockets, by tenants and by strangers, on the wire. What is promised
     /// against whom is in SECURITY.md
     Hostile,
 }
 
 /// The test programs of [`Scope::Hostile`].
-const ATTACKERS: [&str; 2] = ["hostile_attacks", "hostile_fuzz"];
+const ATTACKERS: [&str; 1] = ["hostile_attacks"];
 
 /// The test programs of [`Scope::Fuzz`].
 const FUZZERS: [&str; 4] =

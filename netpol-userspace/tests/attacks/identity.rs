@@ -9,7 +9,7 @@ use crate::hostile::frames::{
     ALL_NODES, Marker, advertisement, arp, arp_frame, discovery, ethertype, frame, group_link,
     link_local, link_option, raw, solicitation, solicited_node, tcp, udp,
 };
-use crate::hostile::spec::pair;
+use crate::hostile::ways::pair;
 use crate::lab::packets::{self, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
 use crate::lab::wire::{BROADCAST, IPV6};
 

@@ -9,9 +9,7 @@
 pub mod attack;
 pub mod frames;
 pub mod observers;
-pub mod random;
 pub mod rows;
 pub mod sender;
-pub mod spec;
 pub mod stage;
 pub mod ways;

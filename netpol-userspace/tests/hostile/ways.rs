@@ -1,7 +1,7 @@
 //! Whom an attacker may want to reach, and by which link-layer addresses. Must never leave out who
 //! could be reached.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::frames::Marker;
 use super::stage::Stage;
@@ -55,4 +55,16 @@ impl Stage {
         }
         links
     }
+}
+
+/// The pair of addresses of one pod.
+pub fn pair(addresses: &[IpAddr]) -> (Ipv4Addr, Ipv6Addr) {
+    let (mut v4, mut v6) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => v4 = *address,
+            IpAddr::V6(address) => v6 = *address,
+        }
+    }
+    (v4, v6)
 }
