@@ -61,11 +61,13 @@ fn every_row_is_there(report: &Value) {
         "empty program",
         "established, mixed Service, TCP IPv4, out",
         "on its way out of the node, TCP IPv4",
+        "from a pod that no policy selects, TCP IPv4",
+        "from a pod that no policy selects, TCP IPv6",
         "new, TCP IPv4, in, flow table full",
     ] {
         assert!(packets.contains(&name), "{name} in {packets:?}");
     }
-    assert_eq!(packets.len(), 28);
+    assert_eq!(packets.len(), 30);
     assert_eq!(names(&tables[1]).len(), 4);
     let flows =
         ["established, TCP IPv4", "new, TCP IPv4", "established, TCP IPv6", "new, TCP IPv6"];
@@ -100,7 +102,7 @@ fn every_figure_is_one(report: &Value, text: &str) {
 
 fn goals_have_outcomes(report: &Value, text: &str) {
     let goals = list(&report["goals"]);
-    assert_eq!(goals.len(), 4 + 4 + CURVES.len() - 1);
+    assert_eq!(goals.len(), 4 + 2 + 4 + CURVES.len() - 1);
     for goal in goals {
         let outcome = goal["outcome"].as_str().unwrap();
         assert!(["met", "missed", "unclear"].contains(&outcome), "{goal}");
