@@ -1,6 +1,8 @@
 //! What a pod may say to its neighbours: what its kernel says of itself, byte for byte, and nothing
 //! that differs from it in one of the things that matter.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod support;
 
 use netpol_common::layout::{Address, Reason};

@@ -2,6 +2,8 @@
 //! both families, with observers everywhere else. What is promised against whom is in SECURITY.md.
 //! Needs root and the eBPF object.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod attacks;
 mod hostile;
 mod lab;
