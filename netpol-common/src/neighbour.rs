@@ -168,7 +168,10 @@ pub fn refuses_discovery<F: Frame, S: Speaker>(frame: &F, speaker: &S) -> Option
     let stays = if is_multicast(&destination) {
         is_all_nodes_or_routers(&destination) || is_group_of(&destination, &destination)
     } else {
-        is_link_local(&destination) || !is_anonymous && speaker.is_on_link(&source, &destination)
+        is_link_local(&destination)
+            || !is_anonymous
+                && !is_nowhere(&destination)
+                && speaker.is_on_link(&source, &destination)
     };
     if stays { None } else { MALFORMED }
 }
@@ -307,6 +310,13 @@ pub const fn is_same_subnet(a: &Address, b: &Address) -> bool {
 pub const fn is_unspecified(address: &Address) -> bool {
     let words = &address.words;
     address.family == 6 && words[0] | words[1] | words[2] | words[3] == 0
+}
+
+/// Whether this is in `::/64`: nobody's, a host's own, or one of IPv4. A node's routes take some of
+/// them for its own.
+#[inline(always)]
+const fn is_nowhere(address: &Address) -> bool {
+    address.words[0] | address.words[1] == 0
 }
 
 /// Whether this is in `fe80::/10`, from and to which no router forwards.

@@ -106,7 +106,10 @@ fn is_on_link(
     let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     question.family = AF_INET6;
     question.ifindex = routed_by;
-    question.__bindgen_anon_3.ipv6_src = source.words;
+    // Of a link-local source the kernel says only that it never forwards it, wherever to.
+    if !neighbour::is_link_local(source) {
+        question.__bindgen_anon_3.ipv6_src = source.words;
+    }
     question.__bindgen_anon_4.ipv6_dst = destination.words;
     let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the helper reads and writes the struct that it is given, whose length that is.

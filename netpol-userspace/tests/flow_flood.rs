@@ -81,7 +81,7 @@ fn open_idle(rig: &mut Rig, count: u16) {
 fn lost(rig: &mut Rig, count: u16) -> usize {
     let mut is_lost = |n: &u16| {
         let remote = peer(u32::from(n % 7)).to_string();
-        let answer = if n % 5 == 0 { udp(53, 1_000 + n) } else { ack(80, 1_000 + n) };
+        let answer = if n.is_multiple_of(5) { udp(53, 1_000 + n) } else { ack(80, 1_000 + n) };
         !rig.comes_in(&remote, &answer)
     };
     (0..count).filter(|n| is_lost(n)).count()

@@ -28,7 +28,13 @@ pub(crate) enum Scope {
     /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
     /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
     Fuzz,
+    /// Attacks by pods with raw sockets, by tenants and by strangers, on the wire. What is promised
+    /// against whom is in SECURITY.md
+    Hostile,
 }
+
+/// The test programs of [`Scope::Hostile`].
+const ATTACKERS: [&str; 1] = ["hostile_attacks"];
 
 /// The test programs of [`Scope::Fuzz`].
 const FUZZERS: [&str; 4] =
@@ -66,9 +72,8 @@ impl Selection {
             Scope::Unit => command.args(["--lib", "--bins"]),
             Scope::Root => command.args(["--test", "*"]),
             Scope::Doc => command.arg("--doc"),
-            Scope::Fuzz => {
-                FUZZERS.iter().fold(&mut command, |command, name| command.args(["--test", name]))
-            }
+            Scope::Fuzz => named(&mut command, &FUZZERS),
+            Scope::Hostile => named(&mut command, &ATTACKERS),
         };
         command
     }
@@ -103,8 +108,14 @@ impl Selection {
             Scope::Root => program != UNIT,
             Scope::Doc => false,
             Scope::Fuzz => FUZZERS.contains(&program),
+            Scope::Hostile => ATTACKERS.contains(&program),
         }
     }
+}
+
+/// `command` of these test programs.
+fn named<'a>(command: &'a mut Command, programs: &[&str]) -> &'a mut Command {
+    programs.iter().fold(command, |command, name| command.args(["--test", name]))
 }
 
 /// The programs among those that cargo runs which list a test. Cargo says on standard error which
@@ -161,6 +172,7 @@ mod tests {
         assert!(needs(Scope::All, None).contains(&Need::Nodes));
         assert!(!needs(Scope::Unit, None).contains(&Need::Nodes));
         assert!(needs(Scope::Fuzz, None).is_empty() && needs(Scope::Doc, None).is_empty());
+        assert!(needs(Scope::Hostile, None).contains(&Need::Python));
         assert!(needs(Scope::All, Some("netpol-common")).is_empty());
         let userspace = needs(Scope::Root, Some("netpol-userspace"));
         assert!(userspace.contains(&Need::Translation) && !userspace.contains(&Need::Kubectl));

@@ -32,10 +32,10 @@ pub(crate) struct Args {
     /// Only tests of this package
     #[arg(long, short, value_name = "NAME")]
     package: Option<String>,
-    /// With `fuzz`: how many random cases
+    /// With `fuzz` and `hostile`: how many random cases
     #[arg(long, value_name = "N")]
     cases: Option<u64>,
-    /// With `fuzz`: the first case, to repeat one that failed; else one that nobody has tried
+    /// With `fuzz` and `hostile`: the first case, to repeat one that failed; else one that nobody has tried
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Show what tests print
@@ -60,7 +60,8 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         announce("everything is ready; run the same without --prepare");
         return Ok(ExitCode::SUCCESS);
     }
-    let seed = args.seed.or_else(|| (args.scope == Scope::Fuzz).then(new_seed));
+    let seed =
+        args.seed.or_else(|| matches!(args.scope, Scope::Fuzz | Scope::Hostile).then(new_seed));
     if let Some(seed) = seed {
         announce(format!("the first case is {seed}: repeat this run with --seed {seed}"));
     }
@@ -146,7 +147,7 @@ fn cargo_test(
     if std::io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none() {
         command.arg("--color=always");
     }
-    if args.show_output || args.scope == Scope::Fuzz {
+    if args.show_output || matches!(args.scope, Scope::Fuzz | Scope::Hostile) {
         command.arg("--show-output");
     }
     command.args(&args.filter);

@@ -488,7 +488,7 @@ impl<B: Bucket> Entry<B> {
         let kept = if is_opening { 0 } else { self.meta & (0xff & !RESET) };
         // Not by a reset: that is what whoever had its address forged says to an answer.
         let is_reset = (packet_bits & RESET) * (HEARD / RESET);
-        let heard = (kept & !packet_bits & REPLIED) * (HEARD / REPLIED) & !is_reset;
+        let heard = ((kept & !packet_bits & REPLIED) * (HEARD / REPLIED)) & !is_reset;
         now << META_SHIFT | kept | packet_bits | heard
     }
 

@@ -156,6 +156,12 @@ impl<'a> Scene<'a> {
         Pod { name, namespace, node, addresses, netns, interface, ifindex, file, wire }
     }
 
+    /// The pod has taken its interface away by itself.
+    pub fn is_unwired(&self, pod: &Pod) {
+        self.wired.borrow_mut().retain(|(_, _, file)| *file != pod.file);
+        netns::delete(&self.lab.node(pod.node).netns_dir, &pod.file).unwrap();
+    }
+
     /// Waits until the new interface carries packets both ways: the kernel drops the first ones
     /// while it still brings the ends up.
     fn warm_up(&self, node: usize, netns: &Netns) {

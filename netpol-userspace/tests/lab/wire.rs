@@ -120,8 +120,7 @@ impl Wire {
     /// Sends this frame, from its link-layer header on. A program that drops it on its way out,
     /// in this very namespace, makes the kernel say that there is no buffer space.
     pub fn send(&self, frame: &[u8]) {
-        let to = self.interface.as_ref().expect("the wire of an interface");
-        match rustix::net::sendto(&self.socket, frame, SendFlags::empty(), to) {
+        match rustix::net::sendto(&self.socket, frame, SendFlags::empty(), self.interface()) {
             Ok(_) | Err(Errno::NOBUFS) => {}
             Err(error) => panic!("cannot send a frame: {error}"),
         }
@@ -142,6 +141,17 @@ impl Wire {
         inner.extend(ethertype.to_be_bytes());
         inner.extend(payload);
         self.send_as(destination, VLAN, &inner);
+    }
+
+    /// How to name `eth0` to a packet socket of this namespace.
+    pub fn interface(&self) -> &SocketAddrAny {
+        self.interface.as_ref().expect("the wire of an interface")
+    }
+
+    /// Records no more, and forgets what it has recorded.
+    pub fn deafen(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.frames.lock().unwrap().clear();
     }
 
     /// The link-layer address of `eth0`.

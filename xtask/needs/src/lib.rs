@@ -152,6 +152,7 @@ pub const TABLE: &[Row] = &[
     ("cni_first_packet", "netpol-userspace", &[NetworkPlugins]),
     ("cni_plugin", "netpol-userspace", &[NetworkPlugins]),
     ("explain_monitor", "netpol-userspace", &[Python]),
+    ("hostile_attacks", "netpol-userspace", &[Translation, Python]),
     ("service_change", "netpol-userspace", &[Translation]),
     ("service_kinds", "netpol-userspace", &[Translation]),
     ("service_masquerade", "netpol-userspace", &[Translation]),
