@@ -34,11 +34,10 @@ struct Action {
 }
 
 /// All others, such as `kubectl`, use a cluster that is there, and stay quick and quiet.
-const ACTIONS: [Action; 6] = [
+const ACTIONS: [Action; 5] = [
     Action { name: "up", needs: &[Need::Nodes], installs: false, has_traffic: false },
     Action { name: "build", needs: &[Need::ControlPlane], installs: false, has_traffic: false },
     Action { name: "deploy", needs: &[], installs: true, has_traffic: false },
-    Action { name: "load-image", needs: &[], installs: false, has_traffic: false },
     Action {
         name: "scenarios",
         needs: &[Need::Nodes, Need::Dns],

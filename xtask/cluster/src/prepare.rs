@@ -31,18 +31,15 @@ const ROOM_FOR_SUITES: u64 = 3 << 30;
 /// There is no Go, no network, no room, or something cannot be built: the error says what to do.
 /// Nothing is lost: the next preparation goes on.
 pub fn ensure(needs: &[Need]) -> Result<()> {
-    if missing(needs)?.is_empty() {
-        return images::prepare(needs);
+    if !missing(needs)?.is_empty() {
+        // Two at once would each take the whole machine, and build the same.
+        let turn = turns::wait(&binaries::cache()?.join("preparing"), "another preparation")?;
+        // Who had the turn before may have built it.
+        let missing = missing(needs)?;
+        if !missing.is_empty() {
+            Build::new(&missing, turn.progress())?.run(&missing)?;
+        }
     }
-    let cache = binaries::cache()?;
-    // Two at once would each take the whole machine, and build the same.
-    let turn = turns::wait(&cache.join("preparing"), "another preparation")?;
-    // Who had the turn before may have built it.
-    let missing = missing(needs)?;
-    if !missing.is_empty() {
-        Build::new(&missing, turn.progress())?.run(&missing)?;
-    }
-    drop(turn);
     images::prepare(needs)
 }
 
