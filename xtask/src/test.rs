@@ -69,7 +69,9 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let mut command = cargo_test(workspace, args, seed, &selection);
     privilege.apply(&mut command);
     let overflows = neighbours::overflows();
+    let room = neighbours::Room::make();
     let (summary, status) = run_and_count(command, &mut std::io::stdout().lock())?;
+    drop(room);
     stage.done();
     let verdict = verdict(summary, status.success());
     if let Err(reason) = &verdict {
