@@ -1,7 +1,6 @@
 //! The Go that builds Kubernetes' programs: the machine's own if it is new enough, else the one that
 //! Go's module proxy has, which any Go can fetch. Must never change the Go that is installed.
 
-use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::run;
+use crate::process::{on_path, run};
 
 /// The oldest minor version of Go 1 that Kubernetes' modules accept, and a release of it.
 const MINIMUM: u32 = 26;
@@ -22,10 +21,9 @@ const USUAL: [&str; 2] = ["/usr/local/go/bin", "/usr/lib/go/bin"];
 /// # Errors
 /// There is none at all, or a newer one cannot be fetched.
 pub(crate) fn find() -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let directories = env::split_paths(&path).chain(USUAL.map(PathBuf::from));
-    let all: Vec<PathBuf> =
-        directories.map(|directory| directory.join("go")).filter(|path| path.exists()).collect();
+    let usual = USUAL.map(|directory| Path::new(directory).join("go"));
+    let usual = usual.into_iter().filter(|file| file.is_file());
+    let all: Vec<PathBuf> = on_path("go").chain(usual).collect();
     if let Some(new) = all.iter().find(|go| minor_version(go) >= Some(MINIMUM)) {
         return Ok(new.clone());
     }

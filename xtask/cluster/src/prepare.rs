@@ -18,6 +18,7 @@ use netpol_needs::Need;
 use crate::binaries::{self, Module, Program};
 use crate::go;
 use crate::images;
+use crate::process::on_path;
 use crate::progress::{Progress, watch};
 use crate::turns;
 
@@ -173,7 +174,8 @@ impl Build {
     /// `go VERB` in the directory of a module of ours.
     fn command(&self, module: &Module, verb: &[&str]) -> Command {
         // What is killed takes its compilers with it, or they would go on beside the next try.
-        let mut command = match path_of("setpriv") {
+        // The program is of util-linux, which not every distribution has in full.
+        let mut command = match on_path("setpriv").next() {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
                 command.args(["--pdeathsig", "KILL", "--"]).arg(&self.go);
@@ -188,12 +190,6 @@ impl Build {
         command.env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local");
         command
     }
-}
-
-/// A program of util-linux, which not every distribution has in full.
-fn path_of(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 /// What programs are made of.
