@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use netpol_needs::{Need, TABLE};
+use netpol_needs::{IN_KERNELS, Need, TABLE};
 
 use crate::run;
 use crate::workspace::Workspace;
@@ -31,6 +31,9 @@ pub(crate) enum Scope {
     /// Attacks by pods with raw sockets, by tenants and by strangers, on the wire. What is promised
     /// against whom is in SECURITY.md
     Hostile,
+    /// Whole-system tests inside other kernels, in virtual machines; see --kernel. --filter selects
+    /// test programs by their names
+    Kernels,
 }
 
 /// The test programs of [`Scope::Hostile`].
@@ -74,6 +77,7 @@ impl Selection {
             Scope::Doc => command.arg("--doc"),
             Scope::Fuzz => named(&mut command, &FUZZERS),
             Scope::Hostile => named(&mut command, &ATTACKERS),
+            Scope::Kernels => named(&mut command, IN_KERNELS),
         };
         command
     }
@@ -109,6 +113,8 @@ impl Selection {
             Scope::Doc => false,
             Scope::Fuzz => FUZZERS.contains(&program),
             Scope::Hostile => ATTACKERS.contains(&program),
+            // It runs the others itself.
+            Scope::Kernels => program == "kernels",
         }
     }
 }
@@ -173,6 +179,8 @@ mod tests {
         assert!(!needs(Scope::Unit, None).contains(&Need::Nodes));
         assert!(needs(Scope::Fuzz, None).is_empty() && needs(Scope::Doc, None).is_empty());
         assert!(needs(Scope::Hostile, None).contains(&Need::Python));
+        assert!(needs(Scope::Kernels, None).contains(&Need::Kernels));
+        assert!(!needs(Scope::Kernels, None).contains(&Need::Nodes));
         assert!(needs(Scope::All, Some("netpol-common")).is_empty());
         let userspace = needs(Scope::Root, Some("netpol-userspace"));
         assert!(userspace.contains(&Need::Translation) && !userspace.contains(&Need::Kubectl));

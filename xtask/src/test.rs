@@ -18,7 +18,7 @@ use crate::selection::{Scope, Selection};
 use crate::summary::Summary;
 use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
-use crate::{build, capabilities, neighbours, setup};
+use crate::{build, capabilities, kernels, neighbours, setup};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -41,12 +41,29 @@ pub(crate) struct Args {
     /// Show what tests print
     #[arg(long)]
     show_output: bool,
+    /// With `kernels`: the start of a kernel's release, such as 6.1; several can be given
+    #[arg(long, value_name = "V")]
+    kernel: Vec<String>,
     /// Make ready what these tests need, and stop before the first one
     #[arg(long)]
     prepare: bool,
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    if args.scope == Scope::Kernels {
+        return kernels::command(
+            workspace,
+            &kernels::Options {
+                versions: &args.kernel,
+                filter: args.filter.as_deref(),
+                prepare: args.prepare,
+                show_output: args.show_output,
+            },
+        );
+    }
+    if !args.kernel.is_empty() {
+        bail!("--kernel goes with the tests inside other kernels: `cargo xtask test kernels`");
+    }
     let privilege = Privilege::find()?;
     let selection = Selection {
         scope: args.scope,
@@ -67,6 +84,9 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let stage = Stage::start("running the tests");
     let mut command = cargo_test(workspace, args, seed, &selection);
+    if needs.contains(&Need::Kernels) {
+        kernels::tell(&mut command, workspace, &selection)?;
+    }
     privilege.apply(&mut command);
     let overflows = neighbours::overflows();
     let room = neighbours::Room::make();
@@ -119,6 +139,9 @@ fn prepare(workspace: &Workspace, selection: &Selection) -> Result<BTreeSet<Need
         let mut command = Command::new(workspace.target().join("debug/netpol-cluster"));
         command.arg("build").args(kubernetes).stdout(Stdio::null());
         run::visible(command, "see above")?;
+    }
+    if needs.contains(&Need::Kernels) {
+        kernels::prepare(workspace)?;
     }
     announce(format_args!("everything is ready: {:.0} s", started.elapsed().as_secs_f64()));
     Ok(needs)

@@ -33,9 +33,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::TcAttachType;
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::datapath::{Maps, Pins, observe};
+use netpol_userspace::datapath::{Maps, Pins, observe, programs_on};
 use netpol_userspace::model::Direction;
 use netpol_userspace::netns::{self, Netns};
 
@@ -287,9 +287,9 @@ impl Lab {
             .sum()
     }
 
-    /// How many TCX programs are attached to the node's end of a pod's interface.
+    /// How many programs are attached to the node's end of a pod's interface.
     pub fn programs(&self, pod: &Pod) -> usize {
-        let query = |hook| SchedClassifier::query_tcx(&pod.interface, hook).unwrap().1.len();
+        let query = |hook| programs_on(&pod.interface, hook).unwrap().len();
         let both = || [TcAttachType::Ingress, TcAttachType::Egress].map(query);
         self.node(pod.node).netns.run(both).unwrap().iter().sum()
     }

@@ -31,16 +31,18 @@ pub enum Need {
     Suite,
     /// The older ones.
     LegacySuite,
+    /// Kernels other than this machine's, and what runs them.
+    Kernels,
 }
 
 use Need::{
-    ControlPlane, Dns, Kubectl, LegacySuite, Netpol, NetworkPlugins, Nodes, Python, Suite,
+    ControlPlane, Dns, Kernels, Kubectl, LegacySuite, Netpol, NetworkPlugins, Nodes, Python, Suite,
     Translation,
 };
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Translation,
         NetworkPlugins,
         Python,
@@ -51,6 +53,7 @@ impl Need {
         Dns,
         Suite,
         LegacySuite,
+        Kernels,
     ];
 
     /// Those that are programs of Kubernetes, which are built with Go.
@@ -70,6 +73,7 @@ impl Need {
             Dns => "dns",
             Suite => "suite",
             LegacySuite => "legacy-suite",
+            Kernels => "kernels",
         }
     }
 
@@ -92,6 +96,7 @@ impl Need {
             Nodes => "run a real cluster on this machine",
             Dns => "give a cluster on this machine its DNS",
             Suite | LegacySuite => "run upstream's NetworkPolicy tests",
+            Kernels => "boot other kernels in virtual machines",
         }
     }
 
@@ -119,6 +124,12 @@ impl Need {
                 ("conntrack", "conntrack"),
             ],
             LegacySuite => &[("busybox", "busybox-static")],
+            Kernels => &[
+                ("qemu-system-x86_64", "qemu-system-x86"),
+                ("busybox", "busybox-static"),
+                ("xz", "xz-utils"),
+                ("strip", "binutils"),
+            ],
             Netpol | Kubectl | ControlPlane | Dns | Suite => &[],
         }
     }
@@ -173,8 +184,25 @@ pub const TABLE: &[Row] = &[
     ("kubernetes_deploy", "netpol-cluster", &[Kubectl]),
     ("kubernetes_smoke", "netpol-cluster", &[Nodes, Netpol]),
     ("kubernetes_source", "netpol-cluster", &[ControlPlane]),
+    // What runs inside runs these, too.
+    ("kernels", "netpol-kernels", &[Kernels, Netpol, Translation, Python]),
     // Tries everything that a machine must be able to do.
     ("xtask", "xtask", &[Translation]),
+];
+
+/// The test programs of netpol-userspace that run inside other kernels, too.
+pub const IN_KERNELS: &[&str] = &[
+    "datapath_verdicts",
+    "datapath_attach",
+    "datapath_services",
+    "attach_foreign",
+    "agent_restart",
+    "flow_wire",
+    "wire_policies",
+    "wire_sources",
+    "wire_icmp",
+    "wire_packets",
+    "hostile_attacks",
 ];
 
 /// What a test program needs.
@@ -255,7 +283,8 @@ mod tests {
     #[test]
     fn every_test_program_declares_what_its_sources_show_and_every_row_has_a_program() {
         let xtask = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let packages: [(&str, PathBuf); 3] = [
+        let packages: [(&str, PathBuf); 4] = [
+            ("netpol-kernels", xtask.join("kernels/tests")),
             ("netpol-userspace", xtask.join("../netpol-userspace/tests")),
             ("netpol-cluster", xtask.join("cluster/tests")),
             ("netpol-bench", xtask.join("bench/tests")),
@@ -282,6 +311,9 @@ mod tests {
                     );
                 }
             }
+        }
+        for name in IN_KERNELS {
+            assert!(seen.contains(&((*name).to_owned(), "netpol-userspace")), "{name}");
         }
         for (name, package, needs) in TABLE {
             assert!(!needs.is_empty());
