@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netpol_cluster::progress::{Progress, watch};
@@ -24,6 +25,8 @@ const SUITES: [&str; 6] =
 const FLAVOUR: &str = "-cloud-amd64";
 /// Until 7.2 a kernel is one package, since then a package for each part.
 const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
+/// Lists of packages are good for so long.
+const FRESH: Duration = Duration::from_secs(3600);
 /// Written last.
 const FINISHED: &str = "finished";
 
@@ -152,10 +155,7 @@ impl Apt {
     }
 
     fn fetch(&self, version: &str) -> Result<()> {
-        let mut update = self.command("apt-get");
-        update.arg("update");
-        watch(update, &self.progress, |_, _| "reading Debian's lists of packages".to_owned())
-            .map_err(offline)?;
+        self.update()?;
         let mut names = self.command("apt-cache");
         let names = process::run(names.args(["pkgnames", "linux-"]))?;
         let names: Vec<&str> = names.lines().collect();
@@ -181,6 +181,21 @@ impl Apt {
             let _ = fs::remove_file(archive);
         }
         Ok(())
+    }
+
+    /// Reads the lists anew, unless that was just done for another kernel.
+    fn update(&self) -> Result<()> {
+        let note = self.state.join("updated");
+        let age = fs::metadata(&note).and_then(|data| data.modified());
+        let age = age.ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age < FRESH) {
+            return Ok(());
+        }
+        let mut update = self.command("apt-get");
+        update.arg("update");
+        watch(update, &self.progress, |_, _| "reading Debian's lists of packages".to_owned())
+            .map_err(offline)?;
+        fs::write(&note, "").with_context(|| format!("write {}", note.display()))
     }
 
     /// The packages' files.

@@ -327,7 +327,7 @@ impl Report {
         header.extend(self.columns.iter().map(|column| column.release.replace("-cloud-amd64", "")));
         rows.push(header);
         let names = std::iter::once(CAPABILITIES)
-            .chain(matrix::tests(Extent::Full, "").into_iter())
+            .chain(matrix::tests(Extent::Full, ""))
             .filter(|name| self.columns.iter().any(|column| column.cells.contains_key(*name)));
         for name in names {
             let mut row = vec![name.to_owned()];
