@@ -82,6 +82,10 @@ const PROGRAMS: &[Program] = &[
     Program { name: "hostile_attacks", full: ALL, quick: None, seconds: 900 },
 ];
 
+/// How long it may take to ask for what the kernel has: five programs are verified, in seconds on a
+/// processor of its own, in minutes on one that others use.
+const ASKING: u64 = 300;
+
 /// The job that says what the kernel has.
 pub const CAPABILITIES: &str = "capabilities";
 
@@ -91,7 +95,7 @@ pub fn jobs(row: &Row, extent: Extent, filter: &str) -> Vec<Job> {
     let words = [programs::NETPOL, "capabilities", "-o", "json"];
     let first = Job {
         name: CAPABILITIES.to_owned(),
-        seconds: 60,
+        seconds: ASKING,
         words: words.map(str::to_owned).to_vec(),
     };
     let mut jobs = vec![first];
@@ -124,7 +128,7 @@ fn selected(
 /// How long the machine may be silent after a frame about this job.
 #[must_use]
 pub fn patience(job: &str) -> Duration {
-    let seconds = PROGRAMS.iter().find(|program| program.name == job).map_or(60, |p| p.seconds);
+    let seconds = PROGRAMS.iter().find(|program| program.name == job).map_or(ASKING, |p| p.seconds);
     // The machine ends it by itself before.
     Duration::from_secs(seconds + 30)
 }
