@@ -142,6 +142,12 @@ fn isolation_comes_and_goes_without_a_trace() {
         let (mut world, _server) = shop();
         world.arguments = vec!["--attach".into(), attach.into()];
         world.start();
+        // The kernel itself drops what is under way on an interface that gets its first clsact
+        // qdisc (net/sched/sch_api.c: qdisc_graft); netpol leaves it there.
+        world.policy("friends", FRIENDS);
+        world.settle();
+        world.remove("policy-friends");
+        world.settle();
         // Allowed in both states, so every packet must pass at any time.
         let friend = world.of("friend");
         let streams = [Stream::udp(&friend, SERVER), Stream::tcp(&friend, SERVER)];
