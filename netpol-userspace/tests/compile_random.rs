@@ -88,7 +88,7 @@ fn disagreement(world: &World, seed: u64, n_probes: usize) -> Option<String> {
             let own = own_addresses(pod);
             for probe in world.probes(&mut rng, &remotes, n_probes) {
                 // What a pod sends to itself is not looked up in the tables.
-                if own.contains(&probe.remote) {
+                if direction == Direction::Egress && own.contains(&probe.remote) {
                     continue;
                 }
                 let Probe { remote, protocol, port } = probe;

@@ -103,6 +103,7 @@ attacks! {
         a_victim_that_answers_more_than_it_was_asked,
         a_friend_that_is_asked_in_return,
         in_the_name_of_the_node,
+        in_the_name_of_the_victim,
         in_a_flow_of_the_node,
         overhearing,
     ],
