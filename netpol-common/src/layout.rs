@@ -25,6 +25,8 @@ pub const MAX_ROWS: u32 = 1_048_576;
 pub const MAX_INTERVALS: u32 = 524_288;
 /// Addresses of local endpoints.
 pub const MAX_OWN_ADDRESSES: u32 = 16_384;
+/// Entries of the table of [`SourcePrefix`]es.
+pub const MAX_SOURCE_PREFIXES: u32 = 16_384;
 /// (address, protocol, port) of Services.
 pub const MAX_SERVICES: u32 = 131_072;
 /// Kinds of backends of all Services together.
@@ -85,6 +87,8 @@ pub mod names {
     pub const INTERVALS: &str = "INTERVALS";
     /// Presence of [`super::OwnAddress`].
     pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// Presence of blocks of [`super::SourcePrefix`], longest prefix match.
+    pub const SOURCE_PREFIXES: &str = "SOURCE_PREFIXES";
     /// Interface of the one local endpoint that has an [`super::Address`] and stamps packets; no
     /// entry while several do.
     pub const SOURCES: &str = "SOURCES";
@@ -105,7 +109,7 @@ pub mod names {
     /// Token buckets of the events.
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// All of them.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         ENDPOINTS,
         FLOWS4,
         FLOWS6,
@@ -115,6 +119,7 @@ pub mod names {
         ROWS,
         INTERVALS,
         OWN_ADDRESSES,
+        SOURCE_PREFIXES,
         SOURCES,
         SERVICES,
         BACKENDS,
@@ -270,6 +275,22 @@ pub struct OwnAddress {
     /// The address.
     pub address: Address,
 }
+
+/// An address that a pod may send from though it is not its own: it forwards for others. Key of a
+/// trie whose prefixes are [`SOURCE_PREFIX_BITS`] and those of the address.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct SourcePrefix {
+    /// The pod's interface on the node.
+    pub ifindex: u32,
+    /// The address.
+    pub address: Address,
+}
+
+/// Bits of a [`SourcePrefix`] before those of the address.
+pub const SOURCE_PREFIX_BITS: u32 = 32 + FAMILY_BITS;
 
 /// Who speaks on an interface, as far as it is declared: of every endpoint that is known, isolated
 /// or not. In the slots of the endpoint table, and written and read in the same way. What is here
@@ -604,7 +625,7 @@ pub struct Control {
     pub secret: [u64; 2],
     /// The highest epoch given out, so that a restarted agent goes on above it.
     pub epoch: u64,
-    /// [`TRANSIT_READY`] and [`SERVICES_INCOMPLETE`].
+    /// [`TRANSIT_READY`], [`SERVICES_INCOMPLETE`] and [`HAS_SOURCE_PREFIXES`].
     pub flags: u64,
     /// Room.
     pub reserved: [u64; 2],
@@ -614,6 +635,8 @@ pub struct Control {
 pub const TRANSIT_READY: u64 = 1;
 /// [`Control::flags`]: there are Services that did not fit into the tables.
 pub const SERVICES_INCOMPLETE: u64 = 2;
+/// [`Control::flags`]: some pod may send from more than its own addresses ([`SourcePrefix`]).
+pub const HAS_SOURCE_PREFIXES: u64 = 4;
 
 /// The bit of a packet's mark that says that it is stamped, unless the agent is told another one:
 /// kube-proxy has 0x4000 and 0x8000, portmap 0x2000, Calico 0xffff0000, Cilium 0x0f00. The kernel
@@ -695,6 +718,7 @@ const _: () = {
     assert!(size_of::<Speaker>() == 64);
     assert!(size_of::<FlowUse>() == 128);
     assert!(size_of::<OwnAddress>() == 24);
+    assert!(size_of::<SourcePrefix>() == 24);
     assert!(size_of::<RowKey>() == 8);
     assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Row>() == 16);

@@ -46,6 +46,9 @@ static INTERVALS: Array<u64> = Array::with_max_entries(layout::MAX_INTERVALS, BP
 static OWN_ADDRESSES: HashMap<OwnAddress, u32> =
     HashMap::with_max_entries(layout::MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
+static SOURCE_PREFIXES: LpmTrie<layout::SourcePrefix, u32> =
+    LpmTrie::with_max_entries(layout::MAX_SOURCE_PREFIXES, BPF_F_NO_PREALLOC);
+#[map]
 static SOURCES: HashMap<Address, u32> =
     HashMap::with_max_entries(layout::MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
@@ -125,6 +128,17 @@ pub fn slot_of(ifindex: u32) -> Option<u32> {
     None
 }
 
+/// Whether the pod of this interface may send from the address though it is not its own, since it
+/// forwards for others. A function of its own for its stack.
+#[inline(never)]
+pub fn may_forward(ifindex: u32, address: &Address) -> bool {
+    if Kernel.flags() & layout::HAS_SOURCE_PREFIXES == 0 {
+        return false;
+    }
+    let key = layout::SourcePrefix { ifindex, address: *address };
+    SOURCE_PREFIXES.get(LpmKey::new(layout::SOURCE_PREFIX_BITS + 128, key)).is_some()
+}
+
 /// Who speaks on an interface.
 #[derive(Clone, Copy)]
 pub struct Speaker(*const layout::Speaker);
@@ -151,6 +165,12 @@ impl Speaker {
             }
         }
         None
+    }
+
+    /// The interface.
+    #[inline(always)]
+    pub fn ifindex(self) -> u32 {
+        (speaker_word!(self, identity) >> 32) as u32
     }
 
     /// Its endpoint's id.

@@ -8,7 +8,7 @@ use netpol_common::neighbour::{self, Talk, link_word};
 use netpol_common::verdict::Maps as _;
 
 use crate::frame::Skb;
-use crate::maps::{Kernel, Speaker, two_words};
+use crate::maps::{Kernel, Speaker, may_forward, two_words};
 use crate::slow::PASS;
 
 /// [`neighbour::refuses`]: [`PASS`], or the number of the reason.
@@ -80,7 +80,7 @@ pub fn speaks_as(speaker: Speaker, address: &Address) -> bool {
     } else {
         speaker.is_own4(address.words[0])
     };
-    is_known || Kernel.owns(speaker.id(), address)
+    is_known || Kernel.owns(speaker.id(), address) || may_forward(speaker.ifindex(), address)
 }
 
 const AF_INET6: u8 = 10;

@@ -137,7 +137,8 @@ fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet)
             let ifindex = unsafe { (*skb).ifindex };
             let own = maps::own4(ifindex);
             let is_own_source = own != 0 && own == layout::own4(&packet.local)
-                || is_link_local(&packet.local) && maps::is_link_local_of(ifindex, &packet.local);
+                || is_link_local(&packet.local) && maps::is_link_local_of(ifindex, &packet.local)
+                || maps::may_forward(ifindex, &packet.local);
             Arrival { is_own_source, ..Arrival::egress() }
         }
     }

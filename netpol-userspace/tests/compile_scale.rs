@@ -58,6 +58,7 @@ fn pod(index: usize, version: &str) -> Pod {
             protocol: Protocol::Tcp,
             port: if index.is_multiple_of(2) { 80 } else { 8080 },
         }],
+        annotations: None,
         created: 0,
     }
 }

@@ -157,7 +157,7 @@ impl Core {
             patience: None,
             answers: Vec::new(),
             source_check: options.source_check,
-            speaking: speaking::Speaking::new(links),
+            speaking: speaking::Speaking::new(links, options.trust),
             sandboxes: Sandboxes::new(sandbox::read_all(&options.run_dir)),
             admissions: admission::Admissions::default(),
             installation: Report::default(),
@@ -215,6 +215,7 @@ impl Core {
         if is_local {
             self.watcher.rescan();
             self.rematch();
+            self.note_annotations();
         }
         self.note_policies();
         self.applied_revision = self.revision;

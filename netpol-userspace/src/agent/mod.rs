@@ -3,6 +3,7 @@
 //! One task owns all of the state and handles one event at a time; everything else only sends to
 //! it. Nothing is removed from the kernel before every source has synced.
 
+pub mod annotations;
 mod answers;
 mod capacity;
 mod core;

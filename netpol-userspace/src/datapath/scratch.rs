@@ -16,13 +16,14 @@ use super::transit::CONTROL_FLAGS;
 use crate::model::Direction;
 
 /// Maps that hold policy and are read only by the programs; the others are the scratch copy's own.
-const SHARED: [&str; 9] = [
+const SHARED: [&str; 10] = [
     names::ENDPOINTS,
     names::ADDRESSES,
     names::BLOCKS,
     names::ROWS,
     names::INTERVALS,
     names::OWN_ADDRESSES,
+    names::SOURCE_PREFIXES,
     names::SOURCES,
     names::SERVICES,
     names::BACKENDS,

@@ -22,6 +22,7 @@ use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
+use super::prefixes::Prefixes;
 use super::resize::SetAside;
 use super::rows::Rows;
 use super::sources::Sources;
@@ -96,6 +97,7 @@ pub struct Datapath {
     pub(super) transit: Transit,
     pub(super) sources: Sources,
     pub(super) guards: Guards,
+    pub(super) prefixes: Prefixes,
     _lock: Lock,
 }
 
@@ -149,12 +151,14 @@ impl Datapath {
             transit,
             sources: Sources::default(),
             guards: Guards::default(),
+            prefixes: Prefixes::default(),
             _lock: lock,
         };
         datapath.sources = Sources::new(!datapath.adopted().is_empty());
         datapath.adopt_classes()?;
         datapath.adopt_rows()?;
         datapath.adopt_services()?;
+        datapath.adopt_prefixes();
         Ok(datapath)
     }
 
