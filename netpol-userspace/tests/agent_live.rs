@@ -67,6 +67,15 @@ fn a_malformed_edit_keeps_the_last_good_policy_in_force() {
         let errors = status["source"]["errors"].as_array().unwrap();
         assert!(!errors.is_empty(), "{status}");
         assert!(errors.iter().any(|e| e["object"].as_str().unwrap().contains("policy-friends")));
+        assert_eq!(status["ready"], false, "{status}");
+        stream.moves();
+        attempts.go_on();
+        // Nor does a restart forget what was good.
+        world.kill();
+        world.start();
+        let run_dir = world.run_dir().to_str().unwrap().to_owned();
+        let wait = ["status", "--wait", "--run-dir", &run_dir].map(ToOwned::to_owned);
+        assert_eq!(world.netpol(&wait).status.code(), Some(1), "there is an object of no use");
         stream.moves();
         attempts.go_on();
     }

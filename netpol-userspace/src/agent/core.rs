@@ -618,7 +618,10 @@ impl Core {
             notes.push(capacity::evictions(self.evictions.0, &self.flow_uses()));
         }
         Status {
-            ready: self.is_all_in_force() && !self.findings.iter().any(|f| self.is_lost(f)),
+            ready: self.is_all_in_force()
+                && self.source_errors.is_empty()
+                && self.compiler.problems().is_empty()
+                && !self.findings.iter().any(|finding| self.is_lost(finding)),
             source: SourceStatus {
                 kind: self.source_kind.to_owned(),
                 synced: self.is_synced,

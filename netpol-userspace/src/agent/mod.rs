@@ -172,7 +172,7 @@ async fn start_source(
     events: mpsc::Sender<source::Event>,
 ) -> Result<(Handle, &'static str)> {
     if let Some(dir) = &options.manifests {
-        let handle = source::spawn_manifests(dir, events)
+        let handle = source::spawn_manifests(dir, &options.run_dir, events)
             .with_context(|| format!("watch the manifests in {}", dir.display()))?;
         return Ok((handle, "manifests"));
     }

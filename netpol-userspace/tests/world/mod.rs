@@ -257,10 +257,12 @@ impl World {
         self.agent.take().unwrap().kill();
     }
 
-    /// Waits until everything written before is in force, and insists that it is.
+    /// Waits until everything written before is in force, and insists that it is, but for what the
+    /// status names as of no use.
     pub fn settle(&mut self) -> Value {
         let status = self.agent.as_ref().unwrap().wait();
-        assert_eq!(status["ready"], true, "{status}\n{}", self.log());
+        let is_used = status["source"]["errors"].as_array().unwrap().is_empty();
+        assert!(status["ready"] == true || !is_used, "{status}\n{}", self.log());
         status
     }
 
