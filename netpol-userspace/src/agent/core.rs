@@ -272,8 +272,11 @@ impl Core {
 
     /// The interfaces have changed.
     pub fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        self.snapshot = snapshot;
+        let before = std::mem::replace(&mut self.snapshot, snapshot);
         self.is_dirty = true;
+        if before.n_filter_losses != self.snapshot.n_filter_losses {
+            self.verify_attachments();
+        }
         self.holders.forget_routes();
         self.note_node();
         self.note_interfaces();
@@ -408,6 +411,27 @@ impl Core {
         if !self.failures.is_empty() || !self.is_reconciled {
             self.reconcile();
         }
+        self.verify_attachments();
+        self.make_room();
+        self.note_evictions();
+        self.prune_sandboxes();
+        self.holders.forget_routes();
+        if self.holders.has_troubles() {
+            self.rematch();
+        }
+    }
+
+    /// Whether the kernel does not tell when somebody takes programs off.
+    pub fn is_unheard(&self) -> bool {
+        self.is_synced && self.datapath.attach_mode() == "tcx"
+    }
+
+    /// Puts programs back that somebody took off: periodically, and when the kernel tells of filters
+    /// that went.
+    pub fn verify_attachments(&mut self) {
+        if !self.is_reconciled {
+            return;
+        }
         let (repaired, failures) = self.datapath.verify_attachments();
         for id in repaired {
             let endpoint = self.endpoint_name(id);
@@ -421,13 +445,6 @@ impl Core {
         }
         for failure in failures.into_iter().chain(transit_failures) {
             self.note_failure(failure);
-        }
-        self.make_room();
-        self.note_evictions();
-        self.prune_sandboxes();
-        self.holders.forget_routes();
-        if self.holders.has_troubles() {
-            self.rematch();
         }
     }
 

@@ -14,6 +14,11 @@ use super::catalog::{FileState, Files};
 use super::directory::parse_bytes;
 use super::parse::Contents;
 
+/// Where the copies are.
+pub fn directory(run_dir: &Path) -> PathBuf {
+    run_dir.join("manifests")
+}
+
 /// Which directory the copies are of; no manifest has such a name.
 const ROOT: &str = ".root";
 
@@ -29,7 +34,7 @@ pub struct Kept {
 impl Kept {
     /// The copies that an earlier agent has left of the files in `root`, below `run_dir`.
     pub fn open(run_dir: &Path, root: &Path) -> Self {
-        let directory = run_dir.join("manifests");
+        let directory = directory(run_dir);
         let mut kept = Self { directory, copies: BTreeMap::new(), is_broken: false };
         if let Err(error) = kept.read(root) {
             kept.give_up(&error);

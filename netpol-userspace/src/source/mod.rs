@@ -14,7 +14,7 @@ pub mod catalog;
 pub mod convert;
 pub mod directory;
 pub mod explain;
-mod kept;
+pub mod kept;
 pub mod kubernetes;
 pub mod manifests;
 
