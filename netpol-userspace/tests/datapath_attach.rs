@@ -29,11 +29,11 @@ fn filters_that_were_taken_off_are_put_back() {
         let mut rig = Rig::with(&LoadOptions::default(), AttachMode::Clsact);
         rig.isolate(1, 2);
         assert_eq!(filters(), [1, 1]);
-        let (repaired, failures) = rig.datapath.verify_attachments();
+        let (repaired, failures) = rig.datapath.verify_attachments(true);
         assert!(repaired.is_empty() && failures.is_empty(), "{repaired:?} {failures:?}");
         for harm in ["filter del dev pod0 egress", "qdisc del dev pod0 clsact"] {
             tc(harm);
-            let (repaired, failures) = rig.datapath.verify_attachments();
+            let (repaired, failures) = rig.datapath.verify_attachments(true);
             assert!(failures.is_empty(), "{failures:?}");
             assert_eq!(repaired, [ID], "{harm}");
             assert_eq!(filters(), [1, 1], "{harm}");

@@ -27,9 +27,8 @@ impl Trust {
 /// What one pod may send from beside the addresses of its status.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Annotated {
-    /// Addresses of its own.
-    pub addresses: Vec<IpAddr>,
-    /// Blocks that it forwards for.
+    /// Blocks that it forwards for, and further addresses of its own. (None of these is itself in
+    /// what it sends: whoever may write pods could give it any address to reach.)
     pub prefixes: Vec<IpNet>,
     /// What could not be read, in sentences.
     pub problems: Vec<String>,
@@ -52,7 +51,8 @@ pub fn read(annotations: &AddressAnnotations, trust: Trust) -> Annotated {
         match serde_json::from_str::<Vec<Network>>(text) {
             Ok(networks) => {
                 let ips = networks.iter().flat_map(|network| &network.ips).map(String::as_str);
-                annotated.addresses = all(NETWORK_STATUS, ips, &mut annotated.problems);
+                let addresses: Vec<IpAddr> = all(NETWORK_STATUS, ips, &mut annotated.problems);
+                annotated.prefixes.extend(addresses.into_iter().map(IpNet::from));
             }
             Err(error) => annotated.problems.push(format!("annotation {NETWORK_STATUS}: {error}")),
         }
@@ -61,7 +61,7 @@ pub fn read(annotations: &AddressAnnotations, trust: Trust) -> Annotated {
         let is_between = |letter: char| letter == ',' || letter.is_whitespace();
         let words = text.split(is_between).filter(|word| !word.is_empty());
         let blocks: Vec<Block> = all(SOURCE_PREFIXES, words, &mut annotated.problems);
-        annotated.prefixes = blocks.into_iter().map(|Block(block)| block).collect();
+        annotated.prefixes.extend(blocks.into_iter().map(|Block(block)| block));
     }
     annotated
 }
@@ -100,6 +100,9 @@ fn all<'a, T: std::str::FromStr + PartialEq>(
                 // Of anybody's text, no more than tells what is meant.
                 let word: String = word.chars().take(50).collect();
                 problems.push(format!("annotation {annotation}: {word:?} is no address or block"));
+                if problems.len() >= MOST {
+                    break;
+                }
             }
         }
     }
@@ -126,10 +129,10 @@ mod tests {
             {"name": "x/none"}]"#;
         let read =
             read(&annotations(status, " 10.8.0.5/16, fd00:8::/64\n192.0.2.9,10.8.0.0/16 "), BOTH);
-        let addresses: Vec<String> = read.addresses.iter().map(ToString::to_string).collect();
-        assert_eq!(addresses, ["10.0.0.1", "192.0.2.7", "fd00::7"]);
         let prefixes: Vec<String> = read.prefixes.iter().map(ToString::to_string).collect();
-        assert_eq!(prefixes, ["10.8.0.0/16", "fd00:8::/64", "192.0.2.9/32"]);
+        let addresses = ["10.0.0.1/32", "192.0.2.7/32", "fd00::7/128"];
+        assert_eq!(prefixes[..3], addresses);
+        assert_eq!(prefixes[3..], ["10.8.0.0/16", "fd00:8::/64", "192.0.2.9/32"]);
         assert_eq!(read.problems, [""; 0]);
     }
 
@@ -138,9 +141,9 @@ mod tests {
         let both = annotations(r#"[{"ips": ["10.0.0.1"]}]"#, "10.8.0.0/16");
         assert_eq!(read(&both, Trust::default()), Annotated::default());
         let one = read(&both, Trust { network_status: true, source_prefixes: false });
-        assert_eq!((one.addresses.len(), one.prefixes.len()), (1, 0));
+        assert_eq!(one.prefixes, ["10.0.0.1/32".parse().expect("a block")]);
         let other = read(&both, Trust { network_status: false, source_prefixes: true });
-        assert_eq!((other.addresses.len(), other.prefixes.len()), (0, 1));
+        assert_eq!(other.prefixes, ["10.8.0.0/16".parse().expect("a block")]);
     }
 
     #[test]
@@ -152,5 +155,7 @@ mod tests {
         let many: Vec<String> = (0..40).map(|i| format!("10.{i}.0.0/16")).collect();
         let read = read(&annotations("[]", &many.join(",")), BOTH);
         assert_eq!((read.prefixes.len(), read.problems.len()), (16, 1));
+        let read = super::read(&annotations("[]", &"x ".repeat(100_000)), BOTH);
+        assert_eq!((read.prefixes.len(), read.problems.len()), (0, 16));
     }
 }

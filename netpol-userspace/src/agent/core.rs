@@ -33,6 +33,11 @@ mod speaking;
 /// How long a wait for "in force" lets discovery look for a pod's interface.
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often attachments are compared with the kernel's where it does not tell of programs that
+/// went, and how long after it has told of some: the agent itself may take off more.
+const VERIFICATION: Duration = Duration::from_secs(1);
+const VERIFICATION_SOON: Duration = Duration::from_millis(100);
+
 /// How long `netpol status` tells that flows made room for others.
 const EVICTIONS_TOLD: Duration = Duration::from_secs(60);
 
@@ -85,6 +90,8 @@ pub struct Core {
     /// Waits whose barrier has passed, and until when they wait for interfaces.
     passed: Vec<Wait>,
     patience: Option<Instant>,
+    /// When to compare attachments with the kernel's before the next housekeeping.
+    verification: Option<Instant>,
     answers: Vec<Wait>,
 
     source_check: SourceCheck,
@@ -155,6 +162,7 @@ impl Core {
             pending: Vec::new(),
             passed: Vec::new(),
             patience: None,
+            verification: None,
             answers: Vec::new(),
             source_check: options.source_check,
             speaking: speaking::Speaking::new(links, options.trust),
@@ -255,6 +263,7 @@ impl Core {
         self.note_policies();
         self.rematch();
         self.note_links();
+        self.note_prefixes();
         self.reconcile();
         self.numbers.forget_adopted();
         self.promote_endpoints();
@@ -275,7 +284,8 @@ impl Core {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         self.is_dirty = true;
         if before.n_filter_losses != self.snapshot.n_filter_losses {
-            self.verify_attachments();
+            let soon = Instant::now() + VERIFICATION_SOON;
+            self.verification = Some(self.verification.map_or(soon, |at| at.min(soon)));
         }
         self.holders.forget_routes();
         self.note_node();
@@ -411,7 +421,8 @@ impl Core {
         if !self.failures.is_empty() || !self.is_reconciled {
             self.reconcile();
         }
-        self.verify_attachments();
+        self.note_prefixes();
+        self.verify_attachments(true);
         self.make_room();
         self.note_evictions();
         self.prune_sandboxes();
@@ -421,18 +432,17 @@ impl Core {
         }
     }
 
-    /// Whether the kernel does not tell when somebody takes programs off.
-    pub fn is_unheard(&self) -> bool {
-        self.is_synced && self.datapath.attach_mode() == "tcx"
-    }
-
     /// Puts programs back that somebody took off: periodically, and when the kernel tells of filters
-    /// that went.
-    pub fn verify_attachments(&mut self) {
+    /// that went. `is_thorough`: tries again what could not be attached.
+    fn verify_attachments(&mut self, is_thorough: bool) {
+        // Of TCX programs the kernel does not tell.
+        let is_unheard = self.is_synced && self.datapath.attach_mode() == "tcx";
+        self.verification = is_unheard.then(|| Instant::now() + VERIFICATION);
         if !self.is_reconciled {
             return;
         }
-        let (repaired, failures) = self.datapath.verify_attachments();
+        let (repaired, failures) = self.datapath.verify_attachments(is_thorough);
+        self.is_dirty |= !repaired.is_empty() || !failures.is_empty();
         for id in repaired {
             let endpoint = self.endpoint_name(id);
             tracing::warn!(endpoint, "the programs had been taken off its interface; put back");
@@ -499,7 +509,8 @@ impl Core {
     }
 
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        [self.patience, self.admissions.deadline(), self.holders.deadline].into_iter().flatten()
+        let own = [self.patience, self.verification];
+        own.into_iter().chain([self.admissions.deadline(), self.holders.deadline]).flatten()
     }
 
     /// A deadline has passed.
@@ -508,6 +519,14 @@ impl Core {
         self.is_dirty |= self.holders.deadline.is_some_and(|deadline| deadline <= Instant::now());
         self.note_troubles();
         self.settle_waits();
+        if self.verification.is_some_and(|at| at <= Instant::now()) {
+            if self.has_pending_guards() {
+                // What goes then is the agent's own doing, mostly.
+                self.verification = Some(Instant::now() + VERIFICATION_SOON);
+            } else {
+                self.verify_attachments(false);
+            }
+        }
     }
 
     /// Whether the state file is behind.
@@ -636,8 +655,7 @@ impl Core {
         }
         Status {
             ready: self.is_all_in_force()
-                && self.source_errors.is_empty()
-                && self.compiler.problems().is_empty()
+                && !self.source_errors.keys().any(|object| is_unused(object))
                 && !self.findings.iter().any(|finding| self.is_lost(finding)),
             source: SourceStatus {
                 kind: self.source_kind.to_owned(),
@@ -689,6 +707,12 @@ impl Core {
         self.write_state(published);
         let _ = std::fs::remove_file(socket_path(&self.run_dir));
     }
+}
+
+/// Whether a problem of the source's is that something of it is not used; not that it cannot be
+/// watched, while what is known of it stays in force.
+fn is_unused(object: &str) -> bool {
+    !object.starts_with("watch ")
 }
 
 /// Gives numbers that the maps hold, but of which nobody knows any more what they stand for, a

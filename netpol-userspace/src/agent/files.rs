@@ -12,14 +12,19 @@ use super::journal;
 use super::state::{State, VERSION, socket_path, state_path};
 use crate::lock::Lock;
 
+/// An unfinished state file.
+const DRAFT: &str = "state.json.new";
+
 /// Makes the directory and takes it for this process.
 pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
-    // What policies say of whom, and who is connected to whom, is nobody else's business.
+    // What policies say of whom, and who is connected to whom, is nobody else's business. (A
+    // directory that others use as well stays as it is.)
+    let draft = run_dir.join(DRAFT);
+    let is_ours = [state_path(run_dir), draft].iter().any(|path| path.exists());
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(run_dir)
-        .and_then(|()| fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700)))
         .with_context(|| format!("create directory {}", run_dir.display()))?;
     let path = run_dir.join("lock");
     let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
@@ -33,6 +38,10 @@ pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
             run_dir.display()
         );
     };
+    if is_ours {
+        let private = fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700));
+        private.with_context(|| format!("change the mode of {}", run_dir.display()))?;
+    }
     // A socket that an agent left behind when it was killed.
     let _ = fs::remove_file(socket_path(run_dir));
     Ok(lock)
@@ -69,7 +78,7 @@ pub fn read_state(run_dir: &Path) -> Option<State> {
 /// Replaces the state file in one step; the journal is void then.
 pub fn write_state(run_dir: &Path, state: &State) -> Result<()> {
     let path = state_path(run_dir);
-    let draft = run_dir.join("state.json.new");
+    let draft = run_dir.join(DRAFT);
     // An earlier release has left a draft that everybody could read.
     let _ = fs::remove_file(&draft);
     let mut file = File::options()
@@ -102,5 +111,10 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&run_dir), 0o700);
         assert_eq!(mode(&state_path(&run_dir)), 0o600);
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o755)).unwrap();
+        let _other_lock = prepare_run_dir(&shared).unwrap();
+        assert_eq!(mode(&shared), 0o755, "it may be others' too");
     }
 }

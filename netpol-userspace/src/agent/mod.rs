@@ -20,6 +20,7 @@ mod serve;
 pub mod state;
 mod view;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,8 +41,6 @@ const SOURCE_QUEUE: usize = 1_024;
 /// How often attachments are compared with the kernel's, failed writes are tried again, and
 /// garbage is removed.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// The first of these where the kernel does not tell of programs that went, as with TCX.
-const VERIFICATION: Duration = Duration::from_secs(1);
 /// Least pause between two writings of the state file, and how many times as long as the last one
 /// took it is: with much to write and many changes it may not be most of what the agent does.
 const PUBLISH: Duration = Duration::from_millis(50);
@@ -83,6 +82,10 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;
+    if !options.trust.is_some() {
+        // An earlier agent may have been told to believe annotations.
+        datapath.set_source_prefixes(BTreeSet::new())?;
+    }
     if options.datapath_log {
         forward_datapath_log(&mut datapath)?;
     }
@@ -117,8 +120,6 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
 
     let mut housekeeping = interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut verification = interval(VERIFICATION);
-    verification.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next_publish = Instant::now();
     loop {
         tokio::select! {
@@ -140,7 +141,6 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
             Some(error) = failed.recv() => return Err(error),
             report = next_report(&mut reports) => core.note_installation(report),
             _ = housekeeping.tick() => core.housekeeping(),
-            _ = verification.tick(), if core.is_unheard() => core.verify_attachments(),
             // One takes a while, so everything else goes before.
             () = std::future::ready(()), if core.has_pending_guards() => core.settle_a_guard(),
             () = sleep_until(core.next_deadline()), if core.has_deadline() => core.deadline(),

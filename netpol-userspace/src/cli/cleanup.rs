@@ -106,7 +106,7 @@ fn clean_up(args: &Args, out: &mut dyn Write) -> Result<bool> {
     // What the CNI plugin wrote, none of which is needed to find pods again by their status.
     let _ = fs::remove_dir_all(sandbox::directory(run_dir));
     // Copies of manifests.
-    let _ = fs::remove_dir_all(kept::directory(run_dir));
+    kept::remove(run_dir);
     // Others may use the directory too.
     let _ = fs::remove_dir(run_dir);
     write!(out, "{}", text(&summary, &pins.bpffs, &files))?;

@@ -145,12 +145,16 @@ impl Datapath {
 
     /// Periodic: puts back what somebody took off, and tries again what failed. Returns the
     /// endpoints whose guards were gone, and failures.
-    pub(super) fn verify_guards(&mut self) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
+    pub(super) fn verify_guards(
+        &mut self,
+        is_thorough: bool,
+    ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
         let (mut repaired, mut failures) = (Vec::new(), Vec::new());
         let ids: Vec<EndpointId> = self.endpoints.keys().copied().collect();
         for id in ids {
             let endpoint = &self.endpoints[&id];
-            if !self.wants_guard(endpoint) || self.is_pending(endpoint) {
+            let is_left = endpoint.guard == Guard::Failed && !is_thorough;
+            if !self.wants_guard(endpoint) || self.is_pending(endpoint) || is_left {
                 continue;
             }
             let program = self
@@ -167,7 +171,10 @@ impl Datapath {
                 endpoint.guard = Guard::None;
             }
             match self.attach_guard(id) {
-                Ok(()) if was_attached => repaired.push(id),
+                // Unless the interface has just vanished.
+                Ok(()) if was_attached && self.endpoints[&id].guard == Guard::Attached => {
+                    repaired.push(id);
+                }
                 Ok(()) => {}
                 Err(error) => failures.push(EndpointFailure { endpoint: Some(id), error }),
             }

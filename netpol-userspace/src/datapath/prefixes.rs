@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use aya::maps::lpm_trie::Key as LpmKey;
 use ipnet::IpNet;
-use netpol_common::layout::{self, HAS_SOURCE_PREFIXES};
+use netpol_common::layout::{self, HAS_SOURCE_PREFIXES, names};
 use zerocopy::FromBytes as _;
 
-use super::error::DatapathError;
+use super::error::{DatapathError, bpf_error};
 use super::limits::{N_EXAMPLES, Overflow};
 use super::maps::SourcePrefixBytes;
 use super::observe::ip_of;
@@ -69,9 +69,16 @@ impl Datapath {
     }
 
     /// What an earlier agent has written stays until it is known what is wanted.
-    pub(super) fn adopt_prefixes(&mut self) {
-        let keys = self.maps.source_prefixes.keys().flatten();
-        self.prefixes.stored = keys.filter_map(|key| prefix_of(&key)).collect();
+    pub(super) fn adopt_prefixes(&mut self) -> Result<(), DatapathError> {
+        let what = || format!("read map {}", names::SOURCE_PREFIXES);
+        for key in self.maps.source_prefixes.keys() {
+            let key = key.map_err(bpf_error(what()))?;
+            match prefix_of(&key) {
+                Some(prefix) => drop(self.prefixes.stored.insert(prefix)),
+                None => return Err(DatapathError::Missing(format!("{}: odd key", what()))),
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn source_prefixes(&self) -> usize {

@@ -158,7 +158,7 @@ impl Datapath {
         datapath.adopt_classes()?;
         datapath.adopt_rows()?;
         datapath.adopt_services()?;
-        datapath.adopt_prefixes();
+        datapath.adopt_prefixes()?;
         Ok(datapath)
     }
 
@@ -509,8 +509,12 @@ impl Datapath {
         if endpoint.is_attached {
             return Ok(());
         }
-        self.attacher.attach(&mut self.programs, endpoint.ifindex)?;
-        endpoint.is_attached = true;
+        match self.attacher.attach(&mut self.programs, endpoint.ifindex) {
+            Ok(()) => endpoint.is_attached = true,
+            // It has just vanished, and that will be heard of.
+            Err(_) if !self.attacher.exists(endpoint.ifindex) => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -530,8 +534,11 @@ impl Datapath {
 
     /// Checks that the programs still are where they were put and puts back what is missing.
     /// Returns the endpoints that had to be repaired, and failures.
-    pub fn verify_attachments(&mut self) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
-        let (mut repaired, mut failures) = self.verify_guards();
+    pub fn verify_attachments(
+        &mut self,
+        is_thorough: bool,
+    ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
+        let (mut repaired, mut failures) = self.verify_guards(is_thorough);
         let isolated: Vec<EndpointId> = self
             .endpoints
             .iter()
@@ -549,7 +556,8 @@ impl Datapath {
                 endpoint.is_attached = false;
             }
             match self.attach(id) {
-                Ok(()) => repaired.push(id),
+                Ok(()) if self.endpoints[&id].is_attached => repaired.push(id),
+                Ok(()) => {}
                 Err(error) => failures.push(EndpointFailure { endpoint: Some(id), error }),
             }
         }

@@ -2,7 +2,7 @@
 //! before then stays in force, as it does while an agent runs. Must never keep of a file what was
 //! refused, and never be the reason for which a source stops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -15,8 +15,17 @@ use super::directory::parse_bytes;
 use super::parse::Contents;
 
 /// Where the copies are.
-pub fn directory(run_dir: &Path) -> PathBuf {
-    run_dir.join("manifests")
+fn directory(run_dir: &Path) -> PathBuf {
+    run_dir.join("kept-manifests")
+}
+
+/// Removes the copies, if there are any.
+pub fn remove(run_dir: &Path) {
+    let directory = directory(run_dir);
+    // What else has such a name is somebody else's.
+    if directory.join(ROOT).is_file() {
+        let _ = fs::remove_dir_all(directory);
+    }
 }
 
 /// Which directory the copies are of; no manifest has such a name.
@@ -28,6 +37,8 @@ pub struct Kept {
     directory: PathBuf,
     /// By the files' names.
     copies: BTreeMap<String, Arc<[u8]>>,
+    /// Files of which it was told that no copy can be kept.
+    unkept: BTreeSet<String>,
     is_broken: bool,
 }
 
@@ -35,7 +46,8 @@ impl Kept {
     /// The copies that an earlier agent has left of the files in `root`, below `run_dir`.
     pub fn open(run_dir: &Path, root: &Path) -> Self {
         let directory = directory(run_dir);
-        let mut kept = Self { directory, copies: BTreeMap::new(), is_broken: false };
+        let (copies, unkept) = Default::default();
+        let mut kept = Self { directory, copies, unkept, is_broken: false };
         if let Err(error) = kept.read(root) {
             kept.give_up(&error);
         }
@@ -43,26 +55,38 @@ impl Kept {
     }
 
     fn read(&mut self, root: &Path) -> io::Result<()> {
-        let root = fs::canonicalize(root)?;
+        let parent = self.directory.parent().map(fs::canonicalize).transpose()?;
+        let own = parent.unwrap_or_default().join(self.directory.file_name().unwrap_or_default());
+        let (root, resolved) = (std::path::absolute(root)?, fs::canonicalize(root)?);
+        if own.starts_with(&resolved) || resolved.starts_with(&own) {
+            let why = "the run directory and that of the manifests are within each other";
+            return Err(io::Error::other(why));
+        }
         let root = root.as_os_str().as_bytes();
         let note = self.directory.join(ROOT);
-        if fs::read(&note).is_ok_and(|of| of == root) {
-            for entry in fs::read_dir(&self.directory)? {
-                let entry = entry?;
-                let name = entry.file_name();
-                let label = name.to_str().filter(|name| *name != ROOT).and_then(label);
-                if let Some(label) = label {
-                    self.copies.insert(label, fs::read(entry.path())?.into());
-                }
+        match fs::read(&note) {
+            Ok(of) if of == root => return self.read_copies(),
+            // Of another directory's files.
+            Ok(_) => fs::remove_dir_all(&self.directory)?,
+            Err(_) if fs::read_dir(&self.directory).is_ok_and(|mut all| all.next().is_some()) => {
+                return Err(io::Error::other("it holds what netpol has not put there"));
             }
-            return Ok(());
-        }
-        match fs::remove_dir_all(&self.directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            Err(_) => {}
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         write(&note, root)
+    }
+
+    fn read_copies(&mut self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let label = name.to_str().filter(|name| *name != ROOT).and_then(label);
+            if let Some(label) = label {
+                self.copies.insert(label, fs::read(entry.path())?.into());
+            }
+        }
+        Ok(())
     }
 
     fn give_up(&mut self, error: &io::Error) {
@@ -115,19 +139,34 @@ impl Kept {
             !files.contains_key(*copy) && !unreadable.iter().any(|at| is_at_or_below(at, copy))
         };
         let gone: Vec<String> = self.copies.keys().filter(is_gone).cloned().collect();
-        let mut result = Ok(());
         for (label, bytes, contents) in read {
-            let is_news = self.copies.get(label).is_none_or(|copy| copy != bytes);
-            if is_news && is_good(contents) {
-                result = result.and(write(&self.path(label), bytes));
-                self.copies.insert(label.to_owned(), bytes.clone());
+            let copy = self.copies.get(label);
+            if copy.is_some_and(|copy| Arc::ptr_eq(copy, bytes)) || !is_good(contents) {
+                continue;
             }
+            if copy != Some(bytes)
+                && let Err(error) = write(&self.path(label), bytes)
+            {
+                // No copy is better than one of an earlier state.
+                if self.unkept.insert(label.to_owned()) {
+                    tracing::warn!(file = label, %error, "cannot keep a copy of a manifest");
+                }
+                self.forget(label);
+                continue;
+            }
+            self.copies.insert(label.to_owned(), bytes.clone());
         }
         for label in gone {
-            result = result.and(fs::remove_file(self.path(&label)));
-            self.copies.remove(&label);
+            self.forget(&label);
         }
-        if let Err(error) = result {
+    }
+
+    fn forget(&mut self, label: &str) {
+        if self.copies.remove(label).is_some()
+            && let Err(error) = fs::remove_file(self.path(label))
+        {
+            // All of them are void then.
+            let _ = fs::remove_file(self.directory.join(ROOT));
             self.give_up(&error);
         }
     }
@@ -241,5 +280,34 @@ mod tests {
         let mut kept = Kept::open(Path::new("/proc/nonexistent"), root.path());
         keep(&mut kept, &[("a.yaml", GOOD)]);
         assert!(kept.earlier(&files(&[("a.yaml", "{")])).is_none());
+    }
+
+    #[test]
+    fn what_others_have_there_is_left_alone() {
+        let run = tempfile::tempdir().unwrap();
+        let theirs = run.path().join("kept-manifests");
+        fs::create_dir(&theirs).unwrap();
+        fs::write(theirs.join("a.yaml"), GOOD).unwrap();
+        for root in [theirs.as_path(), run.path()] {
+            let mut kept = Kept::open(run.path(), root);
+            keep(&mut kept, &[("b.yaml", GOOD)]);
+            remove(run.path());
+            let names = fs::read_dir(&theirs).unwrap().map(|entry| entry.unwrap().file_name());
+            assert_eq!(names.collect::<Vec<_>>(), ["a.yaml"]);
+        }
+        let (empty, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        keep(&mut Kept::open(empty.path(), root.path()), &[("b.yaml", GOOD)]);
+        remove(empty.path());
+        assert!(!empty.path().join("kept-manifests").exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_kept_costs_no_other_its_copy() {
+        let (run, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let long = format!("{}.yaml", "x".repeat(251));
+        keep(&mut Kept::open(run.path(), root.path()), &[(&long, GOOD), ("z.yaml", GOOD)]);
+        let kept = Kept::open(run.path(), root.path());
+        assert!(kept.earlier(&files(&[("z.yaml", "{")])).is_some());
+        assert!(kept.earlier(&files(&[(&long, "{")])).is_none());
     }
 }

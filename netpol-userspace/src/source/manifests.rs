@@ -96,6 +96,11 @@ impl Manifests {
             // Read before looking: what was written before the question is then seen.
             let asked = self.asked.load(Ordering::SeqCst);
             let files = self.look();
+            if !synced && !self.watcher.busy.is_empty() {
+                // What is being written just now may have been in force before.
+                self.pause(self.watcher.patience());
+                continue;
+            }
             let mut events = Vec::new();
             if !synced && let Some(earlier) = self.kept.earlier(&files) {
                 events = self.catalog.update(&earlier);

@@ -171,13 +171,14 @@ pub fn in_the_name_of_the_victim(attack: &Attack<'_>) {
             all.extend(
                 [0x02, 0x10, 0x12, 0x04].map(|flags| tcp(own, own, (4500, OPEN), flags, marker)),
             );
-            for packet in &all {
+            // On their way to the victim no guard is on them: each is counted there.
+            attack.is_kept_from(victim, 2 * all.len() as u64, || {
                 for netns in [&stage.lab.outside, &stage.lab.node(3 - victim.node).netns] {
-                    send_packet(netns, packet);
+                    all.iter().for_each(|packet| send_packet(netns, packet));
                 }
-                for pod in [&stage.free, &stage.far_free] {
-                    send_packet(&pod.netns, packet);
-                }
+            });
+            for pod in [&stage.free, &stage.far_free] {
+                all.iter().for_each(|packet| send_packet(&pod.netns, packet));
             }
         }
         attack.never_reaches(victim);

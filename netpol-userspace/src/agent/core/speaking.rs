@@ -30,13 +30,12 @@ impl Speaking {
 }
 
 impl Core {
-    /// What an endpoint may speak as: its pod's status, what its interface got by the CNI plugin's
-    /// word, and what annotations say that count.
+    /// What an endpoint may speak as: its pod's status, and what its interface got by the CNI
+    /// plugin's word.
     pub(super) fn declared(&self, endpoint: &Endpoint) -> Vec<IpAddr> {
         let told = self.sandboxes.addresses_of(endpoint.incarnation);
         let mut all = endpoint.addresses.clone();
         all.extend(told.iter().filter(|address| !endpoint.addresses.contains(address)));
-        all.extend(self.annotated(endpoint).addresses);
         all.retain(|address| !is_link_local6(address));
         all
     }
