@@ -9,6 +9,9 @@ mod hostile;
 mod lab;
 mod world;
 
+use hostile::stage::Stage;
+use lab::{Families, topology};
+
 attacks! {
     link: [
         plain_packets,
@@ -144,4 +147,22 @@ attacks! {
         addresses_of_others_added,
         a_friends_address_added_by_a_free_pod,
     ],
+    tenant: [
+        services_of_addresses_of_others,
+        backends_that_are_others,
+        addresses_by_annotation,
+        friends_of_another_namespace,
+        pods_that_have_ended_by_their_objects,
+        free_pods_that_have_ended_by_their_objects,
+    ],
+}
+
+#[test]
+fn agent_killed_on_a_bridge() {
+    attacks::tenant::agent_killed(&mut Stage::new(topology::BRIDGE, Families::Dual));
+}
+
+#[test]
+fn agent_killed_on_routes() {
+    attacks::tenant::agent_killed(&mut Stage::new(topology::ROUTED, Families::Dual));
 }
