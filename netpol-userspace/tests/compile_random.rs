@@ -210,6 +210,9 @@ struct Run {
     rng: Rng,
     /// Numbers may run out: then verdicts need not be right, but must not be too permissive.
     scarce: bool,
+    /// Sets are edited in place, so that other classes exist than after a fresh start.
+    edits: bool,
+    n_edits: usize,
 }
 
 type Question = (EndpointId, Direction, Probe);
@@ -224,7 +227,15 @@ impl Run {
             seed,
             rng: Rng::new(seed),
             scarce: false,
+            edits: false,
+            n_edits: 0,
         }
+    }
+
+    /// Likewise, with sets that are edited in place whenever that is possible.
+    fn with_edits(seed: u64) -> Self {
+        let compiler = Compiler::new().with_sets_edited_from(0);
+        Self { edits: true, ..Self::new(seed, compiler) }
     }
 
     /// Carries out one action and checks everything there is to check about it.
@@ -263,7 +274,35 @@ impl Run {
             let world = self.world.clone();
             self.follow(plan, &world, !self.scarce)?;
         }
+        if self.edits && self.rng.chance(20) {
+            self.restart()?;
+        }
         if self.scarce { self.nothing_opened() } else { self.compare() }
+    }
+
+    /// Another run of the program that knows the numbers of this one goes on with the same tables.
+    fn restart(&mut self) -> Result<(), String> {
+        // As they were once, with what was noted since, and as they are.
+        let news = self.compiler.new_ids();
+        self.n_edits += news.edits.len();
+        let mut next = Compiler::new().with_sets_edited_from(0);
+        next.adopt(&self.compiler.export_ids());
+        next.apply_all(changes(&self.world));
+        let names =
+            self.endpoints.iter().map(|(id, pod)| (*id, name_of_pod(&self.world.pods[pod])));
+        next.set_endpoints(names.collect::<BTreeMap<_, _>>());
+        if next.tables() != self.datapath {
+            return Err(format!(
+                "a restart leads to {:#?}, not to {:#?}, with {:#?}",
+                next.tables(),
+                self.datapath,
+                self.compiler.export_ids()
+            ));
+        }
+        let plan = next.forget_adopted();
+        self.compiler = next;
+        let world = self.world.clone();
+        self.follow(plan, &world, true)
     }
 
     fn remove(&mut self, id: EndpointId) -> Result<(), String> {
@@ -370,6 +409,9 @@ impl Run {
         }
         let names =
             self.endpoints.iter().map(|(id, pod)| (*id, name_of_pod(&self.world.pods[pod])));
+        if self.edits {
+            return Ok(());
+        }
         let full = full_compile(&self.world, &names.collect());
         let (incremental, full) = (by_content(&self.compiler), by_content(&full));
         if incremental != full {
@@ -390,8 +432,7 @@ impl Run {
     }
 }
 
-fn failure(seed: u64, actions: &[Action]) -> Option<String> {
-    let mut run = Run::new(seed, Compiler::new());
+fn failure(run: &mut Run, actions: &[Action]) -> Option<String> {
     for (number, action) in actions.iter().enumerate() {
         if let Err(why) = run.act(action) {
             return Some(format!("at action {number}: {why}"));
@@ -401,12 +442,53 @@ fn failure(seed: u64, actions: &[Action]) -> Option<String> {
 }
 
 fn check_sequences(seeds: std::ops::Range<u64>, size: Size, n_actions: usize) {
+    let run = |seed| Run::new(seed, Compiler::new());
+    check_runs(run, seeds, size, n_actions);
+}
+
+/// How often sets were edited in place.
+fn check_runs(
+    run: impl Fn(u64) -> Run,
+    seeds: std::ops::Range<u64>,
+    size: Size,
+    n_actions: usize,
+) -> usize {
+    let mut n_edits = 0;
     for seed in seeds {
         let actions = actions(seed, size, n_actions);
-        if let Some(why) = failure(seed, &actions) {
-            let (actions, why) = shrink_sequence(actions, why, |fewer| failure(seed, fewer));
+        let mut first = run(seed);
+        if let Some(why) = failure(&mut first, &actions) {
+            let fails = |fewer: &[Action]| failure(&mut run(seed), fewer);
+            let (actions, why) = shrink_sequence(actions, why, fails);
             panic!("seed {seed}: {why}\nafter {actions:#?}");
         }
+        n_edits += first.n_edits;
+    }
+    n_edits
+}
+
+#[test]
+fn sets_that_are_edited_in_place_say_what_new_ones_would() {
+    let small = Size { namespaces: 1, pods: 6, policies: 4 };
+    let n_edits = check_runs(Run::with_edits, 3000..3040, small, 60);
+    assert!(n_edits > 100, "only {n_edits} edits in place");
+    let large = Size { namespaces: 3, pods: 14, policies: 8 };
+    let n_edits = check_runs(Run::with_edits, 3100..3112, large, 80);
+    assert!(n_edits > 50, "only {n_edits} edits in place");
+}
+
+#[test]
+fn edits_in_place_open_nothing_when_numbers_run_out() {
+    for seed in 4000..4016 {
+        let actions = actions(seed, Size { namespaces: 2, pods: 14, policies: 8 }, 60);
+        let mut run = Run::new(seed, Compiler::with_limits(6, 12).with_sets_edited_from(0));
+        run.scarce = true;
+        for (number, action) in actions.iter().enumerate() {
+            if let Err(why) = run.act(action) {
+                panic!("seed {seed}, action {number}: {why}");
+            }
+        }
+        run.finish().expect("all is removed in the end");
     }
 }
 

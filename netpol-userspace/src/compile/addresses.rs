@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 
 use super::ClassId;
 use super::atoms::AtomId;
+use super::few::Few;
 use crate::model::{Cluster, ObjectName};
 
 /// What is known of one block; an address is a block of full length.
@@ -16,15 +17,15 @@ use crate::model::{Cluster, ObjectName};
 pub(super) struct Entry {
     /// The pod that has the address.
     pub owner: Option<ObjectName>,
-    /// The block atom, if a policy in use names exactly this block.
-    pub cidr: Option<AtomId>,
+    /// The block atoms, if a policy in use names exactly this block.
+    pub cidrs: Few<AtomId>,
     /// The class it is stored with, `NONE` if it is not stored.
     pub class: ClassId,
 }
 
 impl Default for Entry {
     fn default() -> Self {
-        Self { owner: None, cidr: None, class: ClassId::NONE }
+        Self { owner: None, cidrs: Few::None, class: ClassId::NONE }
     }
 }
 
@@ -34,7 +35,7 @@ pub(super) struct Addresses {
     entries: BTreeMap<IpNet, Entry>,
     /// Addresses that more than one pod claims, with all claimants.
     contested: FxHashMap<IpAddr, Vec<ObjectName>>,
-    /// How many block atoms have each prefix length, for IPv4 and IPv6.
+    /// How many blocks with atoms have each prefix length, for IPv4 and IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
 }
 
@@ -114,14 +115,18 @@ impl Addresses {
 
     /// A block atom exists from now on.
     pub fn add_block(&mut self, block: IpNet, atom: AtomId) {
-        self.entries.entry(block).or_default().cidr = Some(atom);
-        *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
+        let cidrs = &mut self.entries.entry(block).or_default().cidrs;
+        if cidrs.is_empty() {
+            *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
+        }
+        cidrs.insert(atom);
     }
 
     /// A block atom is gone.
-    pub fn remove_block(&mut self, block: IpNet) {
-        if let Some(entry) = self.entries.get_mut(&block) {
-            entry.cidr = None;
+    pub fn remove_block(&mut self, block: IpNet, atom: AtomId) {
+        let Some(entry) = self.entries.get_mut(&block) else { return };
+        if !entry.cidrs.remove(atom) || !entry.cidrs.is_empty() {
+            return;
         }
         let lengths = &mut self.lengths[family(&block)];
         if let Some(n_blocks) = lengths.get_mut(&block.prefix_len()) {
@@ -132,14 +137,14 @@ impl Addresses {
         }
     }
 
-    /// The entries of all block atoms that contain `block`, itself included, longest first.
-    pub fn containing(&self, block: IpNet) -> impl Iterator<Item = (AtomId, ClassId)> {
+    /// The entries with block atoms that contain `block`, itself included, longest first.
+    pub fn containing(&self, block: IpNet) -> impl Iterator<Item = &Entry> {
         self.lengths[family(&block)].range(..=block.prefix_len()).rev().filter_map(
             move |(&length, _)| {
                 let outer =
                     IpNet::new(block.addr(), length).expect("invariant: shorter than the block");
                 let entry = self.entries.get(&outer.trunc())?;
-                Some((entry.cidr?, entry.class))
+                (!entry.cidrs.is_empty()).then_some(entry)
             },
         )
     }
@@ -156,7 +161,7 @@ impl Addresses {
             }
             scanned = Some(block);
             let end = IpNet::from(block.broadcast());
-            let stored = |entry: &Entry| entry.class != ClassId::NONE || entry.cidr.is_some();
+            let stored = |entry: &Entry| entry.class != ClassId::NONE || !entry.cidrs.is_empty();
             let inner = self.entries.range(block..=end).filter(|(_, entry)| stored(entry));
             found.extend(inner.map(|(&inner, _)| inner));
         }
@@ -171,7 +176,7 @@ impl Addresses {
     /// The class that longest-prefix match gives to `block` while it is not stored itself.
     pub fn class_around(&self, block: IpNet) -> ClassId {
         let outer = block.supernet().and_then(|outer| self.containing(outer).next());
-        outer.map_or(ClassId::NONE, |(_, class)| class)
+        outer.map_or(ClassId::NONE, |entry| entry.class)
     }
 
     /// The class that longest-prefix match gives to `block`.
@@ -186,7 +191,7 @@ impl Addresses {
     pub fn set_class(&mut self, block: IpNet, class: ClassId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };
         entry.class = class;
-        if entry.owner.is_none() && entry.cidr.is_none() {
+        if entry.owner.is_none() && entry.cidrs.is_empty() {
             debug_assert_eq!(class, ClassId::NONE, "nothing known of {block}");
             self.entries.remove(&block);
         }

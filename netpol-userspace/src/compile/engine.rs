@@ -97,6 +97,8 @@ impl Engine {
     /// itself did to pods can differ. Returns the rows to add first, then the moves.
     pub fn advance(&mut self, cluster: &Cluster, mut touched: Touched) -> (Plan, Vec<Move>) {
         touched.blocks.extend(std::mem::take(&mut self.unnumbered));
+        // Those that only sets mentioned that were edited in place: see [`Sets::edit`].
+        touched.blocks.extend(self.drop_dead_atoms(cluster));
         self.match_fresh(cluster, &mut touched);
         let moves = self.reclassify(touched.blocks);
         (self.add_fresh_rows(), moves)
@@ -185,10 +187,10 @@ impl Engine {
             let old = entry.class;
             let mut new = ClassId::NONE;
             // An address without atoms of its own has those of the longest block around it.
-            if held.is_some() || entry.cidr.is_some() {
+            if held.is_some() || !entry.cidrs.is_empty() {
                 content.clear();
                 content.extend(held.into_iter().flatten());
-                content.extend(self.addresses.containing(block).map(|(atom, _)| atom));
+                content.extend(self.addresses.containing(block).flat_map(|e| e.cidrs.iter()));
                 content.sort_unstable();
                 new = self.classes.acquire(&content, &mut self.atoms);
             }
@@ -215,8 +217,8 @@ impl Engine {
         }
         let mut shrunk = FxHashSet::default();
         for (old, new) in pairs {
-            let sets = self.classes.get(old).map(|class| class.sets.as_slice());
-            shrunk.extend(sets.unwrap_or_default().iter().copied().filter(|&set| {
+            let sets = self.classes.get(old).into_iter().flat_map(|class| class.sets.iter());
+            shrunk.extend(sets.filter(|&set| {
                 self.sets.get(set).is_some_and(|set| !row_covers(set.row(new), set.row(old)))
             }));
         }
@@ -321,7 +323,7 @@ impl Engine {
             for &class in set.rows.keys() {
                 removed.push(Step::RemoveRow(id, class));
                 if let Some(class) = self.classes.get_mut(class) {
-                    class.sets.retain(|&other| other != id);
+                    class.sets.remove(id);
                 }
             }
         }
@@ -339,7 +341,7 @@ impl Engine {
             shrunk.extend(sets.filter(|&set| self.is_cut_off(&changes, NOBODY, set)));
         }
         for (id, sets) in self.classes.take_dead(&mut self.atoms) {
-            for set in sets {
+            for set in sets.iter() {
                 removed.push(Step::RemoveRow(set, id));
                 if let Some(set) = self.sets.get_mut(set) {
                     set.rows.remove(&id);
@@ -360,15 +362,15 @@ impl Engine {
         let mut outer = Vec::new();
         for id in self.atoms.take_dead() {
             match &*self.atoms.get(id).atom {
-                Atom::Cidr(block) => outer.push(*block),
+                Atom::Cidr(block) => outer.push((*block, id)),
                 Atom::Pods { .. } | Atom::Port(_) => {
                     dead_of_pods.insert(id);
                 }
             }
         }
-        let mut blocks = self.addresses.inside(outer.clone());
-        for block in outer {
-            self.addresses.remove_block(block);
+        let mut blocks = self.addresses.inside(outer.iter().map(|(block, _)| *block).collect());
+        for (block, atom) in outer {
+            self.addresses.remove_block(block, atom);
         }
         for pod in self.holders(cluster, &dead_of_pods) {
             let mut now = self.held(&pod).to_vec();

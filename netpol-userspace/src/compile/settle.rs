@@ -10,6 +10,7 @@ use rustc_hash::FxHashSet;
 
 use super::engine::steps;
 use super::services::{Changed, Interest};
+use super::wanted::Why;
 use super::{Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
 
 /// The sets of an endpoint that no policy selects.
@@ -21,9 +22,9 @@ impl Compiler {
     pub(super) fn settle(&mut self, also: Dirty) -> Plan {
         let mut dirty = std::mem::take(&mut self.taken_in);
         dirty.add(also);
-        dirty.endpoints.append(&mut self.unnumbered);
-        let switches: Vec<(EndpointId, EndpointSets)> =
-            dirty.endpoints.iter().map(|&id| (id, self.compile_endpoint(id))).collect();
+        let unnumbered = std::mem::take(&mut self.unnumbered).into_iter();
+        dirty.endpoints.extend(unnumbered.map(|id| (id, Why::Anything)));
+        let switches = self.compile_endpoints(dirty.endpoints, &dirty.policies);
         let (mut plan, moves) = self.engine.advance(&self.cluster, dirty.touched);
         plan.extend(steps(&moves));
         let coming = switches.iter().map(|(_, sets)| Interest::of(*sets));
