@@ -73,6 +73,11 @@ impl Written {
     /// Adds numbers that were written down later.
     pub fn add(&mut self, news: Ids) {
         let ids = &mut self.ids;
+        if !news.sets.is_empty() {
+            // What was edited under the number before was another set.
+            let given: HashSet<u16> = news.sets.values().copied().collect();
+            ids.edits.retain(|(id, _)| !given.contains(id));
+        }
         add_kind(&mut ids.sets, &mut self.sets, news.sets);
         add_kind(&mut ids.classes, &mut self.classes, news.classes);
         ids.edits.extend(news.edits);
@@ -126,6 +131,21 @@ mod tests {
         let before = found.clone();
         read(dir.path(), &mut found);
         assert_eq!(found, before, "nothing is left");
+    }
+
+    #[test]
+    fn edits_are_kept_in_their_order_until_their_number_is_given_anew() {
+        let edited = |id, what: &str| Ids { edits: vec![(id, what.to_owned())], ..Ids::default() };
+        let mut written = Written::of(ids(&[("a", 1), ("b", 2)], 3));
+        for (id, what) in [(1, "x"), (2, "y"), (1, "z")] {
+            written.add(edited(id, what));
+        }
+        let texts = |written: &Written| {
+            written.ids.edits.iter().map(|(id, what)| format!("{id}{what}")).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(&written), ["1x", "2y", "1z"]);
+        written.add(Ids { edits: vec![(1, "w".to_owned())], ..ids(&[("a", 1)], 3) });
+        assert_eq!(texts(&written), ["2y", "1w"]);
     }
 
     #[test]

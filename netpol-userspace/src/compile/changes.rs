@@ -98,8 +98,7 @@ impl Compiler {
             now.into_iter().for_each(|policy| mentions.add(policy));
         }
         for endpoint in here.into_iter().flatten() {
-            let selects =
-                |pod: &Pod| before.iter().chain(now).any(|p| p.pods.matches(&pod.labels));
+            let selects = |pod: &Pod| before.iter().chain(now).any(|p| p.pods.matches(&pod.labels));
             if self.endpoints[endpoint].pods_now(&self.cluster).any(selects) {
                 dirty.look_at(*endpoint, Why::Policy);
             }

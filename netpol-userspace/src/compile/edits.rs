@@ -149,7 +149,9 @@ impl<'a> Edits<'a> {
             if says_any(policy, self.direction) {
                 return None;
             }
-            self.peers(policy).for_each(|(peer, _)| drop(said.entry(peer).or_default()));
+            for (peer, _) in self.peers(policy) {
+                said.entry(peer).or_default();
+            }
         }
         for policy in self.now.iter().filter(selects) {
             if says_any(policy, self.direction) {

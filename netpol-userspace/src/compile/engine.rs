@@ -203,6 +203,12 @@ impl Engine {
                 moves.push(Move { block, old, new });
             }
         }
+        // What is inside a block has its own class before the block gets another one, and keeps it
+        // until all around it have: nothing falls to a class that is neither its old nor its new.
+        moves.sort_by_key(|Move { block, new, .. }| match *new {
+            ClassId::NONE => (true, block.prefix_len()),
+            _ => (false, u8::MAX - block.prefix_len()),
+        });
         moves
     }
 

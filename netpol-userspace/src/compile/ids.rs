@@ -9,7 +9,6 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
-use super::SetId;
 use super::atoms::{Atom, AtomId, Atoms};
 use super::ports::Allowed;
 use super::sets::{Changes, Predicate, Set};
@@ -157,18 +156,13 @@ pub(super) fn set_key(set: &Set, atoms: &Atoms) -> String {
 }
 
 /// The text of what changed of a set.
-pub(super) fn edit_key(
-    id: SetId,
-    set: &Set,
-    changes: &Changes,
-    atoms: &Atoms,
-) -> (u16, String) {
+pub(super) fn edit_key(set: &Set, changes: &Changes, atoms: &Atoms) -> String {
     let key = |(predicate, allowed): &(Predicate, Option<Arc<Allowed>>)| {
         (predicate_key(predicate, atoms), allowed.as_deref().map(allowed_key))
     };
     let mentioned = changes.iter().flat_map(|(predicate, _)| predicate.atoms());
     let key: EditKey = (changes.iter().map(key).collect(), turn_keys(set, mentioned, atoms));
-    (id.0, text(&key))
+    text(&key)
 }
 
 fn turn_keys(set: &Set, meanings: impl Iterator<Item = AtomId>, atoms: &Atoms) -> TurnKeys {

@@ -217,17 +217,14 @@ impl Compiler {
         let new_sets = std::mem::take(&mut sets.unnoted).into_iter();
         let new_sets: BTreeMap<String, u16> =
             new_sets.filter_map(|id| Some((ids::set_key(sets.get(id)?, atoms), id.0))).collect();
-        let edits = std::mem::take(&mut sets.unnoted_edits).into_iter();
-        let edits = edits.filter_map(|(id, changes)| {
-            Some(ids::edit_key(id, sets.get(id)?, &changes, atoms))
-        });
+        let edits = std::mem::take(&mut sets.unnoted_edits);
         let new_classes = std::mem::take(&mut classes.unnoted).into_iter();
         let new_classes = new_classes.filter_map(|id| Some((id.0, classes.get(id)?)));
         Ids {
             next_set: sets.ids.next(),
             next_class: classes.ids.next(),
             sets: new_sets,
-            edits: edits.collect(),
+            edits,
             classes: new_classes
                 .map(|(id, class)| (ids::class_key(&class.atoms, atoms), id))
                 .collect(),

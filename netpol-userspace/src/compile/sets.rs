@@ -185,11 +185,6 @@ impl Set {
         self.any.as_deref()
     }
 
-    /// How many predicates it has, but for the one that matches everybody.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// All predicates and what they allow.
     pub fn entries(&self) -> impl Iterator<Item = (&Predicate, &Arc<Allowed>)> {
         let any = self.any.iter().map(|allowed| (&Predicate::Any, allowed));
@@ -248,6 +243,17 @@ impl Set {
         self.entries().flat_map(|(_, allowed)| allowed.names.iter().cloned()).collect()
     }
 
+    fn hash_with(&self, changes: &Changes) -> u64 {
+        changes.iter().fold(self.hash, |hash, (predicate, allowed)| {
+            let hash = match self.allowed(predicate) {
+                Some(allowed) => hash.wrapping_sub(entry_hash(predicate, allowed)),
+                None => hash,
+            };
+            let new = allowed.as_ref().map_or(0, |allowed| entry_hash(predicate, allowed));
+            hash.wrapping_add(new)
+        })
+    }
+
     /// The atoms that some predicate needs and none does after these changes.
     fn dropped<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = AtomId> + 'a {
         let mut kept: FxHashMap<AtomId, i64> = FxHashMap::default();
@@ -274,8 +280,8 @@ pub(super) struct Sets {
     pub fresh: Vec<SetId>,
     /// Sets whose numbers have not been asked for yet.
     pub unnoted: Vec<SetId>,
-    /// Edits that have not been asked for yet.
-    pub unnoted_edits: Vec<(SetId, Changes)>,
+    /// The texts of edits that have not been asked for yet.
+    pub unnoted_edits: Vec<(u16, String)>,
     maybe_dead: Vec<SetId>,
     /// Whether a set could not be numbered since this was last cleared.
     pub exhausted: bool,
@@ -403,7 +409,7 @@ impl Sets {
                 atoms.unmention_name(&name, id);
             }
             self.unhash(set.hash, id);
-            self.unnoted_edits.retain(|(edited, _)| *edited != id);
+            self.unnoted_edits.retain(|(edited, _)| *edited != id.0);
             self.ids.release(u32::from(id.0));
             dead.push((id, set));
         }
@@ -432,20 +438,11 @@ impl Sets {
         n_addresses: impl Fn(ClassId) -> usize,
     ) -> bool {
         let Some(set) = self.get(id).filter(|_| id != CLOSED) else { return false };
-        // A set like this may be there already, under its own number.
-        let hash = changes.iter().fold(set.hash, |hash, (predicate, allowed)| {
-            let hash = match set.allowed(predicate) {
-                Some(allowed) => hash.wrapping_sub(entry_hash(predicate, allowed)),
-                None => hash,
-            };
-            let new = allowed.as_ref().map_or(0, |allowed| entry_hash(predicate, allowed));
-            hash.wrapping_add(new)
-        });
         let names = |allowed: &Arc<Allowed>| !allowed.names.is_empty();
         let has_names = changes.iter().any(|(predicate, allowed)| {
             set.allowed(predicate).is_some_and(names) || allowed.as_ref().is_some_and(names)
         });
-        if has_names || self.by_hash.contains_key(&hash) {
+        if has_names {
             return false;
         }
         let mut n_moves = changes.len();
@@ -460,19 +457,27 @@ impl Sets {
         true
     }
 
-    /// Of sets that are to be edited in place, those that must not be: after the edit some rows
-    /// would have to change, because another set keeps the addresses apart that this one no longer
-    /// tells apart.
+    /// Of sets that are to be edited in place, those that must not be: some rows would have to
+    /// change after the edit, because another set keeps the addresses apart that this one no longer
+    /// tells apart; or there would be two sets with the same content.
     pub fn bound(&self, edits: &FxHashMap<SetId, Changes>, atoms: &Atoms) -> Vec<SetId> {
         let mut droppers: FxHashMap<AtomId, Vec<SetId>> = FxHashMap::default();
+        let mut by_hash: FxHashMap<u64, SetId> = FxHashMap::default();
+        let mut bound = Vec::new();
         for (&id, changes) in edits {
             let Some(set) = self.get(id) else { continue };
             for meaning in set.dropped(changes) {
                 droppers.entry(set.mentions[&meaning].mark).or_default().push(id);
             }
+            let hash = set.hash_with(changes);
+            if self.by_hash.contains_key(&hash) || by_hash.insert(hash, id).is_some() {
+                bound.push(id);
+            }
         }
-        let kept = droppers.into_iter().filter(|(mark, ids)| atoms.get(*mark).sets.len() > ids.len());
-        kept.flat_map(|(_, ids)| ids).collect()
+        let kept =
+            droppers.into_iter().filter(|(mark, ids)| atoms.get(*mark).sets.len() > ids.len());
+        bound.extend(kept.flat_map(|(_, ids)| ids));
+        bound
     }
 
     /// Changes what a set allows, under the same number. No row changes: the addresses concerned
@@ -515,9 +520,10 @@ impl Sets {
             }
         }
         let now = set.hash;
+        // Now, since what it no longer mentions is forgotten soon.
+        self.unnoted_edits.push((id.0, super::ids::edit_key(set, changes, atoms)));
         self.unhash(before, id);
         self.by_hash.entry(now).or_default().insert(id);
-        self.unnoted_edits.push((id, changes.clone()));
     }
 }
 
@@ -559,7 +565,8 @@ pub(super) fn content<'a>(
     for (predicate, rules) in union {
         // Not what everybody is allowed anyway.
         let allowed = sums.of(rules);
-        let allowed = allowed.filter(|allowed| !any.as_ref().is_some_and(|any| any.covers(allowed)));
+        let allowed =
+            allowed.filter(|allowed| !any.as_ref().is_some_and(|any| any.covers(allowed)));
         content.extend(allowed.map(|allowed| (predicate, allowed)));
     }
     content.into()

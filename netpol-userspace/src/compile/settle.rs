@@ -1,8 +1,9 @@
 //! From what changes touched to a plan: the order of steps that keeps every intermediate verdict
-//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms), Services
-//! with the new classes of their backends, then endpoints, then flows, then garbage (new sets
-//! cannot see old atoms). A Service that is gone is taken away before flows are judged again, like
-//! any other change of a verdict; as garbage go those that no endpoint asks about any more.
+//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms, and a set
+//! that is edited in place says of each address what it says of its class), Services with the new
+//! classes of their backends, then endpoints, then flows, then garbage (new sets cannot see old
+//! atoms). A Service that is gone is taken away before flows are judged again, like any other
+//! change of a verdict; as garbage go those that no endpoint asks about any more.
 
 use std::collections::BTreeSet;
 

@@ -46,6 +46,7 @@ impl Compiler {
         let mut edits = self.edits_in_place(&wanted);
         let mut found: Vec<(EndpointId, [Option<SetId>; 2])> =
             wanted.iter().map(|(id, _)| (*id, [None, None])).collect();
+        let mut made: FxHashMap<SetId, Vec<(&Changes, SetId)>> = FxHashMap::default();
         // Whatever is not edited in place first: it may mention what an edit would drop.
         let mut is_settled = false;
         while !is_settled {
@@ -62,9 +63,21 @@ impl Compiler {
                         }
                         Wanted::Content(content) => Some(self.acquire(*id, content)),
                         Wanted::Edited(old, changes) => {
-                            let set = self.engine.sets.get(*old);
-                            let content = set.map(|set| set.content_with(changes));
-                            Some(self.acquire(*id, &content.unwrap_or_default()))
+                            let made = made.entry(*old).or_default();
+                            let known = made.iter().find(|(known, _)| **known == **changes);
+                            Some(match known {
+                                Some((_, set)) if *set != sets::CLOSED => {
+                                    self.engine.sets.retain(*set);
+                                    *set
+                                }
+                                _ => {
+                                    let set = self.engine.sets.get(*old);
+                                    let content = set.map(|set| set.content_with(changes));
+                                    let set = self.acquire(*id, &content.unwrap_or_default());
+                                    made.push((&**changes, set));
+                                    set
+                                }
+                            })
                         }
                     };
                 }
@@ -203,9 +216,9 @@ fn strictest(
         let numbers = policies.iter().map(|policy| std::ptr::from_ref(*policy).addr()).collect();
         let own = sets::own_ports(pod, direction).unwrap_or_default().to_vec();
         let key = (direction == Direction::Egress, numbers, own);
-        let content = contents.entry(key).or_insert_with(|| {
-            sets::content(policies.into_iter(), pod, direction, atoms)
-        });
+        let content = contents
+            .entry(key)
+            .or_insert_with(|| sets::content(policies.into_iter(), pod, direction, atoms));
         strictest = match strictest {
             Some(known) if !is_equal(&known, content) => Some(Arc::new([])),
             _ => Some(content.clone()),
@@ -219,6 +232,8 @@ fn is_equal(a: &Content, b: &Content) -> bool {
     if Arc::ptr_eq(a, b) {
         return true;
     }
-    let known: FxHashMap<_, _> = a.iter().map(|(predicate, allowed)| (predicate, allowed)).collect();
-    a.len() == b.len() && b.iter().all(|(predicate, allowed)| known.get(predicate) == Some(&allowed))
+    let known: FxHashMap<_, _> =
+        a.iter().map(|(predicate, allowed)| (predicate, allowed)).collect();
+    a.len() == b.len()
+        && b.iter().all(|(predicate, allowed)| known.get(predicate) == Some(&allowed))
 }
