@@ -17,8 +17,8 @@ use super::sets::Sets;
 use super::{Backend, ClassId, EndpointId, Plan, ServiceKey, SetId, Step, Verdict};
 use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
 
-/// From how many new selectors on over many namespaces all pods are looked at once, instead of
-/// all pods for each selector.
+/// From how many new selectors on over many namespaces, or over one, all pods there are looked at
+/// once, instead of all pods for each selector.
 const MANY_SELECTORS: usize = 8;
 
 /// An endpoint that is no Service's backend: ids start at 1.
@@ -132,7 +132,23 @@ impl Engine {
                 self.refresh_pod(cluster, pod, &mut touched.blocks);
             }
         } else {
+            let mut by_namespace: FxHashMap<&Str, usize> = FxHashMap::default();
             for atom in &selectors {
+                if let Atom::Pods { namespaces: NamespaceScope::Named(name), .. } = &**atom {
+                    *by_namespace.entry(name).or_default() += 1;
+                }
+            }
+            by_namespace.retain(|_, n_selectors| *n_selectors > MANY_SELECTORS);
+            for pods in by_namespace.keys().filter_map(|name| cluster.pods.get(*name)) {
+                touched.pods.extend(pods.values().map(|pod| pod.id.clone()));
+            }
+            let is_apart = |atom: &&std::sync::Arc<Atom>| match &***atom {
+                Atom::Pods { namespaces: NamespaceScope::Named(name), .. } => {
+                    !by_namespace.contains_key(name)
+                }
+                _ => true,
+            };
+            for atom in selectors.iter().filter(is_apart) {
                 let matching = pods_of(cluster, atom).map(|pod| pod.id.clone());
                 touched.pods.extend(matching);
             }

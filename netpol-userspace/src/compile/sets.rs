@@ -5,6 +5,7 @@
 //! changes and not what the set holds: see [`Sets::edit`].
 
 use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -541,7 +542,7 @@ pub(super) fn content<'a>(
 ) -> Content {
     let own = own_ports(pod, direction);
     let mut any = Vec::new();
-    let mut union: FxHashMap<Predicate, Vec<u32>> = FxHashMap::default();
+    let mut union: FxHashMap<Predicate, Rules> = FxHashMap::default();
     let mut ports: Vec<&Ports> = Vec::new();
     for rule in policies.filter_map(|policy| policy.rules(direction)).flatten() {
         let index = u32::try_from(ports.len()).expect("invariant: rules fit into memory");
@@ -550,9 +551,11 @@ pub(super) fn content<'a>(
             Peers::Any => any.push(index),
             Peers::Only(peers) => {
                 for peer in peers {
-                    let indices = union.entry(Predicate::of(peer, atoms)).or_default();
-                    if indices.last() != Some(&index) {
-                        indices.push(index);
+                    match union.entry(Predicate::of(peer, atoms)) {
+                        Entry::Vacant(entry) => {
+                            entry.insert(Rules::One(index));
+                        }
+                        Entry::Occupied(mut entry) => entry.get_mut().add(index),
                     }
                 }
             }
@@ -564,12 +567,32 @@ pub(super) fn content<'a>(
     content.extend(any.clone().map(|allowed| (Predicate::Any, allowed)));
     for (predicate, rules) in union {
         // Not what everybody is allowed anyway.
-        let allowed = sums.of(rules);
+        let allowed = match rules {
+            Rules::One(rule) => sums.of(vec![rule]),
+            Rules::Many(rules) => sums.of(*rules),
+        };
         let allowed =
             allowed.filter(|allowed| !any.as_ref().is_some_and(|any| any.covers(allowed)));
         content.extend(allowed.map(|allowed| (predicate, allowed)));
     }
     content.into()
+}
+
+/// Rules in their order, mostly one.
+enum Rules {
+    One(u32),
+    Many(Box<Vec<u32>>),
+}
+
+impl Rules {
+    fn add(&mut self, rule: u32) {
+        match self {
+            Self::One(other) if *other == rule => {}
+            Self::One(other) => *self = Self::Many(Box::new(vec![*other, rule])),
+            Self::Many(rules) if rules.last() == Some(&rule) => {}
+            Self::Many(rules) => rules.push(rule),
+        }
+    }
 }
 
 /// Where the names of a rule's ports are looked up now, if at all.
