@@ -17,15 +17,15 @@ use crate::model::{Cluster, ObjectName};
 pub(super) struct Entry {
     /// The pod that has the address.
     pub owner: Option<ObjectName>,
-    /// The block atoms, if a policy in use names exactly this block.
-    pub cidrs: Few<AtomId>,
+    /// A block atom, if a policy in use names exactly this block.
+    pub cidr: Option<AtomId>,
     /// The class it is stored with, `NONE` if it is not stored.
     pub class: ClassId,
 }
 
 impl Default for Entry {
     fn default() -> Self {
-        Self { owner: None, cidrs: Few::None, class: ClassId::NONE }
+        Self { owner: None, cidr: None, class: ClassId::NONE }
     }
 }
 
@@ -33,6 +33,8 @@ impl Default for Entry {
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     entries: BTreeMap<IpNet, Entry>,
+    /// The other atoms of blocks that have several. Apart, since there is an entry for each pod.
+    other_cidrs: FxHashMap<IpNet, Few<AtomId>>,
     /// Addresses that more than one pod claims, with all claimants.
     contested: FxHashMap<IpAddr, Vec<ObjectName>>,
     /// How many blocks with atoms have each prefix length, for IPv4 and IPv6.
@@ -115,17 +117,32 @@ impl Addresses {
 
     /// A block atom exists from now on.
     pub fn add_block(&mut self, block: IpNet, atom: AtomId) {
-        let cidrs = &mut self.entries.entry(block).or_default().cidrs;
-        if cidrs.is_empty() {
-            *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
+        let cidr = &mut self.entries.entry(block).or_default().cidr;
+        if cidr.is_some() {
+            self.other_cidrs.entry(block).or_default().insert(atom);
+            return;
         }
-        cidrs.insert(atom);
+        *cidr = Some(atom);
+        *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
     }
 
     /// A block atom is gone.
     pub fn remove_block(&mut self, block: IpNet, atom: AtomId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };
-        if !entry.cidrs.remove(atom) || !entry.cidrs.is_empty() {
+        let others = self.other_cidrs.get_mut(&block);
+        if entry.cidr == Some(atom) {
+            entry.cidr = None;
+            if let Some(others) = others {
+                entry.cidr = others.iter().next();
+                entry.cidr.map(|cidr| others.remove(cidr));
+            }
+        } else if let Some(others) = others {
+            others.remove(atom);
+        }
+        if self.other_cidrs.get(&block).is_some_and(Few::is_empty) {
+            self.other_cidrs.remove(&block);
+        }
+        if entry.cidr.is_some() {
             return;
         }
         let lengths = &mut self.lengths[family(&block)];
@@ -137,16 +154,29 @@ impl Addresses {
         }
     }
 
-    /// The entries with block atoms that contain `block`, itself included, longest first.
-    pub fn containing(&self, block: IpNet) -> impl Iterator<Item = &Entry> {
+    /// The blocks with atoms that contain `block`, itself included, longest first: an atom and the
+    /// class of each.
+    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, AtomId, ClassId)> {
         self.lengths[family(&block)].range(..=block.prefix_len()).rev().filter_map(
             move |(&length, _)| {
                 let outer =
                     IpNet::new(block.addr(), length).expect("invariant: shorter than the block");
-                let entry = self.entries.get(&outer.trunc())?;
-                (!entry.cidrs.is_empty()).then_some(entry)
+                let outer = outer.trunc();
+                let entry = self.entries.get(&outer)?;
+                Some((outer, entry.cidr?, entry.class))
             },
         )
+    }
+
+    /// The atoms of all blocks that contain `block`, itself included.
+    pub fn atoms_around(&self, block: IpNet) -> impl Iterator<Item = AtomId> {
+        self.containing(block).flat_map(|(outer, atom, _)| {
+            let others = match self.other_cidrs.is_empty() {
+                true => None,
+                false => self.other_cidrs.get(&outer),
+            };
+            others.into_iter().flat_map(Few::iter).chain([atom])
+        })
     }
 
     /// Every stored address and block inside one of `blocks`, these included, each once. Pod
@@ -161,7 +191,7 @@ impl Addresses {
             }
             scanned = Some(block);
             let end = IpNet::from(block.broadcast());
-            let stored = |entry: &Entry| entry.class != ClassId::NONE || !entry.cidrs.is_empty();
+            let stored = |entry: &Entry| entry.class != ClassId::NONE || entry.cidr.is_some();
             let inner = self.entries.range(block..=end).filter(|(_, entry)| stored(entry));
             found.extend(inner.map(|(&inner, _)| inner));
         }
@@ -176,7 +206,7 @@ impl Addresses {
     /// The class that longest-prefix match gives to `block` while it is not stored itself.
     pub fn class_around(&self, block: IpNet) -> ClassId {
         let outer = block.supernet().and_then(|outer| self.containing(outer).next());
-        outer.map_or(ClassId::NONE, |entry| entry.class)
+        outer.map_or(ClassId::NONE, |(_, _, class)| class)
     }
 
     /// The class that longest-prefix match gives to `block`.
@@ -191,7 +221,7 @@ impl Addresses {
     pub fn set_class(&mut self, block: IpNet, class: ClassId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };
         entry.class = class;
-        if entry.owner.is_none() && entry.cidrs.is_empty() {
+        if entry.owner.is_none() && entry.cidr.is_none() {
             debug_assert_eq!(class, ClassId::NONE, "nothing known of {block}");
             self.entries.remove(&block);
         }

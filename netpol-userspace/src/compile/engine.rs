@@ -203,10 +203,10 @@ impl Engine {
             let old = entry.class;
             let mut new = ClassId::NONE;
             // An address without atoms of its own has those of the longest block around it.
-            if held.is_some() || !entry.cidrs.is_empty() {
+            if held.is_some() || entry.cidr.is_some() {
                 content.clear();
                 content.extend(held.into_iter().flatten());
-                content.extend(self.addresses.containing(block).flat_map(|e| e.cidrs.iter()));
+                content.extend(self.addresses.atoms_around(block));
                 content.sort_unstable();
                 new = self.classes.acquire(&content, &mut self.atoms);
             }
