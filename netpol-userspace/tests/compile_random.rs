@@ -610,7 +610,7 @@ fn crowd_policy(rng: &mut Rng, number: usize) -> Event {
 
 #[test]
 fn thousands_of_rules_on_a_pod_are_edited_one_by_one() {
-    const N_POLICIES: usize = 1_500;
+    const N_POLICIES: usize = 1_000;
     let mut rng = Rng::new(77);
     let mut run = Run::with_edits(77);
     run.compiler = Compiler::new();
@@ -635,7 +635,7 @@ fn thousands_of_rules_on_a_pod_are_edited_one_by_one() {
     run.datapath = run.compiler.tables();
     run.compare().expect("as the reference says");
     let mut n_in_place = 0;
-    for number in 0..40 {
+    for number in 0..15 {
         let index = rng.below(N_POLICIES + 20);
         let old = run.world.policies.get(&format!("crowd{index}")).cloned();
         let event = match old {
@@ -648,5 +648,5 @@ fn thousands_of_rules_on_a_pod_are_edited_one_by_one() {
         }
         n_in_place += usize::from(run.compiler.tables().endpoints == sets);
     }
-    assert!(n_in_place > 15, "only {n_in_place} edits kept the sets");
+    assert!(n_in_place > 5, "only {n_in_place} edits kept the sets");
 }

@@ -569,7 +569,7 @@ pub(super) fn content<'a>(
         // Not what everybody is allowed anyway.
         let allowed = match rules {
             Rules::One(rule) => sums.of(vec![rule]),
-            Rules::Many(rules) => sums.of(*rules),
+            Rules::Many(rules) => sums.of(rules),
         };
         let allowed =
             allowed.filter(|allowed| !any.as_ref().is_some_and(|any| any.covers(allowed)));
@@ -581,14 +581,14 @@ pub(super) fn content<'a>(
 /// Rules in their order, mostly one.
 enum Rules {
     One(u32),
-    Many(Box<Vec<u32>>),
+    Many(Vec<u32>),
 }
 
 impl Rules {
     fn add(&mut self, rule: u32) {
         match self {
             Self::One(other) if *other == rule => {}
-            Self::One(other) => *self = Self::Many(Box::new(vec![*other, rule])),
+            Self::One(other) => *self = Self::Many(vec![*other, rule]),
             Self::Many(rules) if rules.last() == Some(&rule) => {}
             Self::Many(rules) => rules.push(rule),
         }
