@@ -208,7 +208,7 @@ fn a_large_cluster_costs_what_its_local_policies_need() {
     assert!(!compiler.rules(EndpointId(1), Direction::Ingress).is_empty());
 }
 
-const N_CROWD: usize = 3_000;
+const N_CROWD: usize = 1_500;
 
 /// A policy on all pods of the first namespace: one block, one port.
 fn crowd_policy(index: usize, port: u16) -> Change {

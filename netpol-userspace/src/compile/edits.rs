@@ -130,6 +130,11 @@ impl<'a> Edits<'a> {
         peers(policy.rules(self.direction).unwrap_or_default())
     }
 
+    /// Whether one of the policies isolates a pod as it is now.
+    pub fn isolate(&self, pod: &Pod) -> bool {
+        pod.is_networked() && self.now.iter().any(|policy| policy.pods.matches(&pod.labels))
+    }
+
     /// What they change in the set of a pod, which had it by the policies of before. `None`: all
     /// policies have to be looked at.
     pub fn changes(

@@ -138,15 +138,19 @@ impl Compiler {
             let endpoint = &*endpoint;
             engine.services.add_addresses(id, endpoint.addresses());
             let mut of = |direction: Direction, old: SetId| {
-                if let ([pod], Why::Policy) = (endpoint.pods.as_slice(), why)
-                    && let Some(set) = engine.sets.get(old)
-                {
+                if let ([pod], Why::Policy) = (endpoint.pods.as_slice(), why) {
                     let key = (pod.id.namespace.clone(), direction == Direction::Egress);
                     let Some(mentions) = mentions.get(&key.0) else { return Wanted::Set(old) };
                     let edits = edits.entry(key).or_insert_with_key(|(namespace, _)| {
                         Edits::new(cluster, befores, namespace, direction, mentions)
                     });
-                    match edits.changes(cluster, pod, set, &mut engine.atoms) {
+                    let changes = match engine.sets.get(old) {
+                        Some(set) => edits.changes(cluster, pod, set, &mut engine.atoms),
+                        // It was not isolated, and by what was not edited it is not now.
+                        None if edits.isolate(pod) => None,
+                        None => return Wanted::Set(old),
+                    };
+                    match changes {
                         Some(changes) if changes.is_empty() => return Wanted::Set(old),
                         Some(changes) => return Wanted::Edited(old, Rc::new(changes)),
                         None => {}

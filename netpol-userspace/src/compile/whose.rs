@@ -48,7 +48,9 @@ impl Endpoint {
                 && pod.labels == now.labels
                 && pod.ports == now.ports
                 && pod.is_networked() == now.is_networked();
-            *pod = now.clone();
+            if pod != now {
+                *pod = now.clone();
+            }
         };
         if self.follows_name {
             if let Some(now) = cluster.pod(&self.name) {
