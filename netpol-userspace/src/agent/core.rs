@@ -77,7 +77,7 @@ pub struct Core {
     /// What could not be written for an endpoint, or (`None`) at all.
     failures: BTreeMap<Option<EndpointId>, String>,
     /// Numbers written down by the last state file and the journal.
-    written_ids: Ids,
+    written: journal::Written,
     /// The last state file has the endpoints of now.
     are_endpoints_written: bool,
     counters: AgentCounters,
@@ -153,7 +153,7 @@ impl Core {
             numbers,
             findings: Vec::new(),
             failures: BTreeMap::new(),
-            written_ids,
+            written: journal::Written::of(written_ids),
             are_endpoints_written: false,
             counters: AgentCounters::default(),
             evictions: (0, None),
@@ -206,15 +206,19 @@ impl Core {
         self.revision += changes.len() as u64;
         let begun = StdInstant::now();
         let mut is_local = false;
-        for mut change in changes {
+        let mut changes = changes.into_iter().peekable();
+        while let Some(mut change) = changes.next() {
             is_local |= self.note_local(&change);
             self.amend(&mut change);
-            if self.is_synced {
+            // What follows from one object without the others is nothing to be put in force before
+            // all are known. Policies that come together are put in force together: every verdict
+            // is that of before or that of after all of them.
+            let next = changes.peek().filter(|_| is_of_policy(&change));
+            if !self.is_synced || next.is_some_and(is_of_policy) {
+                self.compiler.take_in([change]);
+            } else {
                 let plan = self.compiler.apply(change);
                 self.carry_out(&plan);
-            } else {
-                // What follows from one object without the others is nothing to be put in force.
-                self.compiler.take_in([change]);
             }
         }
         if !self.is_synced {
@@ -555,10 +559,14 @@ impl Core {
             return self.note_numbers();
         }
         let mut ids = self.compiler.export_ids();
-        for (content, id) in &self.written_ids.sets {
+        // One that says another thing by now was edited: what it says now is on its way to the maps.
+        let in_use: BTreeSet<u16> = ids.sets.values().copied().collect();
+        let written = &self.written.ids;
+        for (content, id) in written.sets.iter().filter(|(_, id)| !in_use.contains(id)) {
             ids.sets.entry(content.clone()).or_insert(*id);
         }
-        for (content, id) in &self.written_ids.classes {
+        ids.edits.extend(written.edits.iter().filter(|(id, _)| !in_use.contains(id)).cloned());
+        for (content, id) in &written.classes {
             ids.classes.entry(content.clone()).or_insert(*id);
         }
         let state = self.state_with(ids);
@@ -572,14 +580,14 @@ impl Core {
         if let Err(error) = journal::append(&self.run_dir, &news) {
             self.note_unwritten(&error);
         }
-        journal::merge(&mut self.written_ids, news);
+        self.written.add(news);
     }
 
     fn store(&mut self, state: &State) {
         if let Err(error) = files::write_state(&self.run_dir, state) {
             self.note_unwritten(&error);
         }
-        self.written_ids = state.ids.clone();
+        self.written = journal::Written::of(state.ids.clone());
         self.are_endpoints_written = true;
         // All of them are written now.
         let _ = self.compiler.new_ids();
@@ -604,7 +612,7 @@ impl Core {
         let mut ids = self.compiler.export_ids();
         if !self.is_reconciled {
             // The maps are still an earlier agent's, and so are the numbers in them.
-            ids.clone_from(&self.written_ids);
+            ids.clone_from(&self.written.ids);
         }
         Published {
             state: self.state_with(ids),
@@ -713,6 +721,10 @@ impl Core {
 /// watched, while what is known of it stays in force.
 fn is_unused(object: &str) -> bool {
     !object.starts_with("watch ")
+}
+
+fn is_of_policy(change: &Change) -> bool {
+    matches!(change, Change::Policy(_) | Change::PolicyGone(_))
 }
 
 /// Gives numbers that the maps hold, but of which nobody knows any more what they stand for, a
