@@ -71,7 +71,7 @@ fn guards_stay_without_addresses_and_shields_follow_the_link() {
                 settle(&mut rig.datapath);
                 assert_eq!(programs(), expected, "shared: {is_shared}");
             }
-            let (repaired, failures) = rig.datapath.verify_attachments();
+            let (repaired, failures) = rig.datapath.verify_attachments(true);
             assert!(repaired.is_empty() && failures.is_empty(), "{repaired:?} {failures:?}");
             rig.datapath.want_guards(false);
             settle(&mut rig.datapath);

@@ -188,7 +188,7 @@ impl Datapath {
             }
             match self.attach_guard(id) {
                 // Unless the interface has just vanished.
-                Ok(()) if was_attached && self.endpoints[&id].guard == Guard::Attached => {
+                Ok(()) if was_attached && self.endpoints[&id].guard.is_on() => {
                     repaired.push(id);
                 }
                 Ok(()) => {}
