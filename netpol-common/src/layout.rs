@@ -25,6 +25,8 @@ pub const MAX_ROWS: u32 = 1_048_576;
 pub const MAX_INTERVALS: u32 = 524_288;
 /// Addresses of local endpoints.
 pub const MAX_OWN_ADDRESSES: u32 = 16_384;
+/// Entries of the table of [`SourcePrefix`]es.
+pub const MAX_SOURCE_PREFIXES: u32 = 16_384;
 /// (address, protocol, port) of Services.
 pub const MAX_SERVICES: u32 = 131_072;
 /// Kinds of backends of all Services together.
@@ -85,6 +87,8 @@ pub mod names {
     pub const INTERVALS: &str = "INTERVALS";
     /// Presence of [`super::OwnAddress`].
     pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// Presence of blocks of [`super::SourcePrefix`], longest prefix match.
+    pub const SOURCE_PREFIXES: &str = "SOURCE_PREFIXES";
     /// Interface of the one local endpoint that has an [`super::Address`] and stamps packets; no
     /// entry while several do.
     pub const SOURCES: &str = "SOURCES";
@@ -105,7 +109,7 @@ pub mod names {
     /// Token buckets of the events.
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
     /// All of them.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         ENDPOINTS,
         FLOWS4,
         FLOWS6,
@@ -115,6 +119,7 @@ pub mod names {
         ROWS,
         INTERVALS,
         OWN_ADDRESSES,
+        SOURCE_PREFIXES,
         SOURCES,
         SERVICES,
         BACKENDS,
@@ -231,8 +236,11 @@ pub struct Endpoint {
     /// One of its own IPv4 addresses, see [`own4`], so that most packets' sources need no
     /// look into the table of all ([`OwnAddress`]); zero: ask that.
     pub own4: u64,
+    /// Where others share the link, the link-layer address that every frame of its must come from,
+    /// as of [`link_word`](crate::neighbour::link_word); zero: none in particular.
+    pub link: u64,
     /// Room to grow to a cache line.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 /// Marks a [`Endpoint::policy`] as written: a zeroed word must not mean "not isolated".
@@ -292,6 +300,22 @@ pub struct OwnAddress {
     /// The address.
     pub address: Address,
 }
+
+/// An address that a pod may send from though it is not its own: it forwards for others. Key of a
+/// trie whose prefixes are [`SOURCE_PREFIX_BITS`] and those of the address.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct SourcePrefix {
+    /// The pod's interface on the node.
+    pub ifindex: u32,
+    /// The address.
+    pub address: Address,
+}
+
+/// Bits of a [`SourcePrefix`] before those of the address.
+pub const SOURCE_PREFIX_BITS: u32 = 32 + FAMILY_BITS;
 
 /// Who speaks on an interface, as far as it is declared: of every endpoint that is known, isolated
 /// or not. In the slots of the endpoint table, and written and read in the same way. What is here
@@ -535,6 +559,8 @@ pub enum Reason {
     /// ARP, neighbour discovery or a listener report from a pod that says more than these need, or
     /// goes to where a router would forward it.
     Neighbour = 14,
+    /// It came by a link that others share, and is for an address that is not the pod's.
+    DestinationAddress = 15,
     /// Not a verdict: a live flow made room for another one.
     FlowEvicted = 11,
     /// Not a verdict: an event was not written (rate limit or full ring).
@@ -543,7 +569,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NewFlow,
         Self::Policy,
         Self::PolicyCut,
@@ -559,6 +585,7 @@ impl Reason {
         Self::EventLost,
         Self::ServiceMixed,
         Self::Neighbour,
+        Self::DestinationAddress,
     ];
 
     /// The reason with this number.
@@ -581,6 +608,7 @@ impl Reason {
             12 => Self::EventLost,
             13 => Self::ServiceMixed,
             14 => Self::Neighbour,
+            15 => Self::DestinationAddress,
             _ => return None,
         })
     }
@@ -603,6 +631,7 @@ impl Reason {
             Self::EventLost => "event-lost",
             Self::ServiceMixed => "service-mixed",
             Self::Neighbour => "neighbour",
+            Self::DestinationAddress => "destination-address",
         }
     }
 
@@ -626,7 +655,7 @@ pub struct Control {
     pub secret: [u64; 2],
     /// The highest epoch given out, so that a restarted agent goes on above it.
     pub epoch: u64,
-    /// [`TRANSIT_READY`] and [`SERVICES_INCOMPLETE`].
+    /// [`TRANSIT_READY`], [`SERVICES_INCOMPLETE`] and [`HAS_SOURCE_PREFIXES`].
     pub flags: u64,
     /// Room.
     pub reserved: [u64; 2],
@@ -636,6 +665,8 @@ pub struct Control {
 pub const TRANSIT_READY: u64 = 1;
 /// [`Control::flags`]: there are Services that did not fit into the tables.
 pub const SERVICES_INCOMPLETE: u64 = 2;
+/// [`Control::flags`]: some pod may send from more than its own addresses ([`SourcePrefix`]).
+pub const HAS_SOURCE_PREFIXES: u64 = 4;
 
 /// The bit of a packet's mark that says that it is stamped, unless the agent is told another one:
 /// kube-proxy has 0x4000 and 0x8000, portmap 0x2000, Calico 0xffff0000, Cilium 0x0f00. The kernel
@@ -717,6 +748,7 @@ const _: () = {
     assert!(size_of::<Speaker>() == 64);
     assert!(size_of::<FlowUse>() == 128);
     assert!(size_of::<OwnAddress>() == 24);
+    assert!(size_of::<SourcePrefix>() == 24);
     assert!(size_of::<RowKey>() == 8);
     assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Row>() == 16);

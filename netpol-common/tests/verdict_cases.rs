@@ -117,6 +117,22 @@ fn a_pods_icmp_error_goes_from_its_own_address_to_whom_it_quotes() {
 }
 
 #[test]
+fn from_its_own_address_towards_it_a_pod_is_not_asked_for_less() {
+    for own in [v4([10, 1, 0, 1]), v6(1, 1)] {
+        with_pod(|world, endpoint| {
+            let protocol = if own.family == 6 { ICMPV6 } else { ICMP };
+            let flow = Packet { local: own, remote: own, ..packet(UDP) };
+            assert!(passes(&world, &endpoint, OUT, &flow), "a pod reaches itself");
+            assert!(!passes(&world, &endpoint, IN, &Packet { remote_port: 9, ..flow }), "forged");
+            let alone = Packet { protocol, kind: Kind::Stateless, ..flow };
+            assert!(passes(&world, &endpoint, OUT, &alone));
+            assert!(!passes(&world, &endpoint, IN, &alone), "forged, without a flow");
+            assert!(passes(&world, &endpoint, NODE, &flow), "what it has stamped itself");
+        });
+    }
+}
+
+#[test]
 fn the_node_reaches_its_pods_also_on_the_ports_of_a_flow_that_was_cut() {
     with_pod(|mut world, mut endpoint| {
         world.allow_all(2, 0);

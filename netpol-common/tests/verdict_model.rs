@@ -139,15 +139,24 @@ impl Model {
     fn permits(&self, direction: usize, packet: &Packet) -> bool {
         let port = if direction == INGRESS { packet.local_port } else { packet.remote_port };
         self.isolated_by[direction] == 0
-            || self.own.contains(&packet.remote)
+            || direction == EGRESS && self.own.contains(&packet.remote)
             || self
                 .rule(direction, &packet.remote)
                 .is_some_and(|rule| rule.allows(packet.protocol, port))
     }
 
+    /// Whether the pod sends it to itself, and has to recognise it by its own stamp. (To another of
+    /// its addresses what the policies allow is stamped by nobody.)
+    fn is_stamped(&self, packet: &Packet) -> bool {
+        let Packet { protocol, remote, remote_port, .. } = *packet;
+        let is_by_rule = self.isolated_by[EGRESS] == 0
+            || self.rule(EGRESS, &remote).is_some_and(|rule| rule.allows(protocol, remote_port));
+        self.own.contains(&remote) && (remote == packet.local || !is_by_rule)
+    }
+
     fn permits_without_ports(&self, direction: usize, remote: &Address) -> bool {
         self.isolated_by[direction] == 0
-            || self.own.contains(remote)
+            || direction == EGRESS && self.own.contains(remote)
             || self.rule(direction, remote) == Some(&Rule::All)
     }
 
@@ -268,6 +277,7 @@ impl Model {
             let may_be_others = is_midway(packet)
                 && opener != Opener::Node
                 && !self.is_spoofed(EGRESS, packet)
+                && !(opener == Opener::Pod && self.is_stamped(packet))
                 && self.permits(1 - direction, packet);
             let opener = if may_be_others { Opener::Unseen } else { opener };
             self.flows.insert(flow_key(packet), Known::new(opener, self.now));

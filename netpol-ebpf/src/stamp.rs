@@ -5,7 +5,7 @@
 //! what a stamp means.
 
 use aya_ebpf::bindings::__sk_buff;
-use netpol_common::layout;
+use netpol_common::layout::{self, Address};
 use netpol_common::verdict::Endpoint;
 
 use crate::maps;
@@ -63,15 +63,19 @@ pub fn sender(skb: *mut __sk_buff) -> Option<(u32, Endpoint)> {
     Some((words.ifindex(), words.endpoint()?))
 }
 
-/// Whether the packet is stamped by the very endpoint whose interface it is about to leave by.
+/// Whether the packet from this address is stamped by the very endpoint whose interface it is about
+/// to leave by. Where the stamp does not say any more by whom, the address does, if nobody
+/// translated it.
 #[inline(always)]
-pub fn is_own(skb: *mut __sk_buff) -> bool {
+pub fn is_own(skb: *mut __sk_buff, source: &Address) -> bool {
     if !is_on(skb) {
         return false;
     }
     // SAFETY: the context pointer is valid for the run of the program.
     let (index, ifindex) = unsafe { ((*skb).tc_index, (*skb).ifindex) };
-    let Some(slot) = layout::stamped_slot(index) else { return false };
+    let Some(slot) = layout::stamped_slot(index) else {
+        return maps::interface_of(source) == Some(ifindex);
+    };
     match maps::endpoint_words(slot) {
         Some(words) => words.ifindex() == ifindex,
         None => false,

@@ -67,6 +67,15 @@ fn a_malformed_edit_keeps_the_last_good_policy_in_force() {
         let errors = status["source"]["errors"].as_array().unwrap();
         assert!(!errors.is_empty(), "{status}");
         assert!(errors.iter().any(|e| e["object"].as_str().unwrap().contains("policy-friends")));
+        assert_eq!(status["ready"], false, "{status}");
+        stream.moves();
+        attempts.go_on();
+        // Nor does a restart forget what was good.
+        world.kill();
+        world.start();
+        let run_dir = world.run_dir().to_str().unwrap().to_owned();
+        let wait = ["status", "--wait", "--run-dir", &run_dir].map(ToOwned::to_owned);
+        assert_eq!(world.netpol(&wait).status.code(), Some(1), "there is an object of no use");
         stream.moves();
         attempts.go_on();
     }
@@ -142,6 +151,12 @@ fn isolation_comes_and_goes_without_a_trace() {
         let (mut world, _server) = shop();
         world.arguments = vec!["--attach".into(), attach.into()];
         world.start();
+        // The kernel itself drops what is under way on an interface that gets its first clsact
+        // qdisc (net/sched/sch_api.c: qdisc_graft); netpol leaves it there.
+        world.policy("friends", FRIENDS);
+        world.settle();
+        world.remove("policy-friends");
+        world.settle();
         // Allowed in both states, so every packet must pass at any time.
         let friend = world.of("friend");
         let streams = [Stream::udp(&friend, SERVER), Stream::tcp(&friend, SERVER)];

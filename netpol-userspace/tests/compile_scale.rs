@@ -58,6 +58,7 @@ fn pod(index: usize, version: &str) -> Pod {
             protocol: Protocol::Tcp,
             port: if index.is_multiple_of(2) { 80 } else { 8080 },
         }],
+        annotations: None,
         created: 0,
     }
 }
@@ -206,4 +207,53 @@ fn a_large_cluster_costs_what_its_local_policies_need() {
     let moves = count(&plan, |step| matches!(step, Step::SetClass(..) | Step::ClearClass(..)));
     assert!((1..=N_PODS / N_NAMESPACES).contains(&moves), "{moves} moves");
     assert!(!compiler.rules(EndpointId(1), Direction::Ingress).is_empty());
+}
+
+const N_CROWD: usize = 1_500;
+
+/// A policy on all pods of the first namespace: one block, one port.
+fn crowd_policy(index: usize, port: u16) -> Change {
+    let bits = (172 << 24) + (u32::try_from(index).expect("fits") << 4);
+    let cidr = ipnet::IpNet::new(Ipv4Addr::from_bits(bits).into(), 28).expect("a length");
+    let peers = Peers::Only(vec![Peer::Block(IpBlock { cidr, except: Vec::new() })]);
+    Change::Policy(Policy {
+        id: ObjectName::new(namespace_name(0), format!("crowd-{index}")),
+        pods: Selector::everything(),
+        ingress: Some(vec![Rule { peers, ports: tcp(PortRange::Numbers(port, port)) }]),
+        egress: None,
+    })
+}
+
+/// One at a time, on one pod and on many: what is written is what differs.
+#[test]
+fn thousands_of_policies_on_a_pod_cost_what_differs() {
+    let pods = |n: usize| (0..n).map(|i| i * N_NAMESPACES);
+    for n_pods in [1, 110] {
+        let mut compiler = Compiler::new();
+        compiler.apply(Change::Namespace(namespace(0)));
+        compiler.apply_all(pods(n_pods).map(|i| Change::Pod(pod(i, "v1"))));
+        let endpoints = pods(n_pods).zip(1..).map(|(i, number)| (EndpointId(number), pod_name(i)));
+        compiler.set_endpoints(endpoints);
+        let n_steps: usize = timed("policies, one by one", || {
+            (0..N_CROWD).map(|i| compiler.apply(crowd_policy(i, 80)).len()).sum()
+        });
+        // Sets of less than 64 rows are made anew.
+        assert!(n_steps < 3 * N_CROWD + 64 * (n_pods + 64), "{n_steps} steps");
+        let size = compiler.size();
+        assert_eq!((size.classes, size.atoms), (N_CROWD, N_CROWD));
+        assert_eq!(compiler.tables().rows.len(), N_CROWD);
+
+        let plan = timed("one edit", || compiler.apply(crowd_policy(1_234, 81)));
+        assert!(plan.len() <= 4, "{plan:?}");
+        assert_eq!(count(&plan, |step| matches!(step, Step::SetEndpoint(..))), 0);
+        let lost = plan.iter().find_map(|step| match step {
+            Step::Rejudge(endpoints) => Some(endpoints.len()),
+            _ => None,
+        });
+        assert_eq!(lost, Some(n_pods), "the old port is denied by now");
+        let gone = ObjectName::new(namespace_name(0), "crowd-1235");
+        let plan = timed("one deleted", || compiler.apply(Change::PolicyGone(gone)));
+        assert!(plan.len() <= 4, "{plan:?}");
+        assert_eq!(compiler.size().classes, N_CROWD - 1);
+    }
 }

@@ -348,9 +348,9 @@ impl Run {
             let places = services
                 .backends(remote, protocol, port)
                 .filter(|_| direction == Direction::Egress);
-            // What a pod sends to its own address is not looked up here, and no pod has an address
-            // of the node's.
-            if places.is_none() && own.contains(&remote)
+            // What a pod sends to its own address is not looked up here (towards it, it is), and no
+            // pod has an address of the node's.
+            if direction == Direction::Egress && places.is_none() && own.contains(&remote)
                 || own.iter().any(|address| self.services.here.contains(address))
             {
                 continue;

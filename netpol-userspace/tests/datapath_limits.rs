@@ -421,7 +421,7 @@ fn an_endpoint_without_a_free_slot_is_closed_until_there_is_one() {
             tables.iter().find(|table| table.table == "endpoints").unwrap().overflow.clone()
         };
         assert_eq!(closed(&rig).unwrap().endpoints, [ID]);
-        assert_eq!(rig.datapath.verify_attachments().0, [], "the programs are attached");
+        assert_eq!(rig.datapath.verify_attachments(true).0, [], "the programs are attached");
         foreign.endpoints.store(first + 2, 0, 0);
         rig.datapath.retry().unwrap();
         assert!(rig.comes_in("10.9.0.1", &syn(2, 80)));

@@ -73,6 +73,26 @@ fn pods_come_and_go_live() {
     }
 }
 
+/// Of a filter, and of what filters hang on, the kernel tells.
+#[test]
+fn filters_that_somebody_takes_off_are_told_of() {
+    let lab = Lab::new();
+    let (node, pod) = (lab.node("node"), lab.pod("pod"));
+    connect(&node, "v1", &pod, &["10.1.0.5"]);
+    let watcher = lab.watch(&node);
+    let tc = |arguments: &str| {
+        let run = || Command::new("tc").args(arguments.split(' ')).status().unwrap();
+        assert!(node.run(run).unwrap().success(), "{arguments}");
+    };
+    tc("qdisc add dev v1 clsact");
+    tc("filter add dev v1 egress pref 10 protocol all u32 match u32 0 0 flowid 1:1");
+    let before = watcher.snapshots().borrow().n_filter_losses;
+    tc("filter del dev v1 egress");
+    let filter = wait_for(&watcher, "the filter", |s| s.n_filter_losses > before);
+    tc("qdisc del dev v1 clsact");
+    wait_for(&watcher, "the qdisc", |s| s.n_filter_losses > filter.n_filter_losses);
+}
+
 #[test]
 fn addresses_added_later_are_seen() {
     let lab = Lab::new();

@@ -18,6 +18,7 @@ struct World {
     rx: mpsc::Receiver<Event>,
     cluster: Cluster,
     runtime: tokio::runtime::Runtime,
+    _run_dir: tempfile::TempDir,
     /// Every event so far.
     log: Vec<Event>,
 }
@@ -27,9 +28,18 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         prepare(dir.path());
         let (tx, rx) = mpsc::channel(64);
-        let handle = spawn_manifests(dir.path(), tx).unwrap();
+        let run_dir = tempfile::tempdir().unwrap();
+        let handle = spawn_manifests(dir.path(), run_dir.path(), tx).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        Self { dir, handle, rx, cluster: Cluster::default(), runtime, log: Vec::new() }
+        Self {
+            dir,
+            _run_dir: run_dir,
+            handle,
+            rx,
+            cluster: Cluster::default(),
+            runtime,
+            log: Vec::new(),
+        }
     }
 
     fn next(&mut self) -> Option<Event> {
@@ -199,6 +209,7 @@ fn dropping_the_handle_ends_the_source() {
 #[test]
 fn a_missing_directory_is_refused_by_name() {
     let (tx, _rx) = mpsc::channel(1);
-    let error = spawn_manifests(Path::new("/nonexistent/dir"), tx).unwrap_err();
+    let error = spawn_manifests(Path::new("/nonexistent/dir"), Path::new("/nonexistent/run"), tx)
+        .unwrap_err();
     assert!(format!("{error:#}").contains("/nonexistent/dir"), "{error:#}");
 }

@@ -26,8 +26,13 @@ fn free_pods(scene: &Scene<'_>) -> [Pod; 2] {
     let pods = ["one", "two"].map(|name| scene.pod(name, 1, "{}"));
     scene.policy("p", "podSelector: {matchLabels: {app: nobody}}");
     scene.settle();
-    pods.iter().for_each(|pod| assert_eq!(scene.lab.programs(pod), 1));
+    pods.iter().for_each(|pod| assert_eq!(scene.lab.programs(pod), n_guards(scene.lab)));
     pods
+}
+
+/// The programs of a pod that no policy selects: a guard, and a shield where others share its link.
+fn n_guards(lab: &Lab) -> usize {
+    if lab.topology.cni == Cni::Routed { 1 } else { 2 }
 }
 
 fn forged(pod: &Pod) -> At<'_> {
@@ -308,16 +313,75 @@ fn guards_are_there_while_there_is_any_policy() {
         for _ in 0..2 {
             scene.policy("p", "podSelector: {matchLabels: {app: nobody}}");
             scene.settle();
-            assert_eq!(programs(&lab), [1; 3]);
+            assert_eq!(programs(&lab), [n_guards(&lab); 3]);
             scene.policy("q", "podSelector: {}");
             scene.settle();
             assert_eq!(programs(&lab), [2; 3]);
             scene.remove_policy("q");
             scene.settle();
-            assert_eq!(programs(&lab), [1; 3]);
+            assert_eq!(programs(&lab), [n_guards(&lab); 3]);
             scene.remove_policy("p");
             scene.settle();
             assert_eq!(programs(&lab), [0; 3]);
+        }
+    }
+}
+
+/// What pods forward for others passes as far as their annotations say it, if the agent was told to
+/// believe these: of a pod that no policy selects, and of an isolated one.
+#[test]
+fn pods_that_forward_for_others_by_their_annotation() {
+    const BLOCKS: [&str; 2] = ["10.99.0.0/16", "fd00:99::/64"];
+    let inside = ["10.99.1.2", "fd00:99::2"].map(|text| text.parse::<IpAddr>().unwrap());
+    let beyond = ["10.98.1.2", "fd00:98::2"].map(|text| text.parse::<IpAddr>().unwrap());
+    let extra = ["192.0.2.77", "2001:db8::77"].map(|text| text.parse::<IpAddr>().unwrap());
+    let status = r#"[{\"name\": \"net1\", \"ips\": [\"192.0.2.77\", \"2001:db8::77\"]}]"#;
+    let annotations = format!(
+        "annotations: {{netpol.dev/source-prefixes: '{}', \
+         k8s.v1.cni.cncf.io/network-status: \"{status}\"}}",
+        BLOCKS.join(" ")
+    );
+    let trusted = ["--trust-annotations", "source-prefixes,network-status"];
+    for (topology, arguments) in [
+        (topology::BRIDGE, &trusted[..]),
+        (topology::ROUTED, &trusted[..]),
+        (topology::ROUTED, &[]),
+    ] {
+        let is_trusted = !arguments.is_empty();
+        let lab = Lab::with_arguments(topology, Families::Dual, arguments);
+        let scene = lab.scene("forwarders");
+        let free = scene.pod("free", 1, "{}");
+        let isolated = scene.pod("isolated", 1, "{app: isolated}");
+        let target = scene.pod("target", 1, "{}");
+        let spec = "containers: [{name: c}]";
+        let declare = |annotations: &str| {
+            scene.declare_as(&free, "{}", spec, "Running", annotations);
+            scene.declare_as(&isolated, "{app: isolated}", spec, "Running", annotations);
+        };
+        let selects = "podSelector: {matchLabels: {app: isolated}}";
+        scene.policy("p", &format!("{selects}, policyTypes: [Ingress, Egress], egress: [{{}}]"));
+        let sends = |pod: &Pod, from: IpAddr, passes: bool| {
+            let tag = packets::tag();
+            let to = if pod.name == target.name { &free } else { &target };
+            let packet = packets::udp(from, to.address(from), (4000, 80), tag);
+            if passes {
+                scene.arrives(&pod.netns, &packet, tag, to);
+            } else {
+                scene.is_lost(&pod.netns, &packet, tag, to, forged(pod));
+            }
+        };
+        for says_so in [true, false, true] {
+            declare(if says_so { &annotations } else { "" });
+            scene.settle();
+            for pod in [&free, &isolated] {
+                for from in inside.into_iter().chain(extra) {
+                    sends(pod, from, says_so && is_trusted);
+                }
+                for from in beyond {
+                    sends(pod, from, false);
+                }
+            }
+            sends(&target, inside[0], false);
         }
     }
 }

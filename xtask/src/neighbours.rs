@@ -3,8 +3,8 @@
 //! what finds it full fails with "Invalid argument" or is not answered: so a run makes room, and a
 //! run that was not allowed to says so when it fails. Must never change a verdict, only explain it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
 
 use crate::run::announce;
 
@@ -32,39 +32,77 @@ const TABLES: [Table; 2] = [
 /// Entries that two labs of many pods each never need, at some 400 bytes.
 const ROOM: [u64; 2] = [16_384, 32_768];
 
-/// Larger tables, until it is dropped; then they are as they were.
+/// Where the settings are written down that were before, and who holds it needs larger ones. Several
+/// runs share it; the last one puts back what the first one found, also if one was killed.
+const LOCK: &str = "/run/netpol-test-neighbours";
+
+/// Larger tables, until the last of those who want them is dropped; then they are as they were.
 pub(crate) struct Room {
-    before: Vec<(&'static str, u64)>,
+    shared: Option<File>,
 }
 
 impl Room {
     /// Leaves what is large enough, and what it may not change.
     pub(crate) fn make() -> Self {
-        let mut before = Vec::new();
-        for table in &TABLES {
-            // The hard one first: the soft one means nothing above it.
-            for (name, wanted) in [(table.hard, ROOM[1]), (table.soft, ROOM[0])] {
-                let Some(value) = setting(name).filter(|value| *value < wanted) else { continue };
-                match set(name, wanted) {
-                    Ok(()) => before.push((name, value)),
-                    Err(error) => announce(format_args!(
-                        "{name} stays {value}, which is too little for tests beside others: {error}"
-                    )),
-                }
-            }
-        }
-        Self { before }
+        let shared = enlarge().inspect_err(|error| {
+            announce(format_args!(
+                "the kernel's tables of neighbours stay as they are, which is too little for tests \
+                 beside others: {error}"
+            ));
+        });
+        Self { shared: shared.ok() }
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        for (name, value) in self.before.iter().rev() {
-            if let Err(error) = set(name, *value) {
-                announce(format_args!("{name} could not be set to {value} again: {error}"));
-            }
+        let Some(file) = self.shared.take() else { return };
+        if let Err(error) = restore(&file) {
+            announce(format_args!("the kernel's tables of neighbours stay large: {error}"));
         }
     }
+}
+
+fn enlarge() -> io::Result<File> {
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(LOCK)?;
+    file.lock()?;
+    let mut before = String::new();
+    file.read_to_string(&mut before)?;
+    let is_first = before.is_empty();
+    for table in &TABLES {
+        // The hard one first: the soft one means nothing above it.
+        for (name, wanted) in [(table.hard, ROOM[1]), (table.soft, ROOM[0])] {
+            let Some(value) = setting(name).filter(|value| *value < wanted) else { continue };
+            if is_first {
+                writeln!(file, "{name} {value}")?;
+            }
+            set(name, wanted)?;
+        }
+    }
+    file.lock_shared()?;
+    Ok(file)
+}
+
+fn restore(mut file: &File) -> io::Result<()> {
+    file.unlock()?;
+    match file.try_lock() {
+        Ok(()) => {}
+        // Somebody else still needs them.
+        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    let mut before = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut before)?;
+    for (name, value) in before.lines().rev().filter_map(|line| line.split_once(' ')) {
+        if let (true, Ok(value)) =
+            (TABLES.iter().any(|t| [t.hard, t.soft].contains(&name)), value.parse())
+        {
+            set(name, value)?;
+        }
+    }
+    file.set_len(0)
 }
 
 fn path(name: &str) -> String {

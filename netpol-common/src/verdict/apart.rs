@@ -102,11 +102,11 @@ fn judge_alone<M: Maps>(
     }
     let class = maps.class_of(&packet.remote);
     // Without ports only "everything" matches: protocol 255 (reserved) is in no port set.
-    let passes = maps.owns(endpoint.id, &packet.remote)
-        || maps.row_allows(endpoint.set(direction), class, NO_PORTS, 0);
-    if passes {
+    let is_to_itself = !arrival.is_towards_pod() && maps.owns(endpoint.id, &packet.remote);
+    if is_to_itself || maps.row_allows(endpoint.set(direction), class, NO_PORTS, 0) {
         // Whether it will be translated, as part of somebody's flow, cannot be told.
-        let is_stamped = !arrival.is_towards_pod() && !is_translated && is_transit_ready(maps);
+        let is_stamped =
+            !arrival.is_towards_pod() && !is_translated && (is_to_itself || is_transit_ready(maps));
         return Verdict { is_stamped, class, ..Verdict::PASS };
     }
     let reason =

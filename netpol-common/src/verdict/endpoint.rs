@@ -58,8 +58,8 @@ pub struct Arrival {
     pub is_from_node: bool,
     /// From the pod, and seen where it leaves the node or enters another pod: it was stamped.
     pub is_translated: bool,
-    /// From the pod, and known to come from an address of its own ([`layout::Endpoint::own4`]);
-    /// of others all that it has must be asked for.
+    /// From the pod, and known to come from an address of its own ([`layout::Endpoint::own4`]), or
+    /// from one that it forwards for; of others all that it has must be asked for.
     ///
     /// [`layout::Endpoint::own4`]: crate::layout::Endpoint::own4
     pub is_own_source: bool,

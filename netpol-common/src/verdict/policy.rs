@@ -29,14 +29,23 @@ pub fn judge_flow<M: Maps + ?Sized>(
             return judged;
         }
     }
+    // A pod always reaches itself, and knows what comes back by its own stamp: by the address alone
+    // anybody could pass for it. (That the two are the same says it of nearly all such packets
+    // without asking the table for all others.)
+    let to_itself = Judged { is_stamped: !is_translated, ..Judged::ALLOWED };
+    let is_to_itself = || is_egress && maps.owns(endpoint.id, &packet.remote);
+    if packet.remote.is_same(&packet.local) && is_to_itself() {
+        return to_itself;
+    }
     if set == 0 {
         return Judged::ALLOWED;
     }
     let port = if is_egress { packet.remote_port } else { packet.local_port };
     let class = maps.class_of(&packet.remote);
-    let is_allowed = maps.row_allows(set, class, packet.protocol, port)
-        // A pod always reaches itself.
-        || maps.owns(endpoint.id, &packet.remote);
+    let is_allowed = maps.row_allows(set, class, packet.protocol, port);
+    if !is_allowed && is_to_itself() {
+        return Judged { class, ..to_itself };
+    }
     if is_allowed && is_egress && !is_translated && maps.flags() & SERVICES_INCOMPLETE != 0 {
         // It may be a Service after all.
         return Judged { class, ..Judged::stamped_if(is_transit_ready(maps)) };

@@ -33,6 +33,11 @@ mod speaking;
 /// How long a wait for "in force" lets discovery look for a pod's interface.
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often attachments are compared with the kernel's where it does not tell of programs that
+/// went, and how long after it has told of some: the agent itself may take off more.
+const VERIFICATION: Duration = Duration::from_secs(1);
+const VERIFICATION_SOON: Duration = Duration::from_millis(100);
+
 /// How long `netpol status` tells that flows made room for others.
 const EVICTIONS_TOLD: Duration = Duration::from_secs(60);
 
@@ -72,7 +77,7 @@ pub struct Core {
     /// What could not be written for an endpoint, or (`None`) at all.
     failures: BTreeMap<Option<EndpointId>, String>,
     /// Numbers written down by the last state file and the journal.
-    written_ids: Ids,
+    written: journal::Written,
     /// The last state file has the endpoints of now.
     are_endpoints_written: bool,
     counters: AgentCounters,
@@ -85,6 +90,8 @@ pub struct Core {
     /// Waits whose barrier has passed, and until when they wait for interfaces.
     passed: Vec<Wait>,
     patience: Option<Instant>,
+    /// When to compare attachments with the kernel's before the next housekeeping.
+    verification: Option<Instant>,
     answers: Vec<Wait>,
 
     source_check: SourceCheck,
@@ -146,7 +153,7 @@ impl Core {
             numbers,
             findings: Vec::new(),
             failures: BTreeMap::new(),
-            written_ids,
+            written: journal::Written::of(written_ids),
             are_endpoints_written: false,
             counters: AgentCounters::default(),
             evictions: (0, None),
@@ -155,9 +162,10 @@ impl Core {
             pending: Vec::new(),
             passed: Vec::new(),
             patience: None,
+            verification: None,
             answers: Vec::new(),
             source_check: options.source_check,
-            speaking: speaking::Speaking::new(links),
+            speaking: speaking::Speaking::new(links, options.trust),
             sandboxes: Sandboxes::new(sandbox::read_all(&options.run_dir)),
             admissions: admission::Admissions::default(),
             installation: Report::default(),
@@ -198,15 +206,19 @@ impl Core {
         self.revision += changes.len() as u64;
         let begun = StdInstant::now();
         let mut is_local = false;
-        for mut change in changes {
+        let mut changes = changes.into_iter().peekable();
+        while let Some(mut change) = changes.next() {
             is_local |= self.note_local(&change);
             self.amend(&mut change);
-            if self.is_synced {
+            // What follows from one object without the others is nothing to be put in force before
+            // all are known. Policies that come together are put in force together: every verdict
+            // is that of before or that of after all of them.
+            let next = changes.peek().filter(|_| is_of_policy(&change));
+            if !self.is_synced || next.is_some_and(is_of_policy) {
+                self.compiler.take_in([change]);
+            } else {
                 let plan = self.compiler.apply(change);
                 self.carry_out(&plan);
-            } else {
-                // What follows from one object without the others is nothing to be put in force.
-                self.compiler.take_in([change]);
             }
         }
         if !self.is_synced {
@@ -215,6 +227,7 @@ impl Core {
         if is_local {
             self.watcher.rescan();
             self.rematch();
+            self.note_annotations();
         }
         self.note_policies();
         self.applied_revision = self.revision;
@@ -254,6 +267,7 @@ impl Core {
         self.note_policies();
         self.rematch();
         self.note_links();
+        self.note_prefixes();
         self.reconcile();
         self.numbers.forget_adopted();
         self.promote_endpoints();
@@ -271,8 +285,12 @@ impl Core {
 
     /// The interfaces have changed.
     pub fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        self.snapshot = snapshot;
+        let before = std::mem::replace(&mut self.snapshot, snapshot);
         self.is_dirty = true;
+        if before.n_filter_losses != self.snapshot.n_filter_losses {
+            let soon = Instant::now() + VERIFICATION_SOON;
+            self.verification = Some(self.verification.map_or(soon, |at| at.min(soon)));
+        }
         self.holders.forget_routes();
         self.note_node();
         self.note_interfaces();
@@ -407,7 +425,28 @@ impl Core {
         if !self.failures.is_empty() || !self.is_reconciled {
             self.reconcile();
         }
-        let (repaired, failures) = self.datapath.verify_attachments();
+        self.note_prefixes();
+        self.verify_attachments(true);
+        self.make_room();
+        self.note_evictions();
+        self.prune_sandboxes();
+        self.holders.forget_routes();
+        if self.holders.has_troubles() {
+            self.rematch();
+        }
+    }
+
+    /// Puts programs back that somebody took off: periodically, and when the kernel tells of filters
+    /// that went. `is_thorough`: tries again what could not be attached.
+    fn verify_attachments(&mut self, is_thorough: bool) {
+        // Of TCX programs the kernel does not tell.
+        let is_unheard = self.is_synced && self.datapath.attach_mode() == "tcx";
+        self.verification = is_unheard.then(|| Instant::now() + VERIFICATION);
+        if !self.is_reconciled {
+            return;
+        }
+        let (repaired, failures) = self.datapath.verify_attachments(is_thorough);
+        self.is_dirty |= !repaired.is_empty() || !failures.is_empty();
         for id in repaired {
             let endpoint = self.endpoint_name(id);
             tracing::warn!(endpoint, "the programs had been taken off its interface; put back");
@@ -420,13 +459,6 @@ impl Core {
         }
         for failure in failures.into_iter().chain(transit_failures) {
             self.note_failure(failure);
-        }
-        self.make_room();
-        self.note_evictions();
-        self.prune_sandboxes();
-        self.holders.forget_routes();
-        if self.holders.has_troubles() {
-            self.rematch();
         }
     }
 
@@ -481,7 +513,8 @@ impl Core {
     }
 
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        [self.patience, self.admissions.deadline(), self.holders.deadline].into_iter().flatten()
+        let own = [self.patience, self.verification];
+        own.into_iter().chain([self.admissions.deadline(), self.holders.deadline]).flatten()
     }
 
     /// A deadline has passed.
@@ -490,6 +523,14 @@ impl Core {
         self.is_dirty |= self.holders.deadline.is_some_and(|deadline| deadline <= Instant::now());
         self.note_troubles();
         self.settle_waits();
+        if self.verification.is_some_and(|at| at <= Instant::now()) {
+            if self.has_pending_guards() {
+                // What goes then is the agent's own doing, mostly.
+                self.verification = Some(Instant::now() + VERIFICATION_SOON);
+            } else {
+                self.verify_attachments(false);
+            }
+        }
     }
 
     /// Whether the state file is behind.
@@ -518,10 +559,14 @@ impl Core {
             return self.note_numbers();
         }
         let mut ids = self.compiler.export_ids();
-        for (content, id) in &self.written_ids.sets {
+        // One that says another thing by now was edited: what it says now is on its way to the maps.
+        let in_use: BTreeSet<u16> = ids.sets.values().copied().collect();
+        let written = &self.written.ids;
+        for (content, id) in written.sets.iter().filter(|(_, id)| !in_use.contains(id)) {
             ids.sets.entry(content.clone()).or_insert(*id);
         }
-        for (content, id) in &self.written_ids.classes {
+        ids.edits.extend(written.edits.iter().filter(|(id, _)| !in_use.contains(id)).cloned());
+        for (content, id) in &written.classes {
             ids.classes.entry(content.clone()).or_insert(*id);
         }
         let state = self.state_with(ids);
@@ -535,14 +580,14 @@ impl Core {
         if let Err(error) = journal::append(&self.run_dir, &news) {
             self.note_unwritten(&error);
         }
-        journal::merge(&mut self.written_ids, news);
+        self.written.add(news);
     }
 
     fn store(&mut self, state: &State) {
         if let Err(error) = files::write_state(&self.run_dir, state) {
             self.note_unwritten(&error);
         }
-        self.written_ids = state.ids.clone();
+        self.written = journal::Written::of(state.ids.clone());
         self.are_endpoints_written = true;
         // All of them are written now.
         let _ = self.compiler.new_ids();
@@ -567,7 +612,7 @@ impl Core {
         let mut ids = self.compiler.export_ids();
         if !self.is_reconciled {
             // The maps are still an earlier agent's, and so are the numbers in them.
-            ids.clone_from(&self.written_ids);
+            ids.clone_from(&self.written.ids);
         }
         Published {
             state: self.state_with(ids),
@@ -617,7 +662,9 @@ impl Core {
             notes.push(capacity::evictions(self.evictions.0, &self.flow_uses()));
         }
         Status {
-            ready: self.is_all_in_force() && !self.findings.iter().any(|f| self.is_lost(f)),
+            ready: self.is_all_in_force()
+                && !self.source_errors.keys().any(|object| is_unused(object))
+                && !self.findings.iter().any(|finding| self.is_lost(finding)),
             source: SourceStatus {
                 kind: self.source_kind.to_owned(),
                 synced: self.is_synced,
@@ -669,6 +716,16 @@ impl Core {
         self.write_state(published);
         let _ = std::fs::remove_file(socket_path(&self.run_dir));
     }
+}
+
+/// Whether a problem of the source's is that something of it is not used; not that it cannot be
+/// watched, while what is known of it stays in force.
+fn is_unused(object: &str) -> bool {
+    !object.starts_with("watch ")
+}
+
+fn is_of_policy(change: &Change) -> bool {
+    matches!(change, Change::Policy(_) | Change::PolicyGone(_))
 }
 
 /// Gives numbers that the maps hold, but of which nobody knows any more what they stand for, a

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -11,9 +12,19 @@ use super::journal;
 use super::state::{State, VERSION, socket_path, state_path};
 use crate::lock::Lock;
 
+/// An unfinished state file.
+const DRAFT: &str = "state.json.new";
+
 /// Makes the directory and takes it for this process.
 pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
-    fs::create_dir_all(run_dir)
+    // What policies say of whom, and who is connected to whom, is nobody else's business. (A
+    // directory that others use as well stays as it is.)
+    let draft = run_dir.join(DRAFT);
+    let is_ours = [state_path(run_dir), draft].iter().any(|path| path.exists());
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
         .with_context(|| format!("create directory {}", run_dir.display()))?;
     let path = run_dir.join("lock");
     let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
@@ -27,6 +38,10 @@ pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
             run_dir.display()
         );
     };
+    if is_ours {
+        let private = fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700));
+        private.with_context(|| format!("change the mode of {}", run_dir.display()))?;
+    }
     // A socket that an agent left behind when it was killed.
     let _ = fs::remove_file(socket_path(run_dir));
     Ok(lock)
@@ -63,10 +78,43 @@ pub fn read_state(run_dir: &Path) -> Option<State> {
 /// Replaces the state file in one step; the journal is void then.
 pub fn write_state(run_dir: &Path, state: &State) -> Result<()> {
     let path = state_path(run_dir);
-    let draft = run_dir.join("state.json.new");
-    let mut file = File::create(&draft).with_context(|| format!("create {}", draft.display()))?;
+    let draft = run_dir.join(DRAFT);
+    // An earlier release has left a draft that everybody could read.
+    let _ = fs::remove_file(&draft);
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .with_context(|| format!("create {}", draft.display()))?;
     let text = serde_json::to_vec(state).context("encode the state")?;
     file.write_all(&text).with_context(|| format!("write {}", draft.display()))?;
     fs::rename(&draft, &path).with_context(|| format!("replace {}", path.display()))?;
     journal::clear(run_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::observe::names::tests::state;
+
+    #[test]
+    fn what_is_in_the_run_directory_is_for_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        fs::create_dir(&run_dir).unwrap();
+        fs::write(run_dir.join("state.json.new"), "of an earlier release").unwrap();
+        let _lock = prepare_run_dir(&run_dir).unwrap();
+        write_state(&run_dir, &state(vec![])).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&run_dir), 0o700);
+        assert_eq!(mode(&state_path(&run_dir)), 0o600);
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o755)).unwrap();
+        let _other_lock = prepare_run_dir(&shared).unwrap();
+        assert_eq!(mode(&shared), 0o755, "it may be others' too");
+    }
 }

@@ -3,9 +3,11 @@
 //! in force; once it is written, the journal is void. Must never give a number two meanings: one
 //! that seems to have two has none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, OpenOptions};
+use std::hash::Hash;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -25,6 +27,7 @@ pub fn append(run_dir: &Path, news: &Ids) -> Result<()> {
     OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(&path)
         .and_then(|mut file| file.write_all(&line))
         .with_context(|| format!("write {}", path.display()))
@@ -44,23 +47,55 @@ pub fn clear(run_dir: &Path) -> Result<()> {
 /// Adds what the journal says to what the state file says.
 pub fn read(run_dir: &Path, ids: &mut Ids) {
     let text = fs::read_to_string(path(run_dir)).unwrap_or_default();
+    let mut written = Written::of(std::mem::take(ids));
     // A line that is not whole was being written, and nothing in it was used yet.
     for news in text.lines().filter_map(|line| serde_json::from_str::<Ids>(line).ok()) {
-        merge(ids, news);
+        written.add(news);
+    }
+    *ids = written.ids;
+}
+
+/// What is written down, and which numbers that names.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// The numbers and what they stand for.
+    pub ids: Ids,
+    sets: HashSet<u16>,
+    classes: HashSet<u32>,
+}
+
+impl Written {
+    /// What the state file says.
+    pub fn of(ids: Ids) -> Self {
+        let sets = ids.sets.values().copied().collect();
+        let classes = ids.classes.values().copied().collect();
+        Self { ids, sets, classes }
+    }
+
+    /// Adds numbers that were written down later.
+    pub fn add(&mut self, news: Ids) {
+        let ids = &mut self.ids;
+        if !news.sets.is_empty() {
+            // What was edited under the number before was another set.
+            let given: HashSet<u16> = news.sets.values().copied().collect();
+            ids.edits.retain(|(id, _)| !given.contains(id));
+        }
+        add_kind(&mut ids.sets, &mut self.sets, news.sets);
+        add_kind(&mut ids.classes, &mut self.classes, news.classes);
+        ids.edits.extend(news.edits);
+        (ids.next_set, ids.next_class) = (news.next_set, news.next_class);
     }
 }
 
-/// Adds numbers that were written down later.
-pub fn merge(ids: &mut Ids, news: Ids) {
-    merge_kind(&mut ids.sets, news.sets);
-    merge_kind(&mut ids.classes, news.classes);
-    (ids.next_set, ids.next_class) = (news.next_set, news.next_class);
-}
-
-fn merge_kind<N: Copy + Eq>(ids: &mut BTreeMap<String, N>, news: BTreeMap<String, N>) {
+fn add_kind<N: Copy + Eq + Hash>(
+    ids: &mut BTreeMap<String, N>,
+    numbers: &mut HashSet<N>,
+    news: BTreeMap<String, N>,
+) {
     for (content, id) in news {
-        let other = ids.iter().find(|(other, known)| **known == id && **other != content);
-        match other.map(|(other, _)| other.clone()) {
+        let is_known = !numbers.insert(id);
+        let is_other = |(other, known): &(&String, &N)| **known == id && **other != content;
+        match ids.iter().filter(|_| is_known).find(is_other).map(|(other, _)| other.clone()) {
             Some(other) => {
                 // Who uses it now keeps it from everybody until it is out of the maps.
                 ids.remove(&other);
@@ -101,6 +136,21 @@ mod tests {
     }
 
     #[test]
+    fn edits_are_kept_in_their_order_until_their_number_is_given_anew() {
+        let edited = |id, what: &str| Ids { edits: vec![(id, what.to_owned())], ..Ids::default() };
+        let mut written = Written::of(ids(&[("a", 1), ("b", 2)], 3));
+        for (id, what) in [(1, "x"), (2, "y"), (1, "z")] {
+            written.add(edited(id, what));
+        }
+        let texts = |written: &Written| {
+            written.ids.edits.iter().map(|(id, what)| format!("{id}{what}")).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(&written), ["1x", "2y", "1z"]);
+        written.add(Ids { edits: vec![(1, "w".to_owned())], ..ids(&[("a", 1)], 3) });
+        assert_eq!(texts(&written), ["2y", "1w"]);
+    }
+
+    #[test]
     fn a_line_that_was_cut_off_is_as_if_it_had_not_been_begun() {
         let dir = tempfile::tempdir().unwrap();
         append(dir.path(), &ids(&[("a", 1)], 2)).unwrap();
@@ -117,8 +167,8 @@ mod tests {
 
     #[test]
     fn a_number_with_two_meanings_has_none() {
-        let mut found = ids(&[("a", 1), ("b", 2)], 3);
-        merge(&mut found, ids(&[("c", 1)], 3));
-        assert_eq!(found, ids(&[("b", 2)], 3));
+        let mut written = Written::of(ids(&[("a", 1), ("b", 2)], 3));
+        written.add(ids(&[("c", 1)], 3));
+        assert_eq!(written.ids, ids(&[("b", 2)], 3));
     }
 }

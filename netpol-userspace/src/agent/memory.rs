@@ -137,6 +137,7 @@ fn pod(remembered: &Remembered) -> Pod {
         finished: false,
         running: false,
         ports: remembered.ports.iter().filter_map(port).collect(),
+        annotations: None,
         created: remembered.created,
     }
 }
@@ -195,6 +196,7 @@ mod tests {
             finished: false,
             running: false,
             ports: vec![port],
+            annotations: None,
             created: 900,
         }
     }

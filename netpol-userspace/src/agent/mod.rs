@@ -3,6 +3,7 @@
 //! One task owns all of the state and handles one event at a time; everything else only sends to
 //! it. Nothing is removed from the kernel before every source has synced.
 
+pub mod annotations;
 mod answers;
 mod capacity;
 mod core;
@@ -19,6 +20,7 @@ mod serve;
 pub mod state;
 mod view;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +82,10 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
         log: options.datapath_log,
     };
     let mut datapath = Datapath::open(&pins, &load, options.attach)?;
+    if !options.trust.is_some() {
+        // An earlier agent may have been told to believe annotations.
+        datapath.set_source_prefixes(BTreeSet::new())?;
+    }
     if options.datapath_log {
         forward_datapath_log(&mut datapath)?;
     }
@@ -171,7 +177,7 @@ async fn start_source(
     events: mpsc::Sender<source::Event>,
 ) -> Result<(Handle, &'static str)> {
     if let Some(dir) = &options.manifests {
-        let handle = source::spawn_manifests(dir, events)
+        let handle = source::spawn_manifests(dir, &options.run_dir, events)
             .with_context(|| format!("watch the manifests in {}", dir.display()))?;
         return Ok((handle, "manifests"));
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tokio::sync::watch;
 
+use super::annotations::Trust;
 use crate::datapath::{AttachMode, Limits};
 
 /// What `netpol agent` runs with.
@@ -35,6 +36,8 @@ pub struct Options {
     pub attach: AttachMode,
     /// Which pods may send from their own addresses only.
     pub source_check: SourceCheck,
+    /// Which annotations of pods say from where they may send.
+    pub trust: Trust,
     /// The bit of packets' marks that the programs may use.
     pub mark_bit: u32,
     /// How much the tables may hold.

@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::cni::{BIN_DIR, entry};
 use super::places::{BPFFS, RUN_DIR};
+use crate::agent::annotations::Trust;
 use crate::agent::{self, Installer, Options, SourceCheck};
 use crate::cni::install::Places;
 use crate::cni::{OnUnreachable, upkeep};
@@ -76,6 +77,17 @@ pub struct AgentArgs {
     /// declared to be theirs is dropped, and what they say of such in ARP and neighbour discovery
     #[arg(long, env = "NETPOL_SOURCE_CHECK", value_enum, default_value = "all")]
     pub source_check: Sources,
+
+    /// Annotations of pods that say from where they may send, beside the addresses in their status.
+    /// Whoever may write pods writes them [default: none]
+    #[arg(
+        long,
+        env = "NETPOL_TRUST_ANNOTATIONS",
+        value_enum,
+        value_name = "WHICH",
+        value_delimiter = ','
+    )]
+    pub trust_annotations: Vec<Annotation>,
 
     /// The proxy of this node, by the name that Services give to it in their label
     /// service.kubernetes.io/service-proxy-name; others are judged by the addresses that they have
@@ -157,6 +169,15 @@ pub enum Sources {
     Off,
 }
 
+/// An annotation of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Annotation {
+    /// k8s.v1.cni.cncf.io/network-status, by Multus: further addresses of the pod
+    NetworkStatus,
+    /// netpol.dev/source-prefixes: blocks and addresses that the pod forwards for
+    SourcePrefixes,
+}
+
 /// On or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -199,6 +220,10 @@ impl AgentArgs {
                 Sources::All => SourceCheck::All,
                 Sources::Isolated => SourceCheck::Isolated,
                 Sources::Off => SourceCheck::Off,
+            },
+            trust: Trust {
+                network_status: self.trust_annotations.contains(&Annotation::NetworkStatus),
+                source_prefixes: self.trust_annotations.contains(&Annotation::SourcePrefixes),
             },
             attach: match self.attach {
                 Attach::Auto => AttachMode::Auto,
@@ -339,6 +364,7 @@ mod tests {
         assert_eq!(options.metrics_address, Some("127.0.0.1:9642".parse().unwrap()));
         assert_eq!(options.attach, AttachMode::Auto);
         assert_eq!(options.source_check, SourceCheck::All);
+        assert_eq!(options.trust, Trust::default());
         assert!(!options.keep_established && !options.datapath_log);
         assert!(options.mount_bpffs);
         assert_eq!(options.mark_bit, 0x1000);
@@ -353,6 +379,7 @@ mod tests {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --mount-bpffs off --established keep --attach clsact --source-check off \
+             --trust-annotations network-status,source-prefixes \
              --mark-bit 0x80000000 --service-proxy-name mine --flow-table-size 512000 --flow-table-size-ipv6 4096 --datapath-log --log-format json --limit blocks=3 --limit rows=4",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
@@ -365,6 +392,7 @@ mod tests {
         assert_eq!(options.flow_buckets, [131_072, 1_024]);
         assert_eq!(options.attach, AttachMode::Clsact);
         assert_eq!(options.source_check, SourceCheck::Off);
+        assert_eq!(options.trust, Trust { network_status: true, source_prefixes: true });
         assert!(options.keep_established && options.datapath_log);
         assert!(!options.mount_bpffs);
         let limits = Limits { blocks: 3, rows: 4, ..Limits::default() };

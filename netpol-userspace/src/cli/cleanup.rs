@@ -15,6 +15,7 @@ use crate::agent::{journal, sandbox};
 use crate::datapath::cleanup::{Summary, cleanup};
 use crate::datapath::{DatapathError, Pins};
 use crate::observe::node::Node;
+use crate::source::kept;
 
 /// End enforcement on this node and remove everything netpol left
 ///
@@ -69,6 +70,10 @@ fn stay(out: &mut dyn Write) -> Result<()> {
 
 fn clean_up(args: &Args, out: &mut dyn Write) -> Result<bool> {
     let run_dir = &args.places.run_dir;
+    if !rustix::process::geteuid().is_root() {
+        // Who may not look would find nothing there.
+        bail!("only root can see and remove what netpol has left: try again with sudo");
+    }
     // A state file that cannot be read must not keep anyone from cleaning up.
     let node = Node::read(run_dir).unwrap_or_else(|error| {
         note(&format!("{error:#}; it is removed all the same"));
@@ -100,6 +105,8 @@ fn clean_up(args: &Args, out: &mut dyn Write) -> Result<bool> {
     }
     // What the CNI plugin wrote, none of which is needed to find pods again by their status.
     let _ = fs::remove_dir_all(sandbox::directory(run_dir));
+    // Copies of manifests.
+    kept::remove(run_dir);
     // Others may use the directory too.
     let _ = fs::remove_dir(run_dir);
     write!(out, "{}", text(&summary, &pins.bpffs, &files))?;

@@ -134,13 +134,16 @@ fn text(status: &Status) -> String {
 fn progress(status: &Status) -> &'static str {
     let Status { ready, source, datapath } = status;
     match (ready, source.synced) {
-        (true, _) if !datapath.errors.is_empty() || !source.errors.is_empty() => {
-            "everything that could be used is in force; what follows could not, or deserves a look"
+        (true, _) if !datapath.errors.is_empty() => {
+            "everything read so far is in force; what follows deserves a look"
         }
         (true, _) => "everything read so far is in force",
         (false, false) => "the source has not been read completely",
         (false, true) if source.revision > datapath.applied_revision => {
             "changes have been read that are not in force yet"
+        }
+        (false, true) if !source.errors.is_empty() => {
+            "what could be used is in force; what follows could not"
         }
         (false, true) if !datapath.errors.is_empty() => {
             "not everything could be put in force, see below"

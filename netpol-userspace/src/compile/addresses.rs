@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 
 use super::ClassId;
 use super::atoms::AtomId;
+use super::few::Few;
 use crate::model::{Cluster, ObjectName};
 
 /// What is known of one block; an address is a block of full length.
@@ -16,7 +17,7 @@ use crate::model::{Cluster, ObjectName};
 pub(super) struct Entry {
     /// The pod that has the address.
     pub owner: Option<ObjectName>,
-    /// The block atom, if a policy in use names exactly this block.
+    /// A block atom, if a policy in use names exactly this block.
     pub cidr: Option<AtomId>,
     /// The class it is stored with, `NONE` if it is not stored.
     pub class: ClassId,
@@ -32,9 +33,11 @@ impl Default for Entry {
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     entries: BTreeMap<IpNet, Entry>,
+    /// The other atoms of blocks that have several. Apart, since there is an entry for each pod.
+    other_cidrs: FxHashMap<IpNet, Few<AtomId>>,
     /// Addresses that more than one pod claims, with all claimants.
     contested: FxHashMap<IpAddr, Vec<ObjectName>>,
-    /// How many block atoms have each prefix length, for IPv4 and IPv6.
+    /// How many blocks with atoms have each prefix length, for IPv4 and IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
 }
 
@@ -114,14 +117,33 @@ impl Addresses {
 
     /// A block atom exists from now on.
     pub fn add_block(&mut self, block: IpNet, atom: AtomId) {
-        self.entries.entry(block).or_default().cidr = Some(atom);
+        let cidr = &mut self.entries.entry(block).or_default().cidr;
+        if cidr.is_some() {
+            self.other_cidrs.entry(block).or_default().insert(atom);
+            return;
+        }
+        *cidr = Some(atom);
         *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
     }
 
     /// A block atom is gone.
-    pub fn remove_block(&mut self, block: IpNet) {
-        if let Some(entry) = self.entries.get_mut(&block) {
+    pub fn remove_block(&mut self, block: IpNet, atom: AtomId) {
+        let Some(entry) = self.entries.get_mut(&block) else { return };
+        let others = self.other_cidrs.get_mut(&block);
+        if entry.cidr == Some(atom) {
             entry.cidr = None;
+            if let Some(others) = others {
+                entry.cidr = others.iter().next();
+                entry.cidr.map(|cidr| others.remove(cidr));
+            }
+        } else if let Some(others) = others {
+            others.remove(atom);
+        }
+        if self.other_cidrs.get(&block).is_some_and(Few::is_empty) {
+            self.other_cidrs.remove(&block);
+        }
+        if entry.cidr.is_some() {
+            return;
         }
         let lengths = &mut self.lengths[family(&block)];
         if let Some(n_blocks) = lengths.get_mut(&block.prefix_len()) {
@@ -132,16 +154,29 @@ impl Addresses {
         }
     }
 
-    /// The entries of all block atoms that contain `block`, itself included, longest first.
-    pub fn containing(&self, block: IpNet) -> impl Iterator<Item = (AtomId, ClassId)> {
+    /// The blocks with atoms that contain `block`, itself included, longest first: an atom and the
+    /// class of each.
+    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, AtomId, ClassId)> {
         self.lengths[family(&block)].range(..=block.prefix_len()).rev().filter_map(
             move |(&length, _)| {
                 let outer =
                     IpNet::new(block.addr(), length).expect("invariant: shorter than the block");
-                let entry = self.entries.get(&outer.trunc())?;
-                Some((entry.cidr?, entry.class))
+                let outer = outer.trunc();
+                let entry = self.entries.get(&outer)?;
+                Some((outer, entry.cidr?, entry.class))
             },
         )
+    }
+
+    /// The atoms of all blocks that contain `block`, itself included.
+    pub fn atoms_around(&self, block: IpNet) -> impl Iterator<Item = AtomId> {
+        self.containing(block).flat_map(|(outer, atom, _)| {
+            let others = match self.other_cidrs.is_empty() {
+                true => None,
+                false => self.other_cidrs.get(&outer),
+            };
+            others.into_iter().flat_map(Few::iter).chain([atom])
+        })
     }
 
     /// Every stored address and block inside one of `blocks`, these included, each once. Pod
@@ -171,7 +206,7 @@ impl Addresses {
     /// The class that longest-prefix match gives to `block` while it is not stored itself.
     pub fn class_around(&self, block: IpNet) -> ClassId {
         let outer = block.supernet().and_then(|outer| self.containing(outer).next());
-        outer.map_or(ClassId::NONE, |(_, class)| class)
+        outer.map_or(ClassId::NONE, |(_, _, class)| class)
     }
 
     /// The class that longest-prefix match gives to `block`.

@@ -8,10 +8,17 @@ use crate::model::{Labels, NamespaceScope, Operator, Selector, Str};
 
 type ByLabel = FxHashMap<Str, FxHashMap<Str, Vec<AtomId>>>;
 
+/// Selector atoms of one namespace.
+#[derive(Debug, Default)]
+struct Here {
+    by_pod_label: ByLabel,
+    anywhere: Vec<AtomId>,
+}
+
 /// Selector atoms by anchor.
 #[derive(Debug, Default)]
 pub(super) struct Anchors {
-    by_namespace: FxHashMap<Str, Vec<AtomId>>,
+    by_namespace: FxHashMap<Str, Here>,
     by_pod_label: ByLabel,
     by_namespace_label: ByLabel,
     anywhere: Vec<AtomId>,
@@ -36,10 +43,11 @@ impl Anchors {
         labels: &Labels,
         mut found: impl FnMut(AtomId),
     ) {
-        self.by_namespace.get(namespace).into_iter().flatten().copied().for_each(&mut found);
-        for (index, labels) in
-            [(&self.by_pod_label, labels), (&self.by_namespace_label, namespace_labels)]
-        {
+        let here = self.by_namespace.get(namespace);
+        here.into_iter().flat_map(|here| &here.anywhere).copied().for_each(&mut found);
+        let here = here.map(|here| (&here.by_pod_label, labels));
+        let wide = [(&self.by_pod_label, labels), (&self.by_namespace_label, namespace_labels)];
+        for (index, labels) in wide.into_iter().chain(here) {
             if index.is_empty() {
                 continue;
             }
@@ -59,29 +67,42 @@ impl Anchors {
         pods: &Selector,
         mut edit: impl FnMut(&mut Vec<AtomId>),
     ) {
-        let (index, key, values) = match namespaces {
-            NamespaceScope::Named(name) => {
-                edit_and_prune(&mut self.by_namespace, name, edit);
-                return;
-            }
-            NamespaceScope::Matching(selector) => {
-                if let Some((key, values)) = anchor(pods) {
-                    (&mut self.by_pod_label, key, values)
-                } else if let Some((key, values)) = anchor(selector) {
-                    (&mut self.by_namespace_label, key, values)
-                } else {
-                    edit(&mut self.anywhere);
-                    return;
+        match (namespaces, anchor(pods)) {
+            (NamespaceScope::Named(name), anchor) => {
+                let here = self.by_namespace.entry(name.clone()).or_default();
+                match anchor {
+                    Some((key, values)) => edit_label(&mut here.by_pod_label, key, values, edit),
+                    None => edit(&mut here.anywhere),
+                }
+                if here.by_pod_label.is_empty() && here.anywhere.is_empty() {
+                    self.by_namespace.remove(name);
                 }
             }
-        };
-        let by_value = index.entry(key.clone()).or_default();
-        for value in values {
-            edit_and_prune(by_value, value, &mut edit);
+            (NamespaceScope::Matching(_), Some((key, values))) => {
+                edit_label(&mut self.by_pod_label, key, values, edit);
+            }
+            (NamespaceScope::Matching(selector), None) => match anchor(selector) {
+                Some((key, values)) => {
+                    edit_label(&mut self.by_namespace_label, key, values, edit);
+                }
+                None => edit(&mut self.anywhere),
+            },
         }
-        if by_value.is_empty() {
-            index.remove(key);
-        }
+    }
+}
+
+fn edit_label(
+    index: &mut ByLabel,
+    key: &Str,
+    values: &[Str],
+    mut edit: impl FnMut(&mut Vec<AtomId>),
+) {
+    let by_value = index.entry(key.clone()).or_default();
+    for value in values {
+        edit_and_prune(by_value, value, &mut edit);
+    }
+    if by_value.is_empty() {
+        index.remove(key);
     }
 }
 

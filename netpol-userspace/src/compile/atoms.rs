@@ -1,6 +1,11 @@
 //! Atoms: the distinct peer predicates that the policies of local endpoints use, interned, and the
 //! index that finds those a pod may satisfy. Must never hold an atom that no set in use mentions
 //! for longer than one settle.
+//!
+//! An atom may be *renewed*: another number that says the same, for a set that is edited in place
+//! ([`Sets::edit`](super::sets::Sets::edit)). Whoever satisfies one satisfies the other, but
+//! classes tell them apart, so that the set's rows for the classes of before can stay as they are.
+//! What sets say is written with the first number of all, the *meaning*.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,6 +14,7 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::anchors::Anchors;
+use super::few::Few;
 use super::{ClassId, SetId};
 use crate::model::{Labels, NamedPort, NamespaceScope, Pod, Protocol, Selector, Str};
 
@@ -44,17 +50,29 @@ impl Atom {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct AtomId(u32);
 
-/// A live atom and who refers to it.
+/// An atom and who refers to it.
 #[derive(Debug)]
 pub(super) struct Known {
     /// What it says.
     pub atom: Arc<Atom>,
+    /// The number that sets write it with: its own, unless it is a renewal.
+    pub meaning: AtomId,
+    /// Tells renewals of one atom apart; 0 for the meaning.
+    pub turn: u32,
     /// Sets that mention it. Empty for port atoms: sets mention the name, see [`NameUse`].
-    pub sets: FxHashSet<SetId>,
+    pub sets: Few<SetId>,
     /// Classes that contain it.
-    pub classes: FxHashSet<ClassId>,
-    /// For port atoms: pods that hold it.
-    holders: u32,
+    pub classes: Few<ClassId>,
+    /// Of a meaning: what a set that mentions it from now on should mention.
+    current: AtomId,
+    /// Of a meaning: sets that write it, and its renewals.
+    n_writers: u32,
+    /// Pods that hold it.
+    n_holders: u32,
+    /// Pods and addresses are held against it, or will be.
+    is_active: bool,
+    /// They have been.
+    is_matched: bool,
 }
 
 /// A (protocol, name) pair that egress rules in use mention.
@@ -72,6 +90,8 @@ pub(super) struct Atoms {
     slots: Vec<Option<Known>>,
     free: Vec<AtomId>,
     by_content: HashMap<Arc<Atom>, AtomId>,
+    renewed: FxHashMap<(AtomId, u32), AtomId>,
+    last_turn: u32,
     anchors: Anchors,
     names: FxHashMap<(Protocol, Str), NameUse>,
     /// Selector and block atoms that no pod or address has been held against yet.
@@ -100,31 +120,78 @@ impl Atoms {
         if let Some(&id) = self.by_content.get(&atom) {
             return id;
         }
+        let atom = Arc::new(atom);
+        let id = self.put(atom.clone(), None, 0);
+        if let Atom::Port(port) = &*atom {
+            let name = self.names.entry((port.protocol, port.name.clone())).or_default();
+            name.numbers.insert(port.port, id);
+        }
+        self.by_content.insert(atom, id);
+        id
+    }
+
+    fn put(&mut self, atom: Arc<Atom>, meaning: Option<AtomId>, turn: u32) -> AtomId {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             AtomId(u32::try_from(self.slots.len() - 1).expect("invariant: atoms fit into memory"))
         });
-        let atom = Arc::new(atom);
-        match &*atom {
-            Atom::Pods { namespaces, pods } => {
-                self.anchors.insert(id, namespaces, pods);
-                self.fresh.push(id);
-            }
-            Atom::Cidr(_) => self.fresh.push(id),
-            Atom::Port(port) => {
-                let name = self.names.entry((port.protocol, port.name.clone())).or_default();
-                name.numbers.insert(port.port, id);
-            }
-        }
-        self.by_content.insert(atom.clone(), id);
         self.slots[id.0 as usize] = Some(Known {
             atom,
-            sets: FxHashSet::default(),
-            classes: FxHashSet::default(),
-            holders: 0,
+            meaning: meaning.unwrap_or(id),
+            turn,
+            sets: Few::None,
+            classes: Few::None,
+            current: id,
+            n_writers: 0,
+            n_holders: 0,
+            is_active: false,
+            is_matched: false,
         });
         self.maybe_dead.push(id);
         id
+    }
+
+    /// What a set that mentions this meaning should mention, which other sets may do as well.
+    pub fn current(&self, meaning: AtomId) -> AtomId {
+        self.get(meaning).current
+    }
+
+    /// What a set should mention whose rows must not depend on whether a class of before has this
+    /// atom: itself if no class can have it, else a renewal, the current one from now on.
+    pub fn renew(&mut self, meaning: AtomId) -> AtomId {
+        let current = self.current(meaning);
+        if !self.get(current).is_active {
+            return current;
+        }
+        self.last_turn = self.last_turn.wrapping_add(1).max(1);
+        self.renewal(meaning, self.last_turn)
+    }
+
+    /// The renewal of that turn; 0 is the meaning itself.
+    pub fn renewal(&mut self, meaning: AtomId, turn: u32) -> AtomId {
+        if turn == 0 {
+            return meaning;
+        }
+        if let Some(&id) = self.renewed.get(&(meaning, turn)) {
+            return id;
+        }
+        self.last_turn = self.last_turn.max(turn);
+        let id = self.put(self.get(meaning).atom.clone(), Some(meaning), turn);
+        self.renewed.insert((meaning, turn), id);
+        self.write(meaning);
+        self.get_mut(meaning).current = id;
+        id
+    }
+
+    /// Notes that a set writes a meaning.
+    pub fn write(&mut self, meaning: AtomId) {
+        self.get_mut(meaning).n_writers += 1;
+    }
+
+    /// Notes that a set no longer writes it.
+    pub fn unwrite(&mut self, meaning: AtomId) {
+        self.get_mut(meaning).n_writers -= 1;
+        self.maybe_dead.push(meaning);
     }
 
     /// The use of a name, if any set mentions it.
@@ -139,17 +206,25 @@ impl Atoms {
             Atom::Port(port) => self.name(port.protocol, &port.name),
             Atom::Pods { .. } | Atom::Cidr(_) => None,
         };
-        known.sets.iter().chain(by_name.into_iter().flat_map(|name| &name.sets)).copied()
+        known.sets.iter().chain(by_name.into_iter().flat_map(|name| &name.sets).copied())
     }
 
     /// Notes that a set mentions an atom.
     pub fn mention(&mut self, id: AtomId, set: SetId) {
-        self.get_mut(id).sets.insert(set);
+        let known = self.get_mut(id);
+        known.sets.insert(set);
+        if !std::mem::replace(&mut known.is_active, true) {
+            let atom = known.atom.clone();
+            if let Atom::Pods { namespaces, pods } = &*atom {
+                self.anchors.insert(id, namespaces, pods);
+            }
+            self.fresh.push(id);
+        }
     }
 
     /// Notes that a set no longer mentions an atom.
     pub fn unmention(&mut self, id: AtomId, set: SetId) {
-        self.get_mut(id).sets.remove(&set);
+        self.get_mut(id).sets.remove(set);
         self.maybe_dead.push(id);
     }
 
@@ -199,12 +274,12 @@ impl Atoms {
     /// Notes what a pod holds now instead of `before`, which matters for port atoms only.
     pub fn hold(&mut self, before: &[AtomId], now: &[AtomId]) {
         for &id in now {
-            self.get_mut(id).holders += 1;
+            self.get_mut(id).n_holders += 1;
         }
         for &id in before {
             let known = self.get_mut(id);
-            known.holders -= 1;
-            if known.holders == 0 {
+            known.n_holders -= 1;
+            if known.n_holders == 0 {
                 self.maybe_dead.push(id);
             }
         }
@@ -227,14 +302,22 @@ impl Atoms {
         self.maybe_dead.sort_unstable();
         self.maybe_dead.dedup();
         let mut dead = Vec::new();
-        for &id in &self.maybe_dead {
-            let known = self.slots[id.0 as usize].as_ref();
-            let Some(known) = known.filter(|known| known.sets.is_empty()) else { continue };
+        for index in 0..self.maybe_dead.len() {
+            let id = self.maybe_dead[index];
+            let Some(known) = self.slots[id.0 as usize].as_mut() else { continue };
+            if !known.sets.is_empty() || !std::mem::take(&mut known.is_active) {
+                continue;
+            }
             if let Atom::Pods { namespaces, pods } = &*known.atom {
                 self.anchors.remove(id, namespaces, pods);
             }
-            if !matches!(&*known.atom, Atom::Port(_)) {
+            if std::mem::take(&mut known.is_matched) {
                 dead.push(id);
+            }
+            let meaning = known.meaning;
+            let meaning = self.get_mut(meaning);
+            if meaning.current == id {
+                meaning.current = meaning.meaning;
             }
         }
         dead
@@ -242,38 +325,40 @@ impl Atoms {
 
     /// Forgets atoms that nothing refers to.
     pub fn free_dead(&mut self) {
-        self.maybe_dead.sort_unstable();
-        self.maybe_dead.dedup();
-        for id in std::mem::take(&mut self.maybe_dead) {
+        while let Some(id) = self.maybe_dead.pop() {
             let slot = &mut self.slots[id.0 as usize];
-            let Some(known) = slot.take_if(|known| known.sets.is_empty() && known.holders == 0)
-            else {
+            let Some(known) = slot.take_if(|known| {
+                known.sets.is_empty()
+                    && !known.is_active
+                    && known.n_holders == 0
+                    && known.n_writers == 0
+            }) else {
                 continue;
             };
             debug_assert!(known.classes.is_empty(), "a class with a dead atom is dead too");
+            self.free.push(id);
+            if known.turn > 0 {
+                self.renewed.remove(&(known.meaning, known.turn));
+                self.unwrite(known.meaning);
+                continue;
+            }
             if let Atom::Port(port) = &*known.atom
                 && let Some(name) = self.names.get_mut(&(port.protocol, port.name.clone()))
             {
                 name.numbers.remove(&port.port);
             }
             self.by_content.remove(&known.atom);
-            self.free.push(id);
         }
     }
 
-    /// Forgets new atoms that no set came to mention, before any pod is held against them, and
-    /// hands over the rest.
+    /// Hands over the atoms that pods and addresses are to be held against.
     pub fn take_fresh(&mut self) -> Vec<AtomId> {
         let mut fresh = std::mem::take(&mut self.fresh);
-        fresh.retain(|&id| {
-            let slot = &mut self.slots[id.0 as usize];
-            let Some(unused) = slot.take_if(|known| known.sets.is_empty()) else { return true };
-            if let Atom::Pods { namespaces, pods } = &*unused.atom {
-                self.anchors.remove(id, namespaces, pods);
-            }
-            self.by_content.remove(&unused.atom);
-            self.free.push(id);
-            false
+        fresh.retain(|id| {
+            let known = self.slots[id.0 as usize].as_mut();
+            known.is_some_and(|known| {
+                known.is_active && !std::mem::replace(&mut known.is_matched, true)
+            })
         });
         fresh
     }

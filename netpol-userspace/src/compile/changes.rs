@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::wanted::Why;
 use super::{Compiler, Dirty, engine};
 use crate::model::{Change, Cluster, ObjectName, Pod, Str};
 
@@ -71,7 +72,7 @@ impl Compiler {
         }
         for endpoint in self.endpoints_in.get(&id.namespace).into_iter().flatten() {
             if self.endpoints[endpoint].may_be(&id) {
-                dirty.endpoints.insert(*endpoint);
+                dirty.look_at(*endpoint, Why::Pod);
             }
         }
         // Atoms that do not exist yet will look at all pods by themselves.
@@ -87,18 +88,23 @@ impl Compiler {
             self.cluster.apply(change);
             return;
         }
-        let before = self.cluster.policy(&id).map(|policy| policy.pods.clone());
+        let before = self.cluster.policy(&id).cloned();
         if !self.cluster.apply(change) {
             return;
         }
-        let now = self.cluster.policy(&id).map(|policy| &policy.pods);
+        let now = self.cluster.policy(&id);
+        if let Some(mentions) = self.mentions.get_mut(&id.namespace) {
+            before.iter().for_each(|policy| mentions.remove(policy));
+            now.into_iter().for_each(|policy| mentions.add(policy));
+        }
         for endpoint in here.into_iter().flatten() {
-            let selects =
-                |pod: &Pod| before.iter().chain(now).any(|selector| selector.matches(&pod.labels));
+            let selects = |pod: &Pod| before.iter().chain(now).any(|p| p.pods.matches(&pod.labels));
             if self.endpoints[endpoint].pods_now(&self.cluster).any(selects) {
-                dirty.endpoints.insert(*endpoint);
+                dirty.look_at(*endpoint, Why::Policy);
             }
         }
+        // Also if it selects none now: a pod may have had other labels in between.
+        dirty.policies.entry(id).or_insert(before);
     }
 
     /// Stores the change of a Service and notes that it changed.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::atoms::{AtomId, Atoms};
+use super::few::Few;
 use super::ids::IdPool;
 use super::{ClassId, SetId};
 
@@ -16,8 +17,9 @@ pub(super) struct Class {
     /// Its atoms, sorted.
     pub atoms: Arc<[AtomId]>,
     /// Sets that have a row for it.
-    pub sets: Vec<SetId>,
-    n_addresses: u32,
+    pub sets: Few<SetId>,
+    /// How many addresses and blocks have it.
+    pub n_addresses: u32,
 }
 
 /// All classes in use.
@@ -82,7 +84,7 @@ impl Classes {
             atoms.get_mut(atom).classes.insert(id);
         }
         self.by_content.insert(content.clone(), id);
-        self.by_id.insert(id, Class { atoms: content, sets: Vec::new(), n_addresses: 1 });
+        self.by_id.insert(id, Class { atoms: content, sets: Few::None, n_addresses: 1 });
         self.fresh.push(id);
         self.unnoted.push(id);
         id
@@ -105,7 +107,7 @@ impl Classes {
 
     /// Forgets classes that no address has any more and returns them with the sets that had rows
     /// for them.
-    pub fn take_dead(&mut self, atoms: &mut Atoms) -> Vec<(ClassId, Vec<SetId>)> {
+    pub fn take_dead(&mut self, atoms: &mut Atoms) -> Vec<(ClassId, Few<SetId>)> {
         let mut dead = Vec::new();
         for id in std::mem::take(&mut self.maybe_dead) {
             if self.by_id.get(&id).is_none_or(|class| class.n_addresses > 0) {
@@ -113,7 +115,7 @@ impl Classes {
             }
             let class = self.by_id.remove(&id).expect("invariant: just looked up");
             for &atom in &*class.atoms {
-                atoms.get_mut(atom).classes.remove(&id);
+                atoms.get_mut(atom).classes.remove(id);
             }
             self.by_content.remove(&class.atoms);
             self.ids.release(id.0);

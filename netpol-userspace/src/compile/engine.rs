@@ -17,8 +17,8 @@ use super::sets::Sets;
 use super::{Backend, ClassId, EndpointId, Plan, ServiceKey, SetId, Step, Verdict};
 use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
 
-/// From how many new selectors on over many namespaces all pods are looked at once, instead of
-/// all pods for each selector.
+/// From how many new selectors on over many namespaces, or over one, all pods there are looked at
+/// once, instead of all pods for each selector.
 const MANY_SELECTORS: usize = 8;
 
 /// An endpoint that is no Service's backend: ids start at 1.
@@ -97,6 +97,8 @@ impl Engine {
     /// itself did to pods can differ. Returns the rows to add first, then the moves.
     pub fn advance(&mut self, cluster: &Cluster, mut touched: Touched) -> (Plan, Vec<Move>) {
         touched.blocks.extend(std::mem::take(&mut self.unnumbered));
+        // Those that only sets mentioned that were edited in place: see [`Sets::edit`].
+        touched.blocks.extend(self.drop_dead_atoms(cluster));
         self.match_fresh(cluster, &mut touched);
         let moves = self.reclassify(touched.blocks);
         (self.add_fresh_rows(), moves)
@@ -130,7 +132,23 @@ impl Engine {
                 self.refresh_pod(cluster, pod, &mut touched.blocks);
             }
         } else {
+            let mut by_namespace: FxHashMap<&Str, usize> = FxHashMap::default();
             for atom in &selectors {
+                if let Atom::Pods { namespaces: NamespaceScope::Named(name), .. } = &**atom {
+                    *by_namespace.entry(name).or_default() += 1;
+                }
+            }
+            by_namespace.retain(|_, n_selectors| *n_selectors > MANY_SELECTORS);
+            for pods in by_namespace.keys().filter_map(|name| cluster.pods.get(*name)) {
+                touched.pods.extend(pods.values().map(|pod| pod.id.clone()));
+            }
+            let is_apart = |atom: &&std::sync::Arc<Atom>| match &***atom {
+                Atom::Pods { namespaces: NamespaceScope::Named(name), .. } => {
+                    !by_namespace.contains_key(name)
+                }
+                _ => true,
+            };
+            for atom in selectors.iter().filter(is_apart) {
                 let matching = pods_of(cluster, atom).map(|pod| pod.id.clone());
                 touched.pods.extend(matching);
             }
@@ -188,7 +206,7 @@ impl Engine {
             if held.is_some() || entry.cidr.is_some() {
                 content.clear();
                 content.extend(held.into_iter().flatten());
-                content.extend(self.addresses.containing(block).map(|(atom, _)| atom));
+                content.extend(self.addresses.atoms_around(block));
                 content.sort_unstable();
                 new = self.classes.acquire(&content, &mut self.atoms);
             }
@@ -201,6 +219,12 @@ impl Engine {
                 moves.push(Move { block, old, new });
             }
         }
+        // What is inside a block has its own class before the block gets another one, and keeps it
+        // until all around it have: nothing falls to a class that is neither its old nor its new.
+        moves.sort_by_key(|Move { block, new, .. }| match *new {
+            ClassId::NONE => (true, block.prefix_len()),
+            _ => (false, u8::MAX - block.prefix_len()),
+        });
         moves
     }
 
@@ -215,8 +239,8 @@ impl Engine {
         }
         let mut shrunk = FxHashSet::default();
         for (old, new) in pairs {
-            let sets = self.classes.get(old).map(|class| class.sets.as_slice());
-            shrunk.extend(sets.unwrap_or_default().iter().copied().filter(|&set| {
+            let sets = self.classes.get(old).into_iter().flat_map(|class| class.sets.iter());
+            shrunk.extend(sets.filter(|&set| {
                 self.sets.get(set).is_some_and(|set| !row_covers(set.row(new), set.row(old)))
             }));
         }
@@ -321,7 +345,7 @@ impl Engine {
             for &class in set.rows.keys() {
                 removed.push(Step::RemoveRow(id, class));
                 if let Some(class) = self.classes.get_mut(class) {
-                    class.sets.retain(|&other| other != id);
+                    class.sets.remove(id);
                 }
             }
         }
@@ -339,7 +363,7 @@ impl Engine {
             shrunk.extend(sets.filter(|&set| self.is_cut_off(&changes, NOBODY, set)));
         }
         for (id, sets) in self.classes.take_dead(&mut self.atoms) {
-            for set in sets {
+            for set in sets.iter() {
                 removed.push(Step::RemoveRow(set, id));
                 if let Some(set) = self.sets.get_mut(set) {
                     set.rows.remove(&id);
@@ -360,15 +384,15 @@ impl Engine {
         let mut outer = Vec::new();
         for id in self.atoms.take_dead() {
             match &*self.atoms.get(id).atom {
-                Atom::Cidr(block) => outer.push(*block),
+                Atom::Cidr(block) => outer.push((*block, id)),
                 Atom::Pods { .. } | Atom::Port(_) => {
                     dead_of_pods.insert(id);
                 }
             }
         }
-        let mut blocks = self.addresses.inside(outer.clone());
-        for block in outer {
-            self.addresses.remove_block(block);
+        let mut blocks = self.addresses.inside(outer.iter().map(|(block, _)| *block).collect());
+        for (block, atom) in outer {
+            self.addresses.remove_block(block, atom);
         }
         for pod in self.holders(cluster, &dead_of_pods) {
             let mut now = self.held(&pod).to_vec();

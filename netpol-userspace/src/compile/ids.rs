@@ -3,14 +3,15 @@
 //! anything of its former meaning may be left.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
 use super::atoms::{Atom, AtomId, Atoms};
 use super::ports::Allowed;
-use super::sets::{Content, Predicate};
+use super::sets::{Changes, Predicate, Set};
 use crate::model::{NamedPort, NamespaceScope, Operator, Protocol, Requirement, Selector, Str};
 
 /// Free numbers of one kind. A number that is given back rests until the datapath holds nothing
@@ -87,6 +88,9 @@ impl IdPool {
 pub struct Ids {
     /// Set numbers by content.
     pub sets: BTreeMap<String, u16>,
+    /// What sets say since, each with the set's number, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub edits: Vec<(u16, String)>,
     /// Class numbers by content.
     pub classes: BTreeMap<String, u32>,
     /// Where the search for the next free set number starts.
@@ -125,22 +129,48 @@ enum AllowedKey {
 }
 
 type SetKey = Vec<(PredicateKey, AllowedKey)>;
+/// Which renewals of atoms are meant; 0 is the atom itself.
+type TurnKeys = Vec<(AtomKey, u32)>;
+type EditKey = (Vec<(PredicateKey, Option<AllowedKey>)>, TurnKeys);
 
 /// The text of a class with these atoms.
 pub(super) fn class_key(content: &[AtomId], atoms: &Atoms) -> String {
-    let mut key: Vec<AtomKey> = content.iter().map(|&id| atom_key(id, atoms)).collect();
+    let mut key: Vec<(AtomKey, u32)> =
+        content.iter().map(|&id| (atom_key(id, atoms), atoms.get(id).turn)).collect();
     key.sort();
-    text(&key)
+    match key.iter().all(|(_, turn)| *turn == 0) {
+        true => text(&key.iter().map(|(atom, _)| atom).collect::<Vec<_>>()),
+        false => text(&key),
+    }
 }
 
-/// The text of a set with this content.
-pub(super) fn set_key(content: &Content, atoms: &Atoms) -> String {
-    let mut key: SetKey = content
-        .iter()
+/// The text of a set.
+pub(super) fn set_key(set: &Set, atoms: &Atoms) -> String {
+    let mut key: SetKey = set
+        .entries()
         .map(|(predicate, allowed)| (predicate_key(predicate, atoms), allowed_key(allowed)))
         .collect();
     key.sort();
+    let turns = turn_keys(set, set.renewed(), atoms);
+    if turns.is_empty() { text(&key) } else { text(&(key, turns)) }
+}
+
+/// The text of what changed of a set.
+pub(super) fn edit_key(set: &Set, changes: &Changes, atoms: &Atoms) -> String {
+    let key = |(predicate, allowed): &(Predicate, Option<Arc<Allowed>>)| {
+        (predicate_key(predicate, atoms), allowed.as_deref().map(allowed_key))
+    };
+    let mentioned = changes.iter().flat_map(|(predicate, _)| predicate.atoms());
+    let key: EditKey = (changes.iter().map(key).collect(), turn_keys(set, mentioned, atoms));
     text(&key)
+}
+
+fn turn_keys(set: &Set, meanings: impl Iterator<Item = AtomId>, atoms: &Atoms) -> TurnKeys {
+    let turn = |meaning| Some((atom_key(meaning, atoms), atoms.get(set.mark(meaning)?).turn));
+    let mut turns: TurnKeys = meanings.filter_map(turn).collect();
+    turns.sort();
+    turns.dedup();
+    turns
 }
 
 fn text(key: &impl Serialize) -> String {
@@ -196,16 +226,41 @@ fn allowed_key(allowed: &Allowed) -> AllowedKey {
     )
 }
 
-/// Reads a set's text back. `None` if it is not of this module's making, as after an upgrade that
-/// changed the form.
-pub(super) fn read_set(key: &str, atoms: &mut Atoms) -> Option<Content> {
-    let key: SetKey = serde_json::from_str(key).ok()?;
-    let mut content = Vec::new();
-    for (predicate, allowed) in key {
-        content.push((read_predicate(predicate, atoms)?, read_allowed(allowed)?));
+/// What a set says, and what it mentions instead of meanings.
+type ReadSet = (Vec<(Predicate, Arc<Allowed>)>, FxHashMap<AtomId, AtomId>);
+
+/// Reads a set's text back, with what changed since. `None` if it is not of this module's making,
+/// as after an upgrade that changed the form.
+pub(super) fn read_set<'a>(
+    key: &str,
+    edits: impl Iterator<Item = &'a str>,
+    atoms: &mut Atoms,
+) -> Option<ReadSet> {
+    let (key, mut turns): (SetKey, TurnKeys) = match serde_json::from_str(key) {
+        Ok(key) => (key, TurnKeys::new()),
+        Err(_) => serde_json::from_str(key).ok()?,
+    };
+    let mut content: BTreeMap<PredicateKey, AllowedKey> = key.into_iter().collect();
+    for edit in edits {
+        let (changes, since): EditKey = serde_json::from_str(edit).ok()?;
+        for (predicate, allowed) in changes {
+            match allowed {
+                Some(allowed) => content.insert(predicate, allowed),
+                None => content.remove(&predicate),
+            };
+        }
+        turns.extend(since);
     }
-    content.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Some(content.into())
+    let mut read = Vec::with_capacity(content.len());
+    for (predicate, allowed) in content {
+        read.push((read_predicate(predicate, atoms)?, Arc::new(read_allowed(allowed)?)));
+    }
+    let mut renewals = FxHashMap::default();
+    for (atom, turn) in turns {
+        let meaning = atoms.intern(read_atom(atom)?);
+        renewals.insert(meaning, atoms.renewal(meaning, turn));
+    }
+    Some((read, renewals))
 }
 
 fn read_predicate(key: PredicateKey, atoms: &mut Atoms) -> Option<Predicate> {
@@ -304,7 +359,7 @@ mod tests {
     #[test]
     fn text_of_another_making_is_not_understood() {
         for key in ["", "x", "{}", "[[\"Every\",1]]", "[[\"Any\",{\"Ports\":[[[]],[]]}]]"] {
-            assert!(read_set(key, &mut Atoms::default()).is_none(), "{key}");
+            assert!(read_set(key, [].into_iter(), &mut Atoms::default()).is_none(), "{key}");
         }
     }
 }

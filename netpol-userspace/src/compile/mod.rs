@@ -11,8 +11,10 @@ mod atoms;
 mod changes;
 mod classes;
 mod describe;
+mod edits;
 mod engine;
 mod explain;
+mod few;
 pub mod ids;
 mod lookup;
 pub mod plan;
@@ -21,6 +23,7 @@ mod rows;
 mod services;
 mod sets;
 mod settle;
+mod wanted;
 mod whose;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,9 +38,15 @@ pub use plan::{
 };
 use rustc_hash::FxHashMap;
 
+use self::edits::{Befores, Mentions};
 use self::engine::{Engine, Touched};
+use self::wanted::Why;
 use self::whose::Endpoint;
 use crate::model::{Change, Cluster, Direction, Pod, Policy, Str, Strings};
+
+/// From how many rows on a set is edited in place. A new set is in force in one step for all
+/// addresses, and for few rows costs no more.
+const EDITED_FROM: usize = 64;
 
 /// The compiler: the cluster, the local endpoints and everything derived from them.
 #[derive(Debug)]
@@ -55,20 +64,34 @@ pub struct Compiler {
     reserved_sets: Vec<u16>,
     /// What [`Compiler::take_in`] touched.
     taken_in: Dirty,
+    /// Which peers the policies of namespaces with endpoints mention, once one was edited.
+    mentions: FxHashMap<Str, Mentions>,
+    /// From how many rows on a set is edited in place.
+    edited_from: usize,
 }
 
 /// What a batch of changes touched.
 #[derive(Debug, Default)]
 struct Dirty {
     touched: Touched,
-    endpoints: BTreeSet<EndpointId>,
+    endpoints: BTreeMap<EndpointId, Why>,
+    /// Policies that were edited in their namespaces, as they were.
+    policies: Befores,
 }
 
 impl Dirty {
     fn add(&mut self, other: Self) {
         self.touched.pods.extend(other.touched.pods);
         self.touched.blocks.extend(other.touched.blocks);
-        self.endpoints.extend(other.endpoints);
+        other.endpoints.into_iter().for_each(|(id, why)| self.look_at(id, why));
+        for (id, before) in other.policies {
+            self.policies.entry(id).or_insert(before);
+        }
+    }
+
+    fn look_at(&mut self, id: EndpointId, why: Why) {
+        let known = self.endpoints.entry(id).or_insert(why);
+        *known = why.max(*known);
     }
 }
 
@@ -96,7 +119,17 @@ impl Compiler {
             adopted: Vec::new(),
             reserved_sets: Vec::new(),
             taken_in: Dirty::default(),
+            mentions: FxHashMap::default(),
+            edited_from: EDITED_FROM,
         }
+    }
+
+    /// Sets of this many rows and more are edited in place, if that is less work than a new one;
+    /// with 0 whenever it is possible, for tests.
+    #[must_use]
+    pub fn with_sets_edited_from(mut self, n_rows: usize) -> Self {
+        self.edited_from = n_rows;
+        self
     }
 
     /// Packets are translated on this node by the proxy of this name, and only to Services that
@@ -177,18 +210,21 @@ impl Compiler {
         self.endpoint_sets(id).is_some_and(|sets| sets != settle::NOT_ISOLATED)
     }
 
-    /// The numbers given since this was last asked that are in use, likewise: to name all of them
-    /// takes longer than most changes do.
+    /// The numbers given since this was last asked that are in use, likewise, and what sets in use
+    /// say another thing of: to name all of them takes longer than most changes do.
     pub fn new_ids(&mut self) -> Ids {
         let Engine { atoms, sets, classes, .. } = &mut self.engine;
         let new_sets = std::mem::take(&mut sets.unnoted).into_iter();
-        let new_sets = new_sets.filter_map(|id| Some((id.0, sets.get(id)?)));
+        let new_sets: BTreeMap<String, u16> =
+            new_sets.filter_map(|id| Some((ids::set_key(sets.get(id)?, atoms), id.0))).collect();
+        let edits = std::mem::take(&mut sets.unnoted_edits);
         let new_classes = std::mem::take(&mut classes.unnoted).into_iter();
         let new_classes = new_classes.filter_map(|id| Some((id.0, classes.get(id)?)));
         Ids {
             next_set: sets.ids.next(),
             next_class: classes.ids.next(),
-            sets: new_sets.map(|(id, set)| (ids::set_key(&set.content, atoms), id)).collect(),
+            sets: new_sets,
+            edits,
             classes: new_classes
                 .map(|(id, class)| (ids::class_key(&class.atoms, atoms), id))
                 .collect(),
@@ -205,7 +241,7 @@ impl Compiler {
             ..Ids::default()
         };
         for (id, set) in sets.iter() {
-            ids.sets.insert(ids::set_key(&set.content, atoms), id.0);
+            ids.sets.insert(ids::set_key(set, atoms), id.0);
         }
         for (id, class) in classes.iter() {
             ids.classes.insert(ids::class_key(&class.atoms, atoms), id.0);
@@ -221,16 +257,21 @@ impl Compiler {
         let Engine { atoms, sets, classes, .. } = &mut self.engine;
         sets.ids.start_at(ids.next_set);
         classes.ids.start_at(ids.next_class);
+        let mut edits: FxHashMap<u16, Vec<&str>> = FxHashMap::default();
+        for (id, edit) in &ids.edits {
+            edits.entry(*id).or_default().push(edit);
+        }
         for (key, &id) in &ids.sets {
-            let content = ids::read_set(key, atoms);
-            if content.as_ref().is_some_and(|content| sets.contains(content))
+            let edits = edits.get(&id).into_iter().flatten().copied();
+            let read = ids::read_set(key, edits, atoms);
+            if read.as_ref().is_some_and(|(content, _)| sets.contains(content))
                 || !sets.ids.take(u32::from(id))
             {
                 continue;
             }
-            match content {
-                Some(content) => {
-                    sets.insert(SetId(id), content, atoms);
+            match read {
+                Some((content, renewals)) => {
+                    sets.insert(SetId(id), &content, Some(&renewals), atoms);
                     self.adopted.push(SetId(id));
                 }
                 None => self.reserved_sets.push(id),

@@ -184,8 +184,9 @@ impl Verdict {
 
 /// One write to the datapath.
 ///
-/// Rows never change: a (set, class) pair is content-addressed on both sides, so its row appears
-/// once and disappears once.
+/// Rows never change: what a set says of a class stays the same for as long as some address has the
+/// class, also if the set is edited, so the row of a (set, class) pair appears once and disappears
+/// once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// A row that must be there before its class or set is used.

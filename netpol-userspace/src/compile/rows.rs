@@ -65,12 +65,12 @@ pub(super) fn add_fresh(
 fn classes_of(id: SetId, sets: &Sets, atoms: &Atoms) -> BTreeSet<ClassId> {
     let Some(set) = sets.get(id) else { return BTreeSet::new() };
     let mut found = BTreeSet::new();
-    for atom in set.by_atom.keys() {
-        found.extend(&atoms.get(*atom).classes);
+    for atom in set.marks() {
+        found.extend(atoms.get(atom).classes.iter());
     }
     for (protocol, name) in set.to_any().into_iter().flat_map(|allowed| &allowed.names) {
         for atom in atoms.name(*protocol, name).into_iter().flat_map(|name| name.numbers.values()) {
-            found.extend(&atoms.get(*atom).classes);
+            found.extend(atoms.get(*atom).classes.iter());
         }
     }
     found
@@ -101,7 +101,7 @@ fn add_row(
     }
     set.rows.insert(class_id, row.clone());
     if let Some(class) = classes.get_mut(class_id) {
-        class.sets.push(set_id);
+        class.sets.insert(set_id);
     }
     Some(Step::AddRow(set_id, class_id, row))
 }
@@ -117,8 +117,8 @@ fn compute(set: &Set, content: &[AtomId], atoms: &Atoms, shared: &mut SharedPort
         .collect();
     let matching = content
         .iter()
-        .flat_map(|atom| set.by_atom.get(atom).into_iter().flatten())
-        .filter_map(|&position| set.allowed_at(position, content));
+        .flat_map(|&atom| set.positions(atom, atoms))
+        .filter_map(|position| set.allowed_at(position, content));
     let mut sum = Allowed::default();
     for allowed in set.to_any().into_iter().chain(matching) {
         sum.add_resolved(allowed, &declared);

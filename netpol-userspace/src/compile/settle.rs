@@ -1,8 +1,9 @@
 //! From what changes touched to a plan: the order of steps that keeps every intermediate verdict
-//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms), Services
-//! with the new classes of their backends, then endpoints, then flows, then garbage (new sets
-//! cannot see old atoms). A Service that is gone is taken away before flows are judged again, like
-//! any other change of a verdict; as garbage go those that no endpoint asks about any more.
+//! an old or a new one. New rows first, addresses next (old sets cannot see new atoms, and a set
+//! that is edited in place says of each address what it says of its class), Services with the new
+//! classes of their backends, then endpoints, then flows, then garbage (new sets cannot see old
+//! atoms). A Service that is gone is taken away before flows are judged again, like any other
+//! change of a verdict; as garbage go those that no endpoint asks about any more.
 
 use std::collections::BTreeSet;
 
@@ -10,6 +11,7 @@ use rustc_hash::FxHashSet;
 
 use super::engine::steps;
 use super::services::{Changed, Interest};
+use super::wanted::Why;
 use super::{Compiler, Dirty, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
 
 /// The sets of an endpoint that no policy selects.
@@ -21,9 +23,9 @@ impl Compiler {
     pub(super) fn settle(&mut self, also: Dirty) -> Plan {
         let mut dirty = std::mem::take(&mut self.taken_in);
         dirty.add(also);
-        dirty.endpoints.append(&mut self.unnumbered);
-        let switches: Vec<(EndpointId, EndpointSets)> =
-            dirty.endpoints.iter().map(|&id| (id, self.compile_endpoint(id))).collect();
+        let unnumbered = std::mem::take(&mut self.unnumbered).into_iter();
+        dirty.endpoints.extend(unnumbered.map(|id| (id, Why::Anything)));
+        let switches = self.compile_endpoints(dirty.endpoints, &dirty.policies);
         let (mut plan, moves) = self.engine.advance(&self.cluster, dirty.touched);
         plan.extend(steps(&moves));
         let coming = switches.iter().map(|(_, sets)| Interest::of(*sets));

@@ -6,11 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use super::sets::Content;
-use super::{Compiler, EndpointId, EndpointSets, Plan, SetId, isolating, sets, settle};
-use crate::model::{Cluster, Direction, ObjectName, Pod, Str};
+use super::wanted::Why;
+use super::{Compiler, EndpointId, EndpointSets, Plan, settle};
+use crate::model::{Cluster, ObjectName, Pod, Str};
 
 /// A local endpoint.
 #[derive(Debug)]
@@ -40,24 +39,47 @@ impl Endpoint {
         }
     }
 
-    /// Brings what is known of its pods up to date.
-    pub fn refresh(&mut self, cluster: &Cluster) {
+    /// Brings what is known of its pods up to date. Returns whether the same policies say the same
+    /// of them as before.
+    pub fn refresh(&mut self, cluster: &Cluster) -> bool {
+        let mut is_same = true;
+        let mut replace = |pod: &mut Pod, now: &Pod| {
+            is_same &= pod.id.namespace == now.id.namespace
+                && pod.labels == now.labels
+                && pod.ports == now.ports
+                && pod.is_networked() == now.is_networked();
+            if pod != now {
+                *pod = now.clone();
+            }
+        };
         if self.follows_name {
-            if let Some(pod) = cluster.pod(&self.name) {
-                self.pods = vec![pod.clone()];
+            if let Some(now) = cluster.pod(&self.name) {
+                match self.pods.first_mut() {
+                    Some(pod) => replace(pod, now),
+                    None => {
+                        self.pods = vec![now.clone()];
+                        is_same = false;
+                    }
+                }
             }
             self.is_current = self.pods.iter().any(Pod::is_networked);
-            return;
+            return is_same;
         }
         let is_only = self.pods.len() == 1;
         self.is_current = false;
         for pod in &mut self.pods {
             let now = cluster.pod(&pod.id);
             if let Some(now) = now.filter(|now| now.uid == pod.uid && now.is_networked()) {
-                *pod = now.clone();
+                replace(pod, now);
                 self.is_current = is_only;
             }
         }
+        is_same
+    }
+
+    /// Nobody knows what it could be.
+    pub fn is_unknown(&self) -> bool {
+        self.pods.is_empty() && !self.follows_name
     }
 
     /// Where a Service leads to it.
@@ -122,7 +144,7 @@ impl Compiler {
                 self.endpoints_in.entry(namespace).or_default().insert(id);
             }
             self.endpoints.insert(id, endpoint);
-            dirty.endpoints.insert(id);
+            dirty.endpoints.insert(id, Why::Anything);
         }
         self.settle(dirty)
     }
@@ -148,48 +170,5 @@ impl Compiler {
                 }
             }
         }
-    }
-
-    /// The sets that an endpoint should have, each with one user more.
-    pub(super) fn compile_endpoint(&mut self, id: EndpointId) -> EndpointSets {
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return settle::NOT_ISOLATED };
-        endpoint.refresh(&self.cluster);
-        let pods = endpoint.pods.clone();
-        let is_unknown = pods.is_empty() && !endpoint.follows_name;
-        self.engine.services.add_addresses(id, endpoint.addresses());
-        self.engine.sets.exhausted = false;
-        let mut acquire = |direction| match is_unknown {
-            true => self.acquire_content(Arc::new([])),
-            false => self.acquire_strictest(&pods, direction),
-        };
-        let sets = EndpointSets {
-            ingress: acquire(Direction::Ingress),
-            egress: acquire(Direction::Egress),
-        };
-        if self.engine.sets.exhausted {
-            self.unnumbered.insert(id);
-        }
-        sets
-    }
-
-    /// What all of these pods may do. Replicas may the same; where pods differ it is nothing.
-    fn acquire_strictest(&mut self, pods: &[Pod], direction: Direction) -> SetId {
-        let mut strictest: Option<Content> = None;
-        for pod in pods {
-            let mut policies = isolating(&self.cluster, pod, direction).peekable();
-            if policies.peek().is_none() {
-                continue;
-            }
-            let content = sets::content(policies, pod, direction, &mut self.engine.atoms);
-            strictest = match strictest {
-                Some(known) if known != content => Some(Arc::new([])),
-                _ => Some(content),
-            };
-        }
-        strictest.map_or(SetId::NONE, |content| self.acquire_content(content))
-    }
-
-    fn acquire_content(&mut self, content: Content) -> SetId {
-        self.engine.sets.acquire(content, &mut self.engine.atoms)
     }
 }

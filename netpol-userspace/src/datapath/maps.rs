@@ -24,6 +24,8 @@ pub type RowBytes = [u8; size_of::<layout::Row>()];
 pub type ServiceKeyBytes = [u8; size_of::<layout::ServiceKey>()];
 /// Bytes of an [`layout::OwnAddress`].
 pub type OwnAddressBytes = [u8; size_of::<layout::OwnAddress>()];
+/// Bytes of a [`layout::SourcePrefix`].
+pub type SourcePrefixBytes = [u8; size_of::<layout::SourcePrefix>()];
 /// Words of a [`layout::Counters`].
 pub type CounterWords = [u64; layout::N_COUNTERS];
 
@@ -57,6 +59,8 @@ pub struct Maps {
     pub sources: HashMap<MapData, AddressBytes, u32>,
     /// Addresses of local endpoints.
     pub own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
+    /// Blocks that pods forward for.
+    pub source_prefixes: LpmTrie<MapData, SourcePrefixBytes, u32>,
     /// Counters.
     pub counters: PerCpuArray<MapData, CounterWords>,
 }
@@ -106,6 +110,12 @@ fn expected(name: &str) -> Expected {
         names::OWN_ADDRESSES => {
             of(MapType::Hash, size_of::<l::OwnAddress>(), 4, Exactly(l::MAX_OWN_ADDRESSES))
         }
+        names::SOURCE_PREFIXES => of(
+            MapType::LpmTrie,
+            size_of::<l::SourcePrefix>() + 4,
+            4,
+            Exactly(l::MAX_SOURCE_PREFIXES),
+        ),
         names::SOURCES => {
             of(MapType::Hash, size_of::<l::Address>(), 4, Exactly(l::MAX_OWN_ADDRESSES))
         }
@@ -229,6 +239,7 @@ impl Maps {
             services: open(pins, names::SERVICES)?,
             sources: open(pins, names::SOURCES)?,
             own_addresses: open(pins, names::OWN_ADDRESSES)?,
+            source_prefixes: open(pins, names::SOURCE_PREFIXES)?,
             counters: open(pins, names::COUNTERS)?,
         })
     }

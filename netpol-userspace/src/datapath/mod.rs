@@ -26,6 +26,7 @@ pub mod monitor;
 pub mod observe;
 mod own_addresses;
 mod pins;
+mod prefixes;
 pub mod probe;
 mod reconcile;
 mod resize;

@@ -149,7 +149,7 @@ impl Datapath {
         }
     }
 
-    fn set_flag(&self, flag: u64, is_set: bool) {
+    pub(super) fn set_flag(&self, flag: u64, is_set: bool) {
         let flags = self.maps.control.load(0, CONTROL_FLAGS);
         let flags = if is_set { flags | flag } else { flags & !flag };
         self.maps.control.store(0, CONTROL_FLAGS, flags);

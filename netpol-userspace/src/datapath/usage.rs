@@ -39,6 +39,12 @@ impl Datapath {
                 layout::MAX_OWN_ADDRESSES as usize,
                 self.foreign_addresses(),
             ),
+            table(
+                "source_prefixes",
+                self.source_prefixes(),
+                layout::MAX_SOURCE_PREFIXES as usize,
+                self.missing_prefixes(),
+            ),
             table("addresses", addresses.0, addresses.1, self.missing_classes(true)),
             table("blocks", blocks.0, blocks.1, self.missing_classes(false)),
             table(

@@ -23,6 +23,7 @@ use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
+use super::prefixes::Prefixes;
 use super::resize::SetAside;
 use super::rows::Rows;
 use super::sources::Sources;
@@ -37,6 +38,7 @@ const IDENTITY: usize = 0;
 const POLICY: usize = 1;
 const BORN: usize = 2;
 pub(super) const OWN4: usize = 3;
+pub(super) const LINK: usize = 4;
 /// Word index of [`layout::Control::epoch`].
 const CONTROL_EPOCH: usize = 4;
 
@@ -74,6 +76,8 @@ pub(super) struct Endpoint {
     /// The declared addresses are this interface's, not only another one's of the same pod.
     pub(super) is_main: bool,
     pub(super) guard: Guard,
+    /// It has had declared addresses.
+    pub(super) was_declared: bool,
 }
 
 /// The agent's side of the maps. One per pin directory.
@@ -98,6 +102,7 @@ pub struct Datapath {
     pub(super) sources: Sources,
     pub(super) guards: Guards,
     lacks: Vec<String>,
+    pub(super) prefixes: Prefixes,
     _lock: Lock,
 }
 
@@ -156,12 +161,14 @@ impl Datapath {
             sources: Sources::default(),
             guards: Guards::default(),
             lacks,
+            prefixes: Prefixes::default(),
             _lock: lock,
         };
         datapath.sources = Sources::new(!datapath.adopted().is_empty());
         datapath.adopt_classes()?;
         datapath.adopt_rows()?;
         datapath.adopt_services()?;
+        datapath.adopt_prefixes()?;
         Ok(datapath)
     }
 
@@ -249,8 +256,9 @@ impl Datapath {
     pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
         let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
-        let Endpoint { is_attached, netns, link, is_main, guard, .. } = endpoint;
-        let renumbered = Endpoint { is_attached, netns, link, is_main, guard, ..fresh };
+        let Endpoint { is_attached, netns, link, is_main, guard, was_declared, .. } = endpoint;
+        let renumbered =
+            Endpoint { is_attached, netns, link, is_main, guard, was_declared, ..fresh };
         self.endpoints.insert(new, renumbered);
         let result = self.set_addresses(new, endpoint.other_addresses);
         self.add_speaker(new);
@@ -308,6 +316,7 @@ impl Datapath {
             link: Link::default(),
             is_main: true,
             guard: Guard::None,
+            was_declared: false,
         };
         if let Some(slot) = slot {
             let policy = self.maps.endpoints.load(slot, POLICY);
@@ -493,6 +502,7 @@ impl Datapath {
         table.store(slot, BORN, u64::from(endpoint.born));
         self.maps.set_born(id.0, endpoint.born);
         table.store(slot, OWN4, own4(&endpoint.addresses));
+        table.store(slot, LINK, endpoint.link.frames_from());
         table.store(slot, POLICY, word);
         endpoint.slot = Some(slot);
         let ifindex = endpoint.ifindex;
@@ -517,8 +527,12 @@ impl Datapath {
         if endpoint.is_attached {
             return Ok(());
         }
-        self.attacher.attach(&mut self.programs, endpoint.ifindex)?;
-        endpoint.is_attached = true;
+        match self.attacher.attach(&mut self.programs, endpoint.ifindex) {
+            Ok(()) => endpoint.is_attached = true,
+            // It has just vanished, and that will be heard of.
+            Err(_) if !self.attacher.exists(endpoint.ifindex) => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -538,8 +552,11 @@ impl Datapath {
 
     /// Checks that the programs still are where they were put and puts back what is missing.
     /// Returns the endpoints that had to be repaired, and failures.
-    pub fn verify_attachments(&mut self) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
-        let (mut repaired, mut failures) = self.verify_guards();
+    pub fn verify_attachments(
+        &mut self,
+        is_thorough: bool,
+    ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
+        let (mut repaired, mut failures) = self.verify_guards(is_thorough);
         let isolated: Vec<EndpointId> = self
             .endpoints
             .iter()
@@ -557,7 +574,8 @@ impl Datapath {
                 endpoint.is_attached = false;
             }
             match self.attach(id) {
-                Ok(()) => repaired.push(id),
+                Ok(()) if self.endpoints[&id].is_attached => repaired.push(id),
+                Ok(()) => {}
                 Err(error) => failures.push(EndpointFailure { endpoint: Some(id), error }),
             }
         }
@@ -623,6 +641,7 @@ pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
     endpoints.store(slot, POLICY, 0);
     endpoints.store(slot, BORN, 0);
     endpoints.store(slot, OWN4, 0);
+    endpoints.store(slot, LINK, 0);
 }
 
 /// The slots an interface may be found in.

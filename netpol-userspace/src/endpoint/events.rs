@@ -28,6 +28,8 @@ const EVENT_BUFFER_LEN: libc::c_int = 1 << 20;
 pub(super) struct Changes {
     /// Links came, went or changed.
     pub links: bool,
+    /// Filters, or what they hang on, went from links.
+    pub filters: bool,
     /// Namespaces may have got a file by which they can be found.
     pub directory: bool,
     /// Events were lost: anything may have changed.
@@ -55,7 +57,7 @@ impl Events {
     /// to and can be done without.
     pub fn subscribe(netns_dir: &Path) -> io::Result<(Self, Vec<String>)> {
         let mut problems = Vec::new();
-        let links = subscribe(&[libc::RTNLGRP_LINK, RTNLGRP_NSID])?;
+        let links = subscribe(&[libc::RTNLGRP_LINK, libc::RTNLGRP_TC, RTNLGRP_NSID])?;
         let addresses = subscribe_everywhere().map_err(|error| {
             problems.push(format!(
                 "Cannot listen to address changes inside pods, their addresses are polled \
@@ -204,6 +206,7 @@ fn note_link_event(changes: &mut Changes, kind: u16, body: &[u8]) {
             }
             None => changes.lost = true,
         },
+        libc::RTM_DELQDISC | libc::RTM_DELTFILTER => changes.filters = true,
         libc::RTM_DELNSID => {
             changes.links = true;
             match parse_nsid(body) {

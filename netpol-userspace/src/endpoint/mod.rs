@@ -135,6 +135,8 @@ pub struct Snapshot {
     pub exits: Vec<Exit>,
     /// The addresses of this node itself.
     pub own_addresses: BTreeSet<IpAddr>,
+    /// How often the kernel has told that filters, or what they hang on, went from interfaces.
+    pub n_filter_losses: u64,
     /// What keeps discovery from being complete or quick, each a sentence for a person.
     pub problems: Vec<String>,
 }

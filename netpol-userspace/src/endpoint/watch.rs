@@ -68,6 +68,7 @@ impl Watcher {
             not_before: Instant::now(),
             retry: Retry::default(),
             attention: Attention::default(),
+            n_filter_losses: 0,
         };
         // Events began before this look, so nothing falls between.
         state.look(&Changes::default(), Scope { everything: true, ..Scope::default() });
@@ -209,6 +210,7 @@ struct State {
     not_before: Instant,
     retry: Retry,
     attention: Attention,
+    n_filter_losses: u64,
 }
 
 impl State {
@@ -226,6 +228,7 @@ impl State {
             }
             let mut changes = Changes::default();
             self.events.drain(&mut changes);
+            self.n_filter_losses += u64::from(changes.filters || changes.lost);
             let scope = self.scope(requests);
             self.look(&changes, scope);
         }
@@ -276,6 +279,7 @@ impl State {
             interfaces: self.scanner.interfaces(),
             exits: self.scanner.exits(),
             own_addresses: self.scanner.own_addresses(),
+            n_filter_losses: self.n_filter_losses,
             problems: self.problems.iter().cloned().chain(problem).collect(),
         };
         self.sender.send_if_modified(|current| {

@@ -77,6 +77,7 @@ mod tests {
             finished: false,
             running: true,
             ports: Vec::new(),
+            annotations: None,
             created: 0,
         };
         change(&mut pod);

@@ -141,6 +141,29 @@ pub struct NamedPort {
     pub port: u16,
 }
 
+/// What a pod's annotations say of its addresses, as it was written by whoever may write pods.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AddressAnnotations {
+    /// [`NETWORK_STATUS`]: a list in JSON, see the Network Plumbing Working Group's de-facto standard.
+    pub network_status: Option<Str>,
+    /// [`SOURCE_PREFIXES`]: blocks, separated by commas or white space.
+    pub source_prefixes: Option<Str>,
+}
+
+impl AddressAnnotations {
+    /// Nothing, if there are none.
+    pub fn of(network_status: Option<Str>, source_prefixes: Option<Str>) -> Option<Box<Self>> {
+        let is_some = network_status.is_some() || source_prefixes.is_some();
+        is_some.then(|| Box::new(Self { network_status, source_prefixes }))
+    }
+}
+
+/// The annotation in which Multus tells which interfaces and addresses a pod has got.
+pub const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
+
+/// The annotation that says which blocks a pod forwards for.
+pub const SOURCE_PREFIXES: &str = "netpol.dev/source-prefixes";
+
 /// What a verdict can depend on of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
@@ -162,6 +185,8 @@ pub struct Pod {
     pub running: bool,
     /// Named container ports (`containers` and restartable `initContainers`).
     pub ports: Vec<NamedPort>,
+    /// What its annotations say that an agent may be told to believe; of pods of this node, if so.
+    pub annotations: Option<Box<AddressAnnotations>>,
     /// `metadata.creationTimestamp` in seconds since the epoch, 0 if unknown. Of two pods that
     /// claim one address the younger has it (ties: the smaller `namespace/name`).
     pub created: i64,

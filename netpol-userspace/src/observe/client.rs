@@ -1,6 +1,7 @@
 //! Asks the running agent through its socket. Must never change anything, but that the CNI plugin
 //! tells the agent what the container runtime does.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,17 @@ pub async fn owners(run_dir: &Path, ends: &[End]) -> Result<Option<Vec<Owner>>> 
     Ok(Some(owners))
 }
 
+/// `None` if no agent listens, which who may not ask cannot know.
+async fn connect(socket: &Path) -> Result<Option<UnixStream>> {
+    match UnixStream::connect(socket).await {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(error).with_context(|| agent_at(socket))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
 async fn request<T: DeserializeOwned>(
     run_dir: &Path,
     method: Method,
@@ -100,7 +112,7 @@ async fn request<T: DeserializeOwned>(
     body: Vec<u8>,
 ) -> Result<Option<T>> {
     let socket = socket_path(run_dir);
-    let Ok(stream) = UnixStream::connect(&socket).await else { return Ok(None) };
+    let Some(stream) = connect(&socket).await? else { return Ok(None) };
     let answer = timeout(ANSWER_LIMIT, exchange(stream, method, path, body)).await;
     let answer = answer.context("no answer in time").flatten();
     let (code, bytes) = answer.with_context(|| agent_at(&socket))?;
@@ -131,7 +143,7 @@ pub fn wait(run_dir: &Path, limit: Duration) -> Result<Waited> {
 
 /// `None` if no agent listens, or it ended before it answered.
 async fn wait_once(socket: &Path, left: Duration) -> Result<Option<Waited>> {
-    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
+    let Some(stream) = connect(socket).await? else { return Ok(None) };
     let path = format!("/wait?timeout_ms={}", left.as_millis());
     let answer = exchange(stream, Method::POST, &path, Vec::new());
     let answer = timeout(left + ANSWER_LIMIT, answer).await;

@@ -164,7 +164,7 @@ fn add_node(registry: &mut Registry, state: &State) {
     let mut gauge = |name, help, value: usize| {
         registry.register(name, help, ConstGauge::new(value as i64));
     };
-    gauge("ready", "1 if everything read so far is in force", usize::from(status.ready));
+    gauge("ready", "1 if everything that was read is used and in force", usize::from(status.ready));
     gauge("endpoints", "Local endpoints", state.endpoints.len());
     gauge(
         "guarded_endpoints",

@@ -73,6 +73,8 @@ impl Expectations {
         let ingress = match (to.place, from.place) {
             // A node always reaches its own pods.
             (Place::Pod(node), Place::HostNetwork(own)) if node == own => true,
+            // What a pod sends to itself does not leave it.
+            (Place::Pod(_), Place::Pod(_)) if to.id == from.id => true,
             (Place::Pod(_), _) => judge(Direction::Ingress, to, source)?,
             (Place::HostNetwork(_) | Place::Outside, _) => true,
         };

@@ -69,7 +69,8 @@ impl Reference {
     ///
     /// A pod that no policy isolates in the direction may do everything. An isolated one may do
     /// what at least one rule of at least one of the isolating policies allows: their order does
-    /// not matter and none can take away what another gives. A pod can always reach itself.
+    /// not matter and none can take away what another gives. A pod can always reach itself, which
+    /// is said of what it sends: from its own address anybody could come.
     pub fn allows(
         &self,
         direction: Direction,
@@ -78,7 +79,7 @@ impl Reference {
         protocol: u8,
         dest_port: u16,
     ) -> bool {
-        if addresses(pod).contains(&remote) {
+        if direction == Direction::Egress && addresses(pod).contains(&remote) {
             return true;
         }
         let mut isolated = false;
@@ -116,6 +117,10 @@ impl Reference {
     ) -> Outcome {
         let source = addresses(from).into_iter().find(|a| a.is_ipv4() == to_address.is_ipv4());
         let Some(source) = source else { return Outcome { egress: false, ingress: false } };
+        if addresses(from).contains(&to_address) {
+            // It does not leave the pod.
+            return Outcome { egress: true, ingress: true };
+        }
         Outcome {
             egress: self.allows(Direction::Egress, from, to_address, protocol, port),
             ingress: self.allows(Direction::Ingress, to, source, protocol, port),

@@ -218,7 +218,9 @@ fn a_named_port_is_the_destinations() {
 
 #[test]
 fn a_pod_reaches_itself() {
-    assert!(scene(&["{}"]).allows(Direction::Ingress, "10.0.0.1", 6, 80));
+    let scene = scene(&[r#"{"policyTypes": ["Ingress", "Egress"]}"#]);
+    assert!(scene.allows(Direction::Egress, "10.0.0.1", 6, 80));
+    assert!(!scene.allows(Direction::Ingress, "10.0.0.1", 6, 80), "who only has its address");
 }
 
 #[test]

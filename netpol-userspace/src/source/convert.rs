@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::validate;
+use crate::model::{AddressAnnotations, NETWORK_STATUS, SOURCE_PREFIXES};
 use crate::model::{Labels, NamedPort, Namespace, ObjectName, Pod, Protocol, Str};
 
 mod policy;
@@ -158,10 +159,18 @@ pub fn pod(object: &core::Pod) -> (Pod, Vec<Problem>) {
         finished: is_finished(phase),
         running: is_running(phase),
         ports: ports.finish(),
+        annotations: address_annotations(object.metadata.annotations.as_ref()),
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
         id,
     };
     (pod, problems)
+}
+
+fn address_annotations(
+    annotations: Option<&BTreeMap<String, String>>,
+) -> Option<Box<AddressAnnotations>> {
+    let text = |key| annotations?.get(key).map(|text| text.as_str().into());
+    AddressAnnotations::of(text(NETWORK_STATUS), text(SOURCE_PREFIXES))
 }
 
 /// The uid of a pod, derived from its name where the source has none.

@@ -123,6 +123,11 @@ impl Reader {
         snapshot
     }
 
+    /// The files as they were in the last look that counts.
+    pub fn last(&self) -> impl Iterator<Item = (&str, &Arc<[u8]>, &Contents)> {
+        self.cache.iter().map(|(label, (bytes, contents))| (&**label, bytes, &**contents))
+    }
+
     /// Makes `snapshot` the last look that counts, and returns what its files say.
     pub fn keep(&mut self, snapshot: Snapshot) -> Files {
         self.cache = snapshot.cache;

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::catalog::{Catalog, Files};
 use super::directory::{Reader, is_manifest};
+use super::kept::Kept;
 use super::{Event, Handle};
 
 /// How long the directory must be quiet before it is read.
@@ -32,8 +33,13 @@ const RESCAN: Duration = Duration::from_secs(10);
 /// The same where inotify does not work.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
 
-/// Reads the manifests in `dir` and follows their changes.
-pub fn spawn_manifests(dir: &Path, tx: mpsc::Sender<Event>) -> anyhow::Result<Handle> {
+/// Reads the manifests in `dir` and follows their changes. Copies of those that were good are kept
+/// below `run_dir`.
+pub fn spawn_manifests(
+    dir: &Path,
+    run_dir: &Path,
+    tx: mpsc::Sender<Event>,
+) -> anyhow::Result<Handle> {
     let what = || format!("cannot read manifests in {}", dir.display());
     let metadata = std::fs::metadata(dir).with_context(what)?;
     ensure!(metadata.is_dir(), "{}: not a directory", what());
@@ -42,6 +48,7 @@ pub fn spawn_manifests(dir: &Path, tx: mpsc::Sender<Event>) -> anyhow::Result<Ha
     let (asked, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let source = Manifests {
         reader: Reader::new(dir),
+        kept: Kept::open(run_dir, dir),
         catalog: Catalog::default(),
         watcher: Watcher::new(),
         tx,
@@ -72,6 +79,7 @@ fn ring(bell: &OwnedFd) {
 
 struct Manifests {
     reader: Reader,
+    kept: Kept,
     catalog: Catalog,
     watcher: Watcher,
     tx: mpsc::Sender<Event>,
@@ -88,7 +96,16 @@ impl Manifests {
             // Read before looking: what was written before the question is then seen.
             let asked = self.asked.load(Ordering::SeqCst);
             let files = self.look();
-            let mut events = self.catalog.update(&files);
+            if !synced && !self.watcher.busy.is_empty() {
+                // What is being written just now may have been in force before.
+                self.pause(self.watcher.patience());
+                continue;
+            }
+            let mut events = Vec::new();
+            if !synced && let Some(earlier) = self.kept.earlier(&files) {
+                events = self.catalog.update(&earlier);
+            }
+            events.extend(self.catalog.update(&files));
             events.extend(self.watcher.news());
             if !synced {
                 events.push(Event::Synced);
@@ -103,6 +120,7 @@ impl Manifests {
                     return;
                 }
             }
+            self.kept.keep(&files, self.reader.last());
             self.wait();
         }
     }

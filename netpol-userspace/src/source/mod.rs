@@ -14,6 +14,7 @@ pub mod catalog;
 pub mod convert;
 pub mod directory;
 pub mod explain;
+pub mod kept;
 pub mod kubernetes;
 pub mod manifests;
 

@@ -125,9 +125,16 @@ fn yaml_documents(text: &str) -> Vec<Document> {
 }
 
 fn yaml(line: usize, chunk: &str) -> Result<Value, String> {
+    // Whatever its length: the limits are for what aliases make of a short one.
+    let most = serde_saphyr::Budget::default();
     let document = serde_saphyr::from_str_with_options(
         chunk,
         serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_events: most.max_events.max(2 * chunk.len()),
+                max_nodes: most.max_nodes.max(chunk.len()),
+                max_total_scalar_bytes: most.max_total_scalar_bytes.max(chunk.len()),
+            },
             duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
             // kubectl reads YAML 1.1: `port: 010` is 8.
             legacy_octal_numbers: true,

@@ -16,7 +16,7 @@ use serde::de::{
 };
 
 use super::convert::{self, PortCollector, Problem};
-use crate::model::{self, Labels, Str};
+use crate::model::{self, AddressAnnotations, Labels, Str};
 
 mod service;
 
@@ -132,6 +132,13 @@ impl SlimPod {
             finished: convert::is_finished(phase),
             running: convert::is_running(phase),
             ports: ports.finish(),
+            annotations: metadata.annotations.good().and_then(|annotations| {
+                let text = |text: &Loose<Str>| text.good().cloned();
+                AddressAnnotations::of(
+                    text(&annotations.network_status),
+                    text(&annotations.source_prefixes),
+                )
+            }),
             created: created.and_then(|text| seconds(text)).unwrap_or(0),
             id,
         };
@@ -406,6 +413,11 @@ shape!(Metadata {
     version: Str = "resourceVersion",
     created: Str = "creationTimestamp",
     labels: Pairs = "labels",
+    annotations: Annotations = "annotations",
+});
+shape!(Annotations {
+    network_status: Str = "k8s.v1.cni.cncf.io/network-status",
+    source_prefixes: Str = "netpol.dev/source-prefixes",
 });
 shape!(Spec {
     node: Str = "nodeName",

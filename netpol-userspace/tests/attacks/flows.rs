@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::hostile::attack::Attack;
-use crate::hostile::frames::{Marker, ethertype, frame, sctp, tcp, tcp_numbered, udp};
+use crate::hostile::frames::{Marker, ethertype, frame, icmp, raw, sctp, tcp, tcp_numbered, udp};
 use crate::hostile::sender::Sender;
 use crate::hostile::stage::OPEN;
 use crate::lab::Pod;
@@ -147,6 +147,38 @@ pub fn in_the_name_of_the_node(attack: &Attack<'_>) {
                 for pod in [&stage.free, &stage.far_free] {
                     send_packet(&pod.netns, &packet);
                 }
+            }
+        }
+        attack.never_reaches(victim);
+    }
+}
+
+/// From outside, from the other node and from strangers: in the name of the victim itself.
+pub fn in_the_name_of_the_victim(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let marker = attack.marker;
+    for (victim, _) in attack.victims() {
+        for &own in &victim.addresses {
+            let echo = if own.is_ipv4() { 8 } else { 128 };
+            let mut all = vec![
+                udp(own, own, (4500, OPEN), marker),
+                udp(own, own, (OPEN, OPEN), marker),
+                sctp(own, own, (4500, OPEN), 1, marker),
+                raw(own, own, 253, &marker.0),
+                icmp(own, own, (echo, 0), &[0; 4], marker),
+                icmp(own, own, (200, 0), &[0; 4], marker),
+            ];
+            all.extend(
+                [0x02, 0x10, 0x12, 0x04].map(|flags| tcp(own, own, (4500, OPEN), flags, marker)),
+            );
+            // On their way to the victim no guard is on them: each is counted there.
+            attack.is_kept_from(victim, 2 * all.len() as u64, || {
+                for netns in [&stage.lab.outside, &stage.lab.node(3 - victim.node).netns] {
+                    all.iter().for_each(|packet| send_packet(netns, packet));
+                }
+            });
+            for pod in [&stage.free, &stage.far_free] {
+                all.iter().for_each(|packet| send_packet(&pod.netns, packet));
             }
         }
         attack.never_reaches(victim);

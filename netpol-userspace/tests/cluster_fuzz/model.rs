@@ -206,7 +206,12 @@ impl View<'_> {
 
     /// Whether what passes of a flow of the pod's is judged again once it is translated.
     fn is_stamped(&self, key: &FlowKey) -> bool {
-        let &(protocol, _, _, remote, port) = key;
+        let &(protocol, local, _, remote, port) = key;
+        let is_direct = self.services.backends(remote, protocol, port).is_none();
+        if is_direct && local == remote && self.own.contains(&remote) {
+            // It has to recognise what comes back.
+            return true;
+        }
         match self.egress(remote, protocol, port) {
             Answer::Depends => true,
             // A proxy may know of other backends than those that are allowed.

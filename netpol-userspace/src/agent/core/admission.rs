@@ -136,7 +136,13 @@ impl Core {
     /// Gives a pod of a change the addresses that it has in truth.
     pub(super) fn amend(&mut self, change: &mut Change) {
         match change {
-            Change::Pod(pod) => self.sandboxes.amend(pod),
+            Change::Pod(pod) => {
+                // What does not count is not kept either: there are many pods.
+                if !self.speaking.trust.is_some() || !self.may_be_local(pod) {
+                    pod.annotations = None;
+                }
+                self.sandboxes.amend(pod);
+            }
             Change::PodGone(id, uid) => {
                 let pod = self.compiler.cluster().pod(id);
                 // The late delete of a predecessor is none.

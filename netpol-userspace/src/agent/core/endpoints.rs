@@ -234,6 +234,8 @@ impl Core {
     }
 
     fn replace_endpoints(&mut self, before: &[Endpoint]) {
+        // Before anything else: an interface may have become another pod's.
+        self.note_prefixes();
         let keys: HashSet<Key> = self.endpoints.iter().map(Key::of).collect();
         for old in before.iter().filter(|endpoint| !keys.contains(&Key::of(endpoint))) {
             let is_same =

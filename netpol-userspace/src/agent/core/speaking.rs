@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::Core;
+use crate::agent::annotations::{self, Annotated, Trust};
 use crate::agent::links::Links;
 use crate::agent::numbers::Key;
 use crate::agent::options::SourceCheck;
@@ -18,11 +19,13 @@ pub(super) struct Speaking {
     pub(super) links: Links,
     /// Interfaces, by [`Interface::incarnation`], for which addresses were declared once.
     mains: BTreeSet<u64>,
+    /// Which annotations of pods count.
+    pub(super) trust: Trust,
 }
 
 impl Speaking {
-    pub(super) fn new(links: Links) -> Self {
-        Self { links, mains: BTreeSet::new() }
+    pub(super) fn new(links: Links, trust: Trust) -> Self {
+        Self { links, mains: BTreeSet::new(), trust }
     }
 }
 
@@ -37,6 +40,33 @@ impl Core {
         all
     }
 
+    /// What the annotations of an endpoint's pod say, as far as they count.
+    fn annotated(&self, endpoint: &Endpoint) -> Annotated {
+        let trust = self.speaking.trust;
+        let pod = self.holders.pods().get(&endpoint.uid).filter(|_| trust.is_some());
+        let annotations = pod.and_then(|pod| pod.annotations.as_deref());
+        annotations.map(|annotations| annotations::read(annotations, trust)).unwrap_or_default()
+    }
+
+    /// Annotations of pods of this node may have changed.
+    pub(super) fn note_annotations(&mut self) {
+        if self.speaking.trust.is_some() {
+            self.note_speakers();
+        }
+    }
+
+    /// Tells the datapath which pods forward for others.
+    pub(super) fn note_prefixes(&mut self) {
+        let of = |endpoint: &Endpoint| {
+            let ifindex = endpoint.ifindex;
+            self.annotated(endpoint).prefixes.into_iter().map(move |block| (ifindex, block))
+        };
+        let wanted = self.endpoints.iter().flat_map(of).collect();
+        if let Err(error) = self.datapath.set_source_prefixes(wanted) {
+            self.note_failure(EndpointFailure { endpoint: None, error });
+        }
+    }
+
     /// What is declared for the endpoints, or how they are linked to the node, may have changed
     /// though they are the same.
     pub(super) fn note_speakers(&mut self) {
@@ -49,6 +79,7 @@ impl Core {
             }
         }
         self.note_links();
+        self.note_prefixes();
     }
 
     /// Tells the datapath how the endpoints' interfaces are linked to the node, and which may have
@@ -139,10 +170,17 @@ impl Core {
                 continue;
             };
             let declared = self.declared(endpoint);
+            let annotated = self.annotated(endpoint);
+            let is_forwarded =
+                |address: &IpAddr| annotated.prefixes.iter().any(|block| block.contains(address));
+            notes.extend(
+                annotated.problems.iter().map(|problem| format!("pod {}: {problem}", endpoint.pod)),
+            );
             let found: Vec<String> = interface
                 .addresses
                 .iter()
                 .filter(|address| !declared.contains(address) && !is_link_local6(address))
+                .filter(|address| !is_forwarded(address))
                 .map(ToString::to_string)
                 .collect();
             if !found.is_empty() {

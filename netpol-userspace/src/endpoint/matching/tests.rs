@@ -39,6 +39,7 @@ fn pod(name: &str, list: &str) -> Pod {
         finished: false,
         running: true,
         ports: vec![],
+        annotations: None,
         created: 100,
     }
 }

@@ -132,7 +132,10 @@ impl<'a> Tracer<'a> {
             }
             Kind::ThisNode | Kind::Service(_) | Kind::Other => {}
         }
+        let is_itself = |endpoint: &EndpointView| matches!(&from.kind, Kind::Endpoint(sender) if sender.ifindex == endpoint.ifindex);
         match &to.kind {
+            // It does not leave the pod, or comes back to it with the pod's own stamp.
+            Kind::Endpoint(endpoint) if is_itself(endpoint) => {}
             Kind::Endpoint(endpoint) => {
                 let ingress_ifindex = match &from.kind {
                     Kind::ThisNode => 0,
@@ -197,7 +200,7 @@ impl<'a> Tracer<'a> {
             told(true, Vec::new(), "its own node always reaches a pod".to_owned())
         } else if !view.isolated {
             told(true, Vec::new(), format!("no policy isolates it for {direction}"))
-        } else if endpoint.ips.contains(&remote) {
+        } else if direction == Direction::Egress && endpoint.ips.contains(&remote) {
             told(true, Vec::new(), "a pod always reaches itself".to_owned())
         } else if to_service {
             told(true, Vec::new(), String::new())

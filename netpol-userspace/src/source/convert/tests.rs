@@ -364,6 +364,7 @@ fn a_pod_is_read_in_full() {
                 port("http", Protocol::Tcp, 8081),
                 port("side", Protocol::Tcp, 2),
             ],
+            annotations: None,
             created: 1_767_323_045,
         }
     );

@@ -144,6 +144,23 @@ fn scalars_have_the_types_that_kubectl_gives_them() {
 }
 
 #[test]
+fn long_documents_are_read_and_short_ones_that_grow_are_not() {
+    let pod =
+        "- {apiVersion: v1, kind: Pod, metadata: {name: pNUMBER, labels: {a: b, c: d, e: f}}}\n";
+    let items: String = (0..30_000).map(|n| pod.replace("NUMBER", &n.to_string())).collect();
+    let contents = file("a.yaml", &format!("apiVersion: v1\nkind: List\nitems:\n{items}"));
+    assert_eq!(contents.malformed, None);
+    assert_eq!(contents.entries.len(), 30_000);
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..10 {
+        let before = format!("*a{}, ", level - 1).repeat(10);
+        bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
+    }
+    let contents = file("a.yaml", &bomb);
+    assert!(contents.malformed.is_some(), "{} entries", contents.entries.len());
+}
+
+#[test]
 fn null_rules_and_anchors_are_understood() {
     let text = format!(
         "{POLICY}metadata: {{name: x}}\nspec:\n  podSelector: &s {{matchLabels: {{a: b}}}}\n  \

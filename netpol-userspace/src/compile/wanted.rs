@@ -1,0 +1,243 @@
+//! Which sets endpoints should have: found by what changed, where that is enough, and by all
+//! policies where it is not. Must never leave an endpoint on a set that says something else than
+//! the policies that select its pod.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::atoms::Atoms;
+use super::edits::{Befores, Edits, Mentions};
+use super::sets::{Changes, Content, Renewed};
+use super::{Compiler, EndpointId, EndpointSets, SetId, isolating, sets};
+use crate::model::{Cluster, Direction, NamedPort, Pod, Str};
+
+/// Why an endpoint is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Why {
+    /// A policy that selects its pod was edited.
+    Policy,
+    /// A pod changed that it may be.
+    Pod,
+    /// It is new, or has not got what it should have.
+    Anything,
+}
+
+/// What an endpoint should have in one direction.
+enum Wanted {
+    Set(SetId),
+    Content(Content),
+    Edited(SetId, Rc<Changes>),
+}
+
+/// Contents of pods that the same policies select and that declare the same ports.
+type Contents = FxHashMap<(bool, Vec<usize>, Vec<NamedPort>), Content>;
+
+impl Compiler {
+    /// The sets that these endpoints should have, each with one user more.
+    pub(super) fn compile_endpoints(
+        &mut self,
+        dirty: BTreeMap<EndpointId, Why>,
+        befores: &Befores,
+    ) -> Vec<(EndpointId, EndpointSets)> {
+        let wanted = self.wanted(dirty, befores);
+        let mut edits = self.edits_in_place(&wanted);
+        let mut found: Vec<(EndpointId, [Option<SetId>; 2])> =
+            wanted.iter().map(|(id, _)| (*id, [None, None])).collect();
+        let mut made: FxHashMap<SetId, Vec<(&Changes, SetId)>> = FxHashMap::default();
+        // Whatever is not edited in place first: it may mention what an edit would drop.
+        let mut is_settled = false;
+        while !is_settled {
+            for ((id, wanted), (_, found)) in wanted.iter().zip(&mut found) {
+                for (wanted, found) in wanted.iter().zip(found) {
+                    if found.is_some() {
+                        continue;
+                    }
+                    *found = match wanted {
+                        Wanted::Edited(old, _) if edits.contains_key(old) => None,
+                        Wanted::Set(set) => {
+                            self.engine.sets.retain(*set);
+                            Some(*set)
+                        }
+                        Wanted::Content(content) => Some(self.acquire(*id, content)),
+                        Wanted::Edited(old, changes) => {
+                            let made = made.entry(*old).or_default();
+                            let known = made.iter().find(|(known, _)| **known == **changes);
+                            Some(match known {
+                                Some((_, set)) if *set != sets::CLOSED => {
+                                    self.engine.sets.retain(*set);
+                                    *set
+                                }
+                                _ => {
+                                    let set = self.engine.sets.get(*old);
+                                    let content = set.map(|set| set.content_with(changes));
+                                    let set = self.acquire(*id, &content.unwrap_or_default());
+                                    made.push((&**changes, set));
+                                    set
+                                }
+                            })
+                        }
+                    };
+                }
+            }
+            let bound = self.engine.sets.bound(&edits, &self.engine.atoms);
+            is_settled = bound.is_empty();
+            bound.iter().for_each(|id| drop(edits.remove(id)));
+        }
+        let mut renewed = Renewed::default();
+        for (&id, changes) in &edits {
+            self.engine.sets.edit(id, changes, &mut self.engine.atoms, &mut renewed);
+        }
+        let settled = found.into_iter().zip(wanted).map(|((id, found), (_, wanted))| {
+            let [ingress, egress] = [0, 1].map(|index| match (found[index], &wanted[index]) {
+                (Some(set), _) => set,
+                (None, Wanted::Edited(set, _) | Wanted::Set(set)) => {
+                    self.engine.sets.retain(*set);
+                    *set
+                }
+                (None, Wanted::Content(_)) => sets::CLOSED,
+            });
+            (id, EndpointSets { ingress, egress })
+        });
+        settled.collect()
+    }
+
+    fn acquire(&mut self, id: EndpointId, content: &Content) -> SetId {
+        self.engine.sets.exhausted = false;
+        let set = self.engine.sets.acquire(content, &mut self.engine.atoms);
+        if self.engine.sets.exhausted {
+            self.unnumbered.insert(id);
+        }
+        set
+    }
+
+    fn wanted(
+        &mut self,
+        dirty: BTreeMap<EndpointId, Why>,
+        befores: &Befores,
+    ) -> Vec<(EndpointId, [Wanted; 2])> {
+        self.mentions.retain(|namespace, _| self.endpoints_in.contains_key(namespace));
+        for id in befores.keys() {
+            self.mentions.entry(id.namespace.clone()).or_insert_with(|| {
+                let policies = self.cluster.policies.get(&id.namespace);
+                Mentions::of(policies.into_iter().flat_map(|p| p.values()).map(|p| &**p))
+            });
+        }
+        let Self { cluster, endpoints, engine, mentions, .. } = self;
+        let mut edits: FxHashMap<(Str, bool), Edits<'_>> = FxHashMap::default();
+        let mut contents = Contents::default();
+        let mut wanted = Vec::new();
+        for (id, mut why) in dirty {
+            let Some(endpoint) = endpoints.get_mut(&id) else { continue };
+            let is_same = endpoint.refresh(cluster);
+            if why == Why::Pod && is_same {
+                why = Why::Policy;
+            }
+            let endpoint = &*endpoint;
+            engine.services.add_addresses(id, endpoint.addresses());
+            let mut of = |direction: Direction, old: SetId| {
+                if let ([pod], Why::Policy) = (endpoint.pods.as_slice(), why) {
+                    let key = (pod.id.namespace.clone(), direction == Direction::Egress);
+                    let Some(mentions) = mentions.get(&key.0) else { return Wanted::Set(old) };
+                    let edits = edits.entry(key).or_insert_with_key(|(namespace, _)| {
+                        Edits::new(cluster, befores, namespace, direction, mentions)
+                    });
+                    let changes = match engine.sets.get(old) {
+                        Some(set) => edits.changes(cluster, pod, set, &mut engine.atoms),
+                        // It was not isolated, and by what was not edited it is not now.
+                        None if edits.isolate(pod) => None,
+                        None => return Wanted::Set(old),
+                    };
+                    match changes {
+                        Some(changes) if changes.is_empty() => return Wanted::Set(old),
+                        Some(changes) => return Wanted::Edited(old, Rc::new(changes)),
+                        None => {}
+                    }
+                }
+                if endpoint.is_unknown() {
+                    return Wanted::Content(Arc::new([]));
+                }
+                let pods = &endpoint.pods;
+                match strictest(cluster, pods, direction, &mut engine.atoms, &mut contents) {
+                    Some(content) => Wanted::Content(content),
+                    None => Wanted::Set(SetId::NONE),
+                }
+            };
+            let sets = endpoint.sets;
+            let both = [of(Direction::Ingress, sets.ingress), of(Direction::Egress, sets.egress)];
+            wanted.push((id, both));
+        }
+        wanted
+    }
+
+    /// The sets that can be edited in place: those that everybody who uses them wants changed, and
+    /// alike.
+    fn edits_in_place(&self, wanted: &[(EndpointId, [Wanted; 2])]) -> FxHashMap<SetId, Changes> {
+        let mut edits: FxHashMap<SetId, (&Changes, u32)> = FxHashMap::default();
+        let mut apart = FxHashSet::default();
+        for wanted in wanted.iter().flat_map(|(_, wanted)| wanted) {
+            let Wanted::Edited(set, changes) = wanted else { continue };
+            let (known, n_users) = edits.entry(*set).or_insert((changes, 0));
+            *n_users += 1;
+            if **known != **changes {
+                apart.insert(*set);
+            }
+        }
+        let super::engine::Engine { sets, atoms, classes, .. } = &self.engine;
+        let n_addresses = |class| classes.get(class).map_or(0, |class| class.n_addresses as usize);
+        let is_editable = |id: SetId, changes: &Changes, n_users: u32| {
+            let known = sets.get(id).filter(|set| set.n_users == n_users);
+            // Rows that would be written anew.
+            let n_rows = known.map_or(0, |set| set.rows.len());
+            let most_moves = if self.edited_from == 0 { usize::MAX } else { n_rows };
+            known.is_some()
+                && n_rows >= self.edited_from
+                && sets.is_editable(id, changes, most_moves, atoms, n_addresses)
+        };
+        edits.retain(|id, (changes, n_users)| {
+            !apart.contains(id) && is_editable(*id, changes, *n_users)
+        });
+        edits.into_iter().map(|(id, (changes, _))| (id, changes.clone())).collect()
+    }
+}
+
+/// What all of these pods may do. Replicas may the same; where pods differ it is nothing.
+fn strictest(
+    cluster: &Cluster,
+    pods: &[Pod],
+    direction: Direction,
+    atoms: &mut Atoms,
+    contents: &mut Contents,
+) -> Option<Content> {
+    let mut strictest: Option<Content> = None;
+    for pod in pods {
+        let policies: Vec<_> = isolating(cluster, pod, direction).collect();
+        if policies.is_empty() {
+            continue;
+        }
+        let numbers = policies.iter().map(|policy| std::ptr::from_ref(*policy).addr()).collect();
+        let own = sets::own_ports(pod, direction).unwrap_or_default().to_vec();
+        let key = (direction == Direction::Egress, numbers, own);
+        let content = contents
+            .entry(key)
+            .or_insert_with(|| sets::content(policies.into_iter(), pod, direction, atoms));
+        strictest = match strictest {
+            Some(known) if !is_equal(&known, content) => Some(Arc::new([])),
+            _ => Some(content.clone()),
+        };
+    }
+    strictest
+}
+
+/// Whether two contents are the same in whatever order.
+fn is_equal(a: &Content, b: &Content) -> bool {
+    if Arc::ptr_eq(a, b) {
+        return true;
+    }
+    let known: FxHashMap<_, _> =
+        a.iter().map(|(predicate, allowed)| (predicate, allowed)).collect();
+    a.len() == b.len()
+        && b.iter().all(|(predicate, allowed)| known.get(predicate) == Some(&allowed))
+}
