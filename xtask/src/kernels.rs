@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -57,23 +57,6 @@ pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<Ex
     let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// Fetches the kernels that every run of all tests has. The program is built with its tests.
-pub(crate) fn prepare(workspace: &Workspace) -> Result<()> {
-    let mut command = Command::new(workspace.target().join("debug/netpol-kernels"));
-    command.args(["--prepare", "--quick"]).stdout(Stdio::null());
-    run::visible(command, "see above")
-}
-
-/// Tells a run of the tests where its programs are, which have been built.
-pub(crate) fn tell(
-    command: &mut Command,
-    workspace: &Workspace,
-    selection: &Selection,
-) -> Result<()> {
-    command.env(VARIABLE, programs(workspace, selection)?);
-    Ok(())
 }
 
 /// Where the test programs are, with colons between them.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use netpol_needs::{IN_KERNELS, Need, TABLE};
+use netpol_needs::{FOR_KERNELS, IN_KERNELS, Need, TABLE};
 
 use crate::run;
 use crate::workspace::Workspace;
@@ -85,6 +85,9 @@ impl Selection {
 
     /// What the selected programs need if the filter leaves out none of them.
     pub(crate) fn possible_needs(&self) -> BTreeSet<Need> {
+        if self.scope == Scope::Kernels {
+            return FOR_KERNELS.into();
+        }
         let rows = TABLE.iter().filter(|(program, package, _)| {
             self.has(program) && self.package.as_ref().is_none_or(|wanted| wanted == package)
         });
@@ -114,8 +117,7 @@ impl Selection {
             Scope::Doc => false,
             Scope::Fuzz => FUZZERS.contains(&program),
             Scope::Hostile => ATTACKERS.contains(&program),
-            // It runs the others itself.
-            Scope::Kernels => program == "kernels",
+            Scope::Kernels => IN_KERNELS.contains(&program),
         }
     }
 }

@@ -84,9 +84,6 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let stage = Stage::start("running the tests");
     let mut command = cargo_test(workspace, args, seed, &selection);
-    if needs.contains(&Need::Kernels) {
-        kernels::tell(&mut command, workspace, &selection)?;
-    }
     privilege.apply(&mut command);
     let overflows = neighbours::overflows();
     let room = neighbours::Room::make();
@@ -139,9 +136,6 @@ fn prepare(workspace: &Workspace, selection: &Selection) -> Result<BTreeSet<Need
         let mut command = Command::new(workspace.target().join("debug/netpol-cluster"));
         command.arg("build").args(kubernetes).stdout(Stdio::null());
         run::visible(command, "see above")?;
-    }
-    if needs.contains(&Need::Kernels) {
-        kernels::prepare(workspace)?;
     }
     announce(format_args!("everything is ready: {:.0} s", started.elapsed().as_secs_f64()));
     Ok(needs)

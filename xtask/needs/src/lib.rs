@@ -186,8 +186,6 @@ pub const TABLE: &[Row] = &[
     ("kubernetes_deploy", "netpol-cluster", &[Kubectl]),
     ("kubernetes_smoke", "netpol-cluster", &[Nodes, Netpol]),
     ("kubernetes_source", "netpol-cluster", &[ControlPlane]),
-    // What runs inside runs these, too.
-    ("kernels", "netpol-kernels", &[Kernels, Netpol, Translation, Python]),
     // Tries everything that a machine must be able to do.
     ("xtask", "xtask", &[Translation]),
 ];
@@ -206,6 +204,9 @@ pub const IN_KERNELS: &[&str] = &[
     "wire_packets",
     "hostile_attacks",
 ];
+
+/// What running them there needs.
+pub const FOR_KERNELS: [Need; 4] = [Kernels, Netpol, Translation, Python];
 
 /// What a test program needs.
 #[must_use]
@@ -285,8 +286,7 @@ mod tests {
     #[test]
     fn every_test_program_declares_what_its_sources_show_and_every_row_has_a_program() {
         let xtask = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let packages: [(&str, PathBuf); 4] = [
-            ("netpol-kernels", xtask.join("kernels/tests")),
+        let packages: [(&str, PathBuf); 3] = [
             ("netpol-userspace", xtask.join("../netpol-userspace/tests")),
             ("netpol-cluster", xtask.join("cluster/tests")),
             ("netpol-bench", xtask.join("bench/tests")),
