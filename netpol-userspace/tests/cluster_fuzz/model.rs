@@ -207,8 +207,10 @@ impl View<'_> {
     /// Whether what passes of a flow of the pod's is judged again once it is translated.
     fn is_stamped(&self, key: &FlowKey) -> bool {
         let &(protocol, local, _, remote, port) = key;
-        let is_direct = self.services.backends(remote, protocol, port).is_none();
-        if is_direct && local == remote && self.own.contains(&remote) {
+        // What is said of a Service comes first, if the pod is isolated.
+        let is_judged = self.isolates(Direction::Egress)
+            && self.services.backends(remote, protocol, port).is_some();
+        if !is_judged && local == remote && self.own.contains(&remote) {
             // It has to recognise what comes back.
             return true;
         }
