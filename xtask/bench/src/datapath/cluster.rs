@@ -124,6 +124,7 @@ fn pod(id: ObjectName, label: (&str, String), addresses: Vec<IpAddr>) -> Pod {
         finished: false,
         running: true,
         ports: Vec::new(),
+        annotations: None,
         created: 0,
     }
 }

@@ -206,6 +206,7 @@ fn pod(address: Ipv4Addr, node: Option<&str>, labels: &[(&str, &str)]) -> Change
         finished: false,
         running: true,
         ports: Vec::new(),
+        annotations: None,
         created: 0,
     })
 }
