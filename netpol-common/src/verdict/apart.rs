@@ -7,6 +7,7 @@ use super::tracked::judge_opened;
 use super::{Arrival, Endpoint, Judge, Known, Maps, Verdict};
 use crate::flow;
 use crate::layout::Reason;
+use crate::neighbour::is_link_local;
 use crate::packet::{Kind, Packet, asks_for_address};
 
 /// Whether the packet has a flow by which to judge it. Fragments after the first get the ports of
@@ -102,7 +103,9 @@ fn judge_alone<M: Maps>(
     }
     let class = maps.class_of(&packet.remote);
     // Without ports only "everything" matches: protocol 255 (reserved) is in no port set.
-    let is_to_itself = !arrival.is_towards_pod() && maps.owns(endpoint.id, &packet.remote);
+    let is_to_itself = !arrival.is_towards_pod()
+        && !is_link_local(&packet.local)
+        && maps.owns(endpoint.id, &packet.remote);
     if is_to_itself || maps.row_allows(endpoint.set(direction), class, NO_PORTS, 0) {
         // Whether it will be translated, as part of somebody's flow, cannot be told.
         let is_stamped =

@@ -3,6 +3,7 @@
 
 use super::{Endpoint, Judged, Maps, Policies};
 use crate::layout::{Address, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
+use crate::neighbour::is_link_local;
 use crate::packet::Packet;
 use crate::ports;
 use crate::service::ToService;
@@ -33,7 +34,9 @@ pub fn judge_flow<M: Maps + ?Sized>(
     // anybody could pass for it. (That the two are the same says it of nearly all such packets
     // without asking the table for all others.)
     let to_itself = Judged { is_stamped: !is_translated, ..Judged::ALLOWED };
-    let is_to_itself = || is_egress && maps.owns(endpoint.id, &packet.remote);
+    // (From its link-local address it could be answered there, which nobody looks at on a link.)
+    let is_to_itself =
+        || is_egress && !is_link_local(&packet.local) && maps.owns(endpoint.id, &packet.remote);
     if packet.remote.is_same(&packet.local) && is_to_itself() {
         return to_itself;
     }
