@@ -7,5 +7,4 @@ pub mod identity;
 pub mod link;
 pub mod owner;
 pub mod shapes;
-pub mod tenant;
 pub mod tunnels;
