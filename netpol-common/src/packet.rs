@@ -492,11 +492,11 @@ fn icmp_v6<F: Frame>(
         // solicitation and advertisement (RFC 4861). Towards a pod: what a router has forwarded
         // has a smaller hop limit, or not such a source.
         131..=133 | 135 | 136 | 143 if is_egress => Outcome::Neighbour,
+        130 if is_egress => Outcome::Refuse(Reason::RouterMessage),
         130..=132 | 143 if has_hop_limit(frame, 1) && is_of_link(packet) => Outcome::Pass,
         133 | 135 | 136 if has_hop_limit(frame, 255) => Outcome::Pass,
-        // Router advertisement and redirect, and asking for listeners: to a pod they are the
+        // Router advertisement and redirect, and asking for listeners above: to a pod they are the
         // network's business, from a pod they are an attack.
-        130 if is_egress => Outcome::Refuse(Reason::RouterMessage),
         134 | 137 => match direction {
             Direction::Ingress if has_hop_limit(frame, 255) => Outcome::Pass,
             _ => Outcome::Refuse(Reason::RouterMessage),

@@ -572,6 +572,14 @@ fn what_only_neighbours_say_to_each_other_is_told_apart() {
             assert_eq!(parsed(&frame, IN).0, Outcome::Packet, "{kind} {hop_limit}");
         }
     }
+    // A group is nobody's source. A pod that uses one makes it look like the other direction.
+    for kind in [130, 134, 137] {
+        for hop_limit in [1, 255] {
+            let mut frame = on_link(frame(kind, hop_limit), 0xff02, 0xfe);
+            frame[LINK + 25] = 0x80;
+            assert_eq!(outcome(&frame), Outcome::Refuse(Reason::RouterMessage), "{kind}");
+        }
+    }
     // From a pod all of it is looked at once more, whatever stands before it.
     for kind in [131, 132, 133, 135, 136, 143] {
         for hop_limit in [0, 1, 64, 255] {
