@@ -44,7 +44,9 @@ impl Datapath {
         // Flows from there are forged by now.
         let concerned = self.endpoints.iter().filter(|(_, e)| lost.contains(&e.ifindex));
         let concerned: Vec<EndpointId> = concerned.map(|(&id, _)| id).collect();
-        self.rejudge(&concerned);
+        if !concerned.is_empty() {
+            self.rejudge(&concerned);
+        }
         if !wanted.is_empty() {
             self.set_flag(HAS_SOURCE_PREFIXES, true);
         }
