@@ -214,8 +214,11 @@ pub struct Endpoint {
     /// One of its own IPv4 addresses, see [`own4`], so that most packets' sources need no
     /// look into the table of all ([`OwnAddress`]); zero: ask that.
     pub own4: u64,
+    /// Where others share the link, the link-layer address that every frame of its must come from,
+    /// as of [`link_word`](crate::neighbour::link_word); zero: none in particular.
+    pub link: u64,
     /// Room to grow to a cache line.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 /// Marks a [`Endpoint::policy`] as written: a zeroed word must not mean "not isolated".
@@ -534,6 +537,8 @@ pub enum Reason {
     /// ARP, neighbour discovery or a listener report from a pod that says more than these need, or
     /// goes to where a router would forward it.
     Neighbour = 14,
+    /// It came by a link that others share, and is for an address that is not the pod's.
+    DestinationAddress = 15,
     /// Not a verdict: a live flow made room for another one.
     FlowEvicted = 11,
     /// Not a verdict: an event was not written (rate limit or full ring).
@@ -542,7 +547,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NewFlow,
         Self::Policy,
         Self::PolicyCut,
@@ -558,6 +563,7 @@ impl Reason {
         Self::EventLost,
         Self::ServiceMixed,
         Self::Neighbour,
+        Self::DestinationAddress,
     ];
 
     /// The reason with this number.
@@ -580,6 +586,7 @@ impl Reason {
             12 => Self::EventLost,
             13 => Self::ServiceMixed,
             14 => Self::Neighbour,
+            15 => Self::DestinationAddress,
             _ => return None,
         })
     }
@@ -602,6 +609,7 @@ impl Reason {
             Self::EventLost => "event-lost",
             Self::ServiceMixed => "service-mixed",
             Self::Neighbour => "neighbour",
+            Self::DestinationAddress => "destination-address",
         }
     }
 

@@ -15,6 +15,11 @@ pub trait Speaker {
     /// Whether what it sends to this IPv6 unicast address, which is not link-local, stays on its
     /// link: by the node's own routing no router forwards it.
     fn is_on_link(&self, source: &Address, destination: &Address) -> bool;
+    /// Whether the frame is for the node, as far as that is known, which as a router would forward it
+    /// to this unicast address on the same link.
+    fn is_routed(&self, _destination: &Address) -> bool {
+        false
+    }
 }
 
 /// Length of an ARP message for IPv4 over Ethernet, with its link-layer header.
@@ -168,10 +173,13 @@ pub fn refuses_discovery<F: Frame, S: Speaker>(frame: &F, speaker: &S) -> Option
     let stays = if is_multicast(&destination) {
         is_all_nodes_or_routers(&destination) || is_group_of(&destination, &destination)
     } else {
-        is_link_local(&destination)
+        // Routers are asked by their link-local addresses, if not all at once.
+        let is_on_link = is_link_local(&destination)
             || !is_anonymous
+                && kind != ROUTER_SOLICITATION
                 && !is_nowhere(&destination)
-                && speaker.is_on_link(&source, &destination)
+                && speaker.is_on_link(&source, &destination);
+        is_on_link && !speaker.is_routed(&destination)
     };
     if stays { None } else { MALFORMED }
 }

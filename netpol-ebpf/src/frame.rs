@@ -198,6 +198,19 @@ impl Linear {
         Some(field!(self, u32, "u32", LINK_HEADER as usize + 12))
     }
 
+    /// The destination of an IPv4 packet, likewise.
+    #[inline(always)]
+    pub fn destination4(&self) -> Option<u32> {
+        Some(field!(self, u32, "u32", LINK_HEADER as usize + 16))
+    }
+
+    /// The destination of an IPv6 packet, likewise.
+    #[inline(always)]
+    pub fn destination6(&self) -> Option<[u64; 2]> {
+        let second = field!(self, u64, "u64", LINK_HEADER as usize + 32);
+        Some([field!(self, u64, "u64", LINK_HEADER as usize + 24), second])
+    }
+
     /// The source of an IPv6 packet, in memory's order.
     #[inline(always)]
     pub fn source6(&self) -> Option<[u64; 2]> {

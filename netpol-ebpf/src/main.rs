@@ -2,7 +2,8 @@
 //! interface (traffic towards the pod), `netpol_egress` on its tc *ingress* hook. `netpol_transit`
 //! sits on the tc egress hook of every interface by which packets can leave, while pods send to
 //! Services that cannot be judged before translation. `netpol_guard` sits on the tc ingress hook of the
-//! pods that no policy selects.
+//! pods that no policy selects, and `netpol_shield` on the tc egress hook of those of them that share
+//! their link with others.
 //!
 //! This crate only reads packets and maps; what a verdict is stands in `netpol_common::verdict`.
 //! Allow is always "next program, please" (`TCX_NEXT`, `TC_ACT_UNSPEC`): netpol never ends the
@@ -18,6 +19,7 @@ mod frame;
 mod guard;
 mod maps;
 mod neighbour;
+mod shield;
 mod slow;
 mod stamp;
 mod transit;
@@ -28,10 +30,11 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use netpol_common::flow;
-use netpol_common::layout::Direction;
+use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::Packet;
 use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _};
 
+use crate::frame::Linear;
 use crate::maps::Kernel;
 
 /// Lets other programs and the stack go on.
@@ -55,6 +58,12 @@ pub fn netpol_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn netpol_guard(ctx: TcContext) -> i32 {
     guard::run(ctx.skb.skb)
+}
+
+/// Traffic towards a pod that no policy selects, on a link that others share.
+#[classifier]
+pub fn netpol_shield(ctx: TcContext) -> i32 {
+    shield::run(ctx.skb.skb)
 }
 
 /// Traffic on its way to anywhere.
@@ -86,7 +95,10 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
         return if stamp::put(skb) { ALLOW } else { DENY };
     }
     if known == NOBODY {
-        return slow::refuse(skb, direction as u32);
+        return slow::refuse(skb, direction as u32, Reason::UnknownEndpoint as u32);
+    }
+    if known == FORGED {
+        return slow::refuse(skb, direction as u32, Reason::SourceAddress as u32);
     }
     slow::judge(
         direction,
@@ -114,27 +126,31 @@ pub struct Seen {
 
 /// Beside the values of [`Known`]: the interface belongs to no known endpoint.
 const NOBODY: u32 = u32::MAX;
+/// Likewise: the frame came from a link-layer address that is not the pod's.
+const FORGED: u32 = u32::MAX - 1;
 /// Likewise: nothing is known of the packet's flow, and the packet was read.
 const PLAIN: u32 = 0x100;
 
 /// A function of its own, so that its stack is not added to that of judging.
 #[inline(never)]
 fn look_ingress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
-    look(skb, Arrival::ingress(false), seen)
-}
-
-/// As above, for the other direction.
-#[inline(never)]
-fn look_egress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
-    look(skb, Arrival::egress(), seen)
-}
-
-#[inline(always)]
-fn look(skb: *mut __sk_buff, arrival: Arrival, seen: &mut MaybeUninit<Seen>) -> u32 {
     // SAFETY: the context pointer is valid for the run of the program.
     let ifindex = unsafe { (*skb).ifindex };
     let Some(endpoint) = maps::endpoint_at(ifindex) else { return NOBODY };
-    known::<false>(skb, ifindex, endpoint, arrival, seen)
+    known::<false>(skb, ifindex, endpoint, Arrival::ingress(false), seen)
+}
+
+/// As above, for the other direction. Here every frame of the pod's comes by, so here its source is
+/// looked at, whatever else it is.
+#[inline(never)]
+fn look_egress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let ifindex = unsafe { (*skb).ifindex };
+    let Some((endpoint, link)) = maps::endpoint_and_link(ifindex) else { return NOBODY };
+    if link != 0 && Linear::of(skb).link_source() != Some(link) && Kernel.checks_source() {
+        return FORGED;
+    }
+    known::<false>(skb, ifindex, endpoint, Arrival::egress(), seen)
 }
 
 /// What the flow table knows of a common packet, without a helper call: a value of [`Known`], or

@@ -113,6 +113,23 @@ pub fn endpoint_at(ifindex: u32) -> Option<Endpoint> {
     None
 }
 
+/// The same, and [`layout::Endpoint::link`].
+#[inline(always)]
+pub fn endpoint_and_link(ifindex: u32) -> Option<(Endpoint, u64)> {
+    let first = ifindex & (layout::ENDPOINT_SLOTS - 1);
+    let mut probe = 0;
+    while probe < layout::ENDPOINT_PROBES {
+        let slot = ENDPOINTS.get_ptr(first + probe)?;
+        let words = words_of(slot);
+        probe += 1;
+        if words.ifindex() == ifindex {
+            // SAFETY: as for the other words, see words_of.
+            return Some((words.endpoint()?, unsafe { read_volatile(&raw const (*slot).link) }));
+        }
+    }
+    None
+}
+
 /// The index of the slot that the endpoint with this interface has.
 #[inline(always)]
 pub fn slot_of(ifindex: u32) -> Option<u32> {
@@ -239,7 +256,7 @@ pub fn two_words(address: &Address) -> [u64; 2] {
 #[inline(always)]
 pub fn own4(ifindex: u32) -> u32 {
     let Some(slot) = slot_of(ifindex).and_then(|slot| ENDPOINTS.get_ptr(slot)) else { return 0 };
-    // SAFETY: as for the other words, see endpoint_words.
+    // SAFETY: as for the other words, see words_of.
     unsafe { read_volatile(&raw const (*slot).own4) as u32 }
 }
 
@@ -267,16 +284,20 @@ impl EndpointWords {
 /// Reads a slot of the endpoint table.
 #[inline(always)]
 pub fn endpoint_words(slot: u32) -> Option<EndpointWords> {
-    let slot = ENDPOINTS.get_ptr(slot)?;
+    ENDPOINTS.get_ptr(slot).map(words_of)
+}
+
+#[inline(always)]
+fn words_of(slot: *const layout::Endpoint) -> EndpointWords {
     // SAFETY: array values live as long as the map; words are read one by one, each with a single
     // load, because the agent stores them so.
-    Some(unsafe {
+    unsafe {
         EndpointWords {
             identity: read_volatile(&raw const (*slot).identity),
             policy: read_volatile(&raw const (*slot).policy),
             born: read_volatile(&raw const (*slot).born),
         }
-    })
+    }
 }
 
 /// The interface of the local endpoint that has this address.

@@ -5,6 +5,7 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup};
 use aya_ebpf::helpers::generated;
 use netpol_common::layout::{Address, LINK_ADDRESS, Reason};
 use netpol_common::neighbour::{self, Talk, link_word};
+use netpol_common::packet::Frame as _;
 use netpol_common::verdict::Maps as _;
 
 use crate::frame::Skb;
@@ -66,6 +67,11 @@ impl neighbour::Speaker for OnInterface {
     fn is_on_link(&self, source: &Address, destination: &Address) -> bool {
         is_on_link(self.skb, self.speaker.routed_by(), source, destination)
     }
+
+    #[inline(always)]
+    fn is_routed(&self, destination: &Address) -> bool {
+        is_routed(self.skb, self.speaker.routed_by(), destination)
+    }
 }
 
 /// Whether the endpoint may speak as this address. A function of its own for its stack.
@@ -83,7 +89,10 @@ pub fn speaks_as(speaker: Speaker, address: &Address) -> bool {
     is_known || Kernel.owns(speaker.id(), address) || may_forward(speaker.ifindex(), address)
 }
 
+const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// A flag of the helper: by this interface, instead of what came in by it.
+const OUTPUT: u32 = 2;
 /// Return values of the helper (include/uapi/linux/bpf.h).
 const SUCCESS: i64 = 0;
 const NOT_FORWARDED: i64 = 4;
@@ -126,4 +135,48 @@ fn is_on_link(
         FORWARDING_DISABLED => neighbour::is_same_subnet(source, destination),
         _ => false,
     }
+}
+
+/// Whether the frame is for the node, which reaches this IPv6 address by `routed_by`. (The kernel
+/// tells its own link-layer address there only if it knows the neighbour's.)
+#[inline(never)]
+fn is_routed(skb: *mut __sk_buff, routed_by: u32, destination: &Address) -> bool {
+    if routed_by == 0 {
+        return false;
+    }
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    question.family = AF_INET6;
+    question.ifindex = routed_by;
+    question.__bindgen_anon_4.ipv6_dst = destination.words;
+    let length = size_of::<bpf_fib_lookup>() as i32;
+    let question = &raw mut question;
+    // SAFETY: the helper reads and writes the struct that it is given, whose length that is.
+    let answer = unsafe { generated::bpf_fib_lookup(skb.cast(), question, length, OUTPUT) };
+    // SAFETY: it was written above.
+    answer == SUCCESS && is_for(skb, unsafe { (*question).smac })
+}
+
+/// Whether the frame is for this link-layer address.
+#[inline(always)]
+fn is_for(skb: *mut __sk_buff, link: [u8; 6]) -> bool {
+    Skb(skb).load::<6>(0).is_none_or(|to| link_word(to) == link_word(link))
+}
+
+/// Whether by the node's routes what comes in by `routed_by` for this IPv4 address goes no further
+/// than the node: it is all of a subnet of its, or the node itself.
+#[inline(never)]
+pub fn is_of_node(skb: *mut __sk_buff, routed_by: u32, to: &Address) -> bool {
+    if routed_by == 0 {
+        return false;
+    }
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    question.family = AF_INET;
+    question.ifindex = routed_by;
+    question.__bindgen_anon_4.ipv4_dst = to.words[0];
+    let length = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the helper reads and writes the struct that it is given, whose length that is.
+    let answer = unsafe { generated::bpf_fib_lookup(skb.cast(), &raw mut question, length, 0) };
+    answer == NOT_FORWARDED
 }

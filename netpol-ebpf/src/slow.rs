@@ -18,6 +18,7 @@ use netpol_common::verdict::{
 
 use crate::frame::{RawSkb, Skb};
 use crate::maps::{self, Kernel};
+use crate::shield::is_astray;
 use crate::{ALLOW, DENY, Seen, events, stamp};
 
 /// How often a packet is judged at most because its endpoint's policies changed meanwhile. Each
@@ -81,14 +82,15 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
     let mut inner = Packet::default();
     let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
     let parsed = netpol_parse(skb, direction, &mut seen.packet, &mut inner);
-    if parsed == PASS {
-        return ALLOW;
-    }
     if parsed == NEIGHBOUR {
         return TALK;
     }
     let Seen { endpoint, packet, .. } = seen;
-    let verdict = if parsed < PACKET {
+    let verdict = if direction == Direction::Ingress as u32 && is_astray(skb, packet) {
+        Verdict::drop(Reason::DestinationAddress, 0)
+    } else if parsed == PASS {
+        return ALLOW;
+    } else if parsed < PACKET {
         let arrival = arrival_of_packet(skb, direction_of(direction), packet);
         let arrival = Arrival { is_from_node: false, ..arrival };
         Verdict::unpack(netpol_refused(endpoint, arrival_word(arrival), packet, parsed))
@@ -107,8 +109,12 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
 #[inline(never)]
 pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> i32 {
     let direction = direction_of(direction);
-    let arrival = arrival_of_packet(skb, direction, &seen.packet);
-    let verdict = verdict::judge_tracked(&Kernel, &seen.endpoint, arrival, &seen.packet);
+    let verdict = if direction as u8 == Direction::Ingress as u8 && is_astray(skb, &seen.packet) {
+        Verdict::drop(Reason::DestinationAddress, 0)
+    } else {
+        let arrival = arrival_of_packet(skb, direction, &seen.packet);
+        verdict::judge_tracked(&Kernel, &seen.endpoint, arrival, &seen.packet)
+    };
     settle(skb, direction, seen, verdict)
 }
 
@@ -161,16 +167,18 @@ fn settle(skb: *mut __sk_buff, direction: Direction, seen: &Seen, verdict: Verdi
     if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
 }
 
-/// Fails closed on an interface of no known endpoint, and says what was dropped. Not called by
-/// [`read`], so that their stacks do not add up.
+/// Drops a packet, whatever it is, and says so: for one on an interface of no known endpoint, and
+/// for one whose frame is not its pod's. Not called by [`read`], so that their stacks do not add up.
 #[inline(never)]
-pub fn refuse(skb: *mut __sk_buff, direction: u32) -> i32 {
+pub fn refuse(skb: *mut __sk_buff, direction: u32, reason: u32) -> i32 {
     let mut packet = Packet::default();
     let mut inner = Packet::default();
     // Who sent what to whom is all that is wanted of it.
     let _ = netpol_parse(skb, direction, &mut packet, &mut inner);
-    let verdict = Verdict::drop(Reason::UnknownEndpoint, 0);
-    events::note(skb, &Endpoint::NOBODY, direction_of(direction), &packet, &verdict);
+    // SAFETY: the context pointer is valid for the run of the program.
+    let endpoint = maps::endpoint_at(unsafe { (*skb).ifindex }).unwrap_or(Endpoint::NOBODY);
+    let verdict = Verdict::drop(refusal_reason(reason), 0);
+    events::note(skb, &endpoint, direction_of(direction), &packet, &verdict);
     DENY
 }
 

@@ -54,6 +54,13 @@ fn interface(world: &World, pod: &str) -> String {
     view.unwrap_or_else(|| panic!("no {pod} in {views:?}"))["interface"].as_str().unwrap().into()
 }
 
+/// What is attached to an interface, by the names of the links.
+fn programs(world: &World, interface: &str) -> Vec<String> {
+    let start = format!("{}-", world.ifindex(interface));
+    let links = world.links();
+    links.iter().filter_map(|link| Some(link.strip_prefix(&start)?.to_owned())).collect()
+}
+
 /// A shy pod, its friend and a stranger, as they should be.
 fn assert_enforced(runtime: &Runtime, shy: &str, friend: &str, stranger: &str) {
     let of = |pod: &str| runtime.netns(&Sandbox::new(pod));
@@ -62,20 +69,20 @@ fn assert_enforced(runtime: &Runtime, shy: &str, friend: &str, stranger: &str) {
 }
 
 #[test]
-fn a_pod_that_no_policy_selects_starts_with_its_guard_alone() {
+fn a_pod_that_no_policy_selects_starts_with_its_guard_and_no_more() {
     let (mut world, runtime) = lab();
     let address = start(&world, &runtime, "plain", "plain");
     // The plugin has waited for it.
     let name = interface(&world, "plain");
-    assert_eq!(world.tcx(&name).each_ref().map(Vec::len), [1, 0]);
+    assert_eq!(programs(&world, &name), ["guard", "shield"], "it is on a bridge");
     world.settle();
-    assert_eq!(world.tcx(&name).each_ref().map(Vec::len), [1, 0]);
+    assert_eq!(programs(&world, &name), ["guard", "shield"]);
     assert_eq!(world.state()["endpoints"][0]["ips"], json!([address]));
     runtime.check(&Sandbox::new("plain")).unwrap();
     // A policy that comes later finds it.
     world.policy("all", "podSelector: {}");
     world.settle();
-    assert_eq!(world.tcx(&name).each_ref().map(Vec::len), [1, 1]);
+    assert_eq!(programs(&world, &name), ["egress", "ingress"]);
     runtime.stop(&Sandbox::new("plain"));
     eventually("its file is gone", || sandbox::read_all(&world.run_dir()).is_empty());
 }

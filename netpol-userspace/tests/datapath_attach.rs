@@ -7,9 +7,10 @@ mod common;
 use std::net::IpAddr;
 use std::process::Command;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use common::{ID, POD, Rig, in_node};
 use netpol_userspace::compile::{EndpointSets, SetId, Step, Tables};
-use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions};
+use netpol_userspace::datapath::{AttachMode, Datapath, Link, LoadOptions};
 
 fn tc(arguments: &str) -> String {
     let output = Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
@@ -39,6 +40,44 @@ fn filters_that_were_taken_off_are_put_back() {
             assert_eq!(filters(), [1, 1], "{harm}");
         }
     });
+}
+
+/// A guard comes with the first declared address, and stays when the interface has none any more; a
+/// shield comes and goes with others on the link.
+#[test]
+fn guards_stay_without_addresses_and_shields_follow_the_link() {
+    for mode in [AttachMode::Tcx, AttachMode::Clsact] {
+        in_node(|| {
+            let mut rig = Rig::with(&LoadOptions::default(), mode);
+            let ifindex = rig.ifindex;
+            let programs = || {
+                let query = |hook| SchedClassifier::query_tcx("pod0", hook).unwrap().1.len();
+                let tcx = [TcAttachType::Ingress, TcAttachType::Egress].map(query);
+                if mode == AttachMode::Tcx { tcx } else { filters() }
+            };
+            rig.datapath.want_guards(true);
+            let settle = |datapath: &mut Datapath| {
+                while let Some((_, result)) = datapath.settle_a_guard() {
+                    result.unwrap();
+                }
+            };
+            settle(&mut rig.datapath);
+            assert_eq!(programs(), [1, 0]);
+            rig.datapath.add_endpoint(ID, ifindex, []).unwrap();
+            settle(&mut rig.datapath);
+            assert_eq!(programs(), [1, 0], "it has lost its addresses");
+            for (is_shared, expected) in [(true, [1, 1]), (false, [1, 0]), (true, [1, 1])] {
+                rig.datapath.set_link(ID, Link { is_shared, ..Link::default() });
+                settle(&mut rig.datapath);
+                assert_eq!(programs(), expected, "shared: {is_shared}");
+            }
+            let (repaired, failures) = rig.datapath.verify_attachments(true);
+            assert!(repaired.is_empty() && failures.is_empty(), "{repaired:?} {failures:?}");
+            rig.datapath.want_guards(false);
+            settle(&mut rig.datapath);
+            assert_eq!(programs(), [0, 0]);
+        });
+    }
 }
 
 #[test]

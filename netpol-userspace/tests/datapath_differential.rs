@@ -287,6 +287,8 @@ fn the_loaded_programs_judge_as_the_same_code_does_here() {
                 | Reason::FlowEvicted
                 | Reason::EventLost
                 | Reason::ServiceMixed
+                // The link is not shared.
+                | Reason::DestinationAddress
         );
         assert_eq!(counted[reason as usize] != 0, is_of_frames, "{reason:?}");
     }

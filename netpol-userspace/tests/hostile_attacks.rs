@@ -9,6 +9,9 @@ mod hostile;
 mod lab;
 mod world;
 
+use hostile::stage::Stage;
+use lab::{Families, topology};
+
 attacks! {
     link: [
         plain_packets,
@@ -28,6 +31,9 @@ attacks! {
         data_behind_the_packet,
         wrong_lengths,
         forged_link_addresses,
+        forged_link_addresses_of_a_friend,
+        to_itself_by_the_way_of_others,
+        to_a_friend_by_the_way_of_others,
         flood_of_link_addresses,
         every_length,
         jumbo_frames,
@@ -115,6 +121,7 @@ attacks! {
         arp_of_other_kinds,
         discovery_with_data,
         discovery_beyond_the_link,
+        discovery_by_way_of_the_router,
         discovery_in_the_name_of_others,
         solicitations_in_the_name_of_others,
         discovery_that_sends_others_astray,
@@ -140,4 +147,22 @@ attacks! {
         addresses_of_others_added,
         a_friends_address_added_by_a_free_pod,
     ],
+    tenant: [
+        services_of_addresses_of_others,
+        backends_that_are_others,
+        addresses_by_annotation,
+        friends_of_another_namespace,
+        pods_that_have_ended_by_their_objects,
+        free_pods_that_have_ended_by_their_objects,
+    ],
+}
+
+#[test]
+fn agent_killed_on_a_bridge() {
+    attacks::tenant::agent_killed(&mut Stage::new(topology::BRIDGE, Families::Dual));
+}
+
+#[test]
+fn agent_killed_on_routes() {
+    attacks::tenant::agent_killed(&mut Stage::new(topology::ROUTED, Families::Dual));
 }

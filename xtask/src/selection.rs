@@ -29,12 +29,13 @@ pub(crate) enum Scope {
     /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
     Fuzz,
     /// Attacks by pods with raw sockets, by tenants and by strangers, on the wire. What is promised
-    /// against whom is in SECURITY.md
+    /// against whom is in SECURITY.md. A case, see --cases and --seed, is five thousand random frames
+    /// on each of three networks, and a second of each flood
     Hostile,
 }
 
 /// The test programs of [`Scope::Hostile`].
-const ATTACKERS: [&str; 1] = ["hostile_attacks"];
+const ATTACKERS: [&str; 3] = ["hostile_attacks", "hostile_flood", "hostile_fuzz"];
 
 /// The test programs of [`Scope::Fuzz`].
 const FUZZERS: [&str; 4] =

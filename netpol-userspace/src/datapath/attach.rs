@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
 use super::filters::{Filter, Hooks, filter_programs, filters, hooks};
-use super::load::{EGRESS, GUARD, INGRESS, Programs, TRANSIT, TRANSIT_RAW};
+use super::load::{EGRESS, GUARD, INGRESS, Programs, SHIELD, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
 use super::probe::grace_period;
 
@@ -43,10 +43,30 @@ const TRANSIT_HANDLE: TcHandle = TcHandle::new(0, 0x6e71);
 /// Transit programs and what their links are called.
 const TRANSITS: [(&str, &str); 2] = [(TRANSIT, "transit"), (TRANSIT_RAW, "transitraw")];
 
-/// Likewise of the guard's.
-const GUARD_HANDLE: TcHandle = TcHandle::new(0, 0x6e72);
-/// What the guard's links are called.
-const GUARD_LINK: &str = "guard";
+/// A program for pods that no policy selects, and how it is attached.
+struct Warden {
+    program: &'static str,
+    hook: TcAttachType,
+    handle: TcHandle,
+    /// What its links are called.
+    link: &'static str,
+}
+
+/// The guard, and the shield that goes with it where others share the link.
+const WARDENS: [Warden; 2] = [
+    Warden {
+        program: GUARD,
+        hook: TcAttachType::Ingress,
+        handle: TcHandle::new(0, 0x6e72),
+        link: "guard",
+    },
+    Warden {
+        program: SHIELD,
+        hook: TcAttachType::Egress,
+        handle: TcHandle::new(0, 0x6e73),
+        link: "shield",
+    },
+];
 
 /// Error number of a link whose device is gone.
 const ENOLINK: i32 = 67;
@@ -146,55 +166,86 @@ impl Attacher {
         Ok(())
     }
 
-    /// Puts the guard on the interface, where it sees what comes from the pod first.
-    pub fn attach_guard(&self, programs: &mut Programs, ifindex: u32) -> Result<(), DatapathError> {
+    /// Puts the guard on the interface, where it sees what comes from the pod first, and where the
+    /// link is shared the shield, which sees what comes to it; else takes that off.
+    pub fn attach_guard(
+        &self,
+        programs: &mut Programs,
+        ifindex: u32,
+        is_shared: bool,
+    ) -> Result<(), DatapathError> {
+        let [guard, shield] = &WARDENS;
+        self.attach_warden(programs, ifindex, guard)?;
+        if is_shared {
+            return self.attach_warden(programs, ifindex, shield);
+        }
+        self.detach_warden(ifindex, shield);
+        Ok(())
+    }
+
+    fn attach_warden(
+        &self,
+        programs: &mut Programs,
+        ifindex: u32,
+        &Warden { program: name, hook, handle, link }: &Warden,
+    ) -> Result<(), DatapathError> {
         let interface = interface_name(ifindex)?;
-        programs.when_needed(GUARD)?;
-        programs.pin_program(&self.pins, GUARD)?;
-        let program = programs.program(GUARD)?;
-        let (hook, what) = (TcAttachType::Ingress, format!("attach {GUARD} to {interface}"));
+        programs.when_needed(name)?;
+        programs.pin_program(&self.pins, name)?;
+        let program = programs.program(name)?;
+        let what = format!("attach {name} to {interface}");
+        let path = self.link_path(ifindex, link);
         let result = if self.is_tcx {
-            let path = self.link_path(ifindex, GUARD_LINK);
             attach_tcx(program, &interface, hook, None, &path)
         } else {
             require_clsact(ifindex, &interface, &what)?;
-            attach_clsact(program, &interface, hook, GUARD_HANDLE)
+            attach_clsact(program, &interface, hook, handle)
         };
         result.map_err(bpf_error(what))?;
         // What an agent with the other mode left.
         if self.is_tcx {
-            detach_guard_filters(ifindex);
+            detach_warden_filters(ifindex, name, hook);
         } else {
-            self.detach_link(&self.link_path(ifindex, GUARD_LINK));
+            self.detach_link(&path);
         }
         Ok(())
     }
 
-    /// Takes the guard off an interface, in whichever mode it is on.
+    /// Takes guard and shield off an interface, in whichever mode they are on.
     pub fn detach_guard(&self, ifindex: u32) {
-        self.detach_link(&self.link_path(ifindex, GUARD_LINK));
-        detach_guard_filters(ifindex);
+        for warden in &WARDENS {
+            self.detach_warden(ifindex, warden);
+        }
     }
 
-    /// Interfaces with a pinned link of a guard.
+    fn detach_warden(&self, ifindex: u32, warden: &Warden) {
+        self.detach_link(&self.link_path(ifindex, warden.link));
+        detach_warden_filters(ifindex, warden.program, warden.hook);
+    }
+
+    /// Interfaces with a pinned link of a guard or a shield.
     pub fn guarded(&self) -> BTreeSet<u32> {
-        let guards = self.pinned_links().filter(|(_, _, name)| name == GUARD_LINK);
+        let is_wardens = |name: &str| WARDENS.iter().any(|warden| warden.link == name);
+        let guards = self.pinned_links().filter(|(_, _, name)| is_wardens(name));
         guards.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     /// Whether the interface has a guard, of whichever agent and in whichever mode.
     pub fn is_guarded(&self, ifindex: u32) -> bool {
+        let [guard, _] = &WARDENS;
         let has_filter = || {
-            let filters = filters(ifindex, TcAttachType::Ingress).unwrap_or_default();
-            filters.iter().any(|filter| filter.name == GUARD)
+            let filters = filters(ifindex, guard.hook).unwrap_or_default();
+            filters.iter().any(|filter| filter.name == guard.program)
         };
-        self.link_path(ifindex, GUARD_LINK).exists() || !self.is_tcx && has_filter()
+        self.link_path(ifindex, guard.link).exists() || !self.is_tcx && has_filter()
     }
 
-    /// Whether the guard (by its program's id) still is on the interface.
-    pub fn has_guard(&self, ifindex: u32, program_id: u32) -> bool {
-        interface_name(ifindex)
-            .is_ok_and(|name| self.has_program(ifindex, &name, TcAttachType::Ingress, program_id))
+    /// Whether the guard still is on the interface, and the shield where the link is shared, by the
+    /// ids of their programs.
+    pub fn has_guard(&self, ifindex: u32, program_ids: [u32; 2], is_shared: bool) -> bool {
+        let Ok(name) = interface_name(ifindex) else { return false };
+        let mut wanted = WARDENS.iter().zip(program_ids).take(1 + usize::from(is_shared));
+        wanted.all(|(warden, id)| self.has_program(ifindex, &name, warden.hook, id))
     }
 
     /// Takes transit programs off an interface, in whichever mode they are on.
@@ -263,10 +314,11 @@ impl Attacher {
     /// links whose interface is gone.
     pub fn adopt(&self, programs: &mut Programs) -> Result<(), DatapathError> {
         for (path, _, name) in self.pinned_links() {
-            let transit = TRANSITS.into_iter().find(|(_, link)| *link == name);
-            let program = match (name.as_str(), transit) {
+            let transits = TRANSITS.into_iter();
+            let wardens = WARDENS.iter().map(|warden| (warden.program, warden.link));
+            let when_needed = transits.chain(wardens).find(|(_, link)| *link == name);
+            let program = match (name.as_str(), when_needed) {
                 (_, Some((program, _))) => programs.when_needed(program)?,
-                (GUARD_LINK, None) => programs.when_needed(GUARD)?,
                 ("ingress", None) => programs.program(INGRESS)?,
                 _ => programs.program(EGRESS)?,
             };
@@ -308,8 +360,8 @@ impl Attacher {
     /// mode. A link is to this very device, and so is a filter: no other one that got its index has
     /// them. Links of devices that are gone are forgotten by [`Self::adopt`].
     pub fn is_enforced(&self, ifindex: u32) -> bool {
-        let guard = (GUARD, TcAttachType::Ingress, GUARD_LINK);
-        HOOKS.into_iter().chain([guard]).any(|(program, hook, link)| {
+        let wardens = WARDENS.iter().map(|warden| (warden.program, warden.hook, warden.link));
+        HOOKS.into_iter().chain(wardens).any(|(program, hook, link)| {
             self.link_path(ifindex, link).exists()
                 || filters(ifindex, hook)
                     .is_ok_and(|filters| filters.iter().any(|filter| filter.name == program))
@@ -400,11 +452,11 @@ fn detach_filters(ifindex: u32) {
     }
 }
 
-/// Takes clsact filters of the guard off an interface. As above, it must not meet that its entry
-/// is gone.
-fn detach_guard_filters(ifindex: u32) {
+/// Takes clsact filters of the guard or the shield off an interface. As above, they must not meet
+/// that their entry is gone.
+fn detach_warden_filters(ifindex: u32, program: &str, hook: TcAttachType) {
     let Ok(interface) = interface_name(ifindex) else { return };
-    if detach_clsact(ifindex, &interface, TcAttachType::Ingress, GUARD) {
+    if detach_clsact(ifindex, &interface, hook, program) {
         let _ = grace_period();
     }
 }

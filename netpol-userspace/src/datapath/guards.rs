@@ -1,4 +1,5 @@
-//! The guards of pods that no policy selects: who speaks is checked there, and nothing else. Attaching
+//! The guards of pods that no policy selects: who speaks is checked there, and where others share the
+//! link whether what comes is for the pod (by the shield), and nothing else. Attaching
 //! one takes the kernel a while, so it is done one by one, whenever there is nothing else to do.
 //!
 //! Invariants: a guard has its entry ([`layout::Speaker`]) before it is attached and until it is
@@ -6,7 +7,7 @@
 //! one on the interface of an endpoint without declared addresses.
 
 use super::error::DatapathError;
-use super::load::GUARD;
+use super::load::{GUARD, SHIELD};
 use super::writer::{Datapath, Endpoint, EndpointFailure};
 use crate::compile::{EndpointId, SetId};
 
@@ -14,8 +15,8 @@ use crate::compile::{EndpointId, SetId};
 #[derive(Debug, Default)]
 pub(super) struct Guards {
     is_wanted: bool,
-    /// The program's number in the kernel, once it is loaded.
-    program: Option<u32>,
+    /// The numbers of guard and shield in the kernel, once they are loaded.
+    programs: [Option<u32>; 2],
 }
 
 /// How far an endpoint's guard has got.
@@ -23,9 +24,16 @@ pub(super) struct Guards {
 pub(super) enum Guard {
     #[default]
     None,
-    Attached,
+    /// With a shield if the link was shared.
+    Attached { is_shared: bool },
     /// It could not be attached; tried again from time to time.
     Failed,
+}
+
+impl Guard {
+    fn is_on(self) -> bool {
+        matches!(self, Self::Attached { .. })
+    }
 }
 
 impl Datapath {
@@ -41,7 +49,7 @@ impl Datapath {
 
     /// How many endpoints have one.
     pub fn guarded(&self) -> usize {
-        self.endpoints.values().filter(|endpoint| endpoint.guard == Guard::Attached).count()
+        self.endpoints.values().filter(|endpoint| endpoint.guard.is_on()).count()
     }
 
     /// Whether an earlier agent, or this one, has put one on the interface.
@@ -51,7 +59,7 @@ impl Datapath {
 
     /// Whether some program checks who speaks on an endpoint's interface.
     pub fn checks_speaker(&self, id: EndpointId) -> bool {
-        self.endpoints.get(&id).is_some_and(|e| e.is_attached || e.guard == Guard::Attached)
+        self.endpoints.get(&id).is_some_and(|e| e.is_attached || e.guard.is_on())
     }
 
     /// Whether an endpoint's guard is still to be put on or taken off.
@@ -67,7 +75,9 @@ impl Datapath {
     fn is_pending(&self, endpoint: &Endpoint) -> bool {
         match endpoint.guard {
             Guard::None => self.wants_guard(endpoint),
-            Guard::Attached => !self.wants_guard(endpoint),
+            Guard::Attached { is_shared } => {
+                !self.wants_guard(endpoint) || is_shared != endpoint.link.is_shared
+            }
             Guard::Failed => false,
         }
     }
@@ -90,7 +100,8 @@ impl Datapath {
         }
     }
 
-    /// No policy selects it, and what it may speak as is declared and written down.
+    /// No policy selects it, and what it may speak as is declared and written down, or was once: who
+    /// has lost all addresses speaks as nobody.
     fn wants_guard(&self, endpoint: &Endpoint) -> bool {
         let sets = endpoint.sets;
         self.guards.is_wanted
@@ -99,27 +110,26 @@ impl Datapath {
             && !endpoint.is_closed
             && endpoint.is_main
             && endpoint.speaker.is_some()
-            && !endpoint.addresses.is_empty()
+            && (!endpoint.addresses.is_empty() || endpoint.was_declared)
     }
 
     fn attach_guard(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
-        if endpoint.guard == Guard::Attached {
+        let is_shared = endpoint.link.is_shared;
+        if endpoint.guard == (Guard::Attached { is_shared }) {
             return Ok(());
         }
-        let attached = self.attacher.attach_guard(&mut self.programs, endpoint.ifindex);
+        let attached = self.attacher.attach_guard(&mut self.programs, endpoint.ifindex, is_shared);
         let is_gone = attached.is_err() && !self.attacher.exists(endpoint.ifindex);
-        endpoint.guard = if attached.is_ok() { Guard::Attached } else { Guard::Failed };
-        if self.guards.program.is_none() {
-            self.guards.program = self.programs.info(GUARD).ok().map(|info| info.id());
-        }
+        endpoint.guard =
+            if attached.is_ok() { Guard::Attached { is_shared } } else { Guard::Failed };
         if is_gone { Ok(()) } else { attached }
     }
 
     /// Takes the guard off, if there is one.
     pub(super) fn detach_guard(&mut self, id: EndpointId) {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
-        if std::mem::take(&mut endpoint.guard) == Guard::Attached {
+        if std::mem::take(&mut endpoint.guard).is_on() {
             self.attacher.detach_guard(endpoint.ifindex);
         }
     }
@@ -128,7 +138,9 @@ impl Datapath {
     pub(super) fn adopt_guard(&mut self, id: EndpointId) {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
         if endpoint.guard == Guard::None && self.attacher.is_guarded(endpoint.ifindex) {
-            endpoint.guard = Guard::Attached;
+            // Whether it has a shield, too, is seen to once the link is known.
+            endpoint.guard = Guard::Attached { is_shared: false };
+            endpoint.was_declared = true;
         }
     }
 
@@ -136,11 +148,19 @@ impl Datapath {
     pub(super) fn remove_unknown_guards(&self) {
         let known = |ifindex| {
             let mut endpoints = self.endpoints.values();
-            endpoints.any(|known| known.ifindex == ifindex && known.guard == Guard::Attached)
+            endpoints.any(|known| known.ifindex == ifindex && known.guard.is_on())
         };
         for ifindex in self.attacher.guarded().into_iter().filter(|ifindex| !known(*ifindex)) {
             self.attacher.detach_guard(ifindex);
         }
+    }
+
+    /// The numbers of guard and shield in the kernel; 0, which none has, for one that is not loaded.
+    fn guard_ids(&mut self) -> [u32; 2] {
+        for (known, name) in self.guards.programs.iter_mut().zip([GUARD, SHIELD]) {
+            *known = known.or_else(|| self.programs.info(name).ok().map(|info| info.id()));
+        }
+        self.guards.programs.map(Option::unwrap_or_default)
     }
 
     /// Periodic: puts back what somebody took off, and tries again what failed. Returns the
@@ -151,28 +171,24 @@ impl Datapath {
     ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
         let (mut repaired, mut failures) = (Vec::new(), Vec::new());
         let ids: Vec<EndpointId> = self.endpoints.keys().copied().collect();
+        let program_ids = self.guard_ids();
         for id in ids {
             let endpoint = &self.endpoints[&id];
             let is_left = endpoint.guard == Guard::Failed && !is_thorough;
             if !self.wants_guard(endpoint) || self.is_pending(endpoint) || is_left {
                 continue;
             }
-            let program = self
-                .guards
-                .program
-                .or_else(|| self.programs.info(GUARD).ok().map(|info| info.id()));
-            let is_there =
-                program.is_some_and(|program| self.attacher.has_guard(endpoint.ifindex, program));
-            if endpoint.guard == Guard::Attached && is_there {
+            let (ifindex, is_shared) = (endpoint.ifindex, endpoint.link.is_shared);
+            let was_attached = endpoint.guard.is_on();
+            if was_attached && self.attacher.has_guard(ifindex, program_ids, is_shared) {
                 continue;
             }
-            let was_attached = endpoint.guard == Guard::Attached;
             if let Some(endpoint) = self.endpoints.get_mut(&id) {
                 endpoint.guard = Guard::None;
             }
             match self.attach_guard(id) {
                 // Unless the interface has just vanished.
-                Ok(()) if was_attached && self.endpoints[&id].guard == Guard::Attached => {
+                Ok(()) if was_attached && self.endpoints[&id].guard.is_on() => {
                     repaired.push(id);
                 }
                 Ok(()) => {}

@@ -28,8 +28,11 @@ pub const TRANSIT: &str = "netpol_transit";
 pub const TRANSIT_RAW: &str = "netpol_transit_raw";
 /// Name of the program for traffic from pods that no policy selects, on the tc ingress hook.
 pub const GUARD: &str = "netpol_guard";
+/// Name of the program for traffic towards those of them that share their link with others, on the
+/// tc egress hook.
+pub const SHIELD: &str = "netpol_shield";
 /// The programs that are attached on nodes.
-pub const ATTACHED: [&str; 5] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW, GUARD];
+pub const ATTACHED: [&str; 6] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW, GUARD, SHIELD];
 
 /// Choices fixed when the programs are loaded.
 #[derive(Debug, Clone)]

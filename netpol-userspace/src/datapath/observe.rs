@@ -14,6 +14,7 @@ use zerocopy::FromBytes as _;
 use super::error::{DatapathError, bpf_error};
 use super::load::{jiffies_per_second, seconds_to_ticks};
 use super::maps::Maps;
+use super::writer;
 use crate::compile::ClassId;
 use crate::model::Direction;
 
@@ -88,6 +89,15 @@ pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
         .filter(|&identity| identity != 0)
         .map(|identity| ((identity >> 32) as u32, identity as u16))
         .collect()
+}
+
+/// The link-layer address that every frame of the endpoint with this interface must come from, if
+/// any.
+pub fn link_source(maps: &Maps, ifindex: u32) -> Option<[u8; 6]> {
+    let has = |slot: &usize| (maps.endpoints.load(*slot, 0) >> 32) as u32 == ifindex;
+    let slot = writer::slots(ifindex).find(has)?;
+    let [a, b, c, d, e, f, _, _] = maps.endpoints.load(slot, writer::LINK).to_le_bytes();
+    Some([a, b, c, d, e, f]).filter(|address| *address != [0; 6])
 }
 
 /// Every flow that has not expired.

@@ -42,6 +42,7 @@ impl Datapath {
         }
         let kept = endpoint.addresses.intersection(&wanted).copied();
         speakers::note_addresses(&self.maps.speakers, endpoint, kept);
+        endpoint.was_declared |= !wanted.is_empty();
         let mut result = Ok(());
         let (mut lost, mut gained) = (Vec::new(), Vec::new());
         for address in endpoint.addresses.difference(&wanted) {

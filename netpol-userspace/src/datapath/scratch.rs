@@ -32,6 +32,7 @@ const SHARED: [&str; 10] = [
 /// The loaded copy. Gone when dropped.
 pub struct Scratch {
     programs: Programs,
+    maps: Maps,
     events: RingBuf<MapData>,
 }
 
@@ -39,7 +40,8 @@ impl Scratch {
     /// Loads it, if this is the build whose programs are in force on the node.
     pub fn load(pins: &Pins) -> Result<Self, DatapathError> {
         // Checks that there is something to ask, and that it has the layout of this build.
-        let flags = Maps::open(pins, false)?.control.load(0, CONTROL_FLAGS);
+        let maps = Maps::open(pins, false)?;
+        let flags = maps.control.load(0, CONTROL_FLAGS);
         let options = LoadOptions { flow_buckets: Some([64, 64]), ..LoadOptions::default() };
         let mut programs = Programs::load_scratch(pins, &options, &SHARED)?;
         for name in [INGRESS, EGRESS] {
@@ -69,10 +71,11 @@ impl Scratch {
             .map_err(bpf_error("write the scratch control map"))?;
         let events = take(&mut programs, names::EVENTS)?;
         let events = events.try_into().map_err(bpf_error("open the scratch event ring"))?;
-        Ok(Self { programs, events })
+        Ok(Self { programs, maps, events })
     }
 
-    /// The verdict on a frame, and its reason if the packet was noted at all.
+    /// The verdict on a frame, and its reason if the packet was noted at all. From a pod it comes from
+    /// its own link-layer address.
     pub fn judge(
         &mut self,
         direction: Direction,
@@ -83,7 +86,13 @@ impl Scratch {
             Direction::Ingress => INGRESS,
             Direction::Egress => EGRESS,
         };
-        let result = run(self.programs.program(name)?, frame, place, 1)?;
+        let mut frame = frame.to_vec();
+        if direction == Direction::Egress
+            && let Some(link) = super::observe::link_source(&self.maps, place.ifindex)
+        {
+            frame[6..12].copy_from_slice(&link);
+        }
+        let result = run(self.programs.program(name)?, &frame, place, 1)?;
         let mut reason = None;
         while let Some(item) = self.events.next() {
             if let Ok((event, _)) = Event::read_from_prefix(&item) {

@@ -9,7 +9,7 @@ use netpol_common::neighbour::link_word;
 
 use super::mapped::Mapped;
 use super::own_addresses::own4;
-use super::writer::{Datapath, Endpoint, address_of, identity_word, slots};
+use super::writer::{self, Datapath, Endpoint, address_of, identity_word, slots};
 use crate::compile::EndpointId;
 
 /// Word indices of [`layout::Speaker`].
@@ -33,10 +33,21 @@ pub struct Link {
     pub routed_by: Option<u32>,
 }
 
+impl Link {
+    /// [`layout::Endpoint::link`].
+    pub(super) fn frames_from(&self) -> u64 {
+        if self.is_shared { self.address.map_or(0, link_word) } else { 0 }
+    }
+}
+
 impl Datapath {
     /// Says how an endpoint's interface is linked to the node. Until then nothing is known of it.
     pub fn set_link(&mut self, id: EndpointId, link: Link) {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
+        // An earlier agent may have left another word there.
+        if let Some(slot) = endpoint.slot {
+            self.maps.endpoints.store(slot, writer::LINK, link.frames_from());
+        }
         if endpoint.link == link {
             return;
         }

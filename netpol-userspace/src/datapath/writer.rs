@@ -37,6 +37,7 @@ const IDENTITY: usize = 0;
 const POLICY: usize = 1;
 const BORN: usize = 2;
 pub(super) const OWN4: usize = 3;
+pub(super) const LINK: usize = 4;
 /// Word index of [`layout::Control::epoch`].
 const CONTROL_EPOCH: usize = 4;
 
@@ -74,6 +75,8 @@ pub(super) struct Endpoint {
     /// The declared addresses are this interface's, not only another one's of the same pod.
     pub(super) is_main: bool,
     pub(super) guard: Guard,
+    /// It has had declared addresses.
+    pub(super) was_declared: bool,
 }
 
 /// The agent's side of the maps. One per pin directory.
@@ -241,8 +244,9 @@ impl Datapath {
     pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
         let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
-        let Endpoint { is_attached, netns, link, is_main, guard, .. } = endpoint;
-        let renumbered = Endpoint { is_attached, netns, link, is_main, guard, ..fresh };
+        let Endpoint { is_attached, netns, link, is_main, guard, was_declared, .. } = endpoint;
+        let renumbered =
+            Endpoint { is_attached, netns, link, is_main, guard, was_declared, ..fresh };
         self.endpoints.insert(new, renumbered);
         let result = self.set_addresses(new, endpoint.other_addresses);
         self.add_speaker(new);
@@ -300,6 +304,7 @@ impl Datapath {
             link: Link::default(),
             is_main: true,
             guard: Guard::None,
+            was_declared: false,
         };
         if let Some(slot) = slot {
             let policy = self.maps.endpoints.load(slot, POLICY);
@@ -485,6 +490,7 @@ impl Datapath {
         table.store(slot, BORN, u64::from(endpoint.born));
         self.maps.set_born(id.0, endpoint.born);
         table.store(slot, OWN4, own4(&endpoint.addresses));
+        table.store(slot, LINK, endpoint.link.frames_from());
         table.store(slot, POLICY, word);
         endpoint.slot = Some(slot);
         let ifindex = endpoint.ifindex;
@@ -623,6 +629,7 @@ pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
     endpoints.store(slot, POLICY, 0);
     endpoints.store(slot, BORN, 0);
     endpoints.store(slot, OWN4, 0);
+    endpoints.store(slot, LINK, 0);
 }
 
 /// The slots an interface may be found in.

@@ -189,6 +189,11 @@ pub fn message(reason: Reason, policies: &[String]) -> String {
              where a router would forward it"
                 .into()
         }
+        Reason::DestinationAddress => {
+            "it is for an address that is not the pod's, and came to the pod by its link-layer \
+             address or to all of the link"
+                .into()
+        }
         Reason::UnknownEndpoint => {
             "the interface has netpol's program, but belongs to no endpoint that netpol knows"
                 .into()

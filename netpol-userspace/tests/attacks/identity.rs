@@ -257,6 +257,42 @@ pub fn discovery_beyond_the_link(attack: &Attack<'_>) {
     });
 }
 
+/// To neighbours by way of the node, which would forward it as a router; and routers are asked by
+/// their group or a link-local address alone.
+pub fn discovery_by_way_of_the_router(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let neighbours = [&stage.free, &stage.friend, &stage.victim];
+    for pod in neighbours {
+        // So that the node knows whom it would forward it to.
+        let to = pair(&pod.addresses).1;
+        let knows = || std::net::UdpSocket::bind("[::]:0").unwrap().send_to(b"?", (to, 9));
+        stage.lab.node(1).netns.run(knows).unwrap().unwrap();
+    }
+    attack.is_heard();
+    by_both(attack, |attack| {
+        let (_, own) = pair(&attack.attacker.addresses);
+        let link = attack.sender.link;
+        let mut target = Marker::new().0;
+        target[0] = 0x20;
+        let (mut asked, mut others) = (Vec::new(), Vec::new());
+        for pod in neighbours.into_iter().filter(|pod| pod.name != attack.attacker.name) {
+            let to = pair(&pod.addresses).1;
+            let asks = discovery(own, to, 135, &solicitation(target.into(), &[]));
+            asked.push(frame(attack.gateway, link, IPV6, &asks));
+            let says = discovery(own, to, 136, &advertisement(own, &link_option(2, link)));
+            others.push(frame(attack.gateway, link, IPV6, &says));
+            for to_link in [attack.gateway, pod.wire().own_address()] {
+                let asks = discovery(own, to, 133, &[&[0; 4][..], &link_option(1, link)].concat());
+                others.push(frame(to_link, link, IPV6, &asks));
+            }
+        }
+        held_by_bytes(attack, &target, &asked);
+        let part = attack.by(attack.attacker);
+        others.iter().for_each(|frame| part.fire(frame));
+        part.is_held_in_part();
+    });
+}
+
 /// From, or about, an address that is another's: of pods, of the gateway, of the node.
 pub fn discovery_in_the_name_of_others(attack: &Attack<'_>) {
     by_both(attack, |attack| {
@@ -399,10 +435,12 @@ pub fn listener_reports(attack: &Attack<'_>) {
     };
     let one = std::slice::from_ref(&alert);
     let two = [alert.clone(), alert.clone()];
+    // A group is nobody's source, but what a report goes to, seen from the other end.
+    let others = ["fe80::77", "ff02::16"].map(|text| text.parse::<Ipv6Addr>().unwrap());
     let more = [alert.clone(), packets::padding(DESTINATION_OPTIONS)];
     for kind in [130, 131, 132, 143, 151, 152, 153] {
         for (to, link_to) in listeners(attack) {
-            for from in [own, link, Ipv6Addr::UNSPECIFIED, "fe80::77".parse().unwrap()] {
+            for from in [own, link, Ipv6Addr::UNSPECIFIED, others[0], others[1]] {
                 for headers in [one, &[], &two, &more] {
                     for hops in [1, 64] {
                         let packet = report(from, to, kind, hops, headers);

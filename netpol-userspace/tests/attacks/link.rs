@@ -6,9 +6,10 @@ use std::process::Command;
 
 use crate::hostile::attack::Attack;
 use crate::hostile::frames::{
-    DOT1AD, DOT1Q, MPLS, MPLS_UPSTREAM, OLD_QINQ, PPPOE, PPPOE_DISCOVERY, RARP, TCP, UDP,
-    ethertype, frame, raw, tagged, udp,
+    DOT1AD, DOT1Q, MPLS, MPLS_UPSTREAM, Marker, OLD_QINQ, PPPOE, PPPOE_DISCOVERY, RARP, TCP, UDP,
+    ethertype, frame, raw, tagged, tcp, udp,
 };
+use crate::hostile::stage::OPEN;
 use crate::hostile::ways::Way;
 use crate::lab::packets;
 use crate::lab::wire::{ARP, BROADCAST, EXPERIMENTAL, IPV4, IPV6};
@@ -219,6 +220,113 @@ pub fn forged_link_addresses(attack: &Attack<'_>) {
         }
     }
     attack.is_held();
+}
+
+/// What a policy allows comes from the pod's own link-layer address all the same: else a bridge would
+/// bring here what is for another. In a flow that is known, too.
+pub fn forged_link_addresses_of_a_friend(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    for (victim, _) in attack.victims() {
+        attack.friend_reaches(victim, |from, to, port, marker| {
+            vec![udp(from, to, (4980, port), marker)]
+        });
+    }
+    let mut part = attack.by(&stage.friend);
+    part.gateway = stage.friend.gateway();
+    let others = [&stage.free, &stage.victim, &stage.attacker];
+    let mut sources: Vec<[u8; 6]> = others.iter().map(|pod| pod.wire().own_address()).collect();
+    sources.extend([part.gateway, [2, 0, 0, 0, 0, 9], [0; 6]]);
+    for (victim, _) in attack.victims() {
+        for &to in &victim.addresses {
+            let own = part.attacker.address(to);
+            for port in [4980, 4981] {
+                let packet = udp(own, to, (port, OPEN), part.marker);
+                for &source in &sources {
+                    part.fire(&frame(part.gateway, source, ethertype(&packet), &packet));
+                }
+            }
+        }
+    }
+    // A routed link has two ends, and nobody else who could be meant.
+    if stage.is_bridged() {
+        part.is_held();
+    } else {
+        part.reaches(&stage.victim);
+    }
+}
+
+/// Link-layer addresses by which others than who is meant get a frame on a bridge: theirs, all, and
+/// one that nobody has, which a bridge sends everywhere.
+fn detours(attack: &Attack<'_>) -> Vec<[u8; 6]> {
+    let stage = attack.stage;
+    let others = [&stage.free, &stage.victim, &stage.friend, &stage.attacker];
+    let mut all: Vec<[u8; 6]> = others.iter().map(|pod| pod.wire().own_address()).collect();
+    all.extend([BROADCAST, [1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 0, 9]]);
+    all
+}
+
+/// The packets that are tried by each of the detours.
+fn diverted(from: IpAddr, to: IpAddr, port: u16, marker: Marker) -> Vec<Vec<u8>> {
+    let plain = udp(from, to, (4990, port), marker);
+    let odd = match to {
+        IpAddr::V4(_) => packets::with_options(plain.clone(), &[1; 4]),
+        IpAddr::V6(_) => packets::with_extensions(
+            plain.clone(),
+            &[packets::padding(packets::DESTINATION_OPTIONS)],
+        ),
+    };
+    vec![plain, odd, tcp(from, to, (4991, port), 2, marker), udp(from, to, (4992, port), marker)]
+}
+
+/// A pod may always reach itself. What it sends there by another's link-layer address, in a new flow
+/// and in one that is known, gets to nobody else.
+pub fn to_itself_by_the_way_of_others(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("itself-{}", attack.number()));
+    // Isolated, but not against what comes in.
+    let bystander = scene.pod("bystander", 1, "{app: bystander}");
+    scene.policy("out", "podSelector: {}, policyTypes: [Egress]");
+    scene.settle();
+    let mut links = detours(attack);
+    links.push(bystander.wire().own_address());
+    for &own in &attack.attacker.addresses {
+        let known = diverted(own, own, OPEN, Marker::new());
+        known.iter().for_each(|packet| attack.fire_at(attack.gateway, packet));
+        for &link in &links {
+            for packet in diverted(own, own, OPEN, attack.marker) {
+                attack.fire_at(link, &packet);
+            }
+        }
+    }
+    stage.others().into_iter().for_each(|pod| attack.never_reaches(pod));
+    assert_eq!(bystander.wire().count(&attack.marker.0), 0);
+}
+
+/// The same of what a friend may send to a victim: it gets to no third pod.
+pub fn to_a_friend_by_the_way_of_others(attack: &Attack<'_>) {
+    let stage = attack.stage;
+    let scene = stage.lab.scene(&format!("friend-{}", attack.number()));
+    let bystander = scene.pod("bystander", 1, "{app: bystander}");
+    scene.policy("out", "podSelector: {}, policyTypes: [Egress]");
+    scene.settle();
+    for (victim, _) in attack.victims() {
+        attack.friend_reaches(victim, diverted);
+    }
+    let part = attack.by(&stage.friend);
+    let mut links = detours(&part);
+    links.push(bystander.wire().own_address());
+    let victims = attack.victims().map(|(victim, _)| victim);
+    for &to in victims.iter().flat_map(|victim| &victim.addresses) {
+        for &link in &links {
+            for packet in diverted(part.attacker.address(to), to, OPEN, part.marker) {
+                part.fire_at(link, &packet);
+            }
+        }
+    }
+    for pod in [&stage.free, &stage.far_free] {
+        part.never_reaches(pod);
+    }
+    assert_eq!(bystander.wire().count(&part.marker.0), 0);
 }
 
 /// Every frame from another link-layer address: no bridge learns what its pod may not send.

@@ -7,4 +7,5 @@ pub mod identity;
 pub mod link;
 pub mod owner;
 pub mod shapes;
+pub mod tenant;
 pub mod tunnels;

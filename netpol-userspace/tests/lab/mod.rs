@@ -30,12 +30,13 @@ pub mod wiring;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::datapath::{Maps, Pins, observe};
+use netpol_userspace::datapath::{FlowUse, Maps, Pins, observe};
 use netpol_userspace::model::Direction;
 use netpol_userspace::netns::{self, Netns};
 
@@ -199,6 +200,14 @@ impl Lab {
         self.of_families(wiring::OUTSIDE)
     }
 
+    /// The link-layer address by which the outside host sends to the cluster.
+    pub fn outside_gateway(&self) -> [u8; 6] {
+        let show = || Command::new("ip").args(["-j", "link", "show", "out0"]).output().unwrap();
+        let output = self.underlay.run(show).unwrap();
+        let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        wire::link_address(links[0]["address"].as_str().unwrap())
+    }
+
     /// A Kubernetes namespace with this name, labelled `name: NAME`.
     pub fn scene(&self, name: &str) -> Scene<'_> {
         Scene::new(self, name)
@@ -285,6 +294,14 @@ impl Lab {
             .map(|direction| observe::drops(&self.counters(pod, direction)))
             .iter()
             .sum()
+    }
+
+    /// What a pod has of its node's flow tables.
+    pub fn flow_use(&self, pod: &Pod) -> FlowUse {
+        let maps = self.node(pod.node).maps();
+        let speakers = observe::speakers(maps);
+        let entry = speakers.iter().find(|(ifindex, _)| *ifindex == pod.ifindex);
+        maps.flow_use(entry.expect("the pod is known").1)
     }
 
     /// How many TCX programs are attached to the node's end of a pod's interface.

@@ -53,6 +53,11 @@ impl Agent {
 
     /// SIGKILL, without a chance to do anything.
     pub fn kill(self) {
+        self.kill_now();
+    }
+
+    /// The same of an agent that somebody still holds.
+    pub fn kill_now(&self) {
         let mut child = self.child.lock().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

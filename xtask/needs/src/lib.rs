@@ -153,6 +153,8 @@ pub const TABLE: &[Row] = &[
     ("cni_plugin", "netpol-userspace", &[NetworkPlugins]),
     ("explain_monitor", "netpol-userspace", &[Python]),
     ("hostile_attacks", "netpol-userspace", &[Translation, Python]),
+    ("hostile_flood", "netpol-userspace", &[Translation]),
+    ("hostile_fuzz", "netpol-userspace", &[Translation]),
     ("service_change", "netpol-userspace", &[Translation]),
     ("service_kinds", "netpol-userspace", &[Translation]),
     ("service_masquerade", "netpol-userspace", &[Translation]),

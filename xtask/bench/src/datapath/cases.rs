@@ -119,6 +119,7 @@ impl Case {
     /// The programs did something else than the row says.
     pub fn measure(&mut self, scenes: &mut [Scene], round: u32) -> Result<()> {
         let scene = scenes.get_mut(self.scene).context("invariant: a case has its scene")?;
+        scene.share_link(self.spread.is_none());
         self.prepare(scene)?;
         let before = scene.counters()?;
         let mut parts = [Vec::new(), Vec::new()];

@@ -54,9 +54,6 @@ impl Scene {
         datapath.add_endpoint(ID, ifindex, addresses())?;
         let exit = Exit { ifindex: uplink, incarnation: 1, has_link_header: true };
         succeed(datapath.set_exits(&[exit]))?;
-        // As on a bridge: the source of each frame is checked, which is that of the frames here.
-        let link = Link { address: Some([2, 0, 0, 0, 0, 2]), is_shared: true, ..Link::default() };
-        datapath.set_link(ID, link);
         for program in [NOTHING, SPREAD_NOTHING, SPREAD_INGRESS, SPREAD_EGRESS, GUARD] {
             datapath.programs().load_program(program)?;
         }
@@ -65,6 +62,13 @@ impl Scene {
         scene.put_in_force(changes)?;
         progress::say(format_args!("{name}: made in {:.1} s", started.elapsed().as_secs_f64()));
         Ok(scene)
+    }
+
+    /// As on a bridge, where the source of each frame is checked, or as on a link of its own. Frames
+    /// that say how they are to be changed say it in their source.
+    pub fn share_link(&mut self, is_shared: bool) {
+        let address = Some([2, 0, 0, 0, 0, 2]);
+        self.datapath.set_link(ID, Link { address, is_shared, ..Link::default() });
     }
 
     fn put_in_force(&mut self, changes: Vec<Change>) -> Result<()> {
