@@ -38,20 +38,20 @@ fn is_plainly_for(skb: *mut __sk_buff, speaker: Speaker) -> bool {
         && linear.destination6().is_some_and(|to| speaker.is_own6(to))
 }
 
-/// Reads the destination in full. What is not IP is for whoever gets it; what ends before its
-/// destination nobody understands.
+/// Reads the destination in full. What is not IP, or cannot be read, is for whoever gets it: no
+/// policy selects this pod, and one that a policy selects cannot send such a thing.
 #[inline(never)]
 fn is_for_all_we_read(skb: *mut __sk_buff, speaker: Speaker) -> bool {
     let frame = Skb(skb);
     let to = match frame.load::<2>(ETHERTYPE as u32) {
         Some([0x08, 0x00]) => {
-            let Some(to) = frame.load::<4>(LINK_HEADER + 16) else { return false };
+            let Some(to) = frame.load::<4>(LINK_HEADER + 16) else { return true };
             Address::v4(u32::from_ne_bytes(to))
         }
         Some([0x86, 0xdd]) => {
             let mut packet = Packet::default();
             if !frame.addresses_v6(Direction::Ingress, LINK_HEADER, &mut packet) {
-                return false;
+                return true;
             }
             packet.local
         }
