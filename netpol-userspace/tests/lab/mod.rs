@@ -304,11 +304,22 @@ impl Lab {
         maps.flow_use(entry.expect("the pod is known").1)
     }
 
-    /// How many TCX programs are attached to the node's end of a pod's interface.
-    pub fn programs(&self, pod: &Pod) -> usize {
-        let query = |hook| SchedClassifier::query_tcx(&pod.interface, hook).unwrap().1.len();
+    /// The TCX programs at the node's end of a pod's interface: of its ingress hook, then of its
+    /// egress hook.
+    pub fn programs(&self, pod: &Pod) -> Vec<String> {
+        let query = |hook| SchedClassifier::query_tcx(&pod.interface, hook).unwrap().1;
         let both = || [TcAttachType::Ingress, TcAttachType::Egress].map(query);
-        self.node(pod.node).netns.run(both).unwrap().iter().sum()
+        let programs = self.node(pod.node).netns.run(both).unwrap();
+        programs.iter().flatten().map(|program| program.name_as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Those of a pod that no policy selects, while there is any policy.
+    pub fn guards(&self) -> &'static [&'static str] {
+        if self.topology.cni == Cni::Routed {
+            &["netpol_guard"]
+        } else {
+            &["netpol_guard", "netpol_shield"]
+        }
     }
 
     /// Those of the two addresses that this lab's families have.
