@@ -153,6 +153,44 @@ fn a_pod_that_poses_as_another_on_a_bridge_is_not_that_one() {
     assert_open(&world, "v-open");
 }
 
+/// A pod's object may be here before its interface is, and another pod's interface before the object
+/// of that. Then the one seems to be the other's: only until there is a better candidate.
+#[test]
+fn a_pod_that_is_declared_before_its_interface_is_there_gets_that_and_no_other() {
+    let mut world = World::new();
+    world.policy("quiet", QUIET);
+    world.wire_to_bridge("other", "10.245.0.9");
+    world.declare("other", "10.245.0.9", "{app: other}");
+    let _server = Server::start(&world.of("other"), 80);
+    world.start();
+    for round in 0..2 {
+        world.wire_to_bridge("open", "10.245.0.4");
+        world.declare("quiet", "10.245.0.1", "{app: quiet}");
+        eventually("the interface is taken for the pod's", || {
+            endpoint(&world, "v-open").is_some_and(|endpoint| endpoint["pod"] == "quiet")
+        });
+        assert_denied(&world.of("open"), "10.245.0.9:80");
+        if round == 1 {
+            // What an agent has supposed binds no other.
+            world.kill();
+            world.start_only();
+        }
+        world.wire_to_bridge("quiet", "10.245.0.1");
+        world.declare("open", "10.245.0.4", "{app: open}");
+        world.settle();
+        for pod in ["quiet", "open"] {
+            assert_eq!(endpoint(&world, &format!("v-{pod}")).unwrap()["pod"], pod, "{round}");
+        }
+        assert_denied(&world.of("quiet"), "10.245.0.9:80");
+        assert_allowed(&world.of("open"), "10.245.0.9:80");
+        for pod in ["quiet", "open"] {
+            world.remove(&format!("pod-{pod}"));
+            world.unwire(pod);
+        }
+        world.settle();
+    }
+}
+
 /// Two interfaces on a bridge with the address of an open pod, and a quiet pod that is neither to
 /// be seen.
 fn undecided() -> (World, Server) {

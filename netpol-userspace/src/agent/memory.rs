@@ -32,7 +32,8 @@ pub fn write<'a>(
             interface: endpoint.interface.clone(),
             namespace: endpoint.pod.namespace.to_string(),
             pod: endpoint.pod.name.to_string(),
-            uid: endpoint.uid.to_string(),
+            // What was only supposed is supposed anew, or known better.
+            uid: if endpoint.is_supposed { String::new() } else { endpoint.uid.to_string() },
             addresses: endpoint.addresses.clone(),
             is_by_address: endpoint.is_by_address,
             appeared: endpoint.appeared,
@@ -116,6 +117,7 @@ fn endpoint(remembered: &Remembered, interface: &Interface) -> Endpoint {
         uid: remembered.uid.as_str().into(),
         holder: if remembered.is_former { Holder::Former } else { Holder::Current },
         is_by_address: remembered.is_by_address,
+        is_supposed: false,
         appeared: remembered.appeared,
         addresses: remembered.addresses.clone(),
     }
@@ -179,6 +181,7 @@ mod tests {
             uid: uid.into(),
             holder,
             is_by_address: true,
+            is_supposed: false,
             appeared: 1000,
             addresses: vec!["10.0.0.1".parse().unwrap()],
         }

@@ -47,6 +47,9 @@ pub struct Endpoint {
     pub holder: Holder,
     /// Nothing but the addresses that it showed has told whose it is.
     pub is_by_address: bool,
+    /// Not even these: it was the only one that the pod could be behind. It says nothing to a later
+    /// matching, which may know of a better one.
+    pub is_supposed: bool,
     /// When the interface was first seen, also by earlier agents, in seconds since the epoch.
     pub appeared: i64,
     /// The pod's addresses as its status gives them, or gave them last, less those that another

@@ -296,6 +296,24 @@ impl Lab {
             .sum()
     }
 
+    /// What every endpoint's packets have met so far, for who has to find out where one was lost.
+    pub fn all_counters(&self) -> String {
+        let mut told = String::new();
+        for node in &self.nodes {
+            let maps = node.maps();
+            for (ifindex, id) in observe::speakers(maps) {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    let counters = observe::counters(maps, id, direction).unwrap();
+                    let met =
+                        Reason::ALL.map(|reason| (reason.as_str(), counters[reason as usize]));
+                    let met: Vec<_> = met.iter().filter(|(_, n_packets)| *n_packets > 0).collect();
+                    told += &format!("{} {ifindex} #{id} {direction}: {met:?}\n", node.name);
+                }
+            }
+        }
+        told
+    }
+
     /// What a pod has of its node's flow tables.
     pub fn flow_use(&self, pod: &Pod) -> FlowUse {
         let maps = self.node(pod.node).maps();

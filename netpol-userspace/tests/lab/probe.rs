@@ -102,7 +102,8 @@ impl Scene<'_> {
             Protocol::Tcp => from.run(|| exchange(local, to)),
         };
         done.unwrap().unwrap_or_else(|error| {
-            panic!("{protocol:?} from {local} to {to} is not answered: {error}")
+            let met = self.lab.all_counters();
+            panic!("{protocol:?} from {local} to {to} is not answered: {error}\n{met}")
         });
     }
 
@@ -194,7 +195,11 @@ impl Scene<'_> {
         let wire = to.wire();
         packets.iter().for_each(|packet| send_packet(from, packet));
         let what = format!("{} receives what was sent", to.name);
-        eventually(&what, || tags.iter().all(|tag| wire.count(tag) > 0));
+        let end = Instant::now() + PATIENCE;
+        while !tags.iter().all(|tag| wire.count(tag) > 0) {
+            assert!(Instant::now() < end, "never: {what}\n{}", self.lab.all_counters());
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// This packet is dropped there and does not come out at the pod.

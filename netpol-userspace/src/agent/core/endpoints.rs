@@ -180,7 +180,7 @@ impl Holders {
             }
         }
         self.pods.retain(|uid, _| wanted.contains(uid));
-        for endpoint in endpoints.iter().filter(|endpoint| !endpoint.uid.is_empty()) {
+        for endpoint in endpoints.iter().filter(|e| !e.uid.is_empty() && !e.is_supposed) {
             self.placed.insert(endpoint.uid.clone());
             self.awaited.remove(&endpoint.uid);
             self.pinned.retain(|pinned| pinned.incarnation != endpoint.incarnation);

@@ -71,6 +71,8 @@ pub(super) struct Matcher<'a> {
     by_uid: BTreeMap<&'a str, PodIdx>,
     /// The namespace that each pod has been found to have.
     placed: BTreeMap<PodIdx, GroupId>,
+    /// The namespaces that are only supposed to be a pod's.
+    supposed: BTreeSet<GroupId>,
     findings: BTreeSet<Finding>,
 }
 
@@ -92,6 +94,7 @@ impl<'a> Matcher<'a> {
             by_uid: pods.iter().enumerate().map(|(idx, pod)| (&*pod.uid, idx)).collect(),
             pods,
             placed: BTreeMap::new(),
+            supposed: BTreeSet::new(),
             findings,
         };
         matcher.make_groups();
@@ -235,7 +238,8 @@ impl<'a> Matcher<'a> {
     }
 
     fn follow_memory(&mut self) {
-        let is_sure = |e: &&Endpoint| matches!(e.holder, Holder::Current | Holder::Former);
+        let is_sure =
+            |e: &&Endpoint| !e.is_supposed && matches!(e.holder, Holder::Current | Holder::Former);
         let (current, former): (Vec<_>, Vec<_>) = self
             .evidence
             .previous
@@ -441,6 +445,7 @@ impl<'a> Matcher<'a> {
                     let first = pods.first().copied();
                     if let Some(pod_idx) = first.filter(|p| pods.len() == 1 && n_places[p] == 1) {
                         self.place_group(id, pod_idx);
+                        self.supposed.insert(id);
                         continue;
                     }
                 }
@@ -590,6 +595,7 @@ impl<'a> Matcher<'a> {
             uid: "".into(),
             holder: Holder::Unknown,
             is_by_address: false,
+            is_supposed: false,
             appeared: self.appeared(interface),
             addresses: Vec::new(),
         };
@@ -602,6 +608,7 @@ impl<'a> Matcher<'a> {
                     uid: pod.uid.clone(),
                     holder,
                     is_by_address: *is_by_address,
+                    is_supposed: self.supposed.contains(&interface.nsid),
                     addresses: self.addresses(interface, *pod_idx, *why),
                     ..nobody
                 }

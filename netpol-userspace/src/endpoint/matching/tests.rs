@@ -475,6 +475,19 @@ fn a_pod_that_hides_behind_a_bridge() {
     assert_eq!(summary(&alone), "v1=a");
     let elsewhere = look(&[interface(1, 0, "10.9.9.9")], std::slice::from_ref(&a), &[]);
     assert_eq!(summary(&elsewhere), "!no-interface:a !no-pod:v1");
+    // Only as long as there is no better candidate: it may be another pod's, of which nobody has
+    // heard yet.
+    let later = [port(1, 0, "10.0.0.2"), port(2, 1, "10.0.0.1")];
+    let found = look(&later, std::slice::from_ref(&a), &alone.endpoints);
+    assert_eq!(summary(&found), "v2=a !no-pod:v1");
+    let found = look(&later, &[a.clone(), b.clone()], &alone.endpoints);
+    assert_eq!(summary(&found), "v1=b v2=a");
+    // What it was found to be by its address stays.
+    let found = look(&[port(1, 0, "10.0.0.1")], std::slice::from_ref(&a), &alone.endpoints);
+    assert_eq!(
+        summary(&look(&later, std::slice::from_ref(&a), &found.endpoints)),
+        "v1=a !no-pod:v2"
+    );
     // With the address of another pod, which is not to be seen: which of the two is it?
     let pods = [a.clone(), b.clone()];
     let both = "v1=? !no-interface:a !no-interface:b !undecided:v1:a+b";
