@@ -356,12 +356,12 @@ impl Judge for Kernel {
 
     #[inline(always)]
     fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        known_of(netpol_related4(endpoint, inner))
+        known_of(netpol_judge_related(endpoint, inner, netpol_related4(endpoint, inner)))
     }
 
     #[inline(always)]
     fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        known_of(netpol_related6(endpoint, inner))
+        known_of(netpol_judge_related(endpoint, inner, netpol_related6(endpoint, inner)))
     }
 }
 
@@ -394,6 +394,12 @@ macro_rules! global {
             $body
         }
     };
+}
+
+global! {
+    /// [`verdict::judge_related`], as a number.
+    fn netpol_judge_related(endpoint, packet, state: u64) -> u32, or 0;
+    verdict::judge_related(&Kernel, endpoint, packet, state) as u32
 }
 
 /// Defines the separately verified functions of one address family.
@@ -492,11 +498,11 @@ macro_rules! family {
         }
 
         global! {
-            /// [`verdict::is_related_in`] this family's table, as a number.
-            fn $related(endpoint, packet) -> u32, or 0;
+            /// [`verdict::related_state`] in this family's table.
+            fn $related(endpoint, packet) -> u64, or 0;
             {
                 let key = $key(packet, endpoint.id);
-                verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, packet) as u32
+                verdict::related_state(&Kernel, Kernel.$table(), &key, endpoint)
             }
         }
     };

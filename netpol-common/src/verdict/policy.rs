@@ -2,7 +2,7 @@
 //! Must never look at the flow table.
 
 use super::{Endpoint, Judged, Maps, Policies};
-use crate::layout::{Address, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
+use crate::layout::{Address, BlockKey, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
 use crate::neighbour::is_link_local;
 use crate::packet::Packet;
 use crate::ports;
@@ -96,16 +96,17 @@ fn judge_service<M: Maps + ?Sized>(
 /// The class of an address: its own, else that of the longest block around it, else 0.
 #[inline(always)]
 pub fn class_of<P: Policies>(maps: &P, address: &Address) -> u32 {
+    let key = BlockKey::of(address);
     // Twice, because an element that is being reused says so by a wrong echo.
     let mut attempt = 0;
     while attempt < 2 {
-        match maps.exact_class(address) {
+        match maps.exact_class(&key) {
             None => break,
             Some(exact) if (exact >> 32) as u32 == address.echo() => return exact as u32,
             Some(_) => attempt += 1,
         }
     }
-    maps.block_class(address).unwrap_or_default()
+    maps.block_class(&key).unwrap_or_default()
 }
 
 /// Whether `set` allows this protocol and destination port for `class`.

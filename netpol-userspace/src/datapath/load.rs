@@ -110,6 +110,21 @@ impl Programs {
         secret: [u64; 2],
         buckets: [u32; 2],
     ) -> Result<Self, DatapathError> {
+        let mut programs = Self::object(pins, options, pinned, secret, buckets)?;
+        for name in [INGRESS, EGRESS] {
+            programs.load_program(name)?;
+        }
+        Ok(programs)
+    }
+
+    /// Makes the maps, or opens those that are pinned.
+    fn object(
+        pins: &Pins,
+        options: &LoadOptions,
+        pinned: &[&str],
+        secret: [u64; 2],
+        buckets: [u32; 2],
+    ) -> Result<Self, DatapathError> {
         let masks = buckets.map(|count| count - 1);
         let reserves = buckets.map(|count| layout::reserve_buckets(count) - 1);
         let timeouts = timeouts_in_ticks().map(|ticks| ticks * options.patience);
@@ -136,11 +151,13 @@ impl Programs {
             loader.map_pin_path(name, pins.map(name));
         }
         let ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
-        let mut programs = Self { ebpf };
-        for name in [INGRESS, EGRESS] {
-            programs.load_program(name)?;
-        }
-        Ok(programs)
+        Ok(Self { ebpf })
+    }
+
+    /// The object, with no program loaded and maps that nobody else knows.
+    pub(super) fn unloaded() -> Result<Self, DatapathError> {
+        let (options, buckets) = (LoadOptions::default(), [FLOW4_BUCKETS, FLOW6_BUCKETS]);
+        Self::object(&Pins::new("/"), &options, &[], random_secret()?, buckets)
     }
 
     /// Loads a program that the agent does not, for measurements.

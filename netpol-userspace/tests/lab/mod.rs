@@ -34,9 +34,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::TcAttachType;
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::datapath::{FlowUse, Maps, Pins, observe};
+use netpol_userspace::datapath::{FlowUse, Maps, Pins, observe, programs_on};
 use netpol_userspace::model::Direction;
 use netpol_userspace::netns::{self, Netns};
 
@@ -304,9 +304,9 @@ impl Lab {
         maps.flow_use(entry.expect("the pod is known").1)
     }
 
-    /// How many TCX programs are attached to the node's end of a pod's interface.
+    /// How many programs are attached to the node's end of a pod's interface.
     pub fn programs(&self, pod: &Pod) -> usize {
-        let query = |hook| SchedClassifier::query_tcx(&pod.interface, hook).unwrap().1.len();
+        let query = |hook| programs_on(&pod.interface, hook).unwrap().len();
         let both = || [TcAttachType::Ingress, TcAttachType::Egress].map(query);
         self.node(pod.node).netns.run(both).unwrap().iter().sum()
     }
