@@ -579,22 +579,45 @@ pub extern "C" fn netpol_ask_backends(
     asked.answer() as u32
 }
 
-/// [`verdict::judge_flow`], packed: it is asked about both directions of some flows.
-/// `direction`: with bit 1 set, of a translated packet.
+/// [`verdict::ask_service`], as a number. `direction`: with bit 1 set, of a translated packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_ask_service(
+    endpoint: *const Endpoint,
+    direction: u32,
+    packet: *const Packet,
+) -> u32 {
+    // SAFETY: the verifier lets only null or readable structs through.
+    let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
+        return ToService::Denied as u32;
+    };
+    let (direction, is_translated) = flow_of(direction);
+    verdict::ask_service(&Kernel, endpoint, direction, is_translated, packet) as u32
+}
+
+/// [`verdict::judge_flow_to`], packed: it is asked about both directions of some flows. `direction`
+/// as above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn netpol_judge_flow(
     endpoint: *const Endpoint,
     direction: u32,
     packet: *const Packet,
+    to_service: u32,
 ) -> u64 {
     // SAFETY: the verifier lets only null or readable structs through.
     let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
         return 0;
     };
-    let is_translated = direction & 2 != 0;
-    let direction = if direction & 1 == 0 { Direction::Ingress } else { Direction::Egress };
-    verdict::judge_flow(&Kernel, endpoint, direction, is_translated, packet).pack()
+    let (direction, is_translated) = flow_of(direction);
+    let to_service = ToService::from_number(to_service);
+    verdict::judge_flow_to(&Kernel, endpoint, direction, is_translated, packet, to_service).pack()
+}
+
+#[inline(always)]
+fn flow_of(word: u32) -> (Direction, bool) {
+    let direction = if word & 1 == 0 { Direction::Ingress } else { Direction::Egress };
+    (direction, word & 2 != 0)
 }
 
 impl Maps for Kernel {
@@ -663,7 +686,9 @@ impl Maps for Kernel {
         packet: &Packet,
     ) -> Judged {
         let word = direction as u32 | u32::from(is_translated) << 1;
-        Judged::unpack(netpol_judge_flow(endpoint, word, packet))
+        // One after the other, so that their stacks do not add up.
+        let to_service = netpol_ask_service(endpoint, word, packet);
+        Judged::unpack(netpol_judge_flow(endpoint, word, packet, to_service))
     }
 
     #[inline(always)]

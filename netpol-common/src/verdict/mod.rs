@@ -17,8 +17,8 @@ pub use answer::{Answers, Judged, Known, Looked, Then, Verdict, pack_looked, unp
 pub use apart::{has_flow, judge_apart, judge_refused, judge_related, related_state};
 pub use endpoint::{Arrival, Endpoint};
 pub use established::is_established;
-pub use policy::{class_of, judge_flow, row_allows};
-pub use tracked::{bar, judge_in, judge_tracked};
+pub use policy::{ask_service, class_of, judge_flow, judge_flow_to, row_allows};
+pub use tracked::{bar, carry_out, judge_in, judge_tracked};
 
 use crate::flow::{self, Clock, Inserted};
 use crate::layout::{
@@ -176,7 +176,8 @@ pub fn judge<J: Judge>(
     inner: Option<&Packet>,
 ) -> Verdict {
     if has_flow(maps, endpoint, arrival, packet) {
-        return judge_tracked(maps, endpoint, arrival, packet);
+        let verdict = judge_tracked(maps, endpoint, arrival, packet);
+        return carry_out(maps, endpoint, packet, verdict);
     }
     judge_apart(maps, endpoint, arrival, packet, inner)
 }

@@ -22,13 +22,48 @@ pub fn judge_flow<M: Maps + ?Sized>(
     is_translated: bool,
     packet: &Packet,
 ) -> Judged {
+    let to_service = ask_service(maps, endpoint, direction, is_translated, packet);
+    judge_flow_to(maps, endpoint, direction, is_translated, packet, to_service)
+}
+
+// In parts, since in the kernel there is little stack left where they are called from.
+
+/// The first part of [`judge_flow`]: what the policies say of the Service that the packet is for.
+#[inline(always)]
+pub fn ask_service<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    is_translated: bool,
+    packet: &Packet,
+) -> ToService {
+    let set = endpoint.set(direction);
+    if direction as u8 != Direction::Egress as u8 || set == 0 && is_translated {
+        return ToService::None;
+    }
+    let key = ServiceKey {
+        address: packet.remote,
+        port: packet.remote_port,
+        protocol: packet.protocol,
+        reserved: 0,
+    };
+    maps.judge_service(set, endpoint.id, &key)
+}
+
+/// The rest of it.
+#[inline(always)]
+pub fn judge_flow_to<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    is_translated: bool,
+    packet: &Packet,
+    to_service: ToService,
+) -> Judged {
     let set = endpoint.set(direction);
     let is_egress = direction as u8 == Direction::Egress as u8;
-    if is_egress && !(set == 0 && is_translated) {
-        let to_service = judge_service(maps, endpoint, set, is_translated, packet);
-        if let Some(judged) = to_service {
-            return judged;
-        }
+    if let Some(judged) = judge_service(maps, set, is_translated, to_service) {
+        return judged;
     }
     // A pod always reaches itself, and knows what comes back by its own stamp: by the address alone
     // anybody could pass for it. (That the two are the same says it of nearly all such packets
@@ -60,18 +95,11 @@ pub fn judge_flow<M: Maps + ?Sized>(
 #[inline(always)]
 fn judge_service<M: Maps + ?Sized>(
     maps: &M,
-    endpoint: &Endpoint,
     set: u16,
     is_translated: bool,
-    packet: &Packet,
+    to_service: ToService,
 ) -> Option<Judged> {
-    let key = ServiceKey {
-        address: packet.remote,
-        port: packet.remote_port,
-        protocol: packet.protocol,
-        reserved: 0,
-    };
-    match maps.judge_service(set, endpoint.id, &key) {
+    match to_service {
         ToService::None => None,
         // Whoever translates it is another node, and none of those that it knows is denied.
         ToService::AllowedElsewhere | ToService::OwnElsewhere if is_translated => {
