@@ -43,12 +43,13 @@ fn is_plainly_for(skb: *mut __sk_buff, speaker: Speaker) -> bool {
 #[inline(never)]
 fn is_for_all_we_read(skb: *mut __sk_buff, speaker: Speaker) -> bool {
     let frame = Skb(skb);
-    let to = match frame.load::<2>(ETHERTYPE as u32) {
-        Some([0x08, 0x00]) => {
+    let version = frame.load::<1>(LINK_HEADER).map_or(0, |[first]| first >> 4);
+    let to = match (frame.load::<2>(ETHERTYPE as u32), version) {
+        (Some([0x08, 0x00]), 4) => {
             let Some(to) = frame.load::<4>(LINK_HEADER + 16) else { return true };
             Address::v4(u32::from_ne_bytes(to))
         }
-        Some([0x86, 0xdd]) => {
+        (Some([0x86, 0xdd]), 6) => {
             let mut packet = Packet::default();
             if !frame.addresses_v6(Direction::Ingress, LINK_HEADER, &mut packet) {
                 return true;

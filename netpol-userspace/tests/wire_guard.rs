@@ -26,13 +26,8 @@ fn free_pods(scene: &Scene<'_>) -> [Pod; 2] {
     let pods = ["one", "two"].map(|name| scene.pod(name, 1, "{}"));
     scene.policy("p", "podSelector: {matchLabels: {app: nobody}}");
     scene.settle();
-    pods.iter().for_each(|pod| assert_eq!(scene.lab.programs(pod), n_guards(scene.lab)));
+    pods.iter().for_each(|pod| assert_eq!(scene.lab.programs(pod), scene.lab.guards()));
     pods
-}
-
-/// The programs of a pod that no policy selects: a guard, and a shield where others share its link.
-fn n_guards(lab: &Lab) -> usize {
-    if lab.topology.cni == Cni::Routed { 1 } else { 2 }
 }
 
 fn forged(pod: &Pod) -> At<'_> {
@@ -307,22 +302,24 @@ fn guards_are_there_while_there_is_any_policy() {
         let scene = lab.scene("guards");
         let pods = [("a", 1), ("b", 1), ("c", 2)];
         let pods = pods.map(|(name, node)| scene.pod(name, node, "{app: pod}"));
-        let programs = |lab: &Lab| [0, 1, 2].map(|pod| lab.programs(&pods[pod]));
+        let all_have = |expected: &[&str]| {
+            pods.iter().for_each(|pod| assert_eq!(lab.programs(pod), expected, "{}", pod.name));
+        };
         scene.settle();
-        assert_eq!(programs(&lab), [0; 3]);
+        all_have(&[]);
         for _ in 0..2 {
             scene.policy("p", "podSelector: {matchLabels: {app: nobody}}");
             scene.settle();
-            assert_eq!(programs(&lab), [n_guards(&lab); 3]);
+            all_have(lab.guards());
             scene.policy("q", "podSelector: {}");
             scene.settle();
-            assert_eq!(programs(&lab), [2; 3]);
+            all_have(&["netpol_egress", "netpol_ingress"]);
             scene.remove_policy("q");
             scene.settle();
-            assert_eq!(programs(&lab), [n_guards(&lab); 3]);
+            all_have(lab.guards());
             scene.remove_policy("p");
             scene.settle();
-            assert_eq!(programs(&lab), [0; 3]);
+            all_have(&[]);
         }
     }
 }

@@ -485,10 +485,13 @@ fn other_ethertypes(scene: &Scene<'_>) {
 /// Likewise, though everything is allowed.
 fn truncated_headers(scene: &Scene<'_>) {
     let [(isolated, to_isolated), (free, to_free)] = isolated_and_free(scene);
-    let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(|address| address.parse::<IpAddr>().unwrap());
-    let cut = |address, protocol, length| {
+    // For all of a link: on a shared one a pod gets nothing that is for another.
+    let ends = |addresses: [&str; 2]| addresses.map(|address| address.parse::<IpAddr>().unwrap());
+    let v4 = ends(["192.0.2.1", "255.255.255.255"]);
+    let v6 = ends(["2001:db8::1", "ff02::1"]);
+    let cut = |[from, to]: [IpAddr; 2], protocol, length| {
         let payload = vec![7; length];
-        frames::packet(address, address, &Transport::Raw { protocol, payload })
+        frames::packet(from, to, &Transport::Raw { protocol, payload })
     };
     let mut too_long = cut(v4, 17, 8);
     too_long[3] += 1;

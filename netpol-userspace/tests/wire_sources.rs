@@ -103,7 +103,7 @@ fn source_check_isolated() {
         let target = scene.pod("target", 2, "{}");
         scene.policy("isolates", "podSelector: {matchLabels: {app: isolated}}");
         scene.settle();
-        assert_eq!(lab.programs(&free), 0);
+        assert_eq!(lab.programs(&free), [""; 0]);
         let at = At::egress(&isolated).because(Reason::SourceAddress);
         for source in foreign_addresses(&scene, &target) {
             for (packet, tag) in forgeries(source, &target, 80) {

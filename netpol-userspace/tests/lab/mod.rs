@@ -34,7 +34,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use aya::programs::TcAttachType;
+use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
 use netpol_common::layout::{N_COUNTERS, Reason};
 use netpol_userspace::datapath::{FlowUse, Maps, Pins, observe, programs_on};
 use netpol_userspace::model::Direction;
@@ -304,11 +304,27 @@ impl Lab {
         maps.flow_use(entry.expect("the pod is known").1)
     }
 
-    /// How many programs are attached to the node's end of a pod's interface.
-    pub fn programs(&self, pod: &Pod) -> usize {
-        let query = |hook| programs_on(&pod.interface, hook).unwrap().len();
+    /// Names of the programs at the node's end of a pod's interface: of its ingress hook, then of its
+    /// egress hook.
+    pub fn programs(&self, pod: &Pod) -> Vec<String> {
+        let query = |hook| programs_on(&pod.interface, hook).unwrap();
         let both = || [TcAttachType::Ingress, TcAttachType::Egress].map(query);
-        self.node(pod.node).netns.run(both).unwrap().iter().sum()
+        let ids = self.node(pod.node).netns.run(both).unwrap().concat();
+        let known: Vec<ProgramInfo> = loaded_programs().flatten().collect();
+        let name = |id| {
+            let program = known.iter().find(|program| program.id() == id);
+            program.and_then(|program| program.name_as_str()).unwrap_or_default().to_owned()
+        };
+        ids.into_iter().map(name).collect()
+    }
+
+    /// Those of a pod that no policy selects, while there is any policy.
+    pub fn guards(&self) -> &'static [&'static str] {
+        if self.topology.cni == Cni::Routed {
+            &["netpol_guard"]
+        } else {
+            &["netpol_guard", "netpol_shield"]
+        }
     }
 
     /// Those of the two addresses that this lab's families have.
