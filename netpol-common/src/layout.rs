@@ -187,6 +187,28 @@ impl Address {
 /// Bits of [`Address`] before the address itself, to be added to a prefix length.
 pub const FAMILY_BITS: u32 = 32;
 
+/// An address with how many of its bits a block has, as the table of blocks wants it. An address that
+/// is looked for has all of them, and is the key of the exact table as well: so the programs, which
+/// may not look for what is not on their stack, have it there once.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct BlockKey {
+    /// Bits of `address` that count, from its start.
+    pub bits: u32,
+    /// The address.
+    pub address: Address,
+}
+
+impl BlockKey {
+    /// To look for an address.
+    #[inline(always)]
+    pub const fn of(address: &Address) -> Self {
+        Self { bits: FAMILY_BITS + 128, address: *address }
+    }
+}
+
 /// Value of the exact address table: class in the low half, [`Address::echo`] of its key in the
 /// high half. The kernel may reuse a hash element while a program still reads it; the echo, read
 /// in the same load as the class, shows whose class it is.

@@ -274,8 +274,16 @@ pub fn addresses_v6<F: Frame>(
     offset: u32,
     packet: &mut Packet,
 ) -> bool {
-    let Some(both) = frame.load::<32>(offset + 8) else { return false };
-    set_addresses(packet, direction, v6_address(&both, 0), v6_address(&both, 16));
+    let Packet { local, remote, .. } = packet;
+    let (source, destination) = match direction {
+        Direction::Ingress => (remote, local),
+        Direction::Egress => (local, remote),
+    };
+    // One after the other, for the kernel's stack, and the last first: both or none are noted.
+    let Some(bytes) = frame.load(offset + 24) else { return false };
+    *destination = v6_address(&bytes);
+    let Some(bytes) = frame.load(offset + 8) else { return false };
+    *source = v6_address(&bytes);
     true
 }
 
@@ -655,11 +663,11 @@ fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
 }
 
 #[inline(always)]
-fn v6_address(header: &[u8; 32], at: usize) -> Address {
+fn v6_address(bytes: &[u8; 16]) -> Address {
     Address::v6([
-        word(header[at], header[at + 1], header[at + 2], header[at + 3]),
-        word(header[at + 4], header[at + 5], header[at + 6], header[at + 7]),
-        word(header[at + 8], header[at + 9], header[at + 10], header[at + 11]),
-        word(header[at + 12], header[at + 13], header[at + 14], header[at + 15]),
+        word(bytes[0], bytes[1], bytes[2], bytes[3]),
+        word(bytes[4], bytes[5], bytes[6], bytes[7]),
+        word(bytes[8], bytes[9], bytes[10], bytes[11]),
+        word(bytes[12], bytes[13], bytes[14], bytes[15]),
     ])
 }

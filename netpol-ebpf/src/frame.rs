@@ -1,5 +1,7 @@
 //! Packet access: straight from the linear part for the common headers, by helper for all others.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use netpol_common::layout::{Address, Direction};
@@ -7,18 +9,24 @@ use netpol_common::packet::{
     self, Chain, Frame, LINK_HEADER, Packet, TCP, UDP, set_addresses, set_ports, set_tcp_flags,
 };
 
+/// Bytes that stand where words of them can be read at once.
+#[repr(C, align(8))]
+struct Words<const N: usize>([u8; N]);
+
 /// A packet, read by `bpf_skb_load_bytes`: works for any offset and any fragment layout.
 pub struct Skb(pub *mut __sk_buff);
 
 impl Frame for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0u8; N];
+        // Not set to zero first: for that a function would be called, with a frame of its own.
+        let mut bytes = MaybeUninit::<Words<N>>::uninit();
         // SAFETY: the helper writes exactly N bytes to a buffer of N bytes, or fails.
         let result = unsafe {
             bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
         };
-        if result == 0 { Some(bytes) } else { None }
+        // SAFETY: it did not fail, so it has written them.
+        if result == 0 { Some(unsafe { bytes.assume_init() }.0) } else { None }
     }
 
     #[inline(always)]

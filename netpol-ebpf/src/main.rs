@@ -36,6 +36,7 @@ use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _};
 
 use crate::frame::Linear;
 use crate::maps::Kernel;
+use crate::slow::Steps;
 
 /// Lets other programs and the stack go on.
 const ALLOW: i32 = TC_ACT_UNSPEC;
@@ -95,21 +96,24 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
         return if stamp::put(skb) { ALLOW } else { DENY };
     }
     if known == NOBODY {
-        return slow::refuse(skb, direction as u32, Reason::UnknownEndpoint as u32);
+        return slow::refuse(skb, direction as u32, Reason::UnknownEndpoint as u32, &mut seen);
     }
     if known == FORGED {
-        return slow::refuse(skb, direction as u32, Reason::SourceAddress as u32);
+        return slow::refuse(skb, direction as u32, Reason::SourceAddress as u32, &mut seen);
     }
     slow::judge(
         direction,
         known == PLAIN,
         &mut seen,
-        |seen| slow::read(skb, direction as u32, seen),
-        |seen| slow::judge_flow(skb, direction as u32, seen),
-        // Towards a pod it passes.
-        |seen| match direction {
-            Direction::Ingress => DENY,
-            Direction::Egress => slow::settle_talk(skb, seen, neighbour::judge(skb)),
+        Steps {
+            read: |seen: &mut _| slow::read(skb, direction as u32, seen),
+            judge: |seen: &_| slow::judge_flow(skb, direction as u32, seen),
+            // Towards a pod it passes.
+            talk: |seen: &_| match direction {
+                Direction::Ingress => DENY,
+                Direction::Egress => slow::settle_talk(skb, seen, neighbour::judge(skb)),
+            },
+            settle: |seen: &_, verdict| slow::settle(skb, direction as u32, seen, verdict),
         },
     )
 }

@@ -11,8 +11,8 @@ use aya_ebpf::maps::lpm_trie::{Key as LpmKey, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use netpol_common::flow::{self, Claim, Clock, Place, Timeouts, WORDS4, WORDS6};
 use netpol_common::layout::{
-    self, Address, Backend, Direction, ExactClass, FragmentKey, FragmentPorts, OwnAddress, RowKey,
-    ServiceKey, ServiceValue,
+    self, Address, Backend, BlockKey, Direction, ExactClass, FragmentKey, FragmentPorts,
+    OwnAddress, RowKey, ServiceKey, ServiceValue,
 };
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
@@ -303,9 +303,17 @@ fn words_of(slot: *const layout::Endpoint) -> EndpointWords {
 /// The interface of the local endpoint that has this address.
 #[inline(always)]
 pub fn interface_of(address: &Address) -> Option<u32> {
+    let key = on_stack(address);
     // SAFETY: a 32-bit value is read with one load. One that is being reused names another
     // endpoint, as after the address has changed hands.
-    unsafe { SOURCES.get(address).map(|ifindex| read_volatile(ifindex)) }
+    unsafe { SOURCES.get(key).map(|ifindex| read_volatile(ifindex)) }
+}
+
+/// A copy on the stack of what a function was given a pointer to: only since Linux 6.2 may such a
+/// pointer itself be a map's key (kernel/bpf/verifier.c: map_key_value_types).
+#[inline(always)]
+fn on_stack(address: &Address) -> Address {
+    *address
 }
 
 /// The bit of a packet's mark that says that it is stamped.
@@ -497,15 +505,18 @@ impl Intervals for Kernel {
 
 impl Policies for Kernel {
     #[inline(always)]
-    fn exact_class(&self, address: &Address) -> Option<ExactClass> {
+    fn exact_class(&self, key: &BlockKey) -> Option<ExactClass> {
         // SAFETY: the value is read with one 64-bit load and carries its key's echo, so an
         // element that is reused meanwhile is noticed.
-        unsafe { ADDRESSES.get(address).map(|value| read_volatile(value)) }
+        unsafe { ADDRESSES.get(&key.address).map(|value| read_volatile(value)) }
     }
 
     #[inline(always)]
-    fn block_class(&self, address: &Address) -> Option<u32> {
-        BLOCKS.get(LpmKey::new(layout::FAMILY_BITS + 128, *address)).copied()
+    fn block_class(&self, key: &BlockKey) -> Option<u32> {
+        const { assert!(size_of::<BlockKey>() == size_of::<LpmKey<Address>>()) };
+        // SAFETY: both are the number of bits, then the address, and the other is packed.
+        let key = unsafe { &*(&raw const *key).cast::<LpmKey<Address>>() };
+        BLOCKS.get(key).copied()
     }
 
     #[inline(always)]
@@ -568,22 +579,45 @@ pub extern "C" fn netpol_ask_backends(
     asked.answer() as u32
 }
 
-/// [`verdict::judge_flow`], packed: it is asked about both directions of some flows.
-/// `direction`: with bit 1 set, of a translated packet.
+/// [`verdict::ask_service`], as a number. `direction`: with bit 1 set, of a translated packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netpol_ask_service(
+    endpoint: *const Endpoint,
+    direction: u32,
+    packet: *const Packet,
+) -> u32 {
+    // SAFETY: the verifier lets only null or readable structs through.
+    let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
+        return ToService::Denied as u32;
+    };
+    let (direction, is_translated) = flow_of(direction);
+    verdict::ask_service(&Kernel, endpoint, direction, is_translated, packet) as u32
+}
+
+/// [`verdict::judge_flow_to`], packed: it is asked about both directions of some flows. `direction`
+/// as above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn netpol_judge_flow(
     endpoint: *const Endpoint,
     direction: u32,
     packet: *const Packet,
+    to_service: u32,
 ) -> u64 {
     // SAFETY: the verifier lets only null or readable structs through.
     let (Some(endpoint), Some(packet)) = (unsafe { (endpoint.as_ref(), packet.as_ref()) }) else {
         return 0;
     };
-    let is_translated = direction & 2 != 0;
-    let direction = if direction & 1 == 0 { Direction::Ingress } else { Direction::Egress };
-    verdict::judge_flow(&Kernel, endpoint, direction, is_translated, packet).pack()
+    let (direction, is_translated) = flow_of(direction);
+    let to_service = ToService::from_number(to_service);
+    verdict::judge_flow_to(&Kernel, endpoint, direction, is_translated, packet, to_service).pack()
+}
+
+#[inline(always)]
+fn flow_of(word: u32) -> (Direction, bool) {
+    let direction = if word & 1 == 0 { Direction::Ingress } else { Direction::Egress };
+    (direction, word & 2 != 0)
 }
 
 impl Maps for Kernel {
@@ -631,7 +665,7 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
-        verdict::row_allows(&Kernel, set, class, protocol, port)
+        netpol_row_allows(set.into(), class, protocol.into(), port.into()) == 1
     }
 
     #[inline(always)]
@@ -652,7 +686,9 @@ impl Maps for Kernel {
         packet: &Packet,
     ) -> Judged {
         let word = direction as u32 | u32::from(is_translated) << 1;
-        Judged::unpack(netpol_judge_flow(endpoint, word, packet))
+        // One after the other, so that their stacks do not add up.
+        let to_service = netpol_ask_service(endpoint, word, packet);
+        Judged::unpack(netpol_judge_flow(endpoint, word, packet, to_service))
     }
 
     #[inline(always)]

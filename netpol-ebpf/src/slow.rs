@@ -27,33 +27,64 @@ const MOST_TIMES: u32 = 4;
 
 /// Not a tc return code: the endpoint's policies changed while the packet was judged by them.
 pub const AGAIN: i32 = 0x100;
-/// Likewise: the packet was read, and has a flow by which to judge it.
-pub const FLOW: i32 = 0x101;
-/// Likewise: the packet was read, and is for neighbours.
-pub const TALK: i32 = 0x102;
 
-/// The verdict, as a tc return code, on a packet that is in `seen` already, or that `read` settles
-/// or puts there to be judged by `judge` ([`FLOW`]) or `talk` ([`TALK`]).
+/// What [`Verdict::pack`] never gives: not a verdict yet, or one with which nothing is left to do.
+const NO_VERDICT: u64 = 1 << 24;
+/// The packet was read, and has a flow by which to judge it.
+pub const FLOW: u64 = NO_VERDICT;
+/// It was read, and is for neighbours.
+pub const TALK: u64 = NO_VERDICT | 1;
+/// It passes as it is.
+pub const PASSED: u64 = NO_VERDICT | 2;
+/// It is dropped, and was counted.
+pub const DROPPED: u64 = NO_VERDICT | 3;
+
+/// What there is to do about a packet one after the other, each a function of its own.
+pub struct Steps<Read, Judge, Talk, Settle> {
+    /// Reads it to its end; [`FLOW`] and [`TALK`] say whose it then is.
+    pub read: Read,
+    /// The verdict on one that has a flow.
+    pub judge: Judge,
+    /// What becomes of one that is for neighbours, as a tc return code.
+    pub talk: Talk,
+    /// Does what a verdict says: a tc return code, or [`AGAIN`].
+    pub settle: Settle,
+}
+
+/// The verdict, as a tc return code, on a packet that is in `seen` already (`is_read`) or is read
+/// first. One step comes after another rather than one calls the next, so that their stacks do not
+/// add up: a verdict is 64 bits, a frame up to a third of all the stack there is.
 #[inline(always)]
 pub fn judge(
     direction: Direction,
     mut is_read: bool,
     seen: &mut MaybeUninit<Seen>,
-    read: impl Fn(&mut MaybeUninit<Seen>) -> i32,
-    judge: impl Fn(&Seen) -> i32,
-    talk: impl Fn(&Seen) -> i32,
+    steps: Steps<
+        impl Fn(&mut MaybeUninit<Seen>) -> u64,
+        impl Fn(&Seen) -> u64,
+        impl Fn(&Seen) -> i32,
+        impl Fn(&Seen, u64) -> i32,
+    >,
 ) -> i32 {
     let mut times = 0;
     while times < MOST_TIMES {
-        let mut code = if is_read { FLOW } else { read(seen) };
-        if code == FLOW {
+        let mut word = if is_read { FLOW } else { (steps.read)(seen) };
+        if word == FLOW {
             // SAFETY: whoever says so has written it.
-            code = judge(unsafe { seen.assume_init_ref() });
+            word = (steps.judge)(unsafe { seen.assume_init_ref() });
         }
-        if code == TALK {
-            // SAFETY: as above.
-            code = talk(unsafe { seen.assume_init_ref() });
+        if word == PASSED {
+            return ALLOW;
         }
+        if word == DROPPED {
+            return DENY;
+        }
+        // SAFETY: as above, and so has whoever gave a verdict.
+        let seen = unsafe { seen.assume_init_ref() };
+        if word == TALK {
+            return (steps.talk)(seen);
+        }
+        let code = (steps.settle)(seen, carry_out(seen, word));
         if code != AGAIN {
             return code;
         }
@@ -72,12 +103,12 @@ pub fn has_changed(ifindex: u32, endpoint: &Endpoint) -> bool {
 
 /// Reads the packet to its end and settles it, if it has no flow by which to judge it.
 #[inline(never)]
-pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -> i32 {
+pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -> u64 {
     // SAFETY: the context pointer is valid for the run of the program.
     let ifindex = unsafe { (*skb).ifindex };
     let Some(endpoint) = maps::endpoint_at(ifindex) else {
         events::count(0, direction_of(direction), Reason::UnknownEndpoint);
-        return DENY;
+        return DROPPED;
     };
     let mut inner = Packet::default();
     let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
@@ -89,11 +120,11 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
     let verdict = if direction == Direction::Ingress as u32 && is_astray(skb, packet) {
         Verdict::drop(Reason::DestinationAddress, 0)
     } else if parsed == PASS {
-        return ALLOW;
+        return PASSED;
     } else if parsed < PACKET {
         let arrival = arrival_of_packet(skb, direction_of(direction), packet);
         let arrival = Arrival { is_from_node: false, ..arrival };
-        Verdict::unpack(netpol_refused(endpoint, arrival_word(arrival), packet, parsed))
+        return netpol_refused(endpoint, arrival_word(arrival), packet, parsed);
     } else {
         let arrival = arrival_of_packet(skb, direction_of(direction), packet);
         if verdict::has_flow(&Kernel, endpoint, arrival, packet) {
@@ -102,12 +133,12 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
         let inner = if parsed == RELATED { Some(&inner) } else { None };
         verdict::judge_apart(&Kernel, endpoint, arrival, packet, inner)
     };
-    settle(skb, direction_of(direction), seen, verdict)
+    verdict.pack()
 }
 
 /// Judges a packet that has a flow.
 #[inline(never)]
-pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> i32 {
+pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> u64 {
     let direction = direction_of(direction);
     let verdict = if direction as u8 == Direction::Ingress as u8 && is_astray(skb, &seen.packet) {
         Verdict::drop(Reason::DestinationAddress, 0)
@@ -115,7 +146,7 @@ pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> i32 {
         let arrival = arrival_of_packet(skb, direction, &seen.packet);
         verdict::judge_tracked(&Kernel, &seen.endpoint, arrival, &seen.packet)
     };
-    settle(skb, direction, seen, verdict)
+    verdict.pack()
 }
 
 /// Does what is to be done with what a pod says to its neighbours; `reason`: [`PASS`] or the number of
@@ -151,8 +182,9 @@ fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet)
 }
 
 /// Does what the verdict says, if it still holds.
-#[inline(always)]
-fn settle(skb: *mut __sk_buff, direction: Direction, seen: &Seen, verdict: Verdict) -> i32 {
+#[inline(never)]
+pub fn settle(skb: *mut __sk_buff, direction: u32, seen: &Seen, verdict: u64) -> i32 {
+    let (direction, verdict) = (direction_of(direction), Verdict::unpack(verdict));
     // Rows are complete for the policy sets that are in use. A packet that was held up while its
     // endpoint got others may have met classes that its own sets know nothing of.
     if has_changed(seen.ifindex, &seen.endpoint) {
@@ -167,18 +199,30 @@ fn settle(skb: *mut __sk_buff, direction: Direction, seen: &Seen, verdict: Verdi
     if verdict.is_allowed && (!verdict.is_stamped || stamp::put(skb)) { ALLOW } else { DENY }
 }
 
-/// Drops a packet, whatever it is, and says so: for one on an interface of no known endpoint, and
-/// for one whose frame is not its pod's. Not called by [`read`], so that their stacks do not add up.
+/// Enters the packet's flow, or notes what became of it; the verdict and what that did to others.
 #[inline(never)]
-pub fn refuse(skb: *mut __sk_buff, direction: u32, reason: u32) -> i32 {
-    let mut packet = Packet::default();
+fn carry_out(seen: &Seen, verdict: u64) -> u64 {
+    verdict::carry_out(&Kernel, &seen.endpoint, &seen.packet, Verdict::unpack(verdict)).pack()
+}
+
+/// Drops a packet, whatever it is, and says so: for one on an interface of no known endpoint, and
+/// for one whose frame is not its pod's.
+#[inline(never)]
+pub fn refuse(
+    skb: *mut __sk_buff,
+    direction: u32,
+    reason: u32,
+    seen: &mut MaybeUninit<Seen>,
+) -> i32 {
+    // SAFETY: the context pointer is valid for the run of the program.
+    let ifindex = unsafe { (*skb).ifindex };
+    let endpoint = maps::endpoint_at(ifindex).unwrap_or(Endpoint::NOBODY);
+    let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
     let mut inner = Packet::default();
     // Who sent what to whom is all that is wanted of it.
-    let _ = netpol_parse(skb, direction, &mut packet, &mut inner);
-    // SAFETY: the context pointer is valid for the run of the program.
-    let endpoint = maps::endpoint_at(unsafe { (*skb).ifindex }).unwrap_or(Endpoint::NOBODY);
+    let _ = netpol_parse(skb, direction, &mut seen.packet, &mut inner);
     let verdict = Verdict::drop(refusal_reason(reason), 0);
-    events::note(skb, &endpoint, direction_of(direction), &packet, &verdict);
+    events::note(skb, &seen.endpoint, direction_of(direction), &seen.packet, &verdict);
     DENY
 }
 
@@ -356,12 +400,12 @@ impl Judge for Kernel {
 
     #[inline(always)]
     fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        known_of(netpol_related4(endpoint, inner))
+        known_of(netpol_judge_related(endpoint, inner, netpol_related4(endpoint, inner)))
     }
 
     #[inline(always)]
     fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        known_of(netpol_related6(endpoint, inner))
+        known_of(netpol_judge_related(endpoint, inner, netpol_related6(endpoint, inner)))
     }
 }
 
@@ -394,6 +438,12 @@ macro_rules! global {
             $body
         }
     };
+}
+
+global! {
+    /// [`verdict::judge_related`], as a number.
+    fn netpol_judge_related(endpoint, packet, state: u64) -> u32, or 0;
+    verdict::judge_related(&Kernel, endpoint, packet, state) as u32
 }
 
 /// Defines the separately verified functions of one address family.
@@ -492,11 +542,11 @@ macro_rules! family {
         }
 
         global! {
-            /// [`verdict::is_related_in`] this family's table, as a number.
-            fn $related(endpoint, packet) -> u32, or 0;
+            /// [`verdict::related_state`] in this family's table.
+            fn $related(endpoint, packet) -> u64, or 0;
             {
                 let key = $key(packet, endpoint.id);
-                verdict::is_related_in(&Kernel, Kernel.$table(), &key, endpoint, packet) as u32
+                verdict::related_state(&Kernel, Kernel.$table(), &key, endpoint)
             }
         }
     };

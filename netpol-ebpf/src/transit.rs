@@ -11,8 +11,8 @@ use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict}
 
 use crate::maps::{self, Kernel};
 use crate::slow::{
-    self, AGAIN, FLOW, NEIGHBOUR, PACKET, PASS, RELATED, has_changed, netpol_parse,
-    netpol_parse_raw, refusal_reason,
+    self, AGAIN, DROPPED, FLOW, NEIGHBOUR, PACKET, PASS, PASSED, RELATED, Steps, has_changed,
+    netpol_parse, netpol_parse_raw, refusal_reason,
 };
 use crate::{ALLOW, DENY, PLAIN, Seen, events, known, stamp};
 
@@ -43,9 +43,12 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
         Direction::Egress,
         is_read,
         &mut seen,
-        |seen| read::<RAW>(skb, sender, seen),
-        |seen| judge_flow(skb, seen),
-        |_| DENY,
+        Steps {
+            read: |seen: &mut _| read::<RAW>(skb, sender, seen),
+            judge: |seen: &_| judge_flow(seen),
+            talk: |_: &_| DENY,
+            settle: |seen: &_, verdict| settle(skb, seen, verdict),
+        },
     )
 }
 
@@ -63,7 +66,7 @@ fn look<const RAW: bool>(
 /// Reads the packet to its end and settles it, if it has no flow by which to judge it. `sender`:
 /// the interface of whoever stamped the packet, 0 if the stamp does not say so any more.
 #[inline(never)]
-fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUninit<Seen>) -> i32 {
+fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUninit<Seen>) -> u64 {
     let mut inner = Packet::default();
     let (ifindex, endpoint) = (sender, Endpoint::NOBODY);
     let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
@@ -74,7 +77,7 @@ fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUnini
         netpol_parse(skb, egress, &mut seen.packet, &mut inner)
     };
     if parsed == PASS {
-        return ALLOW;
+        return PASSED;
     }
     // Then its source says so, unless that was translated too.
     if sender == 0 {
@@ -82,50 +85,49 @@ fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUnini
     }
     let Some(endpoint) = maps::endpoint_at(seen.ifindex) else {
         events::count(0, Direction::Egress, Reason::ServiceMixed);
-        return DENY;
+        return DROPPED;
     };
     seen.endpoint = endpoint;
     // The stamp stays on what goes to its sender, who has to recognise it.
     // SAFETY: the context pointer is valid for the run of the program.
     if seen.ifindex == unsafe { (*skb).ifindex } {
-        return ALLOW;
+        return PASSED;
     }
     // Nothing of the kind is ever stamped.
     let parsed = if parsed == NEIGHBOUR { Reason::Neighbour as u32 } else { parsed };
     if parsed < PACKET {
         if seen.endpoint.sets[Direction::Egress as usize] == 0 {
             stamp::clear(skb);
-            return ALLOW;
+            return PASSED;
         }
-        return settle(skb, seen, Verdict::drop(refusal_reason(parsed), 0));
+        return Verdict::drop(refusal_reason(parsed), 0).pack();
     }
     let Seen { endpoint, packet, .. } = seen;
     if verdict::has_flow(&Kernel, endpoint, Arrival::transit(), packet) {
         return FLOW;
     }
     if owns(endpoint, packet) {
-        return ALLOW;
+        return PASSED;
     }
     let inner = if parsed == RELATED { Some(&inner) } else { None };
-    let verdict = verdict::judge_apart(&Kernel, endpoint, Arrival::transit(), packet, inner);
-    settle(skb, seen, verdict)
+    verdict::judge_apart(&Kernel, endpoint, Arrival::transit(), packet, inner).pack()
 }
 
 /// Judges a packet that has a flow.
 #[inline(never)]
-fn judge_flow(skb: *mut __sk_buff, seen: &Seen) -> i32 {
+fn judge_flow(seen: &Seen) -> u64 {
     let Seen { endpoint, packet, .. } = seen;
     // As above.
     if owns(endpoint, packet) {
-        return ALLOW;
+        return PASSED;
     }
-    let verdict = verdict::judge_tracked(&Kernel, endpoint, Arrival::transit(), packet);
-    settle(skb, seen, verdict)
+    verdict::judge_tracked(&Kernel, endpoint, Arrival::transit(), packet).pack()
 }
 
 /// Does what the verdict says, if it still holds.
-#[inline(always)]
-fn settle(skb: *mut __sk_buff, seen: &Seen, verdict: Verdict) -> i32 {
+#[inline(never)]
+fn settle(skb: *mut __sk_buff, seen: &Seen, verdict: u64) -> i32 {
+    let verdict = Verdict::unpack(verdict);
     // As at the first look, see slow.rs.
     if has_changed(seen.ifindex, &seen.endpoint) {
         return AGAIN;

@@ -16,7 +16,9 @@ use netpol_userspace::compile::{
     Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step, Tables,
 };
 use netpol_userspace::datapath::run::{Place, run_marked};
-use netpol_userspace::datapath::{AttachMode, Datapath, Limits, LoadOptions, cleanup, observe};
+use netpol_userspace::datapath::{
+    AttachMode, Datapath, Limits, LoadOptions, cleanup, observe, programs_on,
+};
 use netpol_userspace::endpoint::Exit;
 use netpol_userspace::frames::{Transport, frame, packet};
 use netpol_userspace::model::Direction::{Egress, Ingress};
@@ -500,9 +502,13 @@ fn a_service_gets_in_when_another_one_goes() {
 
 /// The programs on the egress hook of an interface, in their order. (The kernel cuts names.)
 fn names(interface: &str) -> Vec<String> {
-    use aya::programs::{SchedClassifier, TcAttachType};
-    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Egress).unwrap();
-    programs.iter().map(|program| program.name_as_str().unwrap().to_owned()).collect()
+    use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
+    let name = |id| {
+        let mut all = loaded_programs().filter_map(Result::ok);
+        let found: ProgramInfo = all.find(|program| program.id() == id).unwrap();
+        found.name_as_str().unwrap().to_owned()
+    };
+    programs_on(interface, TcAttachType::Egress).unwrap().into_iter().map(name).collect()
 }
 
 /// How many transit programs are on each of these interfaces.

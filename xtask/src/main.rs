@@ -21,6 +21,7 @@ mod conformance;
 mod ebpf;
 mod fresh;
 mod image;
+mod kernels;
 mod lines;
 mod manifests;
 mod neighbours;

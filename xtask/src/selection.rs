@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use netpol_needs::{Need, TABLE};
+use netpol_needs::{FOR_KERNELS, IN_KERNELS, Need, TABLE};
 
 use crate::run;
 use crate::workspace::Workspace;
@@ -32,6 +32,9 @@ pub(crate) enum Scope {
     /// against whom is in SECURITY.md. A case, see --cases and --seed, is five thousand random frames
     /// on each of three networks, and a second of each flood
     Hostile,
+    /// Whole-system tests inside other kernels, in virtual machines; see --kernel. --filter selects
+    /// test programs by their names
+    Kernels,
 }
 
 /// The test programs of [`Scope::Hostile`].
@@ -75,12 +78,16 @@ impl Selection {
             Scope::Doc => command.arg("--doc"),
             Scope::Fuzz => named(&mut command, &FUZZERS),
             Scope::Hostile => named(&mut command, &ATTACKERS),
+            Scope::Kernels => named(&mut command, IN_KERNELS),
         };
         command
     }
 
     /// What the selected programs need if the filter leaves out none of them.
     pub(crate) fn possible_needs(&self) -> BTreeSet<Need> {
+        if self.scope == Scope::Kernels {
+            return FOR_KERNELS.into();
+        }
         let rows = TABLE.iter().filter(|(program, package, _)| {
             self.has(program) && self.package.as_ref().is_none_or(|wanted| wanted == package)
         });
@@ -110,6 +117,7 @@ impl Selection {
             Scope::Doc => false,
             Scope::Fuzz => FUZZERS.contains(&program),
             Scope::Hostile => ATTACKERS.contains(&program),
+            Scope::Kernels => IN_KERNELS.contains(&program),
         }
     }
 }
@@ -174,6 +182,8 @@ mod tests {
         assert!(!needs(Scope::Unit, None).contains(&Need::Nodes));
         assert!(needs(Scope::Fuzz, None).is_empty() && needs(Scope::Doc, None).is_empty());
         assert!(needs(Scope::Hostile, None).contains(&Need::Python));
+        assert!(needs(Scope::Kernels, None).contains(&Need::Kernels));
+        assert!(!needs(Scope::Kernels, None).contains(&Need::Nodes));
         assert!(needs(Scope::All, Some("netpol-common")).is_empty());
         let userspace = needs(Scope::Root, Some("netpol-userspace"));
         assert!(userspace.contains(&Need::Translation) && !userspace.contains(&Need::Kubectl));

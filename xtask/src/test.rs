@@ -18,7 +18,7 @@ use crate::selection::{Scope, Selection};
 use crate::summary::Summary;
 use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
-use crate::{build, capabilities, neighbours, setup};
+use crate::{build, capabilities, kernels, neighbours, setup};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -41,12 +41,29 @@ pub(crate) struct Args {
     /// Show what tests print
     #[arg(long)]
     show_output: bool,
+    /// With `kernels`: the start of a kernel's release, such as 6.1; several can be given
+    #[arg(long, value_name = "V")]
+    kernel: Vec<String>,
     /// Make ready what these tests need, and stop before the first one
     #[arg(long)]
     prepare: bool,
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    if args.scope == Scope::Kernels {
+        return kernels::command(
+            workspace,
+            &kernels::Options {
+                versions: &args.kernel,
+                filter: args.filter.as_deref(),
+                prepare: args.prepare,
+                show_output: args.show_output,
+            },
+        );
+    }
+    if !args.kernel.is_empty() {
+        bail!("--kernel goes with the tests inside other kernels: `cargo xtask test kernels`");
+    }
     let privilege = Privilege::find()?;
     let selection = Selection {
         scope: args.scope,

@@ -456,11 +456,17 @@ fn has_key<B: Bucket, const KEY: usize>(bucket: B, base: usize, key: &Key<KEY>) 
     difference == 0
 }
 
+/// The epoch in which a flow with this state word was last judged.
+#[inline(always)]
+pub const fn epoch_of(state: u64) -> u32 {
+    (state >> EPOCH_SHIFT) as u32 & EPOCH_MASK
+}
+
 impl<B: Bucket> Entry<B> {
     /// The epoch in which the flow was last judged.
     #[inline(always)]
     pub const fn epoch(&self) -> u32 {
-        (self.state >> EPOCH_SHIFT) as u32 & EPOCH_MASK
+        epoch_of(self.state)
     }
 
     /// Whether the flow has been idle for too long to count.

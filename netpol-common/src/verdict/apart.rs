@@ -147,25 +147,43 @@ pub(super) fn is_own_source<M: Maps + ?Sized>(
         || asks_for_address(packet)
 }
 
-/// Whether the flow that an ICMP error quotes, with this key in `table`, is known and still
-/// allowed.
+/// What the table says of the flow that an ICMP error quotes, with this key: its entry's state, or 0
+/// if it is not known any more.
 #[inline(always)]
-pub fn is_related_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
+pub fn related_state<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     maps: &M,
     table: &T,
     key: &flow::Key<KEY>,
     endpoint: &Endpoint,
-    inner: &Packet,
-) -> Known {
+) -> u64 {
     let hash = flow::hash(key, maps.secret());
-    let Some(entry) = flow::find(table, key, hash) else { return Known::No };
-    if entry.is_expired(&maps.clock()) || is_older(entry.epoch(), endpoint.born) {
+    match flow::find(table, key, hash) {
+        Some(entry)
+            if !entry.is_expired(&maps.clock()) && !is_older(entry.epoch(), endpoint.born) =>
+        {
+            entry.state
+        }
+        _ => 0,
+    }
+}
+
+/// Whether the flow that an ICMP error quotes, and of which the table says this, is known and still
+/// allowed. Apart from looking, because in the kernel the policies are asked where little stack is
+/// left.
+#[inline(always)]
+pub fn judge_related<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    inner: &Packet,
+    state: u64,
+) -> Known {
+    if state == 0 {
         return Known::No;
     }
-    if entry.epoch() == endpoint.epoch || maps.keeps_established() {
-        return Known::of(entry.state);
+    if flow::epoch_of(state) == endpoint.epoch || maps.keeps_established() {
+        return Known::of(state);
     }
     let ask = |direction| Ok(maps.judge_flow(endpoint, direction, false, inner));
-    let Ok(judged) = judge_opened(entry.state, ask) else { return Known::No };
+    let Ok(judged) = judge_opened(state, ask) else { return Known::No };
     if judged.is_allowed { Known::of(stamp_bit(judged.is_stamped)) } else { Known::No }
 }

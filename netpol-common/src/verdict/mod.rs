@@ -14,15 +14,15 @@ mod policy;
 mod tracked;
 
 pub use answer::{Answers, Judged, Known, Looked, Then, Verdict, pack_looked, unpack_looked};
-pub use apart::{has_flow, is_related_in, judge_apart, judge_refused};
+pub use apart::{has_flow, judge_apart, judge_refused, judge_related, related_state};
 pub use endpoint::{Arrival, Endpoint};
 pub use established::is_established;
-pub use policy::{class_of, judge_flow, row_allows};
-pub use tracked::{bar, judge_in, judge_tracked};
+pub use policy::{ask_service, class_of, judge_flow, judge_flow_to, row_allows};
+pub use tracked::{bar, carry_out, judge_in, judge_tracked};
 
 use crate::flow::{self, Clock, Inserted};
 use crate::layout::{
-    Address, Backend, Direction, ExactClass, FragmentPorts, Row, ServiceKey, ServiceValue,
+    Address, Backend, BlockKey, Direction, ExactClass, FragmentPorts, Row, ServiceKey, ServiceValue,
 };
 use crate::packet::Packet;
 use crate::ports::Intervals;
@@ -31,9 +31,9 @@ use crate::service::ToService;
 /// The policy half of the maps: what [`class_of`] and [`row_allows`] look at.
 pub trait Policies: Intervals {
     /// Class of exactly this address.
-    fn exact_class(&self, address: &Address) -> Option<ExactClass>;
+    fn exact_class(&self, key: &BlockKey) -> Option<ExactClass>;
     /// Class of the longest block that contains this address.
-    fn block_class(&self, address: &Address) -> Option<u32>;
+    fn block_class(&self, key: &BlockKey) -> Option<u32>;
     /// The row of a policy set for a class.
     fn row(&self, set: u16, class: u32) -> Option<Row>;
     /// The Service with this key.
@@ -152,14 +152,16 @@ pub trait Judge: Maps {
         bar(self.flows6(), &key, flow::hash(&key, self.secret()), endpoint, is_barred);
     }
 
-    /// [`is_related_in`] the IPv4 flow table.
+    /// [`judge_related`] by what the IPv4 flow table says.
     fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        is_related_in(self, self.flows4(), &flow::key4(inner, endpoint.id), endpoint, inner)
+        let key = flow::key4(inner, endpoint.id);
+        judge_related(self, endpoint, inner, related_state(self, self.flows4(), &key, endpoint))
     }
 
-    /// [`is_related_in`] the IPv6 flow table.
+    /// Likewise for IPv6.
     fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        is_related_in(self, self.flows6(), &flow::key6(inner, endpoint.id), endpoint, inner)
+        let key = flow::key6(inner, endpoint.id);
+        judge_related(self, endpoint, inner, related_state(self, self.flows6(), &key, endpoint))
     }
 }
 
@@ -174,7 +176,8 @@ pub fn judge<J: Judge>(
     inner: Option<&Packet>,
 ) -> Verdict {
     if has_flow(maps, endpoint, arrival, packet) {
-        return judge_tracked(maps, endpoint, arrival, packet);
+        let verdict = judge_tracked(maps, endpoint, arrival, packet);
+        return carry_out(maps, endpoint, packet, verdict);
     }
     judge_apart(maps, endpoint, arrival, packet, inner)
 }

@@ -2,7 +2,7 @@
 //! Must never look at the flow table.
 
 use super::{Endpoint, Judged, Maps, Policies};
-use crate::layout::{Address, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
+use crate::layout::{Address, BlockKey, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
 use crate::neighbour::is_link_local;
 use crate::packet::Packet;
 use crate::ports;
@@ -22,13 +22,48 @@ pub fn judge_flow<M: Maps + ?Sized>(
     is_translated: bool,
     packet: &Packet,
 ) -> Judged {
+    let to_service = ask_service(maps, endpoint, direction, is_translated, packet);
+    judge_flow_to(maps, endpoint, direction, is_translated, packet, to_service)
+}
+
+// In parts, since in the kernel there is little stack left where they are called from.
+
+/// The first part of [`judge_flow`]: what the policies say of the Service that the packet is for.
+#[inline(always)]
+pub fn ask_service<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    is_translated: bool,
+    packet: &Packet,
+) -> ToService {
+    let set = endpoint.set(direction);
+    if direction as u8 != Direction::Egress as u8 || set == 0 && is_translated {
+        return ToService::None;
+    }
+    let key = ServiceKey {
+        address: packet.remote,
+        port: packet.remote_port,
+        protocol: packet.protocol,
+        reserved: 0,
+    };
+    maps.judge_service(set, endpoint.id, &key)
+}
+
+/// The rest of it.
+#[inline(always)]
+pub fn judge_flow_to<M: Maps + ?Sized>(
+    maps: &M,
+    endpoint: &Endpoint,
+    direction: Direction,
+    is_translated: bool,
+    packet: &Packet,
+    to_service: ToService,
+) -> Judged {
     let set = endpoint.set(direction);
     let is_egress = direction as u8 == Direction::Egress as u8;
-    if is_egress && !(set == 0 && is_translated) {
-        let to_service = judge_service(maps, endpoint, set, is_translated, packet);
-        if let Some(judged) = to_service {
-            return judged;
-        }
+    if let Some(judged) = judge_service(maps, set, is_translated, to_service) {
+        return judged;
     }
     // A pod always reaches itself, and knows what comes back by its own stamp: by the address alone
     // anybody could pass for it. (That the two are the same says it of nearly all such packets
@@ -60,18 +95,11 @@ pub fn judge_flow<M: Maps + ?Sized>(
 #[inline(always)]
 fn judge_service<M: Maps + ?Sized>(
     maps: &M,
-    endpoint: &Endpoint,
     set: u16,
     is_translated: bool,
-    packet: &Packet,
+    to_service: ToService,
 ) -> Option<Judged> {
-    let key = ServiceKey {
-        address: packet.remote,
-        port: packet.remote_port,
-        protocol: packet.protocol,
-        reserved: 0,
-    };
-    match maps.judge_service(set, endpoint.id, &key) {
+    match to_service {
         ToService::None => None,
         // Whoever translates it is another node, and none of those that it knows is denied.
         ToService::AllowedElsewhere | ToService::OwnElsewhere if is_translated => {
@@ -96,16 +124,17 @@ fn judge_service<M: Maps + ?Sized>(
 /// The class of an address: its own, else that of the longest block around it, else 0.
 #[inline(always)]
 pub fn class_of<P: Policies>(maps: &P, address: &Address) -> u32 {
+    let key = BlockKey::of(address);
     // Twice, because an element that is being reused says so by a wrong echo.
     let mut attempt = 0;
     while attempt < 2 {
-        match maps.exact_class(address) {
+        match maps.exact_class(&key) {
             None => break,
             Some(exact) if (exact >> 32) as u32 == address.echo() => return exact as u32,
             Some(_) => attempt += 1,
         }
     }
-    maps.block_class(address).unwrap_or_default()
+    maps.block_class(&key).unwrap_or_default()
 }
 
 /// Whether `set` allows this protocol and destination port for `class`.

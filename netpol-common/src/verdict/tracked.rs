@@ -14,7 +14,8 @@ use crate::layout::{Direction, Reason};
 use crate::packet::Packet;
 
 /// Judges a packet that has a flow. The flow table says which policies matter, and they are asked
-/// from here and not from there, because in the kernel either has little stack left.
+/// from here and not from there, because in the kernel either has little stack left. For the same
+/// reason what is left to do in the table is the caller's: [`carry_out`].
 #[inline(always)]
 pub fn judge_tracked<J: Judge>(
     maps: &J,
@@ -37,7 +38,7 @@ pub fn judge_tracked<J: Judge>(
             maps.judge_in4(endpoint, arrival, packet, answers)
         };
         match looked {
-            Ok(verdict) => return carry_out(maps, endpoint, packet, verdict),
+            Ok(verdict) => return verdict,
             Err(direction) => {
                 let judged = maps.judge_flow(endpoint, direction, arrival.is_translated, packet);
                 answers.set(direction, judged);
@@ -50,7 +51,7 @@ pub fn judge_tracked<J: Judge>(
 
 /// Does what is left to do once a packet was judged: enters its flow, or notes what became of it.
 #[inline(always)]
-fn carry_out<J: Judge>(
+pub fn carry_out<J: Judge>(
     maps: &J,
     endpoint: &Endpoint,
     packet: &Packet,

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_common::flow::{self, Clock, Slot, Timeouts, account};
 use netpol_common::layout::{
-    Address, Backend, Direction, ExactClass, FlowUse, FragmentPorts, INTERVAL_ALLOW, MAX_ENDPOINTS,
-    ROW_ALL, ROW_PORTS, Reason, Row, ServiceKey, ServiceValue, TRANSIT_READY, backend, exact_class,
-    flow_map_entries, fragment_ports, interval, reserve_buckets, service_value,
+    Address, Backend, BlockKey, Direction, ExactClass, FlowUse, FragmentPorts, INTERVAL_ALLOW,
+    MAX_ENDPOINTS, ROW_ALL, ROW_PORTS, Reason, Row, ServiceKey, ServiceValue, TRANSIT_READY,
+    backend, exact_class, flow_map_entries, fragment_ports, interval, reserve_buckets,
+    service_value,
 };
 use netpol_common::neighbour::{self, Speaker};
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
@@ -358,11 +359,13 @@ impl Intervals for World<'_> {
 }
 
 impl Policies for World<'_> {
-    fn exact_class(&self, address: &Address) -> Option<ExactClass> {
+    fn exact_class(&self, key: &BlockKey) -> Option<ExactClass> {
+        let address = &key.address;
         self.exact.get(address).map(|&class| exact_class(address, class))
     }
 
-    fn block_class(&self, address: &Address) -> Option<u32> {
+    fn block_class(&self, key: &BlockKey) -> Option<u32> {
+        let address = &key.address;
         let containing =
             self.blocks.iter().filter(|(block, bits, _)| Self::contains(block, *bits, address));
         containing.max_by_key(|(_, bits, _)| *bits).map(|(_, _, class)| *class)

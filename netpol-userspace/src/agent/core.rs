@@ -694,6 +694,7 @@ impl Core {
             })
             .collect();
         let mut notes = self.notes.clone();
+        notes.extend(self.datapath.lacks().iter().cloned());
         notes.extend(self.snapshot.problems.iter().cloned());
         notes.extend(self.unconfirmed());
         notes.extend(self.undeclared());

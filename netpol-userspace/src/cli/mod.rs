@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod agent;
+mod capabilities;
 pub mod check;
 mod cleanup;
 mod cni;
@@ -89,6 +90,7 @@ Examples:
         #[arg(short, long, value_enum, default_value_t)]
         output: output::TextFormat,
     },
+    Capabilities(capabilities::Args),
     Cleanup(cleanup::Args),
     Cni(cni::Args),
     /// Try policies on real packets, without a cluster
@@ -150,6 +152,7 @@ fn run(command: Command) -> Result<bool> {
             check::run(&files, strict, output == output::TextFormat::Json, &mut out)
                 .map(|has_findings| !has_findings)
         }
+        Command::Capabilities(args) => capabilities::run(&args, &mut out),
         Command::Cleanup(args) => cleanup::run(&args, &mut out),
         Command::Cni(args) => cni::run(&args, &mut out),
         Command::Completions(args) => completions::run(&args, &mut out),

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{Link as _, MultiProgLink, ProgramError, SchedClassifier, TcAttachType};
-use aya::util::KernelVersion;
-use rustix::net::netdevice::index_to_name;
+use aya::programs::{
+    Link as _, MultiProgLink, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
+};
+use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::error::{DatapathError, bpf_error, io_error};
+use super::features;
 use super::filters::{Filter, Hooks, filter_programs, filters, hooks};
 use super::load::{EGRESS, GUARD, INGRESS, Programs, SHIELD, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
@@ -86,9 +88,7 @@ impl Attacher {
     /// Resolves `mode` for this kernel.
     pub fn new(mode: AttachMode, pins: &Pins) -> Self {
         let is_tcx = match mode {
-            AttachMode::Auto => {
-                KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
-            }
+            AttachMode::Auto => features::has_tcx(),
             AttachMode::Tcx => true,
             AttachMode::Clsact => false,
         };
@@ -483,6 +483,21 @@ pub(super) fn detach_now(link: FdLink) {
             libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attribute, size_of::<u32>());
         }
     }
+}
+
+/// Ids of the programs on a hook of an interface of the calling thread's network namespace: those in
+/// links where the kernel has such, else those of filters.
+pub fn programs_on(interface: &str, hook: TcAttachType) -> Result<Vec<u32>, DatapathError> {
+    let what = || format!("list the programs on {interface}");
+    if features::has_tcx() {
+        let (_, programs) =
+            SchedClassifier::query_tcx(interface, hook).map_err(bpf_error(what()))?;
+        return Ok(programs.iter().map(ProgramInfo::id).collect());
+    }
+    let any = socket(AddressFamily::INET, SocketType::DGRAM, None);
+    let ifindex = any.and_then(|any| name_to_index(&any, interface));
+    let ifindex = ifindex.map_err(|error| io_error(what())(error.into()))?;
+    filter_programs(ifindex, hook).map_err(io_error(what()))
 }
 
 /// Sees to a clsact qdisc on the interface. Fails where the kernel would put a filter for the

@@ -22,15 +22,14 @@ impl Intervals for Maps {
 
 /// A failing read is an absent entry, as for the programs.
 impl Policies for Maps {
-    fn exact_class(&self, address: &layout::Address) -> Option<ExactClass> {
-        let key: AddressBytes = zerocopy::transmute!(*address);
+    fn exact_class(&self, key: &layout::BlockKey) -> Option<ExactClass> {
+        let key: AddressBytes = zerocopy::transmute!(key.address);
         self.addresses.get(&key, 0).ok()
     }
 
-    fn block_class(&self, address: &layout::Address) -> Option<u32> {
-        let data: AddressBytes = zerocopy::transmute!(*address);
-        let length = layout::FAMILY_BITS + if address.family == 6 { 128 } else { 32 };
-        self.blocks.get(&aya::maps::lpm_trie::Key::new(length, data), 0).ok()
+    fn block_class(&self, key: &layout::BlockKey) -> Option<u32> {
+        let data: AddressBytes = zerocopy::transmute!(key.address);
+        self.blocks.get(&aya::maps::lpm_trie::Key::new(key.bits, data), 0).ok()
     }
 
     fn row(&self, set: u16, class: u32) -> Option<Row> {

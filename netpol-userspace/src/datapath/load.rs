@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read as _;
 
-use aya::programs::{ProgramInfo, SchedClassifier};
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::flow::{self, TIMEOUT_SECONDS, Timeouts};
 use netpol_common::layout::{self, FLOW4_BUCKETS, FLOW6_BUCKETS, names};
@@ -110,6 +110,21 @@ impl Programs {
         secret: [u64; 2],
         buckets: [u32; 2],
     ) -> Result<Self, DatapathError> {
+        let mut programs = Self::object(pins, options, pinned, secret, buckets)?;
+        for name in [INGRESS, EGRESS] {
+            programs.load_program(name)?;
+        }
+        Ok(programs)
+    }
+
+    /// Makes the maps, or opens those that are pinned.
+    fn object(
+        pins: &Pins,
+        options: &LoadOptions,
+        pinned: &[&str],
+        secret: [u64; 2],
+        buckets: [u32; 2],
+    ) -> Result<Self, DatapathError> {
         let masks = buckets.map(|count| count - 1);
         let reserves = buckets.map(|count| layout::reserve_buckets(count) - 1);
         let timeouts = timeouts_in_ticks().map(|ticks| ticks * options.patience);
@@ -136,16 +151,18 @@ impl Programs {
             loader.map_pin_path(name, pins.map(name));
         }
         let ebpf = loader.load(OBJECT).map_err(bpf_error("load the eBPF object"))?;
-        let mut programs = Self { ebpf };
-        for name in [INGRESS, EGRESS] {
-            programs.load_program(name)?;
-        }
-        Ok(programs)
+        Ok(Self { ebpf })
+    }
+
+    /// The object, with no program loaded and maps that nobody else knows.
+    pub(super) fn unloaded() -> Result<Self, DatapathError> {
+        let (options, buckets) = (LoadOptions::default(), [FLOW4_BUCKETS, FLOW6_BUCKETS]);
+        Self::object(&Pins::new("/"), &options, &[], random_secret()?, buckets)
     }
 
     /// Loads a program that the agent does not, for measurements.
     pub fn load_program(&mut self, name: &str) -> Result<&mut SchedClassifier, DatapathError> {
-        self.program(name)?.load().map_err(bpf_error(format!("load program {name}")))?;
+        load_patiently(self.program(name)?).map_err(bpf_error(format!("load program {name}")))?;
         self.program(name)
     }
 
@@ -192,6 +209,25 @@ impl Programs {
     /// The whole object, for logs and maps that are not pinned.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+}
+
+/// How often the verifier is asked at most. It gives up with EAGAIN when a signal is on its way to
+/// the thread (kernel/bpf/verifier.c: do_check), which says nothing of the program. libbpf asks as
+/// often (tools/lib/bpf/bpf.c: bpf_prog_load).
+const ATTEMPTS: usize = 5;
+
+fn load_patiently(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let mut attempt = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if attempt < ATTEMPTS && io_error.raw_os_error() == Some(libc::EAGAIN) =>
+            {
+                attempt += 1;
+            }
+            result => return result,
+        }
     }
 }
 
@@ -245,4 +281,36 @@ fn timeouts_in_ticks() -> [u64; 6] {
 /// Rounded up, so that no flow is forgotten early.
 pub fn seconds_to_ticks(seconds: u64) -> u64 {
     (seconds * jiffies_per_second()).div_ceil(1 << flow::TICK_SHIFT)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    extern "C" fn heed(_signal: libc::c_int) {}
+
+    /// Root, as all tests of the datapath.
+    #[test]
+    fn a_signal_while_the_verifier_is_at_work_is_no_reason_to_give_up() {
+        // SAFETY: the handler does nothing, and nobody else in this program has one for this signal.
+        unsafe { libc::signal(libc::SIGUSR1, heed as *const () as libc::sighandler_t) };
+        // SAFETY: it has no preconditions.
+        let loader = unsafe { libc::pthread_self() };
+        let mut programs = Programs::unloaded().unwrap();
+        let signals = thread::spawn(move || {
+            // Aya asks twice.
+            for _ in 0..3 {
+                thread::sleep(Duration::from_millis(10));
+                // SAFETY: the thread joins this one before it ends.
+                unsafe { libc::pthread_kill(loader, libc::SIGUSR1) };
+            }
+        });
+        let loaded = programs.load_program(INGRESS).map(drop);
+        signals.join().unwrap();
+        loaded.unwrap();
+    }
 }

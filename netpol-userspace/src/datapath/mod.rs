@@ -13,6 +13,7 @@ mod classes;
 pub mod cleanup;
 mod error;
 pub mod evaluate;
+pub mod features;
 mod filters;
 pub mod flow_size;
 mod flow_tables;
@@ -41,7 +42,7 @@ mod usage;
 mod versions;
 mod writer;
 
-pub use attach::AttachMode;
+pub use attach::{AttachMode, programs_on};
 pub use error::DatapathError;
 pub use flow_tables::{FlowTable, FlowUse};
 pub use limits::{Limits, Overflow, TableUse};

@@ -16,6 +16,7 @@ use super::arena::Arena;
 use super::attach::{AttachMode, Attacher};
 use super::classes::Classes;
 use super::error::{DatapathError, bpf_error, io_error};
+use super::features;
 use super::guards::{Guard, Guards};
 use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
@@ -100,6 +101,7 @@ pub struct Datapath {
     pub(super) transit: Transit,
     pub(super) sources: Sources,
     pub(super) guards: Guards,
+    lacks: Vec<String>,
     pub(super) prefixes: Prefixes,
     _lock: Lock,
 }
@@ -115,6 +117,10 @@ impl Datapath {
         mode: AttachMode,
     ) -> Result<Self, DatapathError> {
         super::probe::require_capabilities()?;
+        let lacks = features::require()?;
+        if mode == AttachMode::Tcx {
+            features::require_tcx()?;
+        }
         pins.create()?;
         let lock = pins.lock()?;
         let set_aside = SetAside::prepare(pins, options)?;
@@ -154,6 +160,7 @@ impl Datapath {
             transit,
             sources: Sources::default(),
             guards: Guards::default(),
+            lacks,
             prefixes: Prefixes::default(),
             _lock: lock,
         };
@@ -173,6 +180,11 @@ impl Datapath {
     /// The maps once more, for who reads them beside this.
     pub fn maps(&self, pins: &Pins) -> Result<Maps, DatapathError> {
         self.maps.open_again(pins)
+    }
+
+    /// What the kernel lacks that netpol does without, in sentences.
+    pub fn lacks(&self) -> &[String] {
+        &self.lacks
     }
 
     /// `tcx` or `clsact`.

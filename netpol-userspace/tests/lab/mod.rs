@@ -34,9 +34,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::datapath::{FlowUse, Maps, Pins, observe};
+use netpol_userspace::datapath::{FlowUse, Maps, Pins, observe, programs_on};
 use netpol_userspace::model::Direction;
 use netpol_userspace::netns::{self, Netns};
 
@@ -322,13 +322,18 @@ impl Lab {
         maps.flow_use(entry.expect("the pod is known").1)
     }
 
-    /// The TCX programs at the node's end of a pod's interface: of its ingress hook, then of its
+    /// Names of the programs at the node's end of a pod's interface: of its ingress hook, then of its
     /// egress hook.
     pub fn programs(&self, pod: &Pod) -> Vec<String> {
-        let query = |hook| SchedClassifier::query_tcx(&pod.interface, hook).unwrap().1;
+        let query = |hook| programs_on(&pod.interface, hook).unwrap();
         let both = || [TcAttachType::Ingress, TcAttachType::Egress].map(query);
-        let programs = self.node(pod.node).netns.run(both).unwrap();
-        programs.iter().flatten().map(|program| program.name_as_str().unwrap().to_owned()).collect()
+        let ids = self.node(pod.node).netns.run(both).unwrap().concat();
+        let known: Vec<ProgramInfo> = loaded_programs().flatten().collect();
+        let name = |id| {
+            let program = known.iter().find(|program| program.id() == id);
+            program.and_then(|program| program.name_as_str()).unwrap_or_default().to_owned()
+        };
+        ids.into_iter().map(name).collect()
     }
 
     /// Those of a pod that no policy selects, while there is any policy.

@@ -74,9 +74,11 @@ impl Agent {
     /// Waits until everything written before the call is in force; the status then.
     pub fn wait(&self) -> Value {
         let end = Instant::now() + PATIENCE;
+        // Loading the programs alone takes a minute on a machine that is emulated and shared.
+        let path = format!("/wait?timeout_ms={}", PATIENCE.as_millis());
         loop {
             // The agent may not listen yet.
-            if let Ok((code, body)) = self.ask("POST", "/wait?timeout_ms=60000") {
+            if let Ok((code, body)) = self.ask("POST", &path) {
                 assert_eq!(code, 200, "{body}");
                 return body;
             }

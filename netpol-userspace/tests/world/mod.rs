@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::datapath::{Maps, Pins, observe};
+use netpol_userspace::datapath::{Maps, Pins, observe, programs_on};
 use netpol_userspace::model::Direction;
 use netpol_userspace::netns::{self, Netns};
 use serde_json::Value;
@@ -27,7 +27,7 @@ use serde_json::Value;
 use agent::Agent;
 
 /// A hang guard: nothing is expected to take so long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 /// The node's own address.
 pub const NODE: &str = "10.0.0.1";
 /// Name of the node for the agent.
@@ -322,13 +322,11 @@ impl World {
         counters[reason as usize]
     }
 
-    /// Ids of the TCX programs on an interface of the node, ingress hook first.
+    /// Ids of the programs on an interface of the node, as agents attach them by default, ingress hook
+    /// first.
     pub fn tcx(&self, interface: &str) -> [Vec<u32>; 2] {
-        use aya::programs::{SchedClassifier, TcAttachType};
-        let query = |hook| {
-            let (_, programs) = SchedClassifier::query_tcx(interface, hook).unwrap();
-            programs.iter().map(|program| program.id()).collect()
-        };
+        use aya::programs::TcAttachType;
+        let query = |hook| programs_on(interface, hook).unwrap();
         let hooks = || [TcAttachType::Ingress, TcAttachType::Egress].map(query);
         self.node.run(hooks).unwrap()
     }

@@ -118,7 +118,9 @@ pub fn of(need: Need) -> &'static [Program] {
         Need::Dns => &[COREDNS],
         Need::Suite => &[E2E, GINKGO],
         Need::LegacySuite => &[E2E_LEGACY, GINKGO_LEGACY],
-        Need::Translation | Need::NetworkPlugins | Need::Python | Need::Netpol => &[],
+        Need::Translation | Need::NetworkPlugins | Need::Python | Need::Netpol | Need::Kernels => {
+            &[]
+        }
     }
 }
 

@@ -20,8 +20,8 @@ pub mod node;
 pub mod pki;
 pub mod prepare;
 pub mod process;
-mod progress;
+pub mod progress;
 pub mod scenarios;
-mod turns;
+pub mod turns;
 
 pub use cluster::{Cluster, Options};

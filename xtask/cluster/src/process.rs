@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::progress::WORD_EVERY;
 
 /// The files of this name in the directories of PATH, in their order.
-pub(crate) fn on_path(name: &str) -> impl Iterator<Item = PathBuf> {
+pub fn on_path(name: &str) -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let files: Vec<PathBuf> =
         std::env::split_paths(&path).map(|directory| directory.join(name)).collect();

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 /// How often a person hears of it.
-pub(crate) const WORD_EVERY: Duration = Duration::from_secs(5);
+pub const WORD_EVERY: Duration = Duration::from_secs(5);
 /// Words of a command that are shown: it may have thousands.
 const SHOWN_WORDS: usize = 8;
 /// Lines of a failed program that are shown.
 const TAIL_LINES: usize = 15;
 
 /// Tells how far it is.
-pub(crate) struct Progress {
+pub struct Progress {
     started: Instant,
     /// Where others read the last word.
     file: PathBuf,
@@ -28,12 +28,12 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Others read it in this file.
-    pub(crate) fn new(file: PathBuf) -> Self {
+    pub fn new(file: PathBuf) -> Self {
         Self { started: Instant::now(), file }
     }
 
     /// Says it now.
-    pub(crate) fn say(&self, what: &str) {
+    pub fn say(&self, what: &str) {
         let seconds = self.started.elapsed().as_secs();
         eprintln!("    {what}, after {} min {:02} s", seconds / 60, seconds % 60);
         // Nobody reads it most of the time; what fails here fails elsewhere with a reason.
@@ -46,7 +46,7 @@ impl Progress {
 ///
 /// # Errors
 /// It cannot be started, or it fails: the error has its last lines.
-pub(crate) fn watch(
+pub fn watch(
     mut command: Command,
     progress: &Progress,
     mut word: impl FnMut(&str, usize) -> String,

@@ -11,14 +11,14 @@ use netpol_userspace::lock::Lock;
 use crate::progress::{Progress, WORD_EVERY};
 
 /// A turn; it ends with this value, or with the process.
-pub(crate) struct Turn {
+pub struct Turn {
     _lock: Lock,
     directory: PathBuf,
 }
 
 impl Turn {
     /// Tells those who wait how far it is.
-    pub(crate) fn progress(&self) -> Progress {
+    pub fn progress(&self) -> Progress {
         Progress::new(progress_file(&self.directory))
     }
 }
@@ -29,7 +29,10 @@ fn progress_file(directory: &Path) -> PathBuf {
 
 /// Waits until nobody else has the lock on this directory, and says so every few seconds if it has
 /// to. `whom` completes "waiting for ...".
-pub(crate) fn wait(directory: &Path, whom: &str) -> Result<Turn> {
+///
+/// # Errors
+/// The directory cannot be made or locked.
+pub fn wait(directory: &Path, whom: &str) -> Result<Turn> {
     let started = Instant::now();
     let mut next = Duration::ZERO;
     loop {
@@ -47,7 +50,10 @@ pub(crate) fn wait(directory: &Path, whom: &str) -> Result<Turn> {
 }
 
 /// The lock on this directory, which is made if it is not there, unless somebody else has it.
-pub(crate) fn take(directory: &Path) -> Result<Option<Turn>> {
+///
+/// # Errors
+/// As above.
+pub fn take(directory: &Path) -> Result<Option<Turn>> {
     fs::create_dir_all(directory)
         .with_context(|| format!("create directory {}", directory.display()))?;
     let file =

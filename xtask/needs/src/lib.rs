@@ -31,16 +31,18 @@ pub enum Need {
     Suite,
     /// The older ones.
     LegacySuite,
+    /// Kernels other than this machine's, and what runs them.
+    Kernels,
 }
 
 use Need::{
-    ControlPlane, Dns, Kubectl, LegacySuite, Netpol, NetworkPlugins, Nodes, Python, Suite,
+    ControlPlane, Dns, Kernels, Kubectl, LegacySuite, Netpol, NetworkPlugins, Nodes, Python, Suite,
     Translation,
 };
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Translation,
         NetworkPlugins,
         Python,
@@ -51,6 +53,7 @@ impl Need {
         Dns,
         Suite,
         LegacySuite,
+        Kernels,
     ];
 
     /// Those that are programs of Kubernetes, which are built with Go.
@@ -70,6 +73,7 @@ impl Need {
             Dns => "dns",
             Suite => "suite",
             LegacySuite => "legacy-suite",
+            Kernels => "kernels",
         }
     }
 
@@ -92,6 +96,7 @@ impl Need {
             Nodes => "run a real cluster on this machine",
             Dns => "give a cluster on this machine its DNS",
             Suite | LegacySuite => "run upstream's NetworkPolicy tests",
+            Kernels => "boot other kernels in virtual machines",
         }
     }
 
@@ -119,6 +124,12 @@ impl Need {
                 ("conntrack", "conntrack"),
             ],
             LegacySuite => &[("busybox", "busybox-static")],
+            Kernels => &[
+                ("qemu-system-x86_64", "qemu-system-x86"),
+                ("busybox", "busybox-static"),
+                ("xz", "xz-utils"),
+                ("strip", "binutils"),
+            ],
             Netpol | Kubectl | ControlPlane | Dns | Suite => &[],
         }
     }
@@ -178,6 +189,24 @@ pub const TABLE: &[Row] = &[
     // Tries everything that a machine must be able to do.
     ("xtask", "xtask", &[Translation]),
 ];
+
+/// The test programs of netpol-userspace that run inside other kernels, too.
+pub const IN_KERNELS: &[&str] = &[
+    "datapath_verdicts",
+    "datapath_attach",
+    "datapath_services",
+    "attach_foreign",
+    "agent_restart",
+    "flow_wire",
+    "wire_policies",
+    "wire_sources",
+    "wire_icmp",
+    "wire_packets",
+    "hostile_attacks",
+];
+
+/// What running them there needs.
+pub const FOR_KERNELS: [Need; 4] = [Kernels, Netpol, Translation, Python];
 
 /// What a test program needs.
 #[must_use]
@@ -284,6 +313,9 @@ mod tests {
                     );
                 }
             }
+        }
+        for name in IN_KERNELS {
+            assert!(seen.contains(&((*name).to_owned(), "netpol-userspace")), "{name}");
         }
         for (name, package, needs) in TABLE {
             assert!(!needs.is_empty());

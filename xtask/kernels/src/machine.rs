@@ -1,0 +1,252 @@
+//! One virtual machine from its start to its end: QEMU without disk, network and display, two serial
+//! lines into files. Must never outlive its time, nor this process.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use netpol_cluster::process;
+
+use crate::frames::{self, Frame, Kind, Read};
+use crate::packages::Kernel;
+
+const QEMU: &str = "qemu-system-x86_64";
+/// Memory of the machine, in MiB.
+pub const MEMORY: u64 = 2560;
+/// What QEMU takes besides, in MiB.
+const OVERHEAD: u64 = 512;
+/// A kernel that has not come so far hangs.
+const BOOT: Duration = Duration::from_secs(120);
+/// How long a machine that was killed may take to be gone.
+const ENDING: Duration = Duration::from_secs(10);
+/// With hardware acceleration it takes a second; some devices promise it and hang.
+const ACCELERATED_BOOT: Duration = Duration::from_secs(20);
+
+/// What executes the machine's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The processor.
+    Kvm,
+    /// QEMU itself.
+    Software,
+}
+
+/// How a machine ended, if not by itself after its last job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// After the last job.
+    Done,
+    /// Before: why.
+    Broken(String),
+}
+
+/// Fails with what to do if no machine can be started here.
+///
+/// # Errors
+/// There is no QEMU, or not enough memory.
+pub fn check() -> Result<()> {
+    if process::on_path(QEMU).next().is_none() {
+        bail!("{QEMU} is not here, which runs the kernels: apt-get install qemu-system-x86");
+    }
+    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    check_memory(available(&text))
+}
+
+fn check_memory(available: Option<u64>) -> Result<()> {
+    match available {
+        Some(free) if free < MEMORY + OVERHEAD => bail!(
+            "a kernel with the tests takes {} MiB of memory, and {free} MiB are available: end \
+             something that runs, or use a larger machine",
+            MEMORY + OVERHEAD
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// MiB that are available.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
+
+/// What to try first: the processor, where its device is there and did not hang since this machine
+/// started.
+#[must_use]
+pub fn accelerator(cache: &Path) -> Accelerator {
+    let is_there = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    let hangs = fs::read_to_string(note(cache)).is_ok_and(|text| text == boot());
+    if is_there && !hangs { Accelerator::Kvm } else { Accelerator::Software }
+}
+
+fn note(cache: &Path) -> PathBuf {
+    cache.join("kvm-hangs")
+}
+
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// Notes that the device promises more than it holds, until this machine starts anew.
+pub fn remember_hang(cache: &Path) {
+    // Without the note the next run tries again, which only takes longer.
+    let _ = fs::write(note(cache), boot());
+}
+
+/// A started machine.
+pub struct Machine {
+    child: Child,
+    word: String,
+    console: PathBuf,
+    results: File,
+    read: Vec<u8>,
+    started: Instant,
+    is_up: bool,
+    accelerator: Accelerator,
+}
+
+impl Machine {
+    /// Starts one; its lines go into files of `directory`.
+    ///
+    /// # Errors
+    /// QEMU cannot be started.
+    pub fn start(
+        kernel: &Kernel,
+        memory: &Path,
+        word: &str,
+        accelerator: Accelerator,
+        directory: &Path,
+    ) -> Result<Self> {
+        let (console, results) = (directory.join("console"), directory.join("results"));
+        for path in [&console, &results] {
+            File::create(path).with_context(|| format!("create {}", path.display()))?;
+        }
+        // What is killed takes the machine with it.
+        let mut command = match process::on_path("setpriv").next() {
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "KILL", "--", QEMU]);
+                command
+            }
+            None => Command::new(QEMU),
+        };
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-nic", "none", "-smp", "1", "-m", &MEMORY.to_string()]);
+        match accelerator {
+            Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
+            // Five levels of page tables would only cost.
+            Accelerator::Software => command.args(["-accel", "tcg", "-cpu", "max,la57=off"]),
+        };
+        command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(memory);
+        command.args(["-append", "console=ttyS0 panic=-1 loglevel=5 mitigations=off tsc=reliable"]);
+        for path in [&console, &results] {
+            command.arg("-serial").arg(format!("file:{}", path.display()));
+        }
+        let errors = File::create(directory.join("qemu")).context("create a file for QEMU")?;
+        command.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
+        let child = command.spawn().with_context(|| format!("start {QEMU}"))?;
+        Ok(Self {
+            child,
+            word: word.to_owned(),
+            console,
+            results: File::open(&results).context("open the results")?,
+            read: Vec::new(),
+            started: Instant::now(),
+            is_up: false,
+            accelerator,
+        })
+    }
+
+    /// Waits for the machine's end, or ends it when it has hung or sends what is no result, and
+    /// tells each frame as it comes. `patience`: how long a job may take, by its name.
+    ///
+    /// # Errors
+    /// Files cannot be read.
+    pub fn wait(
+        &mut self,
+        patience: impl Fn(&str) -> Duration,
+        mut tell: impl FnMut(Frame),
+    ) -> Result<Ending> {
+        let first = match self.accelerator {
+            Accelerator::Kvm => ACCELERATED_BOOT,
+            Accelerator::Software => BOOT,
+        };
+        let mut until = self.started + first;
+        let mut at = "the kernel's start".to_owned();
+        let mut has_ended = false;
+        loop {
+            self.results.read_to_end(&mut self.read).context("read the results")?;
+            loop {
+                match frames::read(&self.read, &self.word) {
+                    Read::Frame(frame, length) => {
+                        self.read.drain(..length);
+                        self.is_up = true;
+                        if frame.kind == Kind::Done {
+                            return Ok(Ending::Done);
+                        }
+                        at = if frame.name.is_empty() { at } else { frame.name.clone() };
+                        until = Instant::now() + patience(&frame.name);
+                        tell(frame);
+                    }
+                    Read::Partly => break,
+                    Read::Garbled(why) => return Ok(Ending::Broken(why)),
+                }
+            }
+            if has_ended {
+                return Ok(Ending::Broken(format!("the machine ended during {at}")));
+            }
+            has_ended = self.child.try_wait().context("wait for QEMU")?.is_some();
+            if !has_ended && Instant::now() > until {
+                return Ok(Ending::Broken(format!("the machine hung during {at}")));
+            }
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Its first process runs.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// The last lines that the kernel wrote.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let Ok(mut file) = File::open(&self.console) else { return String::new() };
+        let length = file.metadata().map_or(0, |data| data.len());
+        let _ = file.seek(SeekFrom::Start(length.saturating_sub(4096)));
+        let mut bytes = Vec::new();
+        let _ = file.read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        // A device that hangs may hold even a process that was killed: that one is left to the kernel.
+        let started = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && started.elapsed() < ENDING {
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_memory_is_told_before_anything_is_started() {
+        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n"), Some(4096));
+        assert!(check_memory(Some(4096)).is_ok() && check_memory(None).is_ok());
+        let text =
+            check_memory(Some(100)).map_or_else(|error| error.to_string(), |()| String::new());
+        assert!(text.contains("3072 MiB") && text.contains("100 MiB are available"), "{text}");
+    }
+}

@@ -1,0 +1,192 @@
+//! What the tests' machine has in memory besides a kernel's modules: the test programs, `netpol`,
+//! what they run, and the libraries of all that, at the places that they have here. Must never
+//! leave out a library that the program loader of this machine names.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use netpol_cluster::process;
+
+use crate::archive::Archive;
+
+/// Where `netpol` is inside.
+pub const NETPOL: &str = "/usr/bin/netpol";
+/// Where test programs are inside.
+const TESTS: &str = "/tests";
+/// The variable that tells where this build's test programs are, with colons between them.
+pub const VARIABLE: &str = "NETPOL_TEST_PROGRAMS";
+
+/// Programs that tests run, each with its package.
+const TOOLS: [(&str, &str); 15] = [
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("bridge", "iproute2"),
+    ("nft", "nftables"),
+    ("iptables", "iptables"),
+    ("iptables-restore", "iptables"),
+    ("ip6tables", "iptables"),
+    ("ip6tables-restore", "iptables"),
+    ("conntrack", "conntrack"),
+    ("ipset", "ipset"),
+    ("python3", "python3-minimal"),
+    ("unshare", "util-linux"),
+    ("timeout", "coreutils"),
+    ("sleep", "coreutils"),
+    ("kill", "procps"),
+];
+/// What busybox is inside, by these names.
+const APPLETS: [&str; 12] = [
+    "sh", "cat", "ls", "mount", "umount", "modprobe", "insmod", "ps", "dmesg", "true", "sysctl",
+    "stty",
+];
+
+/// The test programs of this build by name, from what `cargo xtask` says.
+///
+/// # Errors
+/// It does not say, or not all are there.
+pub fn tests(wanted: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let said = env::var_os(VARIABLE).with_context(|| {
+        format!("{VARIABLE} is not set: `cargo xtask test kernels` builds the programs and sets it")
+    })?;
+    let known: Vec<(String, PathBuf)> = env::split_paths(&said)
+        .filter_map(|path| Some((netpol_needs::test_program(&path)?.to_owned(), path)))
+        .collect();
+    let find = |name: &&str| {
+        let found = known.iter().find(|(known, path)| known == name && path.exists());
+        found.cloned().with_context(|| format!("the test program {name} is not built"))
+    };
+    wanted.iter().map(find).collect()
+}
+
+/// Where a test program is inside.
+#[must_use]
+pub fn place(test: &str) -> String {
+    format!("{TESTS}/{test}")
+}
+
+/// Packs all of it. `first` is the machine's first process.
+///
+/// # Errors
+/// Something is missing, named with its package, or cannot be read or written.
+pub fn pack(first: &Path, netpol: &Path, tests: &[(String, PathBuf)], into: &Path) -> Result<()> {
+    let mut tree = Tree { archive: Archive::create(into)?, libraries: BTreeSet::new() };
+    let stripped = tempfile::tempdir().context("a temporary directory")?;
+    tree.stripped(Path::new("/init"), first, stripped.path())?;
+    tree.stripped(Path::new(NETPOL), netpol, stripped.path())?;
+    // Tests know the program by the place where cargo has put it.
+    tree.archive.link(netpol, NETPOL)?;
+    for (name, path) in tests {
+        tree.stripped(Path::new(&place(name)), path, stripped.path())?;
+    }
+    for (name, package) in TOOLS {
+        let found = process::on_path(name).chain(administrators(name)).find(|path| is_system(path));
+        let Some(path) = found else { bail!("{name} is not here: apt-get install {package}") };
+        tree.program(&path, &path)?;
+        tree.archive.link(&Path::new("/usr/bin").join(name), &path.to_string_lossy())?;
+    }
+    tree.archive
+        .copy(Path::new("/bin/busybox"), Path::new("/bin/busybox"))
+        .context("the static busybox is the machine's shell: apt-get install busybox-static")?;
+    for name in APPLETS {
+        tree.archive.link(&Path::new("/bin").join(name), "/bin/busybox")?;
+    }
+    // The kernel looks for it there.
+    tree.archive.link(Path::new("/sbin/modprobe"), "/bin/busybox")?;
+    tree.extensions()?;
+    tree.python()?;
+    for (path, text) in [
+        ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"),
+        ("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+        ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+    ] {
+        tree.archive.bytes(Path::new(path), 0o644, text.as_bytes())?;
+    }
+    for path in ["/root", "/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/etc/netns"] {
+        tree.archive.directory(Path::new(path))?;
+    }
+    tree.archive.finish().map(drop)
+}
+
+/// Directories that a user's PATH may lack.
+fn administrators(name: &str) -> impl Iterator<Item = PathBuf> {
+    let places = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+    places.map(|place| Path::new(place).join(name)).into_iter().filter(|path| path.is_file())
+}
+
+/// Of a package, not a person's own, which may be a script for something that is not inside.
+fn is_system(path: &Path) -> bool {
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+        .iter()
+        .any(|place| path.parent() == Some(Path::new(place)))
+}
+
+struct Tree {
+    archive: Archive<std::io::BufWriter<fs::File>>,
+    libraries: BTreeSet<PathBuf>,
+}
+
+impl Tree {
+    /// A program without what only debuggers need, which is most of it.
+    fn stripped(&mut self, to: &Path, from: &Path, directory: &Path) -> Result<()> {
+        let small = directory.join("stripped");
+        process::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(from))
+            .context("strip (package binutils) is needed to make test programs small")?;
+        self.archive.copy(to, &small)?;
+        self.libraries_of(from)
+    }
+
+    fn program(&mut self, to: &Path, from: &Path) -> Result<()> {
+        self.archive.copy(to, from)?;
+        self.libraries_of(from)
+    }
+
+    /// What the loader of this machine loads with it.
+    fn libraries_of(&mut self, program: &Path) -> Result<()> {
+        let output = process::output(Command::new("ldd").arg(program))?;
+        // A static program has none, which is told as a failure.
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            ensure!(!line.contains("not found"), "{}: {}", program.display(), line.trim());
+            let path = line.split_whitespace().find(|word| word.starts_with('/'));
+            let Some(path) = path.map(PathBuf::from) else { continue };
+            if self.libraries.insert(path.clone()) {
+                self.archive.copy(&path, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// iptables' and nft's parts that are loaded by name.
+    fn extensions(&mut self) -> Result<()> {
+        let library = Path::new("/usr/lib").join(format!("{}-linux-gnu", env::consts::ARCH));
+        for directory in [library.join("xtables")] {
+            let entries = fs::read_dir(&directory)
+                .with_context(|| format!("list {} (package iptables)", directory.display()))?;
+            for path in entries.flatten().map(|entry| entry.path()) {
+                self.program(&path, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The modules of Python that the tests' scripts import.
+    fn python(&mut self) -> Result<()> {
+        let script = "import socket, sys, struct, time, os, select, encodings.ascii, \
+                      encodings.latin_1, encodings.idna\n\
+                      for m in list(sys.modules.values()):\n    \
+                      f = getattr(m, '__file__', None) or getattr(m, '__cached__', None)\n    \
+                      if f: print(f)";
+        let files = process::run(Command::new("/usr/bin/python3").args(["-I", "-c", script]))
+            .context("Python is needed: apt-get install python3-minimal")?;
+        for file in files.lines().map(Path::new) {
+            self.archive.copy(file, file)?;
+            if file.extension().is_some_and(|extension| extension == "so") {
+                self.libraries_of(file)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! `cargo xtask test kernels`: the tests inside other kernels. Builds the test programs and tells
+//! where they are; fetching kernels and running machines is `xtask/kernels`'.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run::{self, Stage};
+use crate::selection::{Scope, Selection};
+use crate::toolchain::Wanted;
+use crate::workspace::Workspace;
+use crate::{build, cluster};
+
+/// The variable by which `xtask/kernels` hears where the test programs are.
+const VARIABLE: &str = "NETPOL_TEST_PROGRAMS";
+
+/// Options of the scope.
+pub(crate) struct Options<'a> {
+    /// Starts of the kernels' releases; none: all of the table.
+    pub(crate) versions: &'a [String],
+    /// Only programs whose name contains this.
+    pub(crate) filter: Option<&'a str>,
+    /// Stop before the first machine.
+    pub(crate) prepare: bool,
+    /// Show what tests print.
+    pub(crate) show_output: bool,
+}
+
+pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<ExitCode> {
+    let mut selection =
+        Selection { scope: Scope::Kernels, package: None, filter: None, has_library: true };
+    let _object = build::object_for(workspace, &Wanted::with(selection.possible_needs()))?;
+    selection.package = Some("netpol-userspace".to_owned());
+    let stage = Stage::start("building the test programs (usually 4 min the first time)");
+    let mut command = selection.cargo_test(workspace);
+    command.arg("--no-run");
+    run::visible(command, "fix the error above")?;
+    stage.done();
+    let netpol = build::netpol(workspace, false)?;
+    let mut command = cluster::package(workspace, "netpol-kernels");
+    command.arg("--").env("NETPOL_PROGRAM", netpol);
+    command.env(VARIABLE, programs(workspace, &selection)?);
+    for version in options.versions {
+        command.args(["--kernel", version]);
+    }
+    if let Some(filter) = options.filter {
+        command.args(["--filter", filter]);
+    }
+    for (is_given, name) in [(options.prepare, "--prepare"), (options.show_output, "--show-output")]
+    {
+        if is_given {
+            command.arg(name);
+        }
+    }
+    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Where the test programs are, with colons between them.
+fn programs(workspace: &Workspace, selection: &Selection) -> Result<OsString> {
+    let mut command = selection.cargo_test(workspace);
+    command.arg("--no-run").env("CARGO_TERM_COLOR", "never").stdin(Stdio::null());
+    let shown = run::display(&command);
+    let output = command.output().with_context(|| format!("cannot start `{shown}`"))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("`{shown}` failed ({}):\n{text}", output.status);
+    }
+    let paths = text.lines().filter_map(executable).map(|path| workspace.root().join(path));
+    let paths: Vec<PathBuf> = paths.collect();
+    std::env::join_paths(paths).context("a colon in the path of the target directory")
+}
+
+/// The file that cargo names: `Executable tests/x.rs (target/debug/deps/x-0123456789abcdef)`.
+fn executable(line: &str) -> Option<&Path> {
+    let rest = line.trim_start().strip_prefix("Executable ")?;
+    let (_, path) = rest.strip_suffix(')')?.rsplit_once('(')?;
+    Some(Path::new(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_where_cargo_says() {
+        let line = "  Executable tests/wire_icmp.rs (target/debug/deps/wire_icmp-0123456789abcdef)";
+        let path = Path::new("target/debug/deps/wire_icmp-0123456789abcdef");
+        assert_eq!(executable(line), Some(path));
+        assert_eq!(executable("    Finished `test` profile"), None);
+    }
+}
