@@ -79,9 +79,19 @@ impl Reference {
         protocol: u8,
         dest_port: u16,
     ) -> bool {
-        if direction == Direction::Egress && addresses(pod).contains(&remote) {
-            return true;
-        }
+        direction == Direction::Egress && addresses(pod).contains(&remote)
+            || self.policies_allow(direction, pod, remote, protocol, dest_port)
+    }
+
+    /// The same of the policies alone, which know nothing of a pod and itself.
+    pub fn policies_allow(
+        &self,
+        direction: Direction,
+        pod: &Pod,
+        remote: IpAddr,
+        protocol: u8,
+        dest_port: u16,
+    ) -> bool {
         let mut isolated = false;
         for policy in &self.policies {
             if !self.applies(policy, direction, pod) {

@@ -134,7 +134,9 @@ impl Services {
     /// What becomes of a packet that was sent to a Service and leaves the node as it is, without
     /// anybody having translated it: it goes to the address that it carries. Only to a port of
     /// another node, which translates, it goes as if all backends were there, and must be allowed
-    /// to all. Where some backends are denied nothing passes that could still be translated.
+    /// to all. Where some backends are denied nothing passes that could still be translated. That it
+    /// is itself helps a pod only where its own node translates: what comes back from elsewhere comes
+    /// from another address, and nobody could tell whose it is.
     pub fn leaves_untranslated(
         &self,
         reference: &Reference,
@@ -153,8 +155,10 @@ impl Services {
         let is_on_nodes = !own_addresses(service).contains(&remote)
             && reached.node_port == Some(i32::from(port))
             && !self.here.contains(&remote);
-        places.iter().all(|&(address, port)| allows(address, port))
-            && (is_on_nodes || allows(remote, port))
+        let is_allowed = |&(address, port): &(IpAddr, u16)| {
+            reference.policies_allow(Direction::Egress, pod, address, protocol, port)
+        };
+        places.iter().all(is_allowed) && (is_on_nodes || allows(remote, port))
     }
 
     /// Whether packets to this address and port number are for this port of the Service.
