@@ -24,6 +24,7 @@ use world::{NODE, PATIENCE, World, eventually};
 const SERVER: &str = "10.244.0.2";
 const FRIEND: &str = "10.244.0.3";
 const FAR: &str = "10.244.0.4";
+const GATEWAY: &str = "10.244.0.1";
 const SERVICE: &str = "10.96.0.7";
 const POLICY: &str = "podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress, Egress], \
     ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}], \
@@ -56,6 +57,7 @@ fn world() -> (World, Server) {
              status: {{addresses: [{{type: InternalIP, address: {NODE}}}]}}\n"
         ),
     );
+    world.ip(&format!("address add {GATEWAY}/32 dev lo"));
     world.policy("server", POLICY);
     let server = Server::start(&world.of("server"), 80);
     world.start();
@@ -260,6 +262,15 @@ fn every_drop_is_told_with_its_reason_and_names() {
         Reason::Policy,
         json!({
             "destination": {"ip": NODE, "port": 10250, "endpoint": null, "node": "node-1"},
+        }),
+    );
+    // An address that its Node object does not have, as a bridge's.
+    send(&world.of("server"), &format!("{GATEWAY}:53"));
+    next(
+        "egress",
+        Reason::Policy,
+        json!({
+            "destination": {"ip": GATEWAY, "port": 53, "endpoint": null, "node": "node-1"},
         }),
     );
     for (frame, reason, expected) in odd_frames() {

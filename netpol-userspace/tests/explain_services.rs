@@ -13,6 +13,8 @@ use world::{World, eventually};
 const NODE: &str = "10.0.0.1";
 const CLIENT: &str = "podSelector: {matchLabels: {role: client}}, policyTypes: [Egress], egress: [\
     {to: [{podSelector: {matchLabels: {tier: new}}}], ports: [{port: 15432}]}]";
+const DB: &str = "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: \
+    {matchLabels: {role: client}}}]}]";
 
 fn service(name: &str, address: &str, ports: &str, slice_ports: &str, backends: &[&str]) -> String {
     let endpoints: Vec<String> = backends
@@ -58,11 +60,7 @@ fn world() -> World {
     let none = service("empty", "10.96.0.3", "{name: '', port: 80}", "{name: '', port: 80}", &[]);
     world.write("cluster", &[far, &nodes, &both, &one, &none].concat());
     world.policy("client", CLIENT);
-    world.policy(
-        "db",
-        "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: \
-         {role: client}}}]}]",
-    );
+    world.policy("db", DB);
     world.start();
     world
 }
@@ -89,11 +87,12 @@ fn services_are_told_by_every_command() {
     assert_eq!(
         said,
         "\
-SERVICE                 ADDRESS                    PROTOCOL  BACKENDS                                                   VERDICT
-default/db              10.96.0.1:5432             TCP       default/db 10.244.0.3:15432, default/far 10.244.1.3:15432  mixed
-default/db (node port)  10.0.0.1:30432 and 1 more  TCP       default/db 10.244.0.3:15432, default/far 10.244.1.3:15432  mixed
-default/empty           10.96.0.3:80               TCP       none                                                       empty
-default/new             10.96.0.2:80               TCP       default/db 10.244.0.3:15432                                allow
+SERVICE                 ADDRESS         PROTOCOL  BACKENDS                                                   VERDICT
+default/db              10.96.0.1:5432  TCP       default/db 10.244.0.3:15432, default/far 10.244.1.3:15432  mixed
+default/db (node port)  10.0.0.1:30432  TCP       default/db 10.244.0.3:15432, default/far 10.244.1.3:15432  mixed
+default/db (node port)  10.0.0.2:30432  TCP       default/db 10.244.0.3:15432, default/far 10.244.1.3:15432  deny
+default/empty           10.96.0.3:80    TCP       none                                                       empty
+default/new             10.96.0.2:80    TCP       default/db 10.244.0.3:15432                                allow
 "
     );
     let list = json(&world, "services");
@@ -110,7 +109,7 @@ default/new             10.96.0.2:80               TCP       default/db 10.244.0
     assert!(notes.contains("no policy isolates db for egress"), "{notes}");
     assert!(said.contains("open"), "{said}");
 
-    traces(&world);
+    traces(&mut world);
     flows(&world);
 
     world.policy("client", CLIENT);
@@ -128,7 +127,7 @@ default/new             10.96.0.2:80               TCP       default/db 10.244.0
     assert!(line("10.96.0.1:5432").ends_with("mixed"), "{said}");
 }
 
-fn traces(world: &World) {
+fn traces(world: &mut World) {
     let (code, said, errors) = run(world, "trace --from default/client --to service/default/new");
     assert_eq!(
         (code, &*said),
@@ -160,9 +159,7 @@ allow: TCP from default/client (10.244.0.2) to service default/new (10.96.0.2:80
     let (code, said, _) = run(world, "trace --from client --to svc/default/db --port sql");
     assert_eq!(code, Some(1));
     assert!(said.contains("as 1 of 2 backends can be reached"), "{said}");
-    let by_node_port = json(world, "trace --from client --to 10.0.0.2 --port 30432");
-    assert_eq!(by_node_port["backends"], mixed["backends"]);
-    assert_eq!(by_node_port["to"]["name"], "service default/db");
+    node_ports(world);
 
     let (code, said, _) = run(world, "trace --from client --to svc/default/empty");
     assert_eq!(code, Some(1), "{said}");
@@ -173,6 +170,82 @@ allow: TCP from default/client (10.244.0.2) to service default/new (10.96.0.2:80
     let (code, _, errors) = run(world, "trace --from client --to svc/default/db --port http");
     assert_eq!(code, Some(2));
     assert!(errors.contains("declares no TCP port named \"http\" (known here: sql)"), "{errors}");
+}
+
+/// The proxy puts an address of its node in place of the sender's, and the database admits only the
+/// client. What another node translates is all denied where one backend is.
+fn node_ports(world: &mut World) {
+    // As on most networks, the interface has no address of its own. (The kernel takes the routes
+    // away with the last one.)
+    world.ip("address del 169.254.1.1/32 dev v-db\nroute add 10.244.0.3/32 dev v-db src 10.0.0.1");
+    let own = json(world, "trace --from client --to 10.0.0.1 --port 30432");
+    assert_eq!(own["to"]["name"], "service default/db");
+    let db = &own["backends"][0];
+    assert_eq!((&db["verdict"], &db["seen_as"]), (&json!("deny"), &json!(["10.0.0.1"])), "{own:#}");
+    assert_eq!(db["hops"][0]["verdict"], "allow");
+    assert_eq!(db["hops"][1]["reason"], "no rule of default/db allows it");
+    assert!(own["notes"][0].as_str().unwrap().starts_with("the proxy of node-1 puts"), "{own:#}");
+
+    let (code, said, _) = run(world, "trace --from client --to 10.0.0.2 --port 30432");
+    assert_eq!(code, Some(1));
+    let policy = "it goes to a Service of which default/client allow some backends and not others";
+    assert!(said.contains(&format!("default/client egress: deny   {policy}")), "{said}");
+    assert!(said.contains("10.244.0.3:15432), which sees 10.0.0.2"), "{said}");
+    assert!(said.contains("of node-2 only the addresses of its Node object"), "{said}");
+
+    // Whoever admits the node admits all that comes through its proxy; the other node is another.
+    world.policy(
+        "db",
+        "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.1/32}}]}]",
+    );
+    world.settle();
+    for (to, expected) in [("10.0.0.1", "allow"), ("10.0.0.2", "deny")] {
+        let answer = json(world, &format!("trace --from client --to {to} --port 30432"));
+        assert_eq!(answer["backends"][0]["verdict"], expected, "{answer:#}");
+    }
+    // From where the other node sends it is not known better than by its object.
+    let from_far = json(world, "trace --from default/far --to 10.0.0.2 --port 30432");
+    assert_eq!(from_far["backends"][0]["seen_as"], json!(["10.0.0.2"]), "{from_far:#}");
+    let by_cluster_ip = json(world, "trace --from client --to svc/default/new");
+    assert_eq!(by_cluster_ip["verdict"], "deny", "its source is kept: {by_cluster_ip:#}");
+    // The node's own packets are its own whatever their source is.
+    let from_node = json(world, "trace --from node --to 10.0.0.1 --port 30432");
+    assert_eq!(from_node["backends"][0]["verdict"], "allow", "{from_node:#}");
+    assert_eq!(from_node["backends"][0]["seen_as"], Value::Null);
+    assert_eq!(from_node["notes"], Value::Null);
+    // Who is outside comes by whichever node.
+    let from_outside = json(world, "trace --from 198.51.100.9 --to svc/default/new");
+    assert_eq!(from_outside["backends"][0]["seen_as"], json!(["10.0.0.1"]), "{from_outside:#}");
+    let note = from_outside["notes"][1].as_str().unwrap();
+    assert!(note.contains("by another node"), "{note}");
+    several_addresses(world);
+}
+
+/// Which of its addresses the kernel takes, where the interface that leads to the pod has several or
+/// none.
+fn several_addresses(world: &mut World) {
+    let seen = |world: &World| {
+        let answer = json(world, "trace --from client --to 10.0.0.1 --port 30432");
+        answer["backends"][0].clone()
+    };
+    world.ip("address add 10.244.0.1/24 dev v-db");
+    assert_eq!(seen(world)["seen_as"], json!(["10.244.0.1"]), "its subnet holds the pod");
+    world.ip("address add 169.254.1.1/32 dev v-db\naddress del 10.244.0.1/24 dev v-db");
+    assert_eq!(seen(world)["seen_as"], json!(["169.254.1.1"]));
+    assert_eq!(seen(world)["verdict"], "deny");
+    // Without one there and on loopback, it is the first of some interface.
+    world.ip("address del 169.254.1.1/32 dev v-db\nroute add 10.244.0.3/32 dev v-db\n\
+         address del 10.0.0.1/32 dev lo\nlink add d1 type bridge\nlink set d1 up\n\
+         address add 10.0.0.1/32 dev d1");
+    assert_eq!(seen(world)["seen_as"], json!(["10.0.0.1", "169.254.1.1"]));
+    let reason = "it depends on which of its addresses node-1 takes: allowed from 10.0.0.1, denied \
+                  from 169.254.1.1";
+    assert_eq!(seen(world)["hops"][1]["reason"], reason);
+    assert_eq!(seen(world)["verdict"], "deny");
+    world.ip("link del d1\naddress add 10.0.0.1/32 dev lo\n\
+         route replace 10.244.0.2/32 dev v-client src 10.0.0.1");
+    world.policy("db", DB);
+    world.settle();
 }
 
 /// The client talks to the Service and to a pod of the other node; nobody answers.
@@ -205,4 +278,67 @@ fn flows(world: &World) {
     let (_, said, _) = run(world, "flows default/client");
     assert!(said.contains("default/far on node-2"), "{said}");
     assert!(said.contains("node node-1"), "{said}");
+}
+
+/// A pod that is isolated from its own kind calls its own Services.
+#[test]
+fn a_pod_reaches_itself_through_its_service_and_traffic_policies_count() {
+    let mut world = World::new();
+    world.pod("web", "10.244.0.2", "{app: web}");
+    let far = "apiVersion: v1\nkind: Pod\nmetadata: {name: far, namespace: default, labels: \
+               {app: web}}\nspec: {nodeName: node-2, containers: [{name: c}]}\n\
+               status: {podIPs: [{ip: 10.244.1.3}], phase: Running}\n---\n";
+    let nodes: String = [1, 2]
+        .map(|n| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{n}}}\n\
+                 status: {{addresses: [{{type: InternalIP, address: 10.0.0.{n}}}]}}\n---\n"
+            )
+        })
+        .concat();
+    let of = |name, address, node_port: u16, backends: &[&str]| {
+        let ports = format!("{{name: '', port: 80, nodePort: {node_port}}}");
+        service(name, address, &ports, "{name: '', port: 8080}", backends)
+    };
+    let me = of("me", "10.96.0.1", 30001, &["10.244.0.2"]);
+    let both = of("both", "10.96.0.2", 30002, &["10.244.0.2", "10.244.1.3"]);
+    let local = of("local", "10.96.0.3", 30003, &["10.244.0.2", "10.244.1.3"])
+        .replace("spec: {", "spec: {internalTrafficPolicy: Local, ");
+    let nobody = of("nobody", "10.96.0.4", 30004, &["10.244.1.3"])
+        .replace("spec: {", "spec: {internalTrafficPolicy: Local, ");
+    world.write("cluster", &[far, &nodes, &me, &both, &local, &nobody].concat());
+    world.policy(
+        "web",
+        "podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress], \
+         egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}]}]",
+    );
+    world.start();
+    let listed = json(&world, "services default/web");
+    let said = |name: &str, address: &str| {
+        let is_it = |it: &&Value| it["name"] == name && it["address"] == address;
+        let found = listed.as_array().unwrap().iter().find(is_it).unwrap();
+        found["endpoints"][0]["verdict"].as_str().unwrap().to_owned()
+    };
+    for (name, address, port, expected) in [
+        ("me", "10.96.0.1", 80, "allow"),
+        ("me", "10.0.0.1", 30001, "allow"),
+        // There it is another that comes back.
+        ("me", "10.0.0.2", 30001, "deny"),
+        ("both", "10.96.0.2", 80, "mixed"),
+        ("both", "10.0.0.1", 30002, "mixed"),
+        ("both", "10.0.0.2", 30002, "deny"),
+        ("local", "10.96.0.3", 80, "allow"),
+        ("local", "10.0.0.1", 30003, "mixed"),
+    ] {
+        assert_eq!(said(name, address), expected, "{name} {address}: {listed:#}");
+        let traced = json(&world, &format!("trace --from web --to {address} --port {port}"));
+        let expected = if expected == "allow" { "allow" } else { "deny" };
+        assert_eq!(traced["verdict"], expected, "{traced:#}");
+    }
+    let nobody = json(&world, "trace --from web --to 10.96.0.4 --port 80");
+    assert_eq!(nobody["verdict"], "deny");
+    let local = json(&world, "trace --from web --to 10.96.0.3 --port 80");
+    let note = "only backends on node-1 are used, since the traffic policy is Local: 1 elsewhere \
+                are left out";
+    assert_eq!(local["notes"], json!([note]));
 }

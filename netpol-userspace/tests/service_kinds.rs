@@ -91,6 +91,10 @@ impl<'a, 'lab> Shop<'a, 'lab> {
         service
     }
 
+    fn expect_traces(&self, front: &Front, may: &[&Backend], must_not: &[&Backend]) {
+        self.cluster.expect_traces(&self.client, &front.addresses, front.port, may, must_not);
+    }
+
     fn expect(&self, front: &Front, may: &[&Backend], must_not: &[&Backend]) {
         eprintln!("    {}: {} may, {} must not", front.kind, may.len(), must_not.len());
         self.cluster.expect_at(&self.client, &front.addresses, front.port, may, must_not);
@@ -252,17 +256,43 @@ fn local_traffic_policies(shop: &Shop<'_, '_>) {
     let external = front("externalTrafficPolicy: Local", &balanced.balancer_ips);
     shop.may("{to: [{podSelector: {matchLabels: {app: web}}}]}");
     shop.expect(&internal, &shop.on_node(1), &[]);
+    shop.expect_traces(&internal, &shop.on_node(1), &[]);
     // For a pod the load balancer's address is as good as the cluster IP. (Where kube-proxy needs
     // to masquerade, it does not for these.)
     let works = shop.cluster.lab.topology.cni != Cni::BridgeWithoutNetfilter;
     if works {
         shop.expect(&external, &shop.all(), &[]);
+        shop.expect_traces(&external, &shop.all(), &[]);
     }
     shop.may("{to: [{podSelector: {matchLabels: {tier: good}}}]}");
     shop.expect(&internal, &[&shop.good[0]], &[&shop.bad[0]]);
+    shop.expect_traces(&internal, &[&shop.good[0]], &[&shop.bad[0]]);
     if works {
         shop.expect(&external, &[&shop.good[0], &shop.good[1]], &[&shop.bad[0], &shop.bad[1]]);
     }
+    // Where the source is kept, the client is admitted; where it is not, nobody is.
+    if works {
+        local_policies_keep_the_source(shop, &external);
+    }
+}
+
+fn local_policies_keep_the_source(shop: &Shop<'_, '_>, external: &Front) {
+    shop.may("{to: [{podSelector: {matchLabels: {app: web}}}]}");
+    let addresses = shop.cluster.addresses("203.0.113.80", "2001:db8:1::80");
+    let masqueraded = Front { kind: "load balancer", addresses, port: 80 };
+    shop.cluster.scene.policy(
+        "local",
+        "podSelector: {matchLabels: {tier: bad}}, policyTypes: [Ingress], \
+         ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]",
+    );
+    shop.cluster.settle();
+    shop.expect(external, &shop.all(), &[]);
+    shop.expect_traces(external, &shop.all(), &[]);
+    let (good, bad) = (shop.good.iter().collect::<Vec<_>>(), shop.bad.iter().collect::<Vec<_>>());
+    shop.expect(&masqueraded, &good, &bad);
+    shop.expect_traces(&masqueraded, &good, &bad);
+    shop.cluster.scene.remove_policy("local");
+    shop.cluster.settle();
 }
 
 /// Backends that are no pods: hosts outside, and nodes.

@@ -1,7 +1,7 @@
 //! Service traffic whose source kube-proxy replaces by an address of the node (`masqueradeAll`,
 //! node ports): the sender's egress policies hold exactly, and a backend that is isolated for
-//! ingress sees a forwarded packet of its node, which is nobody's exemption. Needs root and the
-//! eBPF object.
+//! ingress sees a forwarded packet of its node, which is nobody's exemption. `netpol trace` says
+//! so. Needs root and the eBPF object.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod kube_proxy;
@@ -57,6 +57,7 @@ fn egress_is_exact(shop: &Shop<'_, '_>) {
     cluster.expect_at(client, service, 80, &[near, far], &[bad]);
     let node = main_addresses(cluster.lab, 1);
     cluster.expect_at(client, &node, 30080, &[near, far], &[bad]);
+    cluster.expect_traces(client, &node, 30080, &[near, far], &[bad]);
     cluster.scene.remove_policy("client");
     cluster.settle();
     cluster.expect_at(client, service, 80, &[near, far, bad], &[]);
@@ -83,12 +84,46 @@ fn ingress_fails_closed(shop: &Shop<'_, '_>) {
         for (addresses, port) in [(service, 80), (&node, 30080), (&other, 30080)] {
             eprintln!("--- ingress {rules:?}, {addresses:?} {port}");
             cluster.expect_at(client, addresses, port, &[], &[near, far, bad]);
+            // That kube-proxy masquerades all (cluster IPs, too), nobody can know.
+            if port != 80 {
+                cluster.expect_traces(client, addresses, port, &[], &[near, far, bad]);
+            }
         }
     }
     admit("{from: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: '::/0'}}]}");
     cluster.expect_at(client, service, 80, &[near, far, bad], &[]);
-    cluster.expect_at(client, &other, 30080, &[near, far, bad], &[]);
+    for addresses in [&node, &other] {
+        cluster.expect_at(client, addresses, 30080, &[near, far, bad], &[]);
+        cluster.expect_traces(client, addresses, 30080, &[near, far, bad], &[]);
+    }
+    by_the_nodes_own_address(shop, &admit);
     cluster.scene.remove_policy("web");
+}
+
+/// Who admits one address of a node has to mean the one that the kernel takes: of the interface that
+/// leads to the backend.
+fn by_the_nodes_own_address(shop: &Shop<'_, '_>, admit: &dyn Fn(&str)) {
+    let Shop { cluster, client, good: [near, far], bad, .. } = shop;
+    let node = main_addresses(cluster.lab, 1);
+    let blocks = |addresses: &[IpAddr]| {
+        let block = |address: &IpAddr| {
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            format!("{{ipBlock: {{cidr: '{address}/{bits}'}}}}")
+        };
+        let blocks: Vec<String> = addresses.iter().map(block).collect();
+        format!("{{from: [{}]}}", blocks.join(", "))
+    };
+    // To the near ones the bridge leads, if there is one; to the far one the node's main interface
+    // or a tunnel, which is the node's, and which the other node does not know.
+    if cluster.lab.topology == topology::BRIDGE {
+        let gateways = cluster.addresses("10.244.1.1", "fd00:10:244:1::1");
+        admit(&blocks(&gateways));
+        cluster.expect_at(client, &node, 30080, &[near, bad], &[far]);
+        cluster.expect_traces(client, &node, 30080, &[near, bad], &[far]);
+        admit(&blocks(&node));
+        cluster.expect_at(client, &node, 30080, &[far], &[near, bad]);
+        cluster.expect_traces(client, &node, 30080, &[far], &[near, bad]);
+    }
 }
 
 #[test]

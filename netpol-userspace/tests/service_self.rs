@@ -30,8 +30,11 @@ fn a_pod_reaches_itself(cluster: &Cluster<'_>) {
         isolate(cluster, types, "");
         cluster.expect_at(&me, &sole.cluster_ips, 80, &[&self_backend], &[]);
         cluster.expect_at(&me, &sole.external_ips, 80, &[&self_backend], &[]);
+        cluster.expect_traces(&me, &sole.cluster_ips, 80, &[&self_backend], &[]);
+        cluster.expect_traces(&me, &sole.external_ips, 80, &[&self_backend], &[]);
         if is_egress {
             cluster.expect_at(&me, &several.cluster_ips, 80, &[&self_backend], &others);
+            cluster.expect_traces(&me, &several.cluster_ips, 80, &[&self_backend], &others);
         } else {
             let all = [&self_backend, &near, &far];
             cluster.expect_at(&me, &several.cluster_ips, 80, &all, &[]);

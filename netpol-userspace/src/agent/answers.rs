@@ -63,9 +63,17 @@ fn owners(compiler: &Compiler, own_node: &str, ends: &[End]) -> Vec<Owner> {
                 .iter()
                 .filter(|service| serves(service, end, node.is_some()))
                 .min_by_key(|service| (service.created, &service.id));
+            // Who masquerades takes the address of an interface, which no Node object has.
+            let node = node.or_else(|| is_here(compiler, end.ip).then(|| own_node.to_owned()));
             Owner { pod: None, service: service.map(|service| service.id.to_string()), node }
         })
         .collect()
+}
+
+/// Whether this node has an address, one that others cannot have as well.
+fn is_here(compiler: &Compiler, address: IpAddr) -> bool {
+    let is_on_a_link = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    !address.is_loopback() && !is_on_a_link && compiler.node_addresses().contains(&address)
 }
 
 fn pod_owner(pod: &Pod, own_node: &str) -> Owner {
@@ -146,6 +154,14 @@ fn service_infos(compiler: &Compiler, own_node: &str, ids: &[ObjectName]) -> Vec
                 .filter(|port| !port.name.is_empty())
                 .map(|port| named(&port.name, port.protocol, port.port))
                 .collect(),
+            external: service
+                .external
+                .iter()
+                .copied()
+                .filter(|address| !service.cluster_ips.contains(address))
+                .collect(),
+            is_external_local: service.is_external_local,
+            is_internal_local: service.is_internal_local,
             fronts: Vec::new(),
         };
         for front in fronts {

@@ -67,7 +67,8 @@ pub struct Owner {
     /// `namespace/name` of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// The node, if it is a node's address or a pod's of another node.
+    /// The node, if it is a node's address or a pod's of another node. Of this node also what is on
+    /// its interfaces and not in its object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
 }
@@ -105,6 +106,15 @@ pub struct ServiceInfo {
     pub name: String,
     /// Its named ports, as they are on its own addresses.
     pub ports: Vec<NamedPort>,
+    /// Those of its own addresses that are no cluster IPs.
+    #[serde(default)]
+    pub external: Vec<IpAddr>,
+    /// `externalTrafficPolicy: Local`.
+    #[serde(default)]
+    pub is_external_local: bool,
+    /// `internalTrafficPolicy: Local`.
+    #[serde(default)]
+    pub is_internal_local: bool,
     /// Where it is reached and where that leads, by port and family.
     pub fronts: Vec<FrontInfo>,
 }

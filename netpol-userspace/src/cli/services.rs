@@ -12,7 +12,9 @@ use crate::observe::services::{Kind, Service, list};
 /// List Services, their backends and which pods of this node may reach them
 ///
 /// A policy speaks of pods, so a packet to a Service is judged by the Service's backends: `allow`
-/// if policies allow every backend, `deny` if none, `mixed` if some, `empty` if there is none. VERDICT counts the pods of this
+/// if policies allow every backend, `deny` if none (or if only some and nobody could tell packets
+/// apart later), `mixed` if some, `empty` if there is none. Where a traffic policy is Local only
+/// backends of this node count. VERDICT counts the pods of this
 /// node that are isolated for egress, or is that of one pod if one is given; for all others every
 /// Service is open. Backends have their names while the agent runs, else what is known of them is
 /// which selectors and blocks they match.

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::Write;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use anyhow::Result;
@@ -17,7 +18,10 @@ use crate::observe::trace::{Answer, Hop, Port, Protocol, Question, Side, Tracer}
 /// Runs the kernel's own program on a packet made for the purpose, with the policies that are in
 /// force at this moment and no effect on real traffic. Judges the sender's egress and the
 /// receiver's ingress, as far as they are pods of this node; ask on the other node for the other
-/// half. To a Service, every backend is judged. For each half: the policies that allow it, or those
+/// half. To a Service, every backend is judged, with the source that it sees: on node ports, external
+/// and load balancer addresses the node's proxy puts an address of the node there (as kube-proxy does
+/// without --masquerade-all), and where a traffic policy is Local only backends of one node count. Where
+/// several addresses come into question each is judged; if they differ, the answer is deny. For each half: the policies that allow it, or those
 /// that isolate the pod although none of their rules does. Exit code 0 if the connection is
 /// allowed, 1 if it is denied, to a Service also if only some backends are.
 #[derive(Debug, clap::Args)]
@@ -84,14 +88,21 @@ fn text(answer: &Answer) -> String {
     let here = if *verdict == "allow" && !elsewhere.is_empty() { " here" } else { "" };
     let mut text = format!("{verdict}{here}: {protocol} from {} to {}", side(from), side(to));
     let n_reached = backends.iter().filter(|backend| backend.verdict == "allow").count();
-    if !(backends.is_empty() || n_reached == 0 || n_reached == backends.len()) {
+    let is_let_out = hops.iter().all(|hop| hop.verdict == "allow");
+    if is_let_out && !(backends.is_empty() || n_reached == 0 || n_reached == backends.len()) {
         // Writing to a string cannot fail.
         let _ = write!(text, ", as {n_reached} of {} backends can be reached", backends.len());
     }
     text.push('\n');
     push_hops(&mut text, hops, "  ");
     for backend in backends {
-        let _ = writeln!(text, "  {}: backend {}", backend.verdict, side(&backend.side));
+        let _ = writeln!(
+            text,
+            "  {}: backend {}{}",
+            backend.verdict,
+            side(&backend.side),
+            seen_as(&backend.seen_as)
+        );
         push_hops(&mut text, &backend.hops, "    ");
     }
     for other in elsewhere {
@@ -105,6 +116,18 @@ fn text(answer: &Answer) -> String {
         let _ = writeln!(text, "  note: {note}");
     }
     text
+}
+
+/// `, which sees 10.0.0.1`, if that is not the sender's.
+fn seen_as(sources: &[IpAddr]) -> String {
+    match sources {
+        [] => String::new(),
+        [one] => format!(", which sees {one}"),
+        several => {
+            let several: Vec<String> = several.iter().map(ToString::to_string).collect();
+            format!(", which sees one of {}", several.join(", "))
+        }
+    }
 }
 
 /// `shop/web (10.0.0.1:80)`.

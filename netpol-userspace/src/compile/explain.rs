@@ -2,6 +2,7 @@
 //! at the policies themselves, since the tables leave out what another policy allows anyway. Must
 //! never be asked for a verdict.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -59,6 +60,11 @@ impl Compiler {
     /// All networked pods that claim an address.
     pub fn pods_at(&self, address: IpAddr) -> Vec<ObjectName> {
         self.engine.addresses.claimants(address)
+    }
+
+    /// The addresses of the node itself, on whichever interface.
+    pub fn node_addresses(&self) -> &BTreeSet<IpAddr> {
+        self.engine.services.node_addresses()
     }
 
     /// Whether this node's proxy handles a Service; if not, its addresses are like any other.

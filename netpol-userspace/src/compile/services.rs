@@ -213,6 +213,11 @@ impl Services {
         self.here.touched.extend(changed);
     }
 
+    /// The addresses of the node itself.
+    pub fn node_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.here.node
+    }
+
     /// A Service is different.
     pub fn touch(&mut self, id: ObjectName) {
         if self.interest != Interest::None {

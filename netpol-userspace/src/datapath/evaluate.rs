@@ -1,15 +1,18 @@
 //! What the programs would say of a Service, read from the pinned maps by the programs' own code
 //! (`netpol_common::service`), for listings: a packet each would take too long. Must never write.
 
+use std::net::IpAddr;
+
 use netpol_common::layout::{self, ExactClass, Interval, Row, ServiceValue};
 use netpol_common::ports::Intervals;
 use netpol_common::service::{self, ToService};
-use netpol_common::verdict::Policies;
+use netpol_common::verdict::{self, Policies};
 
 use super::error::{DatapathError, bpf_error};
 use super::maps::{AddressBytes, Maps, RowKeyBytes, ServiceKeyBytes};
 use super::observe::ip_of;
 use super::services::{backend_of, layout_key};
+use super::writer::address_of;
 use crate::compile::{Backend, ServiceKey};
 use crate::model::Protocol;
 
@@ -64,6 +67,12 @@ pub fn services(maps: &Maps) -> Result<Vec<(ServiceKey, Vec<Backend>)>, Datapath
     }
     list.sort_by_key(|(key, _)| *key);
     Ok(list)
+}
+
+/// Whether a policy set allows this to an address.
+pub fn allows(maps: &Maps, set: u16, address: IpAddr, protocol: Protocol, port: u16) -> bool {
+    let class = verdict::class_of(maps, &address_of(address));
+    verdict::row_allows(maps, set, class, protocol.number(), port)
 }
 
 /// What an endpoint's policy set says of packets to a Service.

@@ -2,6 +2,7 @@
 //! events of their own: for asking without leaving a trace.
 
 use netpol_common::layout::{Event, Reason, names};
+use netpol_common::service::ToService;
 use zerocopy::FromBytes as _;
 
 use aya::maps::{Array, MapData, RingBuf};
@@ -13,6 +14,7 @@ use super::observe::clock;
 use super::pins::Pins;
 use super::run::{Place, run};
 use super::transit::CONTROL_FLAGS;
+use crate::compile::ServiceKey;
 use crate::model::Direction;
 
 /// Maps that hold policy and are read only by the programs; the others are the scratch copy's own.
@@ -72,6 +74,11 @@ impl Scratch {
         let events = take(&mut programs, names::EVENTS)?;
         let events = events.try_into().map_err(bpf_error("open the scratch event ring"))?;
         Ok(Self { programs, maps, events })
+    }
+
+    /// What an endpoint's policy set says of packets to a Service, by the programs' own code.
+    pub fn to_service(&self, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
+        super::evaluate::to_service(&self.maps, set, endpoint, key)
     }
 
     /// The verdict on a frame, and its reason if the packet was noted at all. From a pod it comes from

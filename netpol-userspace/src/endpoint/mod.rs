@@ -8,6 +8,7 @@
 
 mod events;
 mod find;
+mod masquerade;
 pub mod matching;
 mod netlink;
 mod routes;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
 
+pub use masquerade::masquerades;
 pub use matching::{Claim, Endpoint, Evidence, Finding, Holder, Matching, Pinned, match_pods};
 pub use netlink::Route;
 pub use routes::Routes;

@@ -82,6 +82,20 @@ pub(super) struct Peer {
     pub addresses: Vec<IpAddr>,
 }
 
+/// An address of this namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OwnAddress {
+    pub ifindex: u32,
+    pub address: IpAddr,
+    /// The other end's, on a point-to-point interface; with the length of the prefix around it.
+    pub peer: IpAddr,
+    pub prefix_length: u8,
+    /// `rt_scope_t`.
+    pub scope: u8,
+    /// `IFA_F_*`, as far as they fit into a byte.
+    pub flags: u8,
+}
+
 /// Where packets to an address leave by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
@@ -237,11 +251,17 @@ impl Rtnl {
 
     /// The addresses of this namespace.
     pub fn own_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        Ok(self.listed_addresses()?.into_iter().map(|listed| listed.address).collect())
+    }
+
+    /// The same with what decides which of them the kernel uses; those of an interface in its
+    /// order.
+    pub fn listed_addresses(&mut self) -> io::Result<Vec<OwnAddress>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let mut addresses = BTreeSet::new();
+        let mut addresses = Vec::new();
         self.0.ask(request, NLM_F_DUMP, |kind, body| {
             if kind == libc::RTM_NEWADDR {
-                addresses.extend(parse_address(body).map(|(_, address)| address));
+                addresses.extend(parse_own_address(body));
             }
         })?;
         Ok(addresses)
@@ -410,15 +430,25 @@ impl RawLink {
 
 /// Interface index and address of the body of RTM_NEWADDR or RTM_DELADDR.
 pub(super) fn parse_address(body: &[u8]) -> Option<(u32, IpAddr)> {
-    let ifindex = u32_at(body, 4)?;
-    // On a point-to-point interface IFA_ADDRESS is the other end and IFA_LOCAL our own.
-    let address = attribute(body, IFADDR_LEN, libc::IFA_LOCAL)
-        .or_else(|| attribute(body, IFADDR_LEN, libc::IFA_ADDRESS))?;
-    let address = match address.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
-        _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
-    };
+    let OwnAddress { ifindex, address, .. } = parse_own_address(body)?;
     Some((ifindex, address))
+}
+
+fn parse_own_address(body: &[u8]) -> Option<OwnAddress> {
+    let ifindex = u32_at(body, 4)?;
+    let of = |kind| address_of(attribute(body, IFADDR_LEN, kind)?);
+    // On a point-to-point interface IFA_ADDRESS is the other end and IFA_LOCAL our own.
+    let address = of(libc::IFA_LOCAL).or_else(|| of(libc::IFA_ADDRESS))?;
+    let peer = of(libc::IFA_ADDRESS).unwrap_or(address);
+    let &[_, prefix_length, flags, scope] = body.first_chunk()?;
+    Some(OwnAddress { ifindex, address, peer, prefix_length, scope, flags })
+}
+
+fn address_of(bytes: &[u8]) -> Option<IpAddr> {
+    Some(match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    })
 }
 
 /// The way out of the body of RTM_NEWROUTE, if packets leave by it at all.

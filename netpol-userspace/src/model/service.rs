@@ -1,5 +1,6 @@
 //! Services, their EndpointSlices and the nodes that Services are reached through. Must never
-//! hold how a Service balances its load: a verdict cannot depend on that.
+//! hold how a Service balances its load: a verdict cannot depend on that. (By whom a packet is seen
+//! to come from it can, so what is said of traffic on one node alone is here, for who asks.)
 
 use std::net::IpAddr;
 
@@ -19,6 +20,11 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Who translates packets to it.
     pub proxy: Proxy,
+    /// `externalTrafficPolicy: Local`: what comes from outside stays on the node that it comes to,
+    /// and keeps its source.
+    pub is_external_local: bool,
+    /// `internalTrafficPolicy: Local`: what goes to a cluster IP stays on the sender's node.
+    pub is_internal_local: bool,
     /// `metadata.creationTimestamp` in seconds since the epoch, 0 if unknown. Of two Services that
     /// claim one address and port the older has it (ties: the smaller `namespace/name`).
     pub created: i64,

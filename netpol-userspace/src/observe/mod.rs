@@ -13,6 +13,7 @@ pub mod names;
 pub mod node;
 pub mod policies;
 pub mod protocol;
+pub mod proxy;
 pub mod rules;
 pub mod services;
 pub mod trace;

@@ -11,6 +11,7 @@ use crate::model::Direction;
 /// Finds endpoints by number and by address, and who else has an address as far as an agent told.
 #[derive(Debug, Default)]
 pub struct Names {
+    node: String,
     by_id: HashMap<u16, EndpointView>,
     ids: HashMap<IpAddr, u16>,
     classes: HashMap<u32, Vec<String>>,
@@ -22,6 +23,7 @@ impl Names {
     pub fn of(state: &State) -> Self {
         let endpoints = &state.endpoints;
         Self {
+            node: state.node.clone(),
             by_id: endpoints.iter().map(|endpoint| (endpoint.id, endpoint.clone())).collect(),
             ids: endpoints
                 .iter()
@@ -30,6 +32,11 @@ impl Names {
             classes: state.classes.iter().map(|(&class, names)| (class, names.clone())).collect(),
             owners: HashMap::new(),
         }
+    }
+
+    /// This node's; empty without a state.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     /// Those of `ends` that only an agent may know, each once.

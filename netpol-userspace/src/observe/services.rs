@@ -2,7 +2,7 @@
 //! of them: from the pinned maps, with names from a running agent. Must never decide anything
 //! itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::client;
 use super::names::Names;
+use super::proxy::{self, Sender};
 use crate::agent::questions::{BackendInfo, End, Question, ServiceInfo};
 use crate::compile::{Backend, ServiceKey};
 use crate::datapath::{Maps, evaluate, observe};
@@ -60,8 +61,10 @@ pub struct Kind {
 pub struct Verdict {
     /// `namespace/pod`, or its number if it has no name.
     pub endpoint: String,
-    /// `allow`; `deny`, also if a backend that is not allowed is this node itself; `mixed` if only
-    /// some backends are allowed, or the pod is one itself; `empty` if there is none.
+    /// `allow`; `deny`, also if only some backends are allowed and nobody could look at packets
+    /// again: one of the others is this node itself, or another node translates; `mixed` if some
+    /// are allowed, or (as far as is known without an agent) the pod is one itself; `empty` if there
+    /// is none.
     pub verdict: &'static str,
 }
 
@@ -80,10 +83,11 @@ pub fn list(
         Ok(infos) => (infos, None),
         Err(why) => (Vec::new(), Some(why)),
     };
-    let mut services = named(infos);
+    let mut services = named(infos, names.node());
     // What only the maps know: without an agent, everything.
     for key in stored.keys() {
-        services.entry(*key).or_insert_with(|| nameless(key));
+        let service = || Known { service: nameless(key), used: None };
+        services.entry(*key).or_insert_with(service);
     }
     let isolated: Vec<(String, u16, u16)> = observe::endpoints(maps)
         .into_iter()
@@ -93,19 +97,24 @@ pub fn list(
             (name, entry.id, entry.egress)
         })
         .collect();
-    for (key, service) in &mut services {
+    let own: HashSet<(u16, IpAddr)> = observe::own_addresses(maps).collect();
+    for (key, Known { service, used }) in &mut services {
         let Some(kinds) = stored.get(key) else { continue };
         service.kinds = Some(kinds.iter().filter_map(|kind| view(kind, names)).collect());
-        service.endpoints = isolated
+        let verdict = |id: u16, set: u16| {
+            let said = evaluate::to_service(maps, set, id, key);
+            let allows = |&(ip, port): &(IpAddr, u16)| {
+                own.contains(&(id, ip)) || evaluate::allows(maps, set, ip, key.protocol, port)
+            };
+            decide(said, kinds, used.as_deref(), allows)
+        };
+        let verdicts = isolated
             .iter()
-            .map(|(name, id, set)| Verdict {
-                endpoint: name.clone(),
-                verdict: word(evaluate::to_service(maps, *set, *id, key)),
-            })
-            .collect();
+            .map(|(name, id, set)| Verdict { endpoint: name.clone(), verdict: verdict(*id, *set) });
+        service.endpoints = verdicts.collect();
         service.endpoints.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
     }
-    let mut list: Vec<Service> = services.into_values().collect();
+    let mut list: Vec<Service> = services.into_values().map(|known| known.service).collect();
     list.sort_by(|a, b| order(a).cmp(&order(b)));
     Ok((list, missing))
 }
@@ -115,7 +124,14 @@ fn order(service: &Service) -> impl Ord + '_ {
     (namespace, name, on_node, address, port, protocol)
 }
 
-fn named(infos: Vec<ServiceInfo>) -> BTreeMap<ServiceKey, Service> {
+/// A Service, and those of its backends that packets from pods of this node may end up at, if an
+/// agent tells.
+struct Known {
+    service: Service,
+    used: Option<Vec<(IpAddr, u16)>>,
+}
+
+fn named(infos: Vec<ServiceInfo>, here: &str) -> BTreeMap<ServiceKey, Known> {
     let mut services = BTreeMap::new();
     for info in infos {
         let (namespace, name) = info.name.split_once('/').unwrap_or(("", &info.name));
@@ -130,7 +146,12 @@ fn named(infos: Vec<ServiceInfo>) -> BTreeMap<ServiceKey, Service> {
                     backends: Some(front.backends.clone()),
                     ..nameless(&key)
                 };
-                services.entry(key).or_insert(service);
+                // On which node's address makes no difference to a pod.
+                let node = on_node.then_some(here);
+                let passage = proxy::passage(&info, end.ip, node, Sender::Pod(here));
+                let used = front.backends.iter().filter(|one| passage.leads_to(one, here));
+                let used = Some(used.map(|backend| (backend.ip, backend.port)).collect());
+                services.entry(key).or_insert(Known { service, used });
             }
         }
     }
@@ -167,6 +188,28 @@ fn view(backend: &Backend, names: &Names) -> Option<Kind> {
     }
 }
 
+/// The verdict where more is known than the programs say of all packets: what becomes of each.
+fn decide(
+    said: ToService,
+    kinds: &[Backend],
+    used: Option<&[(IpAddr, u16)]>,
+    allows: impl Fn(&(IpAddr, u16)) -> bool,
+) -> &'static str {
+    let is_mixed = said == ToService::Mixed;
+    if is_mixed && kinds.contains(&Backend::Elsewhere) {
+        return "deny";
+    }
+    match (used, word(said)) {
+        (Some([]), "allow" | "mixed") => "empty",
+        (Some(used), "mixed") => match used.iter().filter(|backend| allows(backend)).count() {
+            0 => "deny",
+            n_allowed if n_allowed == used.len() => "allow",
+            _ => "mixed",
+        },
+        (_, word) => word,
+    }
+}
+
 fn word(verdict: ToService) -> &'static str {
     match verdict {
         ToService::Allowed
@@ -178,5 +221,44 @@ fn word(verdict: ToService) -> &'static str {
         ToService::Denied | ToService::Undecidable => "deny",
         // The entry went while this was looked at.
         ToService::None => "deny",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::compile::ClassId;
+
+    const KIND: Backend = Backend::Kind { class: ClassId(3), port: 80, is_on_node: false };
+
+    fn backends(ports: &[u16]) -> Vec<(IpAddr, u16)> {
+        ports.iter().map(|&port| ("10.0.0.1".parse().unwrap(), port)).collect()
+    }
+
+    #[test]
+    fn what_becomes_of_each_backend_decides_where_the_programs_leave_it_open() {
+        let decide = |said, kinds: &[Backend], used: Option<&[u16]>| {
+            let used = used.map(backends);
+            // Ports below 100 are allowed.
+            super::decide(said, kinds, used.as_deref(), |&(_, port)| port < 100)
+        };
+        for (used, expected) in [
+            (None, "mixed"),
+            (Some(&[80, 81][..]), "allow"),
+            (Some(&[80, 8080][..]), "mixed"),
+            (Some(&[8080][..]), "deny"),
+            (Some(&[][..]), "empty"),
+        ] {
+            assert_eq!(decide(ToService::Mixed, &[KIND], used), expected, "{used:?}");
+        }
+        // Nobody looks again at what another node translates, or at what stays on this one.
+        let elsewhere = [KIND, Backend::Elsewhere];
+        assert_eq!(decide(ToService::Mixed, &elsewhere, Some(&[80])), "deny");
+        assert_eq!(decide(ToService::Undecidable, &[KIND], Some(&[80])), "deny");
+        assert_eq!(decide(ToService::Own, &[KIND], Some(&[8080])), "allow");
+        assert_eq!(decide(ToService::Allowed, &[KIND], Some(&[])), "empty");
+        assert_eq!(decide(ToService::Denied, &[KIND], Some(&[])), "deny");
     }
 }

@@ -5,6 +5,7 @@
 //! nothing behind.
 
 mod party;
+mod seen;
 mod service;
 mod tracer;
 
@@ -155,6 +156,10 @@ pub struct Backend {
     /// Whose it is.
     #[serde(flatten)]
     pub side: Side,
+    /// What the proxy puts in place of the sender's address, as the backend's ingress policies see
+    /// it: one of these. Empty if it leaves it alone, or if another node judges.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seen_as: Vec<IpAddr>,
     /// As of an [`Answer`], for packets that go here.
     pub hops: Vec<Hop>,
 }

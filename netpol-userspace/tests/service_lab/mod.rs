@@ -22,6 +22,7 @@ pub mod backend;
 pub mod service;
 pub mod stream;
 pub mod suite;
+pub mod traces;
 pub mod volley;
 
 use std::cell::{Cell, RefCell};

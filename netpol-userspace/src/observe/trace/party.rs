@@ -21,6 +21,9 @@ pub struct Party {
     pub ips: Vec<IpAddr>,
     /// What it is to this node.
     pub kind: Kind,
+    /// The node that it is, is on, or has its network from; of a Service the one whose address was
+    /// given.
+    pub node: Option<String>,
     /// Its named ports.
     pub ports: Vec<NamedPort>,
     /// Whether those are all; else nobody could say.
@@ -79,6 +82,7 @@ impl Directory<'_> {
             name: Some(name),
             ips: endpoint.ips.clone(),
             kind: Kind::Endpoint(Box::new(endpoint.clone())),
+            node: Some(self.node.state.node.clone()),
             are_ports_known: pod.is_some(),
             ports: pod.flatten().map(|pod| pod.ports).unwrap_or_default(),
         })
@@ -91,6 +95,7 @@ impl Directory<'_> {
             name: Some(format!("node {name}")),
             ips: ips.unwrap_or_default(),
             kind: Kind::ThisNode,
+            node: Some(name.clone()),
             ports: Vec::new(),
             are_ports_known: true,
         })
@@ -115,6 +120,7 @@ impl Directory<'_> {
             ports: service.ports.clone(),
             are_ports_known: true,
             kind: Kind::Service(Box::new(service)),
+            node: None,
         })
     }
 
@@ -125,25 +131,23 @@ impl Directory<'_> {
         let owner = client::ask::<Vec<Owner>>(self.run_dir, &ends)?
             .and_then(|mut owners| owners.pop())
             .unwrap_or_default();
-        let other = |name| Party {
-            name,
+        let party = |node: Option<String>, kind| Party {
+            name: node.as_ref().map(|node| format!("node {node}")),
             ips: vec![ip],
-            kind: Kind::Other,
+            kind,
+            node,
             ports: Vec::new(),
             are_ports_known: true,
         };
         match owner {
             Owner { pod: Some(name), .. } => Ok(Party { ips: vec![ip], ..self.pod(&name)? }),
-            Owner { service: Some(name), .. } => {
-                let service = self.service(&name)?;
-                Ok(Party { ips: vec![ip], ..service })
+            Owner { service: Some(name), node, .. } => {
+                Ok(Party { ips: vec![ip], node, ..self.service(&name)? })
             }
-            Owner { node: Some(node), .. } if node == self.node.state.node => {
-                let kind = Kind::ThisNode;
-                Ok(Party { kind, ..other(Some(format!("node {node}"))) })
+            Owner { node, .. } if node.as_ref() == Some(&self.node.state.node) => {
+                Ok(party(node, Kind::ThisNode))
             }
-            Owner { node: Some(node), .. } => Ok(other(Some(format!("node {node}")))),
-            Owner { .. } => Ok(other(None)),
+            Owner { node, .. } => Ok(party(node, Kind::Other)),
         }
     }
 
@@ -161,6 +165,7 @@ impl Directory<'_> {
             bail!("no pod {name}, neither on this node nor elsewhere in the cluster");
         };
         let is_here = pod.node.as_deref() == Some(&*self.node.state.node);
+        let node = pod.node.clone();
         let kind = match pod.node {
             _ if pod.finished => bail!("pod {name} has ended: its address may be another's now"),
             _ if pod.host_network && is_here => Kind::ThisNode,
@@ -179,6 +184,7 @@ impl Directory<'_> {
             name: Some(name.to_owned()),
             ips: pod.ips,
             kind,
+            node,
             ports: pod.ports,
             are_ports_known: true,
         })
@@ -195,6 +201,14 @@ fn service_name(text: &str) -> Option<&str> {
     name.contains('/').then_some(name)
 }
 
+/// An address that nobody has.
+pub(super) fn any_address(is_v6: bool) -> IpAddr {
+    match is_v6 {
+        true => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        false => Ipv4Addr::new(192, 0, 2, 1).into(),
+    }
+}
+
 impl Party {
     /// Its address of a family.
     pub fn address(&self, is_v6: bool) -> Option<IpAddr> {
@@ -204,12 +218,8 @@ impl Party {
     /// Likewise as the source of a packet: which of its addresses the node itself uses makes no
     /// difference to a verdict, so any will do where none is known.
     pub fn source(&self, is_v6: bool) -> Option<IpAddr> {
-        let any: IpAddr = match is_v6 {
-            true => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
-            false => Ipv4Addr::new(192, 0, 2, 1).into(),
-        };
         match self.kind {
-            Kind::ThisNode => self.address(is_v6).or(Some(any)),
+            Kind::ThisNode => self.address(is_v6).or(Some(any_address(is_v6))),
             _ => self.address(is_v6),
         }
     }

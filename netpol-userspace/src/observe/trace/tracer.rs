@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 use netpol_common::layout::Reason;
 
 use super::party::{Directory, Kind, Party};
-use super::service::{front, only_port};
+use super::seen::{Seen, is_itself};
+use super::service::{front, only_port, passage_of};
 use super::{Answer, Backend, Elsewhere, Hop, Port, Protocol, Question, Side};
 use crate::agent::questions::Question as AgentQuestion;
 use crate::agent::state::EndpointView;
@@ -32,7 +33,7 @@ const CLIENT_PORTS: std::ops::Range<u16> = 32_768..61_000;
 /// Asks the kernel. One can answer many questions.
 pub struct Tracer<'a> {
     pub(super) directory: Directory<'a>,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
     client_ports: std::iter::Cycle<std::ops::Range<u16>>,
 }
 
@@ -43,6 +44,12 @@ pub(super) struct Try {
     pub(super) destination: IpAddr,
     pub(super) protocol: Protocol,
     pub(super) port: u16,
+}
+
+impl Try {
+    pub(super) fn protocol_number(&self) -> u8 {
+        self.protocol.number(self.destination.is_ipv6())
+    }
 }
 
 /// What a packet meets on its way.
@@ -62,8 +69,10 @@ impl<'a> Tracer<'a> {
 
     /// At least one end must be a pod of this node.
     pub fn ask(&mut self, question: &Question) -> Result<Answer> {
-        let party = |text| self.directory.party(text, question.protocol, &question.port);
-        let (from, to) = (party(&question.from)?, party(&question.to)?);
+        let party = |text, port| self.directory.party(text, question.protocol, port);
+        // The port is the destination's: at the sender's address it names no Service.
+        let (from, to) =
+            (party(&question.from, &Port::None)?, party(&question.to, &question.port)?);
         if let Kind::Service(_) = from.kind {
             bail!("{} opens no connections: ask --from one of its pods", question.from);
         }
@@ -97,14 +106,15 @@ impl<'a> Tracer<'a> {
             Kind::Service(service) => match front(&service.fronts, to, &packet) {
                 Some((end, front)) => {
                     let front_packet = Try { destination: end.ip, port: end.port, ..packet };
-                    return self.reach_service(from, to, front_packet, front);
+                    let passage = passage_of(service, to, from, front, &end);
+                    return self.reach_service(from, to, front_packet, front, &passage);
                 }
                 None => {
                     let note = format!("{} has no {protocol} port {port} there", name_of(to));
-                    (self.way(from, to, &packet)?, Vec::new(), vec![note])
+                    (self.way(from, to, &packet, None)?, Vec::new(), vec![note])
                 }
             },
-            _ => (self.way(from, to, &packet)?, Vec::new(), Vec::new()),
+            _ => (self.way(from, to, &packet, None)?, Vec::new(), Vec::new()),
         };
         if way.hops.is_empty() {
             bail!(
@@ -117,8 +127,14 @@ impl<'a> Tracer<'a> {
         Ok(assemble(from, to, &packet, way, backends, notes))
     }
 
-    /// What a packet between two ends meets.
-    pub(super) fn way(&mut self, from: &Party, to: &Party, packet: &Try) -> Result<Way> {
+    /// What a packet between two ends meets, of which the receiver sees the sender as `seen`.
+    pub(super) fn way(
+        &mut self,
+        from: &Party,
+        to: &Party,
+        packet: &Try,
+        seen: Option<&Seen>,
+    ) -> Result<Way> {
         let mut way = Way::default();
         let elsewhere = |party: &Party, node: &String, direction: Direction| Elsewhere {
             node: node.clone(),
@@ -132,18 +148,19 @@ impl<'a> Tracer<'a> {
             }
             Kind::ThisNode | Kind::Service(_) | Kind::Other => {}
         }
-        let is_itself = |endpoint: &EndpointView| matches!(&from.kind, Kind::Endpoint(sender) if sender.ifindex == endpoint.ifindex);
+        let is_from_elsewhere = seen.is_some_and(|seen| seen.is_elsewhere);
         match &to.kind {
             // It does not leave the pod, or comes back to it with the pod's own stamp.
-            Kind::Endpoint(endpoint) if is_itself(endpoint) => {}
+            Kind::Endpoint(_) if is_itself(from, to) && !is_from_elsewhere => {}
             Kind::Endpoint(endpoint) => {
                 let ingress_ifindex = match &from.kind {
+                    _ if is_from_elsewhere => LOOPBACK,
                     Kind::ThisNode => 0,
                     Kind::Endpoint(sender) => sender.ifindex,
                     Kind::Elsewhere { .. } | Kind::Service(_) | Kind::Other => LOOPBACK,
                 };
                 let place = Place { ifindex: endpoint.ifindex, ingress_ifindex };
-                way.hops.push(self.hop(endpoint, Direction::Ingress, packet, place, false)?);
+                way.hops.push(self.ingress(endpoint, packet, place, seen)?);
             }
             Kind::Elsewhere { node } => {
                 way.elsewhere.push(elsewhere(to, node, Direction::Ingress));
@@ -163,7 +180,7 @@ impl<'a> Tracer<'a> {
         self.hop(endpoint, Direction::Egress, packet, place, to_service)
     }
 
-    fn hop(
+    pub(super) fn hop(
         &mut self,
         endpoint: &EndpointView,
         direction: Direction,

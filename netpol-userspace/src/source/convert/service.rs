@@ -44,6 +44,8 @@ pub fn service(object: &core::Service) -> (Service, Vec<Problem>) {
         external: Vec::new(),
         ports: Vec::new(),
         proxy: proxy(object.metadata.labels.as_ref()),
+        is_external_local: false,
+        is_internal_local: false,
         created: created.map_or(0, |time| time.0.as_second()),
     };
     let Some(spec) = &object.spec else { return (service, problems) };
@@ -52,6 +54,8 @@ pub fn service(object: &core::Service) -> (Service, Vec<Problem>) {
     if headless || spec.type_.as_deref() == Some("ExternalName") {
         return (service, problems);
     }
+    service.is_external_local = is_local(spec.external_traffic_policy.as_deref());
+    service.is_internal_local = is_local(spec.internal_traffic_policy.as_deref());
     for (field, text) in cluster_ips {
         add_address(&field, text, &mut service.cluster_ips, &mut problems);
     }
@@ -62,6 +66,11 @@ pub fn service(object: &core::Service) -> (Service, Vec<Problem>) {
         service.ports.extend(service_port(index, port, &mut problems));
     }
     (service, problems)
+}
+
+/// What a traffic policy says; kube-proxy takes anything else for `Cluster`.
+fn is_local(policy: Option<&str>) -> bool {
+    policy == Some("Local")
 }
 
 /// The cluster IPs with their fields; `clusterIP` counts where `clusterIPs` is missing. Empty ones
@@ -261,6 +270,24 @@ mod tests {
             service.ports,
             [port("http", Protocol::Tcp, 80, Some(30080)), port("dns", Protocol::Udp, 53, None)]
         );
+    }
+
+    #[test]
+    fn traffic_policies_keep_packets_on_a_node() {
+        for (spec, expected) in [
+            (json!({}), [false, false]),
+            (json!({"externalTrafficPolicy": "Local"}), [true, false]),
+            (json!({"internalTrafficPolicy": "Local"}), [false, true]),
+            (
+                json!({"externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "local"}),
+                [false, false],
+            ),
+        ] {
+            let (service, problems) = read_service(spec.clone(), json!(null));
+            assert_eq!(problems, []);
+            let found = [service.is_external_local, service.is_internal_local];
+            assert_eq!(found, expected, "{spec}");
+        }
     }
 
     #[test]

@@ -249,6 +249,8 @@ fn service() -> [Change; 2] {
             id: id.clone(),
             cluster_ips: vec![IpAddr::V4(CLUSTER_IP)],
             external: Vec::new(),
+            is_external_local: false,
+            is_internal_local: false,
             ports: vec![ServicePort { name: "".into(), protocol, port, node_port: None }],
             proxy: Proxy::default(),
             created: 0,
