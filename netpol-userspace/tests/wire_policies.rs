@@ -515,7 +515,12 @@ fn unselected_pods(scene: &Scene<'_>) {
         for pod in &pods {
             scene.denied(&client, pod, 80, At::ingress(pod));
             let programs = scene.lab.programs(pod);
-            assert_eq!(programs, ["netpol_egress", "netpol_ingress"], "round {round}: {}", pod.name);
+            assert_eq!(
+                programs,
+                ["netpol_egress", "netpol_ingress"],
+                "round {round}: {}",
+                pod.name
+            );
         }
         assert_eq!(scene.lab.programs(&client), scene.lab.guards());
         scene.remove_policy("p");
