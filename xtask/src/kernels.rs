@@ -22,6 +22,8 @@ pub(crate) struct Options<'a> {
     pub(crate) versions: &'a [String],
     /// Only programs whose name contains this.
     pub(crate) filter: Option<&'a str>,
+    /// Only a few tests of each kind.
+    pub(crate) quick: bool,
     /// Stop before the first machine.
     pub(crate) prepare: bool,
     /// Show what tests print.
@@ -48,8 +50,11 @@ pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<Ex
     if let Some(filter) = options.filter {
         command.args(["--filter", filter]);
     }
-    for (is_given, name) in [(options.prepare, "--prepare"), (options.show_output, "--show-output")]
-    {
+    for (is_given, name) in [
+        (options.quick, "--quick"),
+        (options.prepare, "--prepare"),
+        (options.show_output, "--show-output"),
+    ] {
         if is_given {
             command.arg(name);
         }

@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// With `kernels`: the start of a kernel's release, such as 6.1; several can be given
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
+    /// With `kernels`: a few tests of each kind, and only the oldest and the newest kernel if none is named
+    #[arg(long)]
+    quick: bool,
     /// Make ready what these tests need, and stop before the first one
     #[arg(long)]
     prepare: bool,
@@ -56,13 +59,16 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             &kernels::Options {
                 versions: &args.kernel,
                 filter: args.filter.as_deref(),
+                quick: args.quick,
                 prepare: args.prepare,
                 show_output: args.show_output,
             },
         );
     }
-    if !args.kernel.is_empty() {
-        bail!("--kernel goes with the tests inside other kernels: `cargo xtask test kernels`");
+    if args.quick || !args.kernel.is_empty() {
+        bail!(
+            "--kernel and --quick go with the tests inside other kernels: `cargo xtask test kernels`"
+        );
     }
     let privilege = Privilege::find()?;
     let selection = Selection {
