@@ -650,3 +650,45 @@ fn thousands_of_rules_on_a_pod_are_edited_one_by_one() {
     }
     assert!(n_in_place > 5, "only {n_in_place} edits kept the sets");
 }
+
+/// Several policies come to say what others said before, all at once: what is edited in place must
+/// not be what somebody else comes to.
+#[test]
+fn contents_that_move_from_pod_to_pod() {
+    const PODS: usize = 4;
+    let put = |number: usize, n_blocks: usize| {
+        let block = |block| format!(r#"{{"ipBlock": {{"cidr": "20.0.{block}.0/24"}}}}"#);
+        let list: Vec<String> = (0..n_blocks).map(block).collect();
+        let spec = format!(
+            r#"{{"podSelector": {{"matchLabels": {{"app": "a{number}"}}}},
+                "ingress": [{{"from": [{}]}}]}}"#,
+            list.join(", ")
+        );
+        Event::Policy(policy(&format!("x/p{number}"), &spec))
+    };
+    let mut n_in_place = 0;
+    for seed in 5000..5040 {
+        let mut rng = Rng::new(seed);
+        let mut run = Run::with_edits(seed);
+        let mut actions = vec![Action::Event(Box::new(Event::Namespace(namespace("x", ""))))];
+        for number in 0..PODS {
+            let (name, labels) = (format!("x/a{number}"), format!("app=a{number}"));
+            let address = format!("10.0.0.{}", number + 1);
+            actions.push(Action::Event(Box::new(Event::Pod(pod(&name, &labels, &address, "")))));
+            let id = EndpointId(u16::try_from(number + 1).expect("few"));
+            actions.push(Action::AddEndpoint(id, format!("a{number}")));
+        }
+        for _ in 0..12 {
+            let numbers = (0..PODS).filter(|_| rng.chance(70)).collect::<Vec<_>>();
+            let events = numbers.into_iter().map(|number| put(number, 1 + rng.below(6)));
+            actions.push(Action::Batch(events.collect()));
+        }
+        for (number, action) in actions.iter().enumerate() {
+            if let Err(why) = run.act(action) {
+                panic!("seed {seed}, action {number}: {why}\nafter {actions:#?}");
+            }
+        }
+        n_in_place += run.n_edits;
+    }
+    assert!(n_in_place > 20, "only {n_in_place} edits in place");
+}
