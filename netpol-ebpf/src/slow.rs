@@ -167,7 +167,8 @@ fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet)
         // What the pod sent to itself through a Service may come from a node's address, but
         // bears its stamp.
         Direction::Ingress => Arrival::ingress(
-            is_generated_here(skb, packet.has_fragment_header) || stamp::is_own(skb, &packet.remote),
+            is_generated_here(skb, packet.has_fragment_header)
+                || stamp::is_own(skb, &packet.remote),
         ),
         Direction::Egress => {
             // SAFETY: the context pointer is valid for the run of the program.

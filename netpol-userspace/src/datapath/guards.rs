@@ -2,9 +2,9 @@
 //! link whether what comes is for the pod (by the shield), and nothing else. Attaching
 //! one takes the kernel a while, so it is done one by one, whenever there is nothing else to do.
 //!
-//! Invariants: a guard has its entry ([`layout::Speaker`]) before it is attached and until it is
-//! off; where the programs of an isolated pod come off, the guard is there before. Must never put
-//! one on the interface of an endpoint without declared addresses.
+//! Invariants: a guard has its entry ([`netpol_common::layout::Speaker`]) before it is attached and
+//! until it is off; where the programs of an isolated pod come off, the guard is there before. Must
+//! never put one on the interface of an endpoint without declared addresses.
 
 use super::error::DatapathError;
 use super::load::{GUARD, SHIELD};
