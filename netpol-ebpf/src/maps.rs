@@ -665,7 +665,7 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn row_allows(&self, set: u16, class: u32, protocol: u8, port: u16) -> bool {
-        netpol_row_allows(set.into(), class, protocol.into(), port.into()) == 1
+        verdict::row_allows(&Kernel, set, class, protocol, port)
     }
 
     #[inline(always)]
@@ -686,8 +686,12 @@ impl Maps for Kernel {
         packet: &Packet,
     ) -> Judged {
         let word = direction as u32 | u32::from(is_translated) << 1;
-        // One after the other, so that their stacks do not add up.
-        let to_service = netpol_ask_service(endpoint, word, packet);
+        // One after the other, so that their stacks do not add up; and a call that is known to be in
+        // vain is none.
+        let to_service = match direction {
+            Direction::Ingress => ToService::None as u32,
+            Direction::Egress => netpol_ask_service(endpoint, word, packet),
+        };
         Judged::unpack(netpol_judge_flow(endpoint, word, packet, to_service))
     }
 
