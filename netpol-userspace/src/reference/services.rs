@@ -152,6 +152,10 @@ impl Services {
         let (Some((service, reached)), false) = (reached, places.is_empty()) else {
             return allows(remote, port);
         };
+        // It does not leave for anybody else.
+        if super::addresses(pod).contains(&remote) {
+            return true;
+        }
         let is_on_nodes = !own_addresses(service).contains(&remote)
             && reached.node_port == Some(i32::from(port))
             && !self.here.contains(&remote);

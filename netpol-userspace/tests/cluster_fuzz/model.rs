@@ -125,8 +125,9 @@ impl Model {
     pub fn is_stamped(&self, view: &View<'_>, name: &str, packet: &Packet) -> Option<bool> {
         let key = flow_key(packet, Direction::Egress);
         let is_pods = self.pasts.get(name)?.flows.get(&key) == Some(&Opener::Pod);
-        // Flows that are kept go on as they were opened.
-        if !is_pods || self.keeps || !has_flow(&packet.body) || packet.part != Part::Whole {
+        // Flows that are kept go on as they were opened. What is not read to its end has none.
+        let is_read = packet.part == Part::Whole && packet.n_extensions() < MAX_EXTENSION_HEADERS;
+        if !is_pods || self.keeps || !has_flow(&packet.body) || !is_read {
             return None;
         }
         Some(view.is_stamped(&key))
