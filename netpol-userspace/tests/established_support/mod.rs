@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -115,6 +116,8 @@ pub enum Ends {
 pub struct Flow {
     pub name: String,
     pub ends: Ends,
+    /// Bytes on their way to each end.
+    on_the_way: [Cell<usize>; 2],
 }
 
 /// Which end sends.
@@ -147,7 +150,11 @@ impl Flow {
             end.set_nodelay(true).unwrap();
             end.set_nonblocking(true).unwrap();
         }
-        Self { name: format!("TCP to {to}"), ends: Ends::Tcp([near, far]) }
+        Self::new(format!("TCP to {to}"), Ends::Tcp([near, far]))
+    }
+
+    fn new(name: String, ends: Ends) -> Self {
+        Self { name, ends, on_the_way: [const { Cell::new(0) }; 2] }
     }
 
     /// The same by UDP: both sockets connected to each other.
@@ -168,7 +175,7 @@ impl Flow {
             from.is_some()
         });
         far.connect(from.unwrap().1).unwrap();
-        let flow = Self { name: format!("UDP to {to}"), ends: Ends::Udp([near, far]) };
+        let flow = Self::new(format!("UDP to {to}"), Ends::Udp([near, far]));
         flow.drain();
         flow
     }
@@ -183,6 +190,8 @@ impl Flow {
 
     /// Sends from one end.
     pub fn send(&self, end: End) {
+        let on_the_way = &self.on_the_way[end.other() as usize];
+        on_the_way.set(on_the_way.get() + 1);
         match &self.ends {
             Ends::Tcp(ends) => (&ends[end as usize]).write_all(b"x").unwrap(),
             Ends::Udp(ends) => {
@@ -203,7 +212,11 @@ impl Flow {
         };
         match received {
             Ok(0) => panic!("{}: the {end:?} has been told that the other has closed", self.name),
-            Ok(_) => true,
+            Ok(n_bytes) => {
+                let on_the_way = &self.on_the_way[end as usize];
+                on_the_way.set(on_the_way.get().saturating_sub(n_bytes));
+                true
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => false,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => false,
             Err(error) => panic!("{}: {error}", self.name),
@@ -216,14 +229,19 @@ impl Flow {
         }
     }
 
-    /// Insists that a packet of each end arrives, the first at the first attempt.
+    /// Insists that a packet of each end arrives, the first at the first attempt. By TCP what was
+    /// dropped before is sent again: all of that has arrived, too.
     pub fn assert_passes(&self, why: &str) {
         for end in End::BOTH {
             self.send(end);
             eventually(&format!("{}, {why}: a packet of the {end:?} arrives", self.name), || {
-                self.has_arrived(end.other())
+                self.has_arrived(end.other()) && self.is_all_there(end.other())
             });
         }
+    }
+
+    fn is_all_there(&self, end: End) -> bool {
+        matches!(self.ends, Ends::Udp(_)) || self.on_the_way[end as usize].get() == 0
     }
 
     /// Insists that the very next packet of `end` is dropped. `drops` counts, and every packet
