@@ -556,9 +556,13 @@ impl Core {
     /// Writes down new numbers before they are used, together with those still in the maps, so
     /// that the next agent does not take either for free should this one end half-way.
     fn write_ahead(&mut self) {
-        if self.are_endpoints_written {
-            return self.note_numbers();
+        match self.are_endpoints_written {
+            true => self.note_numbers(),
+            false => self.store_endpoints(),
         }
+    }
+
+    fn store_endpoints(&mut self) {
         let mut ids = self.compiler.export_ids();
         // One that says another thing by now was edited: what it says now is on its way to the maps.
         let in_use: BTreeSet<u16> = ids.sets.values().copied().collect();
@@ -575,6 +579,7 @@ impl Core {
             false => self.state_with(ids),
         };
         self.store(&state);
+        self.told.note(state);
     }
 
     /// The same where only numbers are new: what people read of a change can wait until it is in

@@ -93,9 +93,10 @@ fn add_kind<N: Copy + Eq + Hash>(
     news: BTreeMap<String, N>,
 ) {
     for (content, id) in news {
-        let is_known = !numbers.insert(id);
         let is_other = |(other, known): &(&String, &N)| **known == id && **other != content;
-        match ids.iter().filter(|_| is_known).find(is_other).map(|(other, _)| other.clone()) {
+        // A look at all of them only for the few numbers that were given before.
+        let other = if numbers.insert(id) { None } else { ids.iter().find(is_other) };
+        match other.map(|(other, _)| other.clone()) {
             Some(other) => {
                 // Who uses it now keeps it from everybody until it is out of the maps.
                 ids.remove(&other);

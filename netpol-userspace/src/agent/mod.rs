@@ -169,6 +169,10 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
         {
             core.handle_source(event);
         }
+        if snapshots.has_changed().unwrap_or_default() {
+            let snapshot = snapshots.borrow_and_update().clone();
+            core.handle_snapshot(snapshot);
+        }
         core.work(WORKING);
         core.settle_admissions();
         if core.has_answers() {

@@ -12,8 +12,9 @@ use super::Core;
 use crate::agent::serve::Published;
 use crate::agent::state::{EndpointView, State};
 
-/// From how long on it is costly to tell everything, and how many times as long is waited then before it is told again.
-const COSTLY: Duration = Duration::from_millis(20);
+/// From how long on it is costly to tell everything, and how many times as long is waited then before
+/// it is told again.
+const COSTLY: Duration = Duration::from_millis(100);
 const COSTLY_SHARE: u32 = 100;
 
 /// What was told last.
@@ -29,6 +30,11 @@ impl Told {
     /// Whether to tell everything takes long.
     pub fn is_costly(&self) -> bool {
         self.cost >= COSTLY && self.state.is_some()
+    }
+
+    /// This was told.
+    pub fn note(&mut self, state: State) {
+        self.state = Some(Arc::new(state));
     }
 
     /// A state without what policies say, with what was told of that last.
@@ -52,7 +58,10 @@ impl Core {
         let is_resting = self.told.rest.is_some_and(|until| Instant::now() < until);
         let must_wait = self.is_behind() || (self.told.is_costly() && is_resting);
         if must_wait && self.told.state.is_some() {
-            // The rest of it is still to be told.
+            // The rest of it is still to be told; but not who is there.
+            if !self.are_endpoints_written {
+                self.store_endpoints();
+            }
             published.send_replace(Arc::new(self.published()));
             return;
         }
@@ -69,7 +78,7 @@ impl Core {
         let state = self.state_with(ids);
         self.store(&state);
         self.is_dirty = false;
-        self.told.state = Some(Arc::new(state));
+        self.told.note(state);
         self.told.cost = begun.elapsed();
         self.told.rest = Some(Instant::now() + self.told.cost * COSTLY_SHARE);
         published.send_replace(Arc::new(self.published()));
