@@ -150,6 +150,7 @@ pub(crate) mod tests {
                         left_out: 2,
                     }],
                     notes: vec![],
+                    compiling: vec![],
                 },
             },
             endpoints,
