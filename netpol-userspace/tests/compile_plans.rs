@@ -490,3 +490,35 @@ fn rules_in_words() {
     assert_eq!(compiler.class_names(class), ["10.0.0.0/8", "pods app=b in namespace x"]);
     assert!(compiler.class_names(ClassId::NONE).is_empty());
 }
+
+/// One pod's set is to be edited to another content, and another pod wants what it was.
+#[test]
+fn a_set_that_somebody_else_wants_as_it_was_is_not_edited() {
+    let block = |number: usize| format!(r#"{{"ipBlock": {{"cidr": "20.0.{number}.0/24"}}}}"#);
+    let put = |id: &str, role: &str, n_blocks: usize| {
+        let list: Vec<String> = (0..n_blocks).map(block).collect();
+        let list = list.join(",");
+        let spec = format!(
+            r#"{{"podSelector": {{"matchLabels": {{"role": "{role}"}}}},
+                "ingress": [{{"from": [{list}]}}]}}"#
+        );
+        put_policy(&policy(id, &spec))
+    };
+    let (a, b) = (EndpointId(1), EndpointId(2));
+    let mut compiler = Compiler::new().with_sets_edited_from(0);
+    compiler.apply_all([
+        put_pod(&pod("x/a", "role=a", "10.0.0.1", "")),
+        put_pod(&pod("x/b", "role=b", "10.0.0.2", "")),
+        put("x/p", "a", 3),
+        put("x/q", "b", 2),
+    ]);
+    compiler.set_endpoints([(a, name("x/a")), (b, name("x/b"))]);
+    compiler.apply_all([put("x/p", "a", 4), put("x/q", "b", 3)]);
+    for (endpoint, n_allowed) in [(a, 4), (b, 3)] {
+        for number in 0..5 {
+            let remote = format!("20.0.{number}.1");
+            let is_allowed = judge(&compiler, endpoint.0, Direction::Ingress, &remote, "tcp:80");
+            assert_eq!(is_allowed, number < n_allowed, "{endpoint:?} from {remote}");
+        }
+    }
+}

@@ -44,6 +44,9 @@ impl Compiler {
     ) -> Vec<(EndpointId, EndpointSets)> {
         let wanted = self.wanted(dirty, befores);
         let mut edits = self.edits_in_place(&wanted);
+        let n_users = |sets: &sets::Sets, id| sets.get(id).map_or(0, |set| set.n_users);
+        let n_wanting: FxHashMap<SetId, u32> =
+            edits.keys().map(|id| (*id, n_users(&self.engine.sets, *id))).collect();
         let mut found: Vec<(EndpointId, [Option<SetId>; 2])> =
             wanted.iter().map(|(id, _)| (*id, [None, None])).collect();
         let mut made: FxHashMap<SetId, Vec<(&Changes, SetId)>> = FxHashMap::default();
@@ -82,7 +85,10 @@ impl Compiler {
                     };
                 }
             }
-            let bound = self.engine.sets.bound(&edits, &self.engine.atoms);
+            let mut bound = self.engine.sets.bound(&edits, &self.engine.atoms);
+            // Somebody else wants what it said before.
+            let has_others = |id: &&SetId| n_users(&self.engine.sets, **id) > n_wanting[*id];
+            bound.extend(edits.keys().filter(has_others));
             is_settled = bound.is_empty();
             bound.iter().for_each(|id| drop(edits.remove(id)));
         }
