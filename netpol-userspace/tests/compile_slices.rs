@@ -4,26 +4,56 @@
 mod compile_support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
+use compile_support::neighbours::{self, Neighbours};
 use compile_support::{change, namespace_of, pod, policy, put_pod, put_policy, shrink_sequence};
 use netpol_userspace::compile::{Compiler, EndpointId, Step, Tables};
 use netpol_userspace::model::{Change, Direction, ObjectName};
+use netpol_userspace::reference::Reference;
 use netpol_userspace::reference::generate::Rng;
 use netpol_userspace::reference::world::{Event, Probe, Size, World};
 use netpol_userspace::source::convert;
+use serde_json::json;
 
 /// One thing that happens while others are under way.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Action {
     /// Events that are read together.
     Events(Vec<Event>),
     AddEndpoint(EndpointId, String),
+    /// While others are under way.
+    TakeInEndpoint(EndpointId, String),
     RemoveEndpoint(EndpointId),
     /// So many slices are done.
     Slices(usize),
     /// All of them are.
     Finish,
+}
+
+impl fmt::Debug for Action {
+    /// One line for each object.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |event: &Event| match event {
+            Event::Namespace(object) => json!(["put", object]),
+            Event::NamespaceGone(object) => json!(["gone", object.metadata.name]),
+            Event::Pod(object) => json!(["put", object.metadata, object.status]),
+            Event::PodGone(object) => json!(["gone", object.metadata.name]),
+            Event::Policy(object) => json!(["put", object.metadata.name, object.spec]),
+            Event::PolicyGone(object) => json!(["gone", object.metadata.name]),
+        };
+        match self {
+            Self::Events(events) => {
+                f.debug_list().entries(events.iter().map(|event| line(event).to_string())).finish()
+            }
+            Self::AddEndpoint(id, pod) => write!(f, "add {id:?} of {pod}"),
+            Self::TakeInEndpoint(id, pod) => write!(f, "take in {id:?} of {pod}"),
+            Self::RemoveEndpoint(id) => write!(f, "remove {id:?}"),
+            Self::Slices(n) => write!(f, "{n} slices"),
+            Self::Finish => write!(f, "finish"),
+        }
+    }
 }
 
 fn actions(seed: u64, size: Size, n_actions: usize) -> Vec<Action> {
@@ -45,6 +75,39 @@ fn actions(seed: u64, size: Size, n_actions: usize) -> Vec<Action> {
     actions
 }
 
+/// Namespaces that are about the same blocks and pods, and whose work overlaps.
+fn actions_of_neighbours(seed: u64, n_actions: usize) -> Vec<Action> {
+    let rng = &mut Rng::new(seed);
+    let mut all = Neighbours::new(rng);
+    let n = all.n_namespaces();
+    let mut actions = vec![Action::Events(all.begin(rng))];
+    let endpoint = |pod: usize| EndpointId(u16::try_from(1 + pod).expect("small"));
+    // One or two of each namespace.
+    actions.extend((0..n + 1).map(|pod| Action::AddEndpoint(endpoint(pod), format!("pod{pod}"))));
+    for _ in 0..n_actions {
+        let some = rng.below(n);
+        match rng.below(24) {
+            0..3 => actions.push(Action::Events(vec![all.pod_event(rng)])),
+            3 => actions.push(Action::RemoveEndpoint(endpoint(rng.below(n + 2)))),
+            4..6 => {
+                let pod = rng.below(n + 2);
+                actions.push(Action::TakeInEndpoint(endpoint(pod), format!("pod{pod}")));
+            }
+            6 if rng.chance(50) => actions.push(Action::Finish),
+            7..12 => actions.push(Action::Slices(1 + rng.below(8))),
+            12..14 => actions.push(Action::Events(all.imitate(some, (some + 1) % n))),
+            14..16 => {
+                // While that is under way.
+                actions.push(Action::Events(all.edit(rng, some)));
+                actions.push(Action::Slices(1 + rng.below(2)));
+                actions.push(Action::Events(all.imitate(some, (some + 1) % n)));
+            }
+            _ => actions.push(Action::Events(all.edit(rng, some))),
+        }
+    }
+    actions
+}
+
 /// A compiler whose work is done in slices, and the datapath that carries them out.
 struct Run {
     compiler: Compiler,
@@ -53,26 +116,40 @@ struct Run {
     endpoints: BTreeMap<EndpointId, String>,
     /// The worlds since everything was in force last, that one included.
     since: Vec<World>,
+    /// What is allowed by the policies of one of them and the pods of another, the last one first.
+    references: Vec<Reference>,
     rng: Rng,
     slice: usize,
-    /// Classes may differ from those after a fresh start.
-    edits: bool,
+    /// From how many rows on sets are edited in place, if they are: classes may differ then from those
+    /// after a fresh start.
+    edited_from: Option<usize>,
+    /// What is asked about.
+    probes: fn(&World, &mut Rng, &[IpAddr]) -> Vec<Probe>,
+}
+
+fn few_probes(world: &World, rng: &mut Rng, remotes: &[IpAddr]) -> Vec<Probe> {
+    world.probes(rng, remotes, 12)
 }
 
 impl Run {
-    fn new(seed: u64, slice: usize, edits: bool) -> Self {
+    fn new(seed: u64, slice: usize, edited_from: Option<usize>) -> Self {
         let compiler = Compiler::new().with_slices_of(slice);
-        let compiler = if edits { compiler.with_sets_edited_from(0) } else { compiler };
+        let compiler = match edited_from {
+            Some(n_rows) => compiler.with_sets_edited_from(n_rows),
+            None => compiler,
+        };
         let world = World::default();
         Self {
             compiler,
             datapath: Tables::default(),
             since: vec![world.clone()],
+            references: Vec::new(),
             world,
             endpoints: BTreeMap::new(),
             rng: Rng::new(seed),
             slice,
-            edits,
+            edited_from,
+            probes: few_probes,
         }
     }
 
@@ -83,6 +160,7 @@ impl Run {
                 events.iter().for_each(|event| self.world.apply(event));
                 self.compiler.take_in(events.iter().map(change));
                 self.since.push(self.world.clone());
+                self.references.clear();
                 // A pod that is in another namespace now is another one.
                 let gone = |pod| namespace_of(&self.world, pod) != namespace_of(&before, pod);
                 let gone = self.endpoints.iter().filter(|(_, pod)| gone(pod)).map(|(id, _)| *id);
@@ -97,6 +175,14 @@ impl Run {
                 let plan = self.compiler.set_endpoint(*id, name);
                 self.carry_out(&plan)?;
                 self.finish()
+            }
+            Action::TakeInEndpoint(id, pod) => {
+                let Some(object) = self.world.pods.get(pod).cloned() else { return Ok(()) };
+                self.remove(*id);
+                self.endpoints.insert(*id, pod.clone());
+                let name = convert::object_name(&object.metadata);
+                self.compiler.take_in_holders(*id, name, vec![convert::pod(&object).0]);
+                Ok(())
             }
             Action::RemoveEndpoint(id) => {
                 self.remove(*id);
@@ -141,8 +227,9 @@ impl Run {
             return Err(format!("slices lead to {:#?}, not to {tables:#?}", self.datapath));
         }
         self.since = vec![self.world.clone()];
+        self.references.clear();
         self.is_of_some_world()?;
-        if self.edits { Ok(()) } else { self.is_as_from_scratch() }
+        self.is_as_from_scratch()
     }
 
     /// Every verdict is one by policies of some moment, on a pod and its peers as they were at some.
@@ -150,40 +237,37 @@ impl Run {
         let remotes: BTreeSet<IpAddr> =
             self.since.iter().flat_map(|world| world.remotes(&mut self.rng)).collect();
         let remotes: Vec<IpAddr> = remotes.into_iter().collect();
-        // By policies of one and pods of another.
-        let mut mixed = Vec::new();
-        for pods in &self.since {
-            for policies in &self.since {
-                let mut world = pods.clone();
-                world.policies.clone_from(&policies.policies);
-                mixed.push(world);
-            }
-        }
-        let references: Vec<_> = mixed.iter().map(World::reference).collect();
+        self.refer();
         // Of a new endpoint nothing is said before the datapath has it.
         let known =
             self.endpoints.iter().filter(|(id, _)| self.datapath.endpoints.contains_key(id));
         for (&endpoint, pod) in known {
-            let holders = self.since.iter().filter_map(|world| world.pods.get(pod));
-            let holders: Vec<_> = holders.collect();
+            // What is said to be in force is.
+            let is_settled = namespace_of(&self.world, pod)
+                .is_some_and(|namespace| self.compiler.is_settled(namespace));
+            let (n_holders, n_references) =
+                if is_settled { (1, 1) } else { (usize::MAX, usize::MAX) };
+            let holders = self.since.iter().rev().filter_map(|world| world.pods.get(pod));
+            let holders: Vec<_> = holders.take(n_holders).collect();
             let own: Vec<IpAddr> =
                 holders.iter().flat_map(|pod| convert::pod(pod).0.addresses).collect();
             for direction in Direction::BOTH {
-                for probe in self.world.probes(&mut self.rng, &remotes, 12) {
+                for probe in (self.probes)(&self.world, &mut self.rng, &remotes) {
                     let Probe { remote, protocol, port } = probe;
                     if own.contains(&remote) {
                         continue;
                     }
                     let verdict = self.datapath.judge(endpoint, direction, remote, protocol, port);
-                    let is_known = references.iter().any(|reference| {
+                    let is_known = self.references.iter().take(n_references).any(|reference| {
                         holders.iter().any(|pod| {
                             reference.allows(direction, pod, remote, protocol, port) == verdict
                         })
                     });
                     if !is_known {
                         return Err(format!(
-                            "{endpoint:?} {direction} {probe:?} is {verdict}, as in none of {} worlds",
-                            self.since.len()
+                            "{endpoint:?} {direction} {probe:?} is {verdict}, as in none of {} worlds{}",
+                            self.since.len(),
+                            if is_settled { ", and said to be settled" } else { "" }
                         ));
                     }
                 }
@@ -192,7 +276,21 @@ impl Run {
         Ok(())
     }
 
-    /// As many rows, blocks, sets and classes as after a fresh start, with the same verdicts.
+    fn refer(&mut self) {
+        if !self.references.is_empty() {
+            return;
+        }
+        for pods in self.since.iter().rev() {
+            for policies in self.since.iter().rev() {
+                let mut world = pods.clone();
+                world.policies.clone_from(&policies.policies);
+                self.references.push(world.reference());
+            }
+        }
+    }
+
+    /// As many rows, blocks, sets and classes as after a fresh start, with the same verdicts; as many
+    /// blocks where sets are edited in place.
     fn is_as_from_scratch(&self) -> Result<(), String> {
         let mut full = Compiler::new();
         let namespaces = self.world.namespaces.values().cloned().map(Event::Namespace);
@@ -210,7 +308,8 @@ impl Run {
             (blocks, tables.rows.len(), tables.endpoints.len(), compiler.size())
         };
         let (sliced, full) = (count(&self.compiler), count(&full));
-        match sliced == full {
+        let is_edited = self.edited_from.is_some();
+        match sliced == full || is_edited && sliced.0 == full.0 {
             true => Ok(()),
             false => Err(format!("in slices: {sliced:?}\nfrom scratch: {full:?}")),
         }
@@ -245,7 +344,8 @@ fn failure(mut run: Run, actions: &[Action]) -> Option<String> {
 fn check(seeds: std::ops::Range<u64>, size: Size, edits: bool) {
     for seed in seeds {
         let actions = actions(seed, size, 60);
-        let run = || Run::new(seed, 1 + usize::try_from(seed % 9).expect("small"), edits);
+        let edited_from = edits.then_some(0);
+        let run = || Run::new(seed, 1 + usize::try_from(seed % 9).expect("small"), edited_from);
         if let Some(why) = failure(run(), &actions) {
             let (actions, why) =
                 shrink_sequence(actions, why, |fewer: &[Action]| failure(run(), fewer));
@@ -266,6 +366,33 @@ fn the_same_with_sets_that_are_edited_in_place() {
     check(300..330, Size { namespaces: 1, pods: 6, policies: 4 }, true);
     // Blocks of several namespaces inside each other.
     check(400..420, Size { namespaces: 2, pods: 6, policies: 12 }, true);
+}
+
+#[test]
+fn neighbours_whose_work_overlaps_never_see_each_others_halves() {
+    let first = number_from("NETPOL_SEED").unwrap_or(1_000);
+    let n_seeds = number_from("NETPOL_CASES").unwrap_or(150);
+    for seed in first..first + n_seeds {
+        let actions = actions_of_neighbours(seed, 50);
+        let run = || {
+            let edited_from = [Some(0), Some(0), Some(3), Some(12), None][seed as usize % 5];
+            let slice = [1, 2, 3, 5, 9, 30][seed as usize % 6];
+            let mut run = Run::new(seed, slice, edited_from);
+            run.probes = |_, rng, remotes| neighbours::probes(rng, remotes);
+            run
+        };
+        if let Some(why) = failure(run(), &actions) {
+            let (actions, why) =
+                shrink_sequence(actions, why, |fewer: &[Action]| failure(run(), fewer));
+            panic!("seed {seed}: {why}\nafter {actions:#?}");
+        }
+    }
+}
+
+/// A number that `cargo xtask test` gives, as `--seed` and `--cases`.
+fn number_from(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 /// A policy of a namespace on all its pods, with so many blocks of its own.

@@ -115,7 +115,12 @@ impl Atoms {
         self.slots[id.0 as usize].as_ref().expect("invariant: atoms outlive what mentions them")
     }
 
-    /// Likewise, to note a reference.
+    /// Likewise, if there is one.
+    pub fn live(&self, id: AtomId) -> Option<&Known> {
+        self.slots[id.0 as usize].as_ref()
+    }
+
+    /// The live atom of that number, to note a reference.
     pub fn get_mut(&mut self, id: AtomId) -> &mut Known {
         self.slots[id.0 as usize].as_mut().expect("invariant: atoms outlive what mentions them")
     }

@@ -86,6 +86,8 @@ impl Compiler {
     fn note_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
         let here = self.endpoints_in.get(&id.namespace);
         if here.is_none() {
+            // Counted anew when it has endpoints again.
+            self.mentions.remove(&id.namespace);
             self.cluster.apply(change);
             return;
         }

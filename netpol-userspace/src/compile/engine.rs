@@ -38,6 +38,8 @@ pub(super) struct Engine {
     shared: SharedPorts,
     /// Blocks that have the class [`ClassId::CLOSED`] and wait for a number.
     pub unnumbered: BTreeSet<IpNet>,
+    /// Blocks that have an entry only until all around them have their classes.
+    pub lingering: Vec<IpNet>,
 }
 
 /// What a change touched.
@@ -87,6 +89,7 @@ impl Engine {
             held: FxHashMap::default(),
             shared: SharedPorts::default(),
             unnumbered: BTreeSet::new(),
+            lingering: Vec::new(),
         }
     }
 
@@ -96,9 +99,12 @@ impl Engine {
     /// change nothing but what the change itself did to pods can differ.
     pub fn begin(&mut self, cluster: &Cluster, job: &mut Job, mut touched: Touched) -> Plan {
         let (fresh, edited) = self.sets.take_fresh(job.number);
-        job.is_edit = !edited.is_empty();
-        touched.blocks.extend(std::mem::take(&mut self.unnumbered));
         self.match_fresh(cluster, job, &mut touched);
+        for block in &touched.blocks {
+            if self.stays(block) {
+                self.addresses.expect(*block);
+            }
+        }
         job.blocks.extend(touched.blocks, |block| self.stays(block));
         let Self { sets, classes, atoms, shared, .. } = self;
         let mut plan = Plan::new();
@@ -232,33 +238,26 @@ impl Engine {
         self.atoms.hold(&before.unwrap_or_default(), &now_again);
     }
 
-    /// Gives blocks the class that they should have. One that is to have none is left as it is where
-    /// `must_wait` says so. Returns the rows to add first, then the moves.
-    pub fn reclassify(
-        &mut self,
-        mut blocks: Vec<IpNet>,
-        mut must_wait: impl FnMut(&IpNet) -> bool,
-    ) -> (Plan, Vec<Move>) {
+    /// Gives blocks the class that they should have. Returns the rows to add first, then the moves.
+    /// What is missing inside them is to have its class before: see [`Addresses::missing_inside`].
+    pub fn reclassify(&mut self, mut blocks: Vec<IpNet>) -> (Plan, Vec<Move>) {
         // Where numbers run out, outer blocks go before what is in them.
         blocks.sort_unstable();
         let mut moves = Vec::new();
         let mut content: Vec<AtomId> = Vec::new();
         for block in blocks {
-            if !self.stays(&block) && must_wait(&block) {
-                continue;
-            }
             let Some(entry) = self.addresses.get(&block) else { continue };
-            let held = entry.owner.as_ref().and_then(|owner| self.held.get(owner));
             let old = entry.class;
-            let mut new = ClassId::NONE;
+            let owner = entry.owner.as_ref();
             // An address without atoms of its own has those of the longest block around it.
-            if held.is_some() || entry.cidr.is_some() {
-                content.clear();
-                content.extend(held.into_iter().flatten());
-                content.extend(self.addresses.atoms_around(block));
-                content.sort_unstable();
-                new = self.classes.acquire(&content, &mut self.atoms);
-            }
+            content.clear();
+            content.extend(owner.and_then(|owner| self.held.get(owner)).into_iter().flatten());
+            content.extend(self.addresses.atoms_around(block));
+            content.sort_unstable();
+            let new = match self.stays(&block) {
+                true => self.classes.acquire(&content, &mut self.atoms),
+                false => self.class_without_own(block, old, &content),
+            };
             self.classes.release(old);
             if new == ClassId::CLOSED {
                 self.unnumbered.insert(block);
@@ -272,6 +271,23 @@ impl Engine {
         // around it have: see [`Blocks`].
         moves.sort_by_key(|Move { block, new, .. }| Blocks::order(block, *new != ClassId::NONE));
         (self.add_fresh_rows(), moves)
+    }
+
+    /// The class of a block that needs no entry of its own: none, as soon as what is around it has
+    /// the class that the block should have. Until then it keeps an entry with that class: to wait
+    /// for whoever is at work around it would leave in force what was taken away here.
+    fn class_without_own(&mut self, block: IpNet, old: ClassId, content: &[AtomId]) -> ClassId {
+        let around = self.addresses.class_around(block);
+        if old == ClassId::NONE || (content.is_empty() && around == ClassId::NONE) {
+            return ClassId::NONE;
+        }
+        let class = self.classes.acquire(content, &mut self.atoms);
+        if class == around {
+            self.classes.release(class);
+            return ClassId::NONE;
+        }
+        self.lingering.push(block);
+        class
     }
 
     /// Sets of which some address may do less after these moves.

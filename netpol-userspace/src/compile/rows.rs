@@ -64,7 +64,8 @@ pub(super) fn add_first(
     add_row(set, ClassId::NONE, sets, classes, atoms, shared)
 }
 
-/// The rows of a new set for the classes that have an atom.
+/// The rows of a new set for the classes that have an atom. Both may have become others of the same
+/// number: then these are rows that the other set needs, or none.
 pub(super) fn add_of_atom(
     (set, atom): (SetId, AtomId),
     sets: &mut Sets,
@@ -72,7 +73,11 @@ pub(super) fn add_of_atom(
     atoms: &Atoms,
     shared: &mut SharedPorts,
 ) -> Vec<Step> {
-    let having = atoms.get(atom).classes.iter();
+    // Either may be gone since: its endpoint, or the last pod that declared a port.
+    let Some(known) = atoms.live(atom).filter(|_| sets.get(set).is_some()) else {
+        return Vec::new();
+    };
+    let having = known.classes.iter();
     having.filter_map(|class| add_row(set, class, sets, classes, atoms, shared)).collect()
 }
 

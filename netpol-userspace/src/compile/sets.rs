@@ -410,6 +410,11 @@ impl Sets {
         }
     }
 
+    /// The jobs that have begun to make ready what the next one has to.
+    pub fn awaited(&self) -> BTreeSet<u32> {
+        self.fresh.iter().filter_map(|id| self.unready.get(id)).copied().collect()
+    }
+
     /// The sets that a job has to make ready: new ones, and such as only have new atoms.
     pub fn take_fresh(&mut self, job: u32) -> (Vec<SetId>, Vec<SetId>) {
         let [fresh, edited] = [&mut self.fresh, &mut self.edited].map(|sets| {

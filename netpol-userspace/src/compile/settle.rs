@@ -172,6 +172,12 @@ impl Compiler {
         let given_up = self.engine.atoms.maybe_dead(first);
         let blocks = self.engine.drop_dead_atoms(&self.cluster, Vec::new(), given_up);
         touched.blocks.extend(blocks);
+        // Whoever has begun to make a set ready may take longer than who wants it now. What it has
+        // not done yet may be judged by what the set said before.
+        let awaited = self.engine.sets.awaited();
+        for other in self.jobs.values().filter(|other| awaited.contains(&other.number)) {
+            job.blocks.extend_by(&other.blocks);
+        }
         let plan = self.engine.begin(&self.cluster, &mut job, touched);
         self.jobs.insert(whose.clone(), job);
         plan
@@ -183,10 +189,7 @@ impl Compiler {
         let mut plan = Plan::new();
         let mut moves = Vec::new();
         while *left > 0 && !job.blocks.is_empty() {
-            let (blocks, stay) = job.blocks.take(*left);
-            *left -= blocks.len().min(*left);
-            job.n_done += blocks.len();
-            let (rows, moved) = self.reclassify(&mut job, blocks, stay);
+            let (rows, moved) = self.reclassify(&mut job, left);
             plan.extend(rows);
             plan.extend(steps(&moved));
             moves.extend(moved);
@@ -210,22 +213,31 @@ impl Compiler {
             return plan;
         }
         self.conclude(job, &moves, &mut plan);
+        if *whose != Whose::Nobody {
+            // What is around them may have its classes now.
+            let lingering = std::mem::take(&mut self.engine.lingering);
+            self.add_blocks(&Whose::Nobody, lingering);
+        }
         plan
     }
 
-    fn reclassify(&mut self, job: &mut Job, blocks: Vec<IpNet>, stay: bool) -> (Plan, Vec<Move>) {
-        let others = &self.jobs;
-        let mut later = Vec::new();
-        let found = self.engine.reclassify(blocks, |block| {
-            if stay {
-                // It has lost its own in between; all around it come first.
-                later.push(*block);
-                return true;
-            }
-            others.values().any(|other| other.is_edit && other.blocks.contains(block))
-        });
+    /// Gives the next blocks of a job their classes, no more than are left to do.
+    fn reclassify(&mut self, job: &mut Job, left: &mut usize) -> (Plan, Vec<Move>) {
+        let (blocks, stay) = job.blocks.take(*left);
+        // What others have begun inside them: it would have the classes of these for a while, and
+        // be judged by what is new of them without what is new of itself, such as an exception.
+        let missing = self.engine.addresses.missing_inside(&blocks, *left);
+        if !missing.is_empty() {
+            job.blocks.put_back(blocks, stay);
+            *left -= missing.len();
+            return self.engine.reclassify(missing);
+        }
+        *left -= blocks.len();
+        job.n_done += blocks.len();
+        let (now, later) = blocks.into_iter().partition(|b| !stay || self.engine.stays(b));
+        // They have lost their own in between; all around them come first.
         job.blocks.extend(later, |_| false);
-        found
+        self.engine.reclassify(now)
     }
 
     /// All is ready: endpoints get their sets.

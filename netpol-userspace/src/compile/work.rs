@@ -49,8 +49,6 @@ pub(super) struct Job {
     pub atoms: Vec<AtomId>,
     pub names: Vec<(Protocol, Str)>,
     pub sets: Vec<SetId>,
-    /// Some set is edited in place, so that verdicts change with the classes.
-    pub is_edit: bool,
     pub n_done: usize,
 }
 
@@ -92,6 +90,16 @@ impl Blocks {
         }
         let new = blocks.into_iter().map(|block| (Self::order(&block, stays(&block)), block));
         self.sorted.extend(new);
+        self.tidy();
+    }
+
+    /// Adds what another job has left to do.
+    pub fn extend_by(&mut self, other: &Self) {
+        self.sorted.extend_from_slice(&other.sorted);
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
         self.sorted.sort_unstable_by(|a, b| b.cmp(a));
         self.sorted.dedup();
     }
@@ -106,12 +114,10 @@ impl Blocks {
         self.sorted.is_empty()
     }
 
-    /// Whether a block is among them.
-    pub fn contains(&self, block: &IpNet) -> bool {
-        [true, false].into_iter().any(|stays| {
-            let key = (Self::order(block, stays), *block);
-            self.sorted.binary_search_by(|other| key.cmp(other)).is_ok()
-        })
+    /// They come next after all.
+    pub fn put_back(&mut self, blocks: Vec<IpNet>, stay: bool) {
+        let with_order = blocks.into_iter().rev().map(|block| (Self::order(&block, stay), block));
+        self.sorted.extend(with_order);
     }
 
     /// The next ones, no more than that, and whether they are of those that stay.
@@ -139,8 +145,8 @@ mod tests {
         blocks.extend(texts[..2].iter().map(block).collect(), stays);
         blocks.extend(texts[2..].iter().map(block).collect(), stays);
         assert_eq!(blocks.len(), 4);
-        assert!(texts.iter().all(|text| blocks.contains(&block(text))));
-        assert!(!blocks.contains(&block(&"10.0.0.0/9")));
+        let (next, stay) = blocks.take(1);
+        blocks.put_back(next, stay);
         let mut taken = Vec::new();
         while !blocks.is_empty() {
             let (next, stay) = blocks.take(3);
