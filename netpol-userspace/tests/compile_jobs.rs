@@ -204,3 +204,66 @@ fn two_who_always_write() {
         assert!(n < 200, "in force after {n} slices: {late}, {at}");
     }
 }
+
+fn role(name: &str, address: &str, n: usize) -> Change {
+    let role = if n.is_multiple_of(2) { "role=friend" } else { "role=none" };
+    put_pod(&pod(name, role, address, ""))
+}
+
+/// Somebody who never stops keeps nobody from knowing that what they wrote is in force.
+#[test]
+fn what_there_was_at_a_mark_is_done_while_others_go_on() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    compiler.take_in([put("x/p", &blocks(20, 2_000))]);
+    compiler.slice(100);
+    compiler.take_in([put("y/q", &blocks(30, 3)), role("y/c", "10.0.0.3", 1)]);
+    let mark = compiler.mark();
+    let mut n = 0;
+    while !compiler.has_done(&mark) {
+        n += 1;
+        compiler.take_in([put("x/p", &blocks(20, 2_000 + n)), role("y/d", "10.0.0.4", n)]);
+        compiler.slice(100);
+        assert!(n < 200, "never done");
+    }
+    assert!(compiler.is_behind(), "there is always something");
+    assert!(in_from(&compiler, X, "20.7.249.1") && in_from(&compiler, Y, "30.0.2.1"));
+    assert!(!in_from(&compiler, Y, "10.0.0.3"));
+}
+
+#[test]
+fn pods_that_always_change_keep_no_policy_waiting() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    compiler.take_in([put("x/p", &blocks(20, 500))]);
+    for n in 0.. {
+        compiler.take_in([role("y/c", "10.0.0.3", n)]);
+        compiler.slice(100);
+        if in_from(&compiler, X, "20.1.249.1") {
+            break;
+        }
+        assert!(n < 60, "they do");
+    }
+}
+
+/// A pod waits for its own namespace and its own addresses.
+#[test]
+fn a_new_pod_is_settled_while_others_change() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    compiler.take_in([put("x/p", &blocks(20, 2_000))]);
+    compiler.take_in([role("y/new", "10.0.0.9", 0)]);
+    let is_settled = |compiler: &Compiler| {
+        compiler.is_pod_settled(compiler.cluster().pod(&name("y/new")).expect("it is known"))
+    };
+    assert!(!is_settled(&compiler));
+    let mut n = 0;
+    while !is_settled(&compiler) {
+        n += 1;
+        compiler.take_in([role("z/other", "10.0.0.4", n)]);
+        compiler.slice(10);
+        assert!(n < 10, "it waits for others");
+    }
+    assert!(in_from(&compiler, Y, "10.0.0.9"));
+    assert!(compiler.is_busy("x"));
+}

@@ -31,6 +31,7 @@ mod admission;
 mod endpoints;
 mod speaking;
 mod told;
+mod waits;
 mod work;
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
@@ -43,12 +44,6 @@ const VERIFICATION_SOON: Duration = Duration::from_millis(100);
 
 /// How long `netpol status` tells that flows made room for others.
 const EVICTIONS_TOLD: Duration = Duration::from_secs(60);
-
-/// A wait for everything before a barrier to be in force.
-struct Pending {
-    barrier: u64,
-    wait: Wait,
-}
 
 /// The agent's state.
 pub struct Core {
@@ -95,10 +90,9 @@ pub struct Core {
     notes: Vec<String>,
     is_dirty: bool,
 
-    pending: Vec<Pending>,
-    /// Waits whose barrier has passed, and until when they wait for interfaces.
-    passed: Vec<Wait>,
-    patience: Option<Instant>,
+    pending: Vec<waits::Pending>,
+    /// Waits whose barrier has passed.
+    passed: Vec<waits::Passed>,
     /// When to compare attachments with the kernel's before the next housekeeping.
     verification: Option<Instant>,
     answers: Vec<Wait>,
@@ -173,7 +167,6 @@ impl Core {
             is_dirty: true,
             pending: Vec::new(),
             passed: Vec::new(),
-            patience: None,
             verification: None,
             answers: Vec::new(),
             source_check: options.source_check,
@@ -313,48 +306,11 @@ impl Core {
         }
     }
 
-    /// Someone wants to know when what was written before now is in force.
-    pub fn handle_wait(&mut self, wait: Wait) {
-        let barrier = self.source.barrier();
-        self.pending.push(Pending { barrier, wait });
-    }
-
     /// Someone wants to know what only the agent knows.
     pub fn handle_question(&self, asked: Asked) {
         let answer = answers::answer(&self.compiler, &self.node_name, &asked.question);
         // Who asked may have given up.
         let _ = asked.done.send(answer);
-    }
-
-    fn handle_barrier(&mut self, number: u64) {
-        let (reached, pending) =
-            std::mem::take(&mut self.pending).into_iter().partition(|wait| wait.barrier <= number);
-        self.pending = pending;
-        self.passed.extend(Vec::into_iter(reached).map(|pending: Pending| pending.wait));
-        if !self.passed.is_empty() && self.patience.is_none() {
-            self.patience = Some(Instant::now() + INTERFACE_PATIENCE);
-            if self.lacks_interfaces() {
-                self.watcher.rescan();
-            }
-        }
-        self.settle_waits();
-    }
-
-    /// Waits are answered when every pod has its interface, or patience is over; with those that
-    /// policies select there is more of it.
-    fn settle_waits(&mut self) {
-        let Some(patience) = self.patience else { return };
-        let is_over = !self.lacks_interfaces() || Instant::now() >= patience;
-        // Guards that are pending are always settled soon, and this is called then.
-        let is_over = is_over && !self.is_behind();
-        if self.is_synced && is_over && !self.has_pending_guards() && !self.has_young_troubles() {
-            self.answers.append(&mut self.passed);
-            self.patience = None;
-        }
-    }
-
-    fn lacks_interfaces(&self) -> bool {
-        self.findings.iter().any(|finding| matches!(finding, Finding::PodWithoutInterface { .. }))
     }
 
     // === Datapath ===
@@ -514,7 +470,7 @@ impl Core {
     }
 
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        let own = [self.patience, self.verification];
+        let own = [self.patience(), self.verification];
         own.into_iter().chain([self.admissions.deadline(), self.holders.deadline]).flatten()
     }
 
@@ -586,8 +542,9 @@ impl Core {
     /// force.
     fn note_numbers(&mut self) {
         let news = self.compiler.new_ids();
-        if let Err(error) = journal::append(&self.run_dir, &news) {
-            self.note_unwritten(&error);
+        match journal::append(&self.run_dir, &news) {
+            Ok(n_bytes) => self.written.n_bytes += n_bytes,
+            Err(error) => self.note_unwritten(&error),
         }
         self.written.add(news);
     }

@@ -136,10 +136,6 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            event = events.recv() => match event {
-                Some(event) => core.handle_source(event),
-                None => bail!("the source of objects has ended unexpectedly; enforcement stays as it is"),
-            },
             changed = snapshots.changed() => {
                 changed.context("endpoint discovery has ended unexpectedly")?;
                 let snapshot = snapshots.borrow_and_update().clone();
@@ -159,6 +155,11 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
                 core.write_state(&state_tx);
                 next_publish = Instant::now() + PUBLISH.max(begun.elapsed() * PUBLISH_SHARE);
             }
+            // There may always be something, and what there is is taken in below anyway.
+            event = events.recv() => match event {
+                Some(event) => core.handle_source(event),
+                None => bail!("the source of objects has ended unexpectedly; enforcement stays as it is"),
+            },
             // Last, so that everything else is looked at between two parts of it.
             () = std::future::ready(()), if core.has_work() => {}
         }

@@ -108,7 +108,7 @@ impl Compiler {
             }
         }
         // Also if it selects none now: a pod may have had other labels in between.
-        let dirt = dirty.of.entry(id.namespace.clone()).or_default();
+        let dirt = dirty.of(&id.namespace);
         dirt.policies.entry(id).or_insert(before);
     }
 

@@ -43,8 +43,8 @@ use self::edits::{Befores, Mentions};
 use self::engine::{Engine, Touched};
 use self::wanted::Why;
 use self::whose::Endpoint;
-pub use self::work::UnderWay;
 use self::work::{Job, Whose};
+pub use self::work::{Mark, UnderWay};
 use crate::model::{Change, Cluster, Direction, Pod, Policy, Str, Strings};
 
 /// From how many rows on a set is edited in place. A new set is in force in one step for all
@@ -70,8 +70,12 @@ pub struct Compiler {
     /// What is under way.
     jobs: BTreeMap<Whose, Job>,
     last_job: u32,
-    /// Whose turn it was last.
+    /// Whose turn it was last, of those who have the turns that are not everybody's.
     last_turn: Whose,
+    /// It was everybody's last.
+    was_everybodys: bool,
+    /// How often everybody's work has been begun, and how much of that is done.
+    everybodys: (u64, u64),
     /// How much is done of a job at a time, where plans are given for all of it.
     slice_size: usize,
     /// Which peers the policies of namespaces with endpoints mention, once one was edited.
@@ -86,20 +90,29 @@ struct Dirty {
     touched: Touched,
     /// By the namespace whose policies decide.
     of: BTreeMap<Str, Dirt>,
+    /// How many marks there are: see [`Compiler::mark`].
+    n_marks: u64,
 }
 
 /// What they touched of one namespace.
 #[derive(Debug, Default)]
 struct Dirt {
+    /// How many marks there were when it began.
+    since: u64,
     endpoints: BTreeMap<EndpointId, Why>,
     /// Policies that were edited, as they were when its endpoints got their sets.
     policies: Befores,
 }
 
 impl Dirty {
+    fn of(&mut self, namespace: &Str) -> &mut Dirt {
+        let since = self.n_marks;
+        let new = || Dirt { since, ..Dirt::default() };
+        self.of.entry(namespace.clone()).or_insert_with(new)
+    }
+
     fn look_at(&mut self, home: &Str, id: EndpointId, why: Why) {
-        let dirt = self.of.entry(home.clone()).or_default();
-        let known = dirt.endpoints.entry(id).or_insert(why);
+        let known = self.of(home).endpoints.entry(id).or_insert(why);
         *known = why.max(*known);
     }
 
@@ -138,6 +151,8 @@ impl Compiler {
             jobs: BTreeMap::new(),
             last_job: 0,
             last_turn: Whose::Nobody,
+            was_everybodys: false,
+            everybodys: (0, 0),
             slice_size: usize::MAX,
             mentions: FxHashMap::default(),
             edited_from: EDITED_FROM,

@@ -15,8 +15,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::engine::{Move, steps};
 use super::services::{Changed, Interest};
 use super::wanted::Why;
-use super::work::{Job, UnderWay, Whose};
+use super::work::{Job, Mark, UnderWay, Whose};
 use super::{Compiler, Dirt, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
+use crate::model::Pod;
 
 /// The sets of an endpoint that no policy selects.
 pub(super) const NOT_ISOLATED: EndpointSets =
@@ -87,6 +88,34 @@ impl Compiler {
         !is_everybodys && !self.is_busy(namespace)
     }
 
+    /// Whether a pod has its policies, and whoever has policies about it knows of it, as far as what
+    /// others write does not have to be in force for that.
+    pub fn is_pod_settled(&self, pod: &Pod) -> bool {
+        let touched = &self.taken_in.touched;
+        let own: Vec<IpNet> = pod.addresses.iter().map(|&address| IpNet::from(address)).collect();
+        let everybodys = self.jobs.get(&Whose::Everybody);
+        let is_waiting = |block| everybodys.is_some_and(|job| job.blocks.contains(block));
+        !self.is_busy(&pod.id.namespace)
+            && !touched.pods.contains(&pod.id)
+            && !touched.blocks.iter().any(|block| own.contains(block))
+            && !own.iter().any(is_waiting)
+    }
+
+    /// Marks this moment, to ask later whether what was taken in before is in plans.
+    pub fn mark(&mut self) -> Mark {
+        let number = self.taken_in.n_marks;
+        self.taken_in.n_marks += 1;
+        Mark { number, n_everybodys: self.everybodys.0 + u64::from(self.is_touched()) }
+    }
+
+    /// Whether everything that was taken in before a mark is in plans, whatever came after it.
+    pub fn has_done(&self, mark: &Mark) -> bool {
+        let waiting = self.taken_in.of.values().map(|dirt| dirt.since);
+        let begun = self.jobs.iter().filter(|(whose, _)| matches!(whose, Whose::Namespace(_)));
+        let mut since = waiting.chain(begun.map(|(_, job)| job.since));
+        since.all(|since| since > mark.number) && self.everybodys.1 >= mark.n_everybodys
+    }
+
     /// What work is under way.
     pub fn under_way(&self) -> Vec<UnderWay> {
         let begun = self.jobs.iter().filter(|(whose, _)| **whose != Whose::Nobody);
@@ -106,29 +135,29 @@ impl Compiler {
         begun.chain(waiting).collect()
     }
 
-    /// The next part of what there is to do, about so many steps of it. Namespaces take turns. The
-    /// datapath is to carry out each plan before the next one is asked for.
+    /// The next part of what there is to do, about so many steps of it. Namespaces take turns, and
+    /// every second one is everybody's: pods come and go. The datapath is to carry out each plan
+    /// before the next one is asked for.
     pub fn slice(&mut self, n_most: usize) -> Plan {
         let mut plan = Plan::new();
         let mut left = n_most;
-        if self.is_touched() {
-            // Pods come and go: that goes before all else.
-            let touched = std::mem::take(&mut self.taken_in.touched);
-            plan.extend(self.begin(&Whose::Everybody, touched, Dirt::default()));
-            plan.extend(self.go_on(&Whose::Everybody, &mut left));
-            return plan;
-        }
         let Some(whose) = self.next_turn() else { return plan };
-        self.last_turn = whose.clone();
-        if whose == Whose::Nobody {
-            let (removed, blocks) = self.engine.collect_garbage(&self.cluster, n_most);
-            plan.extend(removed);
-            self.add_blocks(&whose, blocks);
-        } else if !self.jobs.contains_key(&whose)
-            && let Whose::Namespace(name) = &whose
-            && let Some(dirt) = self.taken_in.of.remove(name)
-        {
-            plan.extend(self.begin(&whose, super::engine::Touched::default(), dirt));
+        match &whose {
+            Whose::Everybody if self.is_touched() => {
+                let touched = std::mem::take(&mut self.taken_in.touched);
+                plan.extend(self.begin(&whose, touched, Dirt::default()));
+            }
+            Whose::Nobody => {
+                let (removed, blocks) = self.engine.collect_garbage(&self.cluster, n_most);
+                plan.extend(removed);
+                self.add_blocks(&whose, blocks);
+            }
+            Whose::Namespace(name) if !self.jobs.contains_key(&whose) => {
+                if let Some(dirt) = self.taken_in.of.remove(name) {
+                    plan.extend(self.begin(&whose, super::engine::Touched::default(), dirt));
+                }
+            }
+            Whose::Everybody | Whose::Namespace(_) => {}
         }
         plan.extend(self.go_on(&whose, &mut left));
         plan
@@ -139,12 +168,19 @@ impl Compiler {
         !touched.pods.is_empty() || !touched.blocks.is_empty() || self.engine.services.is_touched()
     }
 
-    fn next_turn(&self) -> Option<Whose> {
+    fn next_turn(&mut self) -> Option<Whose> {
+        let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
+        let begun = self.jobs.keys().filter(|whose| **whose != Whose::Everybody).cloned();
         let waiting = self.taken_in.of.keys().cloned().map(Whose::Namespace);
         let garbage = self.engine.has_garbage().then_some(Whose::Nobody);
-        let all: BTreeSet<Whose> =
-            self.jobs.keys().cloned().chain(waiting).chain(garbage).collect();
-        all.iter().find(|whose| **whose > self.last_turn).or_else(|| all.first()).cloned()
+        let others: BTreeSet<Whose> = begun.chain(waiting).chain(garbage).collect();
+        self.was_everybodys = is_everybodys && (others.is_empty() || !self.was_everybodys);
+        if self.was_everybodys {
+            return Some(Whose::Everybody);
+        }
+        let next = others.iter().find(|whose| **whose > self.last_turn).or_else(|| others.first());
+        self.last_turn = next?.clone();
+        Some(self.last_turn.clone())
     }
 
     fn add_blocks(&mut self, whose: &Whose, blocks: Vec<IpNet>) {
@@ -165,6 +201,8 @@ impl Compiler {
     /// Finds what is to be done for what was touched.
     fn begin(&mut self, whose: &Whose, mut touched: super::engine::Touched, dirt: Dirt) -> Plan {
         let mut job = self.take_job(whose);
+        job.since = dirt.since;
+        self.everybodys.0 += u64::from(*whose == Whose::Everybody);
         let first = self.engine.atoms.n_maybe_dead();
         let switches = self.compile_endpoints(dirt.endpoints, &dirt.policies);
         job.switches.extend(switches);
@@ -213,6 +251,9 @@ impl Compiler {
             return plan;
         }
         self.conclude(job, &moves, &mut plan);
+        if *whose == Whose::Everybody {
+            self.everybodys.1 = self.everybodys.0;
+        }
         if *whose != Whose::Nobody {
             // What is around them may have its classes now.
             let lingering = std::mem::take(&mut self.engine.lingering);

@@ -34,11 +34,21 @@ pub struct UnderWay {
     pub all: usize,
 }
 
+/// What there was to do at some moment.
+#[derive(Debug)]
+pub struct Mark {
+    pub(super) number: u64,
+    /// How often everybody's work will have been begun then.
+    pub(super) n_everybodys: u64,
+}
+
 /// What is left to do for one.
 #[derive(Debug, Default)]
 pub(super) struct Job {
     /// Unlike that of any other job.
     pub number: u32,
+    /// How many marks there were when that changed for which it is.
+    pub since: u64,
     /// The sets that endpoints get in the end, each with a user more.
     pub switches: Vec<(EndpointId, EndpointSets)>,
     /// Addresses and blocks that are to get their classes.
@@ -114,6 +124,14 @@ impl Blocks {
         self.sorted.is_empty()
     }
 
+    /// Whether a block is among them.
+    pub fn contains(&self, block: &IpNet) -> bool {
+        [true, false].into_iter().any(|stays| {
+            let key = (Self::order(block, stays), *block);
+            self.sorted.binary_search_by(|other| key.cmp(other)).is_ok()
+        })
+    }
+
     /// They come next after all.
     pub fn put_back(&mut self, blocks: Vec<IpNet>, stay: bool) {
         let with_order = blocks.into_iter().rev().map(|block| (Self::order(&block, stay), block));
@@ -145,6 +163,8 @@ mod tests {
         blocks.extend(texts[..2].iter().map(block).collect(), stays);
         blocks.extend(texts[2..].iter().map(block).collect(), stays);
         assert_eq!(blocks.len(), 4);
+        assert!(texts.iter().all(|text| blocks.contains(&block(text))));
+        assert!(!blocks.contains(&block(&"10.0.0.0/9")));
         let (next, stay) = blocks.take(1);
         blocks.put_back(next, stay);
         let mut taken = Vec::new();

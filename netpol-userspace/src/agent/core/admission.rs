@@ -217,7 +217,7 @@ impl Core {
                 self.source_kind, pod.uid, sandbox.uid
             ));
         }
-        if self.is_compiling(&name.namespace) {
+        if self.is_compiling(pod) {
             return Err(format!(
                 "policies or pods of namespace {} have been read that are not in force yet",
                 name.namespace

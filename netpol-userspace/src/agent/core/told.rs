@@ -17,11 +17,18 @@ use crate::agent::state::{EndpointView, State};
 const COSTLY: Duration = Duration::from_millis(100);
 const COSTLY_SHARE: u32 = 100;
 
+/// How long somebody who never stops may keep the rest from being told, and how long the journal may
+/// grow meanwhile.
+const LONGEST: Duration = Duration::from_secs(10);
+const LONGEST_JOURNAL: usize = 4 << 20;
+
 /// What was told last.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     state: Option<Arc<State>>,
     cost: Duration,
+    /// When everything was told last.
+    at: Option<Instant>,
     /// Until when nothing as costly is told.
     rest: Option<Instant>,
 }
@@ -30,6 +37,11 @@ impl Told {
     /// Whether to tell everything takes long.
     pub fn is_costly(&self) -> bool {
         self.cost >= COSTLY && self.state.is_some()
+    }
+
+    /// Whether everything has not been told for long.
+    fn is_overdue(&self) -> bool {
+        self.at.is_some_and(|at| at.elapsed() > LONGEST)
     }
 
     /// This was told.
@@ -56,8 +68,10 @@ impl Core {
     /// Publishes the state to the file and the servers: all of it, if that keeps nothing waiting.
     pub fn write_state(&mut self, published: &watch::Sender<Arc<Published>>) {
         let is_resting = self.told.rest.is_some_and(|until| Instant::now() < until);
-        let must_wait = self.is_behind() || (self.told.is_costly() && is_resting);
-        if must_wait && self.told.state.is_some() {
+        let is_costly = self.told.is_costly() && is_resting;
+        let must_wait = is_costly || (self.is_behind() && !self.told.is_overdue());
+        let is_short = self.written.n_bytes < LONGEST_JOURNAL;
+        if must_wait && is_short && self.told.state.is_some() {
             // The rest of it is still to be told; but not who is there.
             if !self.are_endpoints_written {
                 self.store_endpoints();
@@ -80,6 +94,7 @@ impl Core {
         self.is_dirty = false;
         self.told.note(state);
         self.told.cost = begun.elapsed();
+        self.told.at = Some(Instant::now());
         self.told.rest = Some(Instant::now() + self.told.cost * COSTLY_SHARE);
         published.send_replace(Arc::new(self.published()));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use super::Core;
 use crate::agent::state::CompilingView;
-use crate::model::Str;
+use crate::model::{Pod, Str};
 
 /// How many steps the compiler is asked for at a time: some milliseconds' worth.
 const SLICE: usize = 1_000;
@@ -25,9 +25,9 @@ impl Core {
         self.compiler.is_behind() || !self.turns.is_empty()
     }
 
-    /// Whether something is on its way that a pod of this namespace may depend on.
-    pub(super) fn is_compiling(&self, namespace: &str) -> bool {
-        !self.compiler.is_settled(namespace) || self.turns.is_waiting(namespace)
+    /// Whether something is on its way that this pod depends on.
+    pub(super) fn is_compiling(&self, pod: &Pod) -> bool {
+        !self.compiler.is_pod_settled(pod) || self.turns.is_waiting(&pod.id.namespace)
     }
 
     /// Compiles and writes for about so long.
@@ -62,7 +62,7 @@ impl Core {
                 self.compiling_since.entry(name).or_insert(now);
             }
             self.is_dirty = true;
-            return;
+            return self.settle_waits();
         }
         let is_news = !self.compiling_since.is_empty() || self.applied_revision != self.revision;
         self.compiling_since.clear();
