@@ -5,6 +5,8 @@
 mod world;
 
 use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,10 @@ fn from(role: &str) -> String {
 /// So many policies of namespace `bulk` of a thousand blocks each, the last of which is the one of
 /// `friend`, read together.
 fn flood(world: &World, n_policies: usize) {
+    flood_into(&world.manifests(), n_policies);
+}
+
+fn flood_into(manifests: &Path, n_policies: usize) {
     let mut text = String::new();
     for number in 0..n_policies {
         let last = if number + 1 == n_policies { "10.244.0.2/32" } else { "10.99.0.0/24" };
@@ -68,9 +74,9 @@ fn flood(world: &World, n_policies: usize) {
         .unwrap();
     }
     let list = format!(r#"{{"apiVersion": "v1", "kind": "List", "items": [{text}]}}"#);
-    let draft = world.manifests().join(".flood");
+    let draft = manifests.join(".flood");
     std::fs::write(&draft, list).unwrap();
-    std::fs::rename(draft, world.manifests().join("flood.json")).unwrap();
+    std::fs::rename(draft, manifests.join("flood.json")).unwrap();
 }
 
 /// What the status says of what is compiled for namespace `bulk`.
@@ -128,6 +134,40 @@ fn nobody_waits_for_what_one_namespace_writes() {
     assert_eq!(under_way(&world), None);
     assert_allowed(&friend, BULK);
     assert_denied(&stranger, BULK);
+}
+
+/// Ends a thread, also where the test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn who_never_stops_keeps_nobody_from_knowing_what_is_in_force() {
+    let (mut world, _servers) = node();
+    world.start();
+    flood(&world, 20);
+    soon("the flood is being compiled", || under_way(&world).is_some());
+    let (is_over, manifests) = (AtomicBool::new(false), world.manifests());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in (0..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                flood_into(&manifests, 20 + number % 7);
+            }
+        });
+        let _end = End(&is_over);
+        world.policy("friends", &from("stranger"));
+        let status = world.agent.as_ref().unwrap().wait();
+        assert_denied(&world.of("friend"), SERVER);
+        assert_allowed(&world.of("stranger"), SERVER);
+        let compiling = status["datapath"]["compiling"].as_array();
+        assert!(compiling.is_some_and(|views| !views.is_empty()), "the other one has stopped");
+    });
+    world.settle();
+    assert_allowed(&world.of("friend"), BULK);
 }
 
 #[test]

@@ -347,6 +347,7 @@ fn check(seeds: std::ops::Range<u64>, size: Size, edits: bool) {
         let edited_from = edits.then_some(0);
         let run = || Run::new(seed, 1 + usize::try_from(seed % 9).expect("small"), edited_from);
         if let Some(why) = failure(run(), &actions) {
+            eprintln!("seed {seed}: {why}; looking for the shortest sequence");
             let (actions, why) =
                 shrink_sequence(actions, why, |fewer: &[Action]| failure(run(), fewer));
             panic!("seed {seed}: {why}\nafter {actions:#?}");
@@ -382,6 +383,7 @@ fn neighbours_whose_work_overlaps_never_see_each_others_halves() {
             run
         };
         if let Some(why) = failure(run(), &actions) {
+            eprintln!("seed {seed}: {why}; looking for the shortest sequence");
             let (actions, why) =
                 shrink_sequence(actions, why, |fewer: &[Action]| failure(run(), fewer));
             panic!("seed {seed}: {why}\nafter {actions:#?}");

@@ -1,6 +1,8 @@
 //! Who wants to know when what was written before they asked is in force. Must never answer before, nor
 //! wait for what was written after.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{Core, INTERFACE_PATIENCE};
@@ -30,7 +32,13 @@ enum Left {
     Turns(turns::Mark),
     /// It is being compiled.
     Work(compile::Mark),
+    /// Nothing, since then.
+    Nothing(Instant),
 }
+
+/// How long a wait that is over waits for what came later: mostly that takes a moment, and the status
+/// that is the answer says that all is in force.
+const LATER_PATIENCE: Duration = Duration::from_millis(500);
 
 impl Core {
     /// Someone wants to know when what was written before now is in force.
@@ -71,9 +79,17 @@ impl Core {
                 passed.left = Left::Work(self.compiler.mark());
             }
         }
-        let is_done = |passed: &Passed| match &passed.left {
-            Left::Turns(_) => false,
-            Left::Work(mark) => self.compiler.has_done(mark),
+        for passed in &mut self.passed {
+            if let Left::Work(mark) = &passed.left
+                && self.compiler.has_done(mark)
+            {
+                passed.left = Left::Nothing(Instant::now());
+            }
+        }
+        let is_behind = self.is_behind();
+        let is_done = |passed: &Passed| match passed.left {
+            Left::Nothing(since) => !is_behind || since.elapsed() >= LATER_PATIENCE,
+            Left::Turns(_) | Left::Work(_) => false,
         };
         let (done, left): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.passed).into_iter().partition(is_done);
