@@ -48,15 +48,16 @@ fn from(role: &str) -> String {
 /// So many policies of namespace `bulk` of a thousand blocks each, the last of which is the one of
 /// `friend`, read together.
 fn flood(world: &World, n_policies: usize) {
-    flood_into(&world.manifests(), n_policies);
+    flood_into(&world.manifests(), 0, n_policies);
 }
 
-fn flood_into(manifests: &Path, n_policies: usize) {
+/// The same with other blocks from `first` thousands on.
+fn flood_into(manifests: &Path, first: usize, n_policies: usize) {
     let mut text = String::new();
     for number in 0..n_policies {
         let last = if number + 1 == n_policies { "10.244.0.2/32" } else { "10.99.0.0/24" };
         let blocks = (0..1_000).map(|i| {
-            let block = number * 1_000 + i;
+            let block = (first + number) * 1_000 + i;
             format!("20.{}.{}.{}/30", block >> 14 & 255, block >> 6 & 255, (block & 63) * 4)
         });
         let peers: Vec<String> = blocks
@@ -149,13 +150,13 @@ impl Drop for End<'_> {
 fn who_never_stops_keeps_nobody_from_knowing_what_is_in_force() {
     let (mut world, _servers) = node();
     world.start();
-    flood(&world, 20);
+    flood(&world, 40);
     soon("the flood is being compiled", || under_way(&world).is_some());
     let (is_over, manifests) = (AtomicBool::new(false), world.manifests());
     thread::scope(|scope| {
         scope.spawn(|| {
-            for number in (0..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
-                flood_into(&manifests, 20 + number % 7);
+            for first in (40..4_000).step_by(40).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                flood_into(&manifests, first, 40);
             }
         });
         let _end = End(&is_over);

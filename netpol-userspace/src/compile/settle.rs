@@ -23,6 +23,10 @@ use crate::model::Pod;
 pub(super) const NOT_ISOLATED: EndpointSets =
     EndpointSets { ingress: SetId::NONE, egress: SetId::NONE };
 
+/// How often a block waits for others who have begun more inside it than is done at a time: they
+/// might always. After that all of it is done at once, which is no more than they had read at once.
+const MOST_WAITS: u32 = 8;
+
 impl Compiler {
     /// Works off what was touched, also by [`Compiler::take_in`].
     pub(super) fn settle(&mut self) -> Plan {
@@ -262,23 +266,31 @@ impl Compiler {
         plan
     }
 
-    /// Gives the next blocks of a job their classes, no more than are left to do.
+    /// Gives the next blocks of a job their classes, about as many as are left to do.
     fn reclassify(&mut self, job: &mut Job, left: &mut usize) -> (Plan, Vec<Move>) {
         let (blocks, stay) = job.blocks.take(*left);
         // What others have begun inside them: it would have the classes of these for a while, and
         // be judged by what is new of them without what is new of itself, such as an exception.
-        let missing = self.engine.addresses.missing_inside(&blocks, *left);
-        if !missing.is_empty() {
+        let n_most = if job.n_waits < MOST_WAITS { *left } else { usize::MAX };
+        let missing = self.engine.addresses.missing_inside(&blocks, n_most);
+        let is_all = missing.len() < n_most;
+        *left = left.saturating_sub(missing.len());
+        let (mut rows, mut moves) = self.engine.reclassify(missing);
+        if !is_all {
+            job.n_waits += 1;
             job.blocks.put_back(blocks, stay);
-            *left -= missing.len();
-            return self.engine.reclassify(missing);
+            return (rows, moves);
         }
-        *left -= blocks.len();
+        job.n_waits = 0;
+        *left = left.saturating_sub(blocks.len());
         job.n_done += blocks.len();
         let (now, later) = blocks.into_iter().partition(|b| !stay || self.engine.stays(b));
         // They have lost their own in between; all around them come first.
         job.blocks.extend(later, |_| false);
-        self.engine.reclassify(now)
+        let (more_rows, more_moves) = self.engine.reclassify(now);
+        rows.extend(more_rows);
+        moves.extend(more_moves);
+        (rows, moves)
     }
 
     /// All is ready: endpoints get their sets.

@@ -60,6 +60,8 @@ pub(super) struct Job {
     pub names: Vec<(Protocol, Str)>,
     pub sets: Vec<SetId>,
     pub n_done: usize,
+    /// How often in turn the next blocks have waited for what others have begun inside them.
+    pub n_waits: u32,
 }
 
 impl Job {
