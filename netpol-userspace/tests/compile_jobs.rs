@@ -267,36 +267,3 @@ fn a_new_pod_is_settled_while_others_change() {
     assert!(in_from(&compiler, Y, "10.0.0.9"));
     assert!(compiler.is_busy("x"));
 }
-
-/// Three take turns in having more inside a block than is done at a time.
-#[test]
-fn a_wide_block_does_not_wait_for_all_that_others_begin_inside_it() {
-    let others = ["v", "w", "x"];
-    let mut compiler = Compiler::new();
-    compiler.apply_all([put_pod(&pod("y/b", "", "10.0.0.2", ""))]);
-    compiler.set_endpoints([(Y, name("y/b"))]);
-    for (id, who) in (3..).zip(others) {
-        compiler.apply_all([put_pod(&pod(&format!("{who}/a"), "", &format!("10.0.0.{id}"), ""))]);
-        compiler.set_endpoints([(EndpointId(id), name(&format!("{who}/a")))]);
-    }
-    let mut n_jobs = 0;
-    for n in 0.. {
-        for (number, who) in others.iter().enumerate() {
-            if !compiler.is_busy(who) && n > 130 * number {
-                n_jobs += 1;
-                let inside = |i| block(&format!("30.{}.{i}.0/30", n_jobs % 200));
-                let list: Vec<String> = (0..250).map(inside).collect();
-                compiler.take_in([put(&format!("{who}/q"), &list)]);
-            }
-        }
-        if n == 600 {
-            compiler.take_in([put("y/q", &[block("30.0.0.0/8")])]);
-        }
-        compiler.slice(10);
-        if n > 600 && !compiler.is_busy("y") {
-            break;
-        }
-        assert!(n < 4_000, "it does");
-    }
-    assert!(in_from(&compiler, Y, "30.255.0.1") && !in_from(&compiler, Y, "31.0.0.1"));
-}
