@@ -159,8 +159,7 @@ fn a_block_that_is_revoked() {
 }
 
 /// Two namespaces that write again and again leave it to each other to take a class away.
-#[test]
-fn two_who_always_write() {
+fn slices_of_two_who_always_write(late: usize, at: usize) -> usize {
     let mut compiler = Compiler::new().with_sets_edited_from(64);
     compiler.apply_all([
         put_pod(&pod("w/a", "", "10.0.0.1", "")),
@@ -174,27 +173,35 @@ fn two_who_always_write() {
     let w = EndpointId(3);
     compiler.set_endpoints([(X, name("x/a")), (Y, name("y/b")), (w, name("w/a"))]);
     let mut n = 0;
-    let mut n_jobs = 0;
+    let mut n_jobs: usize = 0;
     let mut is_gone = false;
-    while n < 3_000 && (!is_gone || in_from(&compiler, Y, "10.0.0.3")) {
+    while n < 400 && (!is_gone || in_from(&compiler, Y, "10.0.0.3")) {
         for who in ["w", "x"] {
-            if !compiler.is_busy(who) {
+            // They begin at different moments.
+            if !compiler.is_busy(who) && (who == "w" || n > late) {
                 n_jobs += 1;
                 let net = if who == "w" { 1 } else { 3 };
-                let mut list = hosts((net + n_jobs / 2 % 2) as u8, 40);
+                let mut list = hosts((net + n_jobs % 4 / 2) as u8, 40);
                 list.push(except("10.0.0.0/8", &format!("10.200.{}.0/24", n_jobs % 200)));
                 compiler.take_in([put(&format!("{who}/q"), &list)]);
             }
         }
-        if n == 20 {
+        if n == at {
             compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
             is_gone = true;
         }
         compiler.slice(10);
         n += 1;
     }
-    assert!(n < 3_000, "never in force, after {n} slices and {n_jobs} jobs");
-    println!("after {n} slices, {n_jobs} jobs");
+    n - at
+}
+
+#[test]
+fn two_who_always_write() {
+    for (late, at) in (4..16).flat_map(|late| (100..124).step_by(3).map(move |at| (late, at))) {
+        let n = slices_of_two_who_always_write(late, at);
+        assert!(n < 200, "in force after {n} slices: {late}, {at}");
+    }
 }
 
 /// One pod's set is edited to another content, and another pod wants what it was.
