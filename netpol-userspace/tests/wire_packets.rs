@@ -224,10 +224,19 @@ fn send_at_length(to: IpAddr, port: u16) -> UdpSocket {
     socket
 }
 
+/// More than once: where the sender changes its processor between two fragments, the later one may
+/// overtake the first, and is dropped then.
 fn ask_at_length(to: IpAddr, port: u16) -> std::io::Result<usize> {
-    let socket = send_at_length(to, port);
-    socket.set_read_timeout(Some(world::PATIENCE))?;
-    socket.recv(&mut [0; 2 * LARGE])
+    let mut answer = Err(std::io::ErrorKind::TimedOut.into());
+    for _ in 0..5 {
+        let socket = send_at_length(to, port);
+        socket.set_read_timeout(Some(world::PATIENCE / 20))?;
+        answer = socket.recv(&mut [0; 2 * LARGE]);
+        if answer.is_ok() {
+            break;
+        }
+    }
+    answer
 }
 
 /// Fragments that the node has put together and cut anew are still not the node's own packets: on
