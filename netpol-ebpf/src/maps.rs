@@ -98,51 +98,41 @@ static CHECK_SOURCE: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
 static STAMP_MARK: Global<u32> = Global::new(layout::STAMP_MARK);
 
-/// The endpoint with this interface.
+/// The slot that the endpoint with this interface has: its index, where it is, and its words.
 #[inline(always)]
-pub fn endpoint_at(ifindex: u32) -> Option<Endpoint> {
+fn find_slot(ifindex: u32) -> Option<(u32, *const layout::Endpoint, EndpointWords)> {
     let first = ifindex & (layout::ENDPOINT_SLOTS - 1);
     let mut probe = 0;
     while probe < layout::ENDPOINT_PROBES {
-        let words = endpoint_words(first + probe)?;
+        let index = first + probe;
+        let slot = ENDPOINTS.get_ptr(index)?;
+        let words = words_of(slot);
         probe += 1;
         if words.ifindex() == ifindex {
-            return words.endpoint();
+            return Some((index, slot, words));
         }
     }
     None
+}
+
+/// The endpoint with this interface.
+#[inline(always)]
+pub fn endpoint_at(ifindex: u32) -> Option<Endpoint> {
+    find_slot(ifindex)?.2.endpoint()
 }
 
 /// The same, and [`layout::Endpoint::link`].
 #[inline(always)]
 pub fn endpoint_and_link(ifindex: u32) -> Option<(Endpoint, u64)> {
-    let first = ifindex & (layout::ENDPOINT_SLOTS - 1);
-    let mut probe = 0;
-    while probe < layout::ENDPOINT_PROBES {
-        let slot = ENDPOINTS.get_ptr(first + probe)?;
-        let words = words_of(slot);
-        probe += 1;
-        if words.ifindex() == ifindex {
-            // SAFETY: as for the other words, see words_of.
-            return Some((words.endpoint()?, unsafe { read_volatile(&raw const (*slot).link) }));
-        }
-    }
-    None
+    let (_, slot, words) = find_slot(ifindex)?;
+    // SAFETY: as for the other words, see words_of.
+    Some((words.endpoint()?, unsafe { read_volatile(&raw const (*slot).link) }))
 }
 
 /// The index of the slot that the endpoint with this interface has.
 #[inline(always)]
 pub fn slot_of(ifindex: u32) -> Option<u32> {
-    let first = ifindex & (layout::ENDPOINT_SLOTS - 1);
-    let mut probe = 0;
-    while probe < layout::ENDPOINT_PROBES {
-        let slot = first + probe;
-        probe += 1;
-        if endpoint_words(slot)?.ifindex() == ifindex {
-            return Some(slot);
-        }
-    }
-    None
+    find_slot(ifindex).map(|(index, ..)| index)
 }
 
 /// Whether the pod of this interface may send from the address though it is not its own, since it
@@ -255,7 +245,7 @@ pub fn two_words(address: &Address) -> [u64; 2] {
 /// [`layout::Endpoint::own4`] of the endpoint with this interface; 0: not known here.
 #[inline(always)]
 pub fn own4(ifindex: u32) -> u32 {
-    let Some(slot) = slot_of(ifindex).and_then(|slot| ENDPOINTS.get_ptr(slot)) else { return 0 };
+    let Some((_, slot, _)) = find_slot(ifindex) else { return 0 };
     // SAFETY: as for the other words, see words_of.
     unsafe { read_volatile(&raw const (*slot).own4) as u32 }
 }

@@ -101,7 +101,7 @@ pub fn has_changed(ifindex: u32, endpoint: &Endpoint) -> bool {
     maps::endpoint_at(ifindex).is_some_and(|now| now != *endpoint)
 }
 
-/// Reads the packet to its end and settles it, if it has no flow by which to judge it.
+/// Reads the packet to its end, and judges one that has no flow.
 #[inline(never)]
 pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -> u64 {
     // SAFETY: the context pointer is valid for the run of the program.

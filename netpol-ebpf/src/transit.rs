@@ -63,8 +63,8 @@ fn look<const RAW: bool>(
     known::<RAW>(skb, ifindex, *endpoint, Arrival::transit(), seen)
 }
 
-/// Reads the packet to its end and settles it, if it has no flow by which to judge it. `sender`:
-/// the interface of whoever stamped the packet, 0 if the stamp does not say so any more.
+/// Reads the packet to its end, and judges one that has no flow. `sender`: the interface of whoever
+/// stamped the packet, 0 if the stamp does not say so any more.
 #[inline(never)]
 fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUninit<Seen>) -> u64 {
     let mut inner = Packet::default();
