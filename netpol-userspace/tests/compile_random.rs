@@ -509,6 +509,20 @@ fn sets_that_are_edited_in_place_say_what_new_ones_would() {
 }
 
 #[test]
+fn slices_of_any_size_lead_the_same_way() {
+    let slices = |seed: u64| 1 + usize::try_from(seed % 7).expect("small");
+    let run = |seed| Run::new(seed, Compiler::new().with_slices_of(slices(seed)));
+    check_runs(run, 5000..5012, Size { namespaces: 3, pods: 14, policies: 8 }, 60);
+    let run = |seed| {
+        let mut run = Run::with_edits(seed);
+        run.compiler = run.compiler.with_slices_of(slices(seed));
+        run
+    };
+    check_runs(run, 5100..5130, Size { namespaces: 1, pods: 6, policies: 4 }, 50);
+    check_runs(run, 5200..5210, Size { namespaces: 3, pods: 14, policies: 8 }, 60);
+}
+
+#[test]
 fn edits_in_place_open_nothing_when_numbers_run_out() {
     for seed in 4000..4016 {
         let actions = actions(seed, Size { namespaces: 2, pods: 14, policies: 8 }, 60);

@@ -17,6 +17,7 @@ use super::serve::{Asked, Published, Wait};
 use super::state::{
     DatapathStatus, ObjectError, SourceStatus, State, Status, VERSION, socket_path,
 };
+use super::turns::Turns;
 use super::{answers, capacity, files, journal, memory, sandbox, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
@@ -29,6 +30,9 @@ use crate::source::{Event, Handle};
 mod admission;
 mod endpoints;
 mod speaking;
+mod told;
+mod waits;
+mod work;
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
@@ -40,12 +44,6 @@ const VERIFICATION_SOON: Duration = Duration::from_millis(100);
 
 /// How long `netpol status` tells that flows made room for others.
 const EVICTIONS_TOLD: Duration = Duration::from_secs(60);
-
-/// A wait for everything before a barrier to be in force.
-struct Pending {
-    barrier: u64,
-    wait: Wait,
-}
 
 /// The agent's state.
 pub struct Core {
@@ -64,6 +62,10 @@ pub struct Core {
     revision: u64,
     applied_revision: u64,
     source_errors: BTreeMap<String, String>,
+    /// Policies that were read and not taken in yet.
+    turns: Turns,
+    /// Since when something is being compiled, by whose it is.
+    compiling_since: work::Since,
 
     snapshot: Arc<Snapshot>,
     local_pods: BTreeSet<ObjectName>,
@@ -80,16 +82,17 @@ pub struct Core {
     written: journal::Written,
     /// The last state file has the endpoints of now.
     are_endpoints_written: bool,
+    /// What people were told last.
+    told: told::Told,
     counters: AgentCounters,
     /// How many flows of the endpoints made room for others, and when that was last noticed.
     evictions: (u64, Option<StdInstant>),
     notes: Vec<String>,
     is_dirty: bool,
 
-    pending: Vec<Pending>,
-    /// Waits whose barrier has passed, and until when they wait for interfaces.
-    passed: Vec<Wait>,
-    patience: Option<Instant>,
+    pending: Vec<waits::Pending>,
+    /// Waits whose barrier has passed.
+    passed: Vec<waits::Passed>,
     /// When to compare attachments with the kernel's before the next housekeeping.
     verification: Option<Instant>,
     answers: Vec<Wait>,
@@ -145,6 +148,8 @@ impl Core {
             revision,
             applied_revision,
             source_errors: BTreeMap::new(),
+            turns: Turns::default(),
+            compiling_since: work::Since::default(),
             snapshot,
             local_pods: BTreeSet::new(),
             endpoints: Vec::new(),
@@ -155,13 +160,13 @@ impl Core {
             failures: BTreeMap::new(),
             written: journal::Written::of(written_ids),
             are_endpoints_written: false,
+            told: told::Told::default(),
             counters: AgentCounters::default(),
             evictions: (0, None),
             notes: Vec::new(),
             is_dirty: true,
             pending: Vec::new(),
             passed: Vec::new(),
-            patience: None,
             verification: None,
             answers: Vec::new(),
             source_check: options.source_check,
@@ -202,36 +207,25 @@ impl Core {
         }
     }
 
-    fn handle_changes(&mut self, changes: Vec<Change>) {
+    fn handle_changes(&mut self, mut changes: Vec<Change>) {
         self.revision += changes.len() as u64;
-        let begun = StdInstant::now();
         let mut is_local = false;
-        let mut changes = changes.into_iter().peekable();
-        while let Some(mut change) = changes.next() {
-            is_local |= self.note_local(&change);
-            self.amend(&mut change);
-            // What follows from one object without the others is nothing to be put in force before
-            // all are known. Policies that come together are put in force together: every verdict
-            // is that of before or that of after all of them.
-            let next = changes.peek().filter(|_| is_of_policy(&change));
-            if !self.is_synced || next.is_some_and(is_of_policy) {
-                self.compiler.take_in([change]);
-            } else {
-                let plan = self.compiler.apply(change);
-                self.carry_out(&plan);
-            }
+        for change in &mut changes {
+            is_local |= self.note_local(change);
+            self.amend(change);
         }
         if !self.is_synced {
-            return;
+            // What follows from one object without the others is nothing to be put in force before
+            // all are known.
+            return self.compiler.take_in(changes);
         }
+        let changes = self.turns.add(changes);
+        self.compiler.take_in(changes);
         if is_local {
             self.watcher.rescan();
             self.rematch();
             self.note_annotations();
         }
-        self.note_policies();
-        self.applied_revision = self.revision;
-        self.counters.record_apply(begun.elapsed());
     }
 
     /// Keeps the list of pods that may be on this node. Returns whether this one may be.
@@ -261,11 +255,12 @@ impl Core {
         self.is_synced = true;
         self.sandboxes.find_interfaces(&self.snapshot.interfaces);
         let outdated = self.outdated_pods();
-        // The tables are reconciled as a whole below.
-        let _plan = self.compiler.apply_all(outdated.into_iter().map(Change::Pod));
+        self.compiler.take_in(outdated.into_iter().map(Change::Pod));
         self.note_node();
         self.note_policies();
         self.rematch();
+        // The tables are reconciled as a whole below.
+        let _plan = self.compiler.apply_all([]);
         self.note_links();
         self.note_prefixes();
         self.reconcile();
@@ -307,15 +302,8 @@ impl Core {
             self.note_failure(failure);
         }
         if self.is_synced {
-            let plan = self.compiler.set_node_addresses(self.snapshot.own_addresses.clone());
-            self.carry_out(&plan);
+            self.compiler.take_in_node_addresses(self.snapshot.own_addresses.clone());
         }
-    }
-
-    /// Someone wants to know when what was written before now is in force.
-    pub fn handle_wait(&mut self, wait: Wait) {
-        let barrier = self.source.barrier();
-        self.pending.push(Pending { barrier, wait });
     }
 
     /// Someone wants to know what only the agent knows.
@@ -323,36 +311,6 @@ impl Core {
         let answer = answers::answer(&self.compiler, &self.node_name, &asked.question);
         // Who asked may have given up.
         let _ = asked.done.send(answer);
-    }
-
-    fn handle_barrier(&mut self, number: u64) {
-        let (reached, pending) =
-            std::mem::take(&mut self.pending).into_iter().partition(|wait| wait.barrier <= number);
-        self.pending = pending;
-        self.passed.extend(Vec::into_iter(reached).map(|pending: Pending| pending.wait));
-        if !self.passed.is_empty() && self.patience.is_none() {
-            self.patience = Some(Instant::now() + INTERFACE_PATIENCE);
-            if self.lacks_interfaces() {
-                self.watcher.rescan();
-            }
-        }
-        self.settle_waits();
-    }
-
-    /// Waits are answered when every pod has its interface, or patience is over; with those that
-    /// policies select there is more of it.
-    fn settle_waits(&mut self) {
-        let Some(patience) = self.patience else { return };
-        let is_over = !self.lacks_interfaces() || Instant::now() >= patience;
-        // Guards that are pending are always settled soon, and this is called then.
-        if self.is_synced && is_over && !self.has_pending_guards() && !self.has_young_troubles() {
-            self.answers.append(&mut self.passed);
-            self.patience = None;
-        }
-    }
-
-    fn lacks_interfaces(&self) -> bool {
-        self.findings.iter().any(|finding| matches!(finding, Finding::PodWithoutInterface { .. }))
     }
 
     // === Datapath ===
@@ -468,8 +426,7 @@ impl Core {
         match self.datapath.collect_garbage().and_then(|()| self.datapath.retry()) {
             // Before that, the maps may hold more under these numbers than the plans say.
             Ok(()) if self.is_reconciled => {
-                let plan = self.compiler.reuse_numbers();
-                self.carry_out(&plan);
+                self.compiler.free_numbers();
             }
             Ok(()) => {}
             Err(error) => self.note_failure(EndpointFailure { endpoint: None, error }),
@@ -513,7 +470,7 @@ impl Core {
     }
 
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        let own = [self.patience, self.verification];
+        let own = [self.patience(), self.verification];
         own.into_iter().chain([self.admissions.deadline(), self.holders.deadline]).flatten()
     }
 
@@ -555,9 +512,13 @@ impl Core {
     /// Writes down new numbers before they are used, together with those still in the maps, so
     /// that the next agent does not take either for free should this one end half-way.
     fn write_ahead(&mut self) {
-        if self.are_endpoints_written {
-            return self.note_numbers();
+        match self.are_endpoints_written {
+            true => self.note_numbers(),
+            false => self.store_endpoints(),
         }
+    }
+
+    fn store_endpoints(&mut self) {
         let mut ids = self.compiler.export_ids();
         // One that says another thing by now was edited: what it says now is on its way to the maps.
         let in_use: BTreeSet<u16> = ids.sets.values().copied().collect();
@@ -569,16 +530,21 @@ impl Core {
         for (content, id) in &written.classes {
             ids.classes.entry(content.clone()).or_insert(*id);
         }
-        let state = self.state_with(ids);
+        let state = match self.told.is_costly() {
+            true => self.told.brief(self.state_in_brief(ids)),
+            false => self.state_with(ids),
+        };
         self.store(&state);
+        self.told.note(state);
     }
 
     /// The same where only numbers are new: what people read of a change can wait until it is in
     /// force.
     fn note_numbers(&mut self) {
         let news = self.compiler.new_ids();
-        if let Err(error) = journal::append(&self.run_dir, &news) {
-            self.note_unwritten(&error);
+        match journal::append(&self.run_dir, &news) {
+            Ok(n_bytes) => self.written.n_bytes += n_bytes,
+            Err(error) => self.note_unwritten(&error),
         }
         self.written.add(news);
     }
@@ -599,38 +565,24 @@ impl Core {
         self.failures.insert(None, error);
     }
 
-    /// Publishes the state to the file and the servers.
-    pub fn write_state(&mut self, published: &watch::Sender<Arc<Published>>) {
-        let published_state = self.published();
-        self.store(&published_state.state);
-        self.is_dirty = false;
-        published.send_replace(Arc::new(published_state));
-    }
-
-    /// The state of this moment, with its counters.
-    pub fn published(&self) -> Published {
-        let mut ids = self.compiler.export_ids();
-        if !self.is_reconciled {
-            // The maps are still an earlier agent's, and so are the numbers in them.
-            ids.clone_from(&self.written.ids);
-        }
-        Published {
-            state: self.state_with(ids),
-            is_able: self.is_all_in_force(),
-            counters: self.counters.clone(),
-            watches: self.source.watches().clone(),
-        }
-    }
-
     fn state_with(&self, ids: Ids) -> State {
+        State {
+            endpoints: view::endpoints(&self.compiler, self.numbered_endpoints(), true),
+            classes: view::classes(&self.compiler),
+            ..self.state_in_brief(ids)
+        }
+    }
+
+    /// The same without what policies say.
+    fn state_in_brief(&self, ids: Ids) -> State {
         State {
             version: VERSION,
             node: self.node_name.clone(),
             pid: std::process::id(),
             bpffs: self.bpffs.clone(),
             status: self.status(),
-            endpoints: view::endpoints(&self.compiler, self.numbered_endpoints()),
-            classes: view::classes(&self.compiler),
+            endpoints: view::endpoints(&self.compiler, self.numbered_endpoints(), false),
+            classes: BTreeMap::new(),
             ids,
             remembered: memory::write(&self.endpoints, self.holders.pods()),
             placed: self.holders.placed().map(ToString::to_string).collect(),
@@ -639,12 +591,12 @@ impl Core {
         }
     }
 
-    /// Whether everything is in force that is the agent's own to put in force.
-    fn is_all_in_force(&self) -> bool {
+    /// Whether everything is in force that is the agent's own to put in force, but for what takes its
+    /// time: how much that is may be any tenant's doing.
+    fn is_able_to_enforce(&self) -> bool {
         self.is_synced
             && self.is_reconciled
             && self.failures.is_empty()
-            && self.applied_revision == self.revision
             && capacity::is_enough(&self.datapath.tables(), &self.compiler.size())
     }
 
@@ -662,7 +614,8 @@ impl Core {
             notes.push(capacity::evictions(self.evictions.0, &self.flow_uses()));
         }
         Status {
-            ready: self.is_all_in_force()
+            ready: self.is_able_to_enforce()
+                && !self.is_behind()
                 && !self.source_errors.keys().any(|object| is_unused(object))
                 && !self.findings.iter().any(|finding| self.is_lost(finding)),
             source: SourceStatus {
@@ -680,6 +633,7 @@ impl Core {
                 errors,
                 tables: capacity::views(&tables, &self.datapath.flow_tables(), &size),
                 notes,
+                compiling: self.compiling(),
             },
         }
     }
@@ -713,7 +667,7 @@ impl Core {
 
     /// Leaves a state file that says what stays in force, and no socket.
     pub fn stop(&mut self, published: &watch::Sender<Arc<Published>>) {
-        self.write_state(published);
+        self.write_whole_state(published);
         let _ = std::fs::remove_file(socket_path(&self.run_dir));
     }
 }
@@ -722,10 +676,6 @@ impl Core {
 /// watched, while what is known of it stays in force.
 fn is_unused(object: &str) -> bool {
     !object.starts_with("watch ")
-}
-
-fn is_of_policy(change: &Change) -> bool {
-    matches!(change, Change::Policy(_) | Change::PolicyGone(_))
 }
 
 /// Gives numbers that the maps hold, but of which nobody knows any more what they stand for, a

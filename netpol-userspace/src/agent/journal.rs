@@ -19,8 +19,8 @@ pub fn path(run_dir: &Path) -> PathBuf {
     run_dir.join("numbers.jsonl")
 }
 
-/// Adds a line.
-pub fn append(run_dir: &Path, news: &Ids) -> Result<()> {
+/// Adds a line. Returns how long it is.
+pub fn append(run_dir: &Path, news: &Ids) -> Result<usize> {
     let path = path(run_dir);
     let mut line = serde_json::to_vec(news).context("encode new numbers")?;
     line.push(b'\n');
@@ -30,7 +30,8 @@ pub fn append(run_dir: &Path, news: &Ids) -> Result<()> {
         .mode(0o600)
         .open(&path)
         .and_then(|mut file| file.write_all(&line))
-        .with_context(|| format!("write {}", path.display()))
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(line.len())
 }
 
 /// The state file has all of it now.
@@ -60,6 +61,8 @@ pub fn read(run_dir: &Path, ids: &mut Ids) {
 pub struct Written {
     /// The numbers and what they stand for.
     pub ids: Ids,
+    /// How much of it is in the journal.
+    pub n_bytes: usize,
     sets: HashSet<u16>,
     classes: HashSet<u32>,
 }
@@ -69,7 +72,7 @@ impl Written {
     pub fn of(ids: Ids) -> Self {
         let sets = ids.sets.values().copied().collect();
         let classes = ids.classes.values().copied().collect();
-        Self { ids, sets, classes }
+        Self { ids, n_bytes: 0, sets, classes }
     }
 
     /// Adds numbers that were written down later.

@@ -18,6 +18,7 @@ pub mod sandbox;
 mod sandboxes;
 mod serve;
 pub mod state;
+mod turns;
 mod view;
 
 use std::collections::BTreeSet;
@@ -41,6 +42,14 @@ const SOURCE_QUEUE: usize = 1_024;
 /// How often attachments are compared with the kernel's, failed writes are tried again, and
 /// garbage is removed.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How long what was read is taken in, and how long it is compiled and written, before anything else
+/// is looked at. Together with one slice more than the second, and what is waited for in the kernel,
+/// that is what one event waits for another.
+const TAKING_IN: Duration = Duration::from_millis(20);
+const WORKING: Duration = Duration::from_millis(20);
+/// How long after SIGTERM the agent ends wherever it is. What it leaves then is what it would leave if
+/// it were killed.
+const LONGEST_END: Duration = Duration::from_millis(700);
 /// Least pause between two writings of the state file, and how many times as long as the last one
 /// took it is: with much to write and many changes it may not be most of what the agent does.
 const PUBLISH: Duration = Duration::from_millis(50);
@@ -65,6 +74,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let _lock = files::prepare_run_dir(&options.run_dir)?;
+    end_in_time(&options.run_dir)?;
     // First, since it may be impossible, and nothing is left behind then.
     let (events_tx, mut events) = mpsc::channel(SOURCE_QUEUE);
     let (handle, kind) = start_source(&options, events_tx).await?;
@@ -126,10 +136,6 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            event = events.recv() => match event {
-                Some(event) => core.handle_source(event),
-                None => bail!("the source of objects has ended unexpectedly; enforcement stays as it is"),
-            },
             changed = snapshots.changed() => {
                 changed.context("endpoint discovery has ended unexpectedly")?;
                 let snapshot = snapshots.borrow_and_update().clone();
@@ -149,7 +155,26 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
                 core.write_state(&state_tx);
                 next_publish = Instant::now() + PUBLISH.max(begun.elapsed() * PUBLISH_SHARE);
             }
+            // There may always be something, and what there is is taken in below anyway.
+            event = events.recv() => match event {
+                Some(event) => core.handle_source(event),
+                None => bail!("the source of objects has ended unexpectedly; enforcement stays as it is"),
+            },
+            // Last, so that everything else is looked at between two parts of it.
+            () = std::future::ready(()), if core.has_work() => {}
         }
+        // All that has been read, so that nobody's edit waits behind somebody else's many.
+        let begun = Instant::now();
+        while begun.elapsed() < TAKING_IN
+            && let Ok(event) = events.try_recv()
+        {
+            core.handle_source(event);
+        }
+        if snapshots.has_changed().unwrap_or_default() {
+            let snapshot = snapshots.borrow_and_update().clone();
+            core.handle_snapshot(snapshot);
+        }
+        core.work(WORKING);
         core.settle_admissions();
         if core.has_answers() {
             core.write_state(&state_tx);
@@ -158,6 +183,26 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
     }
     tracing::info!("stopping; what is in force stays in force");
     core.stop(&state_tx);
+    Ok(())
+}
+
+/// Ends the process some time after SIGTERM or SIGINT, should it still be there: something may take
+/// long that cannot be left, such as the first compilation. No moment is a bad one: everything that
+/// is written is whole at any time, and the next agent goes on from there.
+fn end_in_time(run_dir: &std::path::Path) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let socket = state::socket_path(run_dir);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::time::sleep(LONGEST_END).await;
+        tracing::info!("stopping in the middle of something; what is in force stays in force");
+        let _ = std::fs::remove_file(socket);
+        std::process::exit(0);
+    });
     Ok(())
 }
 

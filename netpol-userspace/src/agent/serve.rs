@@ -71,8 +71,10 @@ struct Context {
 
 /// A state with the counters of its moment.
 pub struct Published {
-    /// The state.
-    pub state: State,
+    /// The status of this moment.
+    pub status: Status,
+    /// The state, whose explanations may be of a while ago.
+    pub state: Arc<State>,
     /// Everything is in force but what some pod or interface keeps from it.
     pub is_able: bool,
     /// Counters of the agent itself.
@@ -85,7 +87,7 @@ impl Published {
     /// The status, with the watches as they are now: what one has read changes nothing else if
     /// there was nothing to read.
     fn status(&self) -> Status {
-        let mut status = self.state.status.clone();
+        let mut status = self.status.clone();
         status.source.watches = view::watches(&self.watches.read());
         status
     }
@@ -166,7 +168,8 @@ async fn status(Shared(context): Shared<Context>) -> Response {
 
 async fn whole_state(Shared(context): Shared<Context>) -> Response {
     let published = context.state.borrow().clone();
-    Json(&published.state).into_response()
+    let status = published.status();
+    Json(State { status, ..State::clone(&published.state) }).into_response()
 }
 
 /// Query of `POST /wait`.
@@ -234,7 +237,10 @@ async fn readyz(Shared(context): Shared<Context>) -> Response {
 async fn metrics_text(Shared(context): Shared<Context>) -> Response {
     let published = context.state.borrow().clone();
     let watches = published.watches.read();
-    let text = metrics::encode(&context.maps, &published.state, &published.counters, &watches);
+    let text = {
+        let Published { status, state, counters, .. } = &*published;
+        metrics::encode(&context.maps, status, state, counters, &watches)
+    };
     ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
 }

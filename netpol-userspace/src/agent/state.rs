@@ -167,6 +167,24 @@ pub struct DatapathStatus {
     /// Observations that need no action, such as interfaces that belong to no pod.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What has been read and is not in force yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compiling: Vec<CompilingView>,
+}
+
+/// Work that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompilingView {
+    /// The namespace whose policies or pods they are; empty: it is no one's alone.
+    pub namespace: String,
+    /// Policies of it that were read and wait for what was read before.
+    pub waiting: usize,
+    /// Steps done of what is being compiled.
+    pub done: usize,
+    /// Of how many, as far as is known.
+    pub all: usize,
+    /// Since when, in seconds since the epoch.
+    pub since: i64,
 }
 
 /// How full one table is.

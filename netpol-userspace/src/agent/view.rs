@@ -8,10 +8,11 @@ use crate::endpoint::{Endpoint, Holder};
 use crate::model::Direction;
 use crate::source::Watch;
 
-/// The views of all endpoints, sorted by namespace and name.
+/// The views of all endpoints, sorted by namespace and name; with what policies say, or without.
 pub fn endpoints<'a>(
     compiler: &Compiler,
     endpoints: impl Iterator<Item = (EndpointId, &'a Endpoint)>,
+    has_rules: bool,
 ) -> Vec<EndpointView> {
     let mut endpoints: Vec<(EndpointId, &Endpoint)> = endpoints.collect();
     // Who asks for a pod by its name means the one that runs by its object.
@@ -26,8 +27,8 @@ pub fn endpoints<'a>(
             ifindex: endpoint.ifindex,
             ips: endpoint.addresses.clone(),
             id: id.0,
-            ingress: direction(compiler, id, Direction::Ingress),
-            egress: direction(compiler, id, Direction::Egress),
+            ingress: direction(compiler, id, Direction::Ingress, has_rules),
+            egress: direction(compiler, id, Direction::Egress, has_rules),
         })
         .collect()
 }
@@ -42,7 +43,12 @@ pub fn watches(watches: &[Watch]) -> Vec<WatchView> {
     watches.iter().map(view).collect()
 }
 
-fn direction(compiler: &Compiler, id: EndpointId, direction: Direction) -> DirectionView {
+fn direction(
+    compiler: &Compiler,
+    id: EndpointId,
+    direction: Direction,
+    has_rules: bool,
+) -> DirectionView {
     let policies = compiler.endpoint_policies(id, direction);
     let set = compiler.endpoint_sets(id).map_or(0, |sets| match direction {
         Direction::Ingress => sets.ingress.0,
@@ -52,8 +58,7 @@ fn direction(compiler: &Compiler, id: EndpointId, direction: Direction) -> Direc
     DirectionView {
         isolated: !policies.is_empty() || set != 0,
         policies: text(&policies),
-        rules: compiler
-            .rules(id, direction)
+        rules: if has_rules { compiler.rules(id, direction) } else { Vec::new() }
             .into_iter()
             .map(|rule| Rule { peer: rule.peer, ports: rule.ports, policies: text(&rule.policies) })
             .collect(),

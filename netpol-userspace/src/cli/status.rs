@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::output::{self, Format, note};
 use super::places::{self, RUN_DIR};
-use crate::agent::state::{ObjectError, Status, socket_path, state_path};
+use crate::agent::state::{CompilingView, ObjectError, Status, socket_path, state_path};
 use crate::observe::client::{self, Waited};
 use crate::observe::node::Node;
 
@@ -96,6 +96,11 @@ fn last_known(args: &Args) -> Result<Status> {
 }
 
 fn text(status: &Status) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    text_at(status, now.unwrap_or_default().as_secs().cast_signed())
+}
+
+fn text_at(status: &Status, now: i64) -> String {
     let Status { ready, source, datapath } = status;
     let (word, color) =
         if *ready { ("ready", AnsiColor::Green) } else { ("not ready", AnsiColor::Yellow) };
@@ -123,6 +128,9 @@ fn text(status: &Status) -> String {
         if n == 1 { "endpoint" } else { "endpoints" },
         datapath.applied_revision
     );
+    for compiling in &datapath.compiling {
+        text += &format!("compiling: {}\n", under_way(compiling, now));
+    }
     text += &errors("objects that cannot be used", &source.errors);
     text += &errors("not enforced, or not as written", &datapath.errors);
     for note in &datapath.notes {
@@ -139,7 +147,9 @@ fn progress(status: &Status) -> &'static str {
         }
         (true, _) => "everything read so far is in force",
         (false, false) => "the source has not been read completely",
-        (false, true) if source.revision > datapath.applied_revision => {
+        (false, true)
+            if source.revision > datapath.applied_revision || !datapath.compiling.is_empty() =>
+        {
             "changes have been read that are not in force yet"
         }
         (false, true) if !source.errors.is_empty() => {
@@ -150,6 +160,22 @@ fn progress(status: &Status) -> &'static str {
         }
         (false, true) => "no agent keeps it up to date",
     }
+}
+
+/// What is being compiled, whose, how far and since when.
+fn under_way(compiling: &CompilingView, now: i64) -> String {
+    let CompilingView { namespace, waiting, done, all, since } = compiling;
+    let mut text = match namespace.as_str() {
+        "" => "pods and Services of the cluster".to_owned(),
+        name => format!("policies and pods of namespace {name}"),
+    };
+    if *all > 0 {
+        text += &format!(", {done} of {all} steps done");
+    }
+    if *waiting > 0 {
+        text += &format!(", {waiting} more policies wait for that");
+    }
+    text + &format!(", for {} s", (now - since).max(0))
 }
 
 fn errors(title: &str, errors: &[ObjectError]) -> String {
@@ -212,6 +238,32 @@ datapath: 0 endpoints, attached by tcx, revision 7
             vec![watch("pods", false), watch("namespaces", true), watch("networkpolicies", false)];
         let line = "not read completely yet: pods, networkpolicies are missing, revision 7";
         assert!(plain(&status).contains(line), "{}", plain(&status));
+    }
+
+    #[test]
+    fn what_is_being_compiled_is_told_with_whose_it_is_how_far_and_since_when() {
+        let mut status = state(vec![]).status;
+        status.ready = false;
+        let view = |namespace: &str, waiting, done, all| CompilingView {
+            namespace: namespace.into(),
+            waiting,
+            done,
+            all,
+            since: 100,
+        };
+        status.datapath.compiling = vec![view("", 0, 3, 10), view("bulk", 12, 0, 0)];
+        let text = text_at(&status, 107);
+        let text = anstream::adapter::strip_str(&text).to_string();
+        assert_eq!(
+            text,
+            "\
+not ready: changes have been read that are not in force yet
+source: manifests, read completely, revision 7
+datapath: 0 endpoints, attached by tcx, revision 7
+compiling: pods and Services of the cluster, 3 of 10 steps done, for 7 s
+compiling: policies and pods of namespace bulk, 12 more policies wait for that, for 7 s
+"
+        );
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Addresses and blocks: which pod owns an address, which blocks contain it, which class it has
 //! now. Must never decide what a class means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::ClassId;
 use super::atoms::AtomId;
@@ -37,12 +37,22 @@ pub(super) struct Addresses {
     other_cidrs: FxHashMap<IpNet, Few<AtomId>>,
     /// Addresses that more than one pod claims, with all claimants.
     contested: FxHashMap<IpAddr, Vec<ObjectName>>,
-    /// How many blocks with atoms have each prefix length, for IPv4 and IPv6.
+    /// How many blocks that may contain others, by atom or class, have each prefix length, for IPv4
+    /// and IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
+    /// Blocks and addresses that are to be stored and are not yet, as far as somebody has begun to
+    /// see to it. May have some that are not to be stored any more.
+    missing: BTreeSet<IpNet>,
 }
 
 fn family(block: &IpNet) -> usize {
     usize::from(matches!(block, IpNet::V6(_)))
+}
+
+/// Whether what is inside a block is to look at it: not at an address for its class.
+fn is_around(block: &IpNet, entry: &Entry) -> bool {
+    let is_stored = entry.class != ClassId::NONE && block.prefix_len() < block.max_prefix_len();
+    is_stored || entry.cidr.is_some()
 }
 
 impl Addresses {
@@ -117,18 +127,35 @@ impl Addresses {
 
     /// A block atom exists from now on.
     pub fn add_block(&mut self, block: IpNet, atom: AtomId) {
-        let cidr = &mut self.entries.entry(block).or_default().cidr;
-        if cidr.is_some() {
+        let entry = self.entries.entry(block).or_default();
+        if entry.cidr.is_some() {
             self.other_cidrs.entry(block).or_default().insert(atom);
             return;
         }
-        *cidr = Some(atom);
-        *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
+        let was_around = is_around(&block, entry);
+        entry.cidr = Some(atom);
+        self.count(&block, was_around, true);
+    }
+
+    /// Keeps [`Self::lengths`] true.
+    fn count(&mut self, block: &IpNet, was_around: bool, is_around: bool) {
+        if was_around == is_around {
+            return;
+        }
+        let n_blocks = self.lengths[family(block)].entry(block.prefix_len()).or_default();
+        match is_around {
+            true => *n_blocks += 1,
+            false => *n_blocks -= 1,
+        }
+        if *n_blocks == 0 {
+            self.lengths[family(block)].remove(&block.prefix_len());
+        }
     }
 
     /// A block atom is gone.
     pub fn remove_block(&mut self, block: IpNet, atom: AtomId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };
+        let was_around = is_around(&block, entry);
         let others = self.other_cidrs.get_mut(&block);
         if entry.cidr == Some(atom) {
             entry.cidr = None;
@@ -142,35 +169,26 @@ impl Addresses {
         if self.other_cidrs.get(&block).is_some_and(Few::is_empty) {
             self.other_cidrs.remove(&block);
         }
-        if entry.cidr.is_some() {
-            return;
-        }
-        let lengths = &mut self.lengths[family(&block)];
-        if let Some(n_blocks) = lengths.get_mut(&block.prefix_len()) {
-            *n_blocks -= 1;
-            if *n_blocks == 0 {
-                lengths.remove(&block.prefix_len());
-            }
-        }
+        let is_around = is_around(&block, entry);
+        self.count(&block, was_around, is_around);
     }
 
-    /// The blocks with atoms that contain `block`, itself included, longest first: an atom and the
-    /// class of each.
-    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, AtomId, ClassId)> {
+    /// The blocks that contain `block`, itself included, longest first.
+    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, &Entry)> {
         self.lengths[family(&block)].range(..=block.prefix_len()).rev().filter_map(
             move |(&length, _)| {
                 let outer =
                     IpNet::new(block.addr(), length).expect("invariant: shorter than the block");
                 let outer = outer.trunc();
-                let entry = self.entries.get(&outer)?;
-                Some((outer, entry.cidr?, entry.class))
+                Some((outer, self.entries.get(&outer)?))
             },
         )
     }
 
     /// The atoms of all blocks that contain `block`, itself included.
     pub fn atoms_around(&self, block: IpNet) -> impl Iterator<Item = AtomId> {
-        self.containing(block).flat_map(|(outer, atom, _)| {
+        let with_atoms = self.containing(block).filter_map(|(outer, e)| Some((outer, e.cidr?)));
+        with_atoms.flat_map(|(outer, atom)| {
             let others = match self.other_cidrs.is_empty() {
                 true => None,
                 false => self.other_cidrs.get(&outer),
@@ -205,8 +223,9 @@ impl Addresses {
 
     /// The class that longest-prefix match gives to `block` while it is not stored itself.
     pub fn class_around(&self, block: IpNet) -> ClassId {
-        let outer = block.supernet().and_then(|outer| self.containing(outer).next());
-        outer.map_or(ClassId::NONE, |(_, _, class)| class)
+        let outer = block.supernet().into_iter().flat_map(|outer| self.containing(outer));
+        let mut classes = outer.map(|(_, entry)| entry.class);
+        classes.find(|class| *class != ClassId::NONE).unwrap_or(ClassId::NONE)
     }
 
     /// The class that longest-prefix match gives to `block`.
@@ -220,11 +239,47 @@ impl Addresses {
     /// Notes the class of a block, and forgets the block if nothing is known of it any more.
     pub fn set_class(&mut self, block: IpNet, class: ClassId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };
+        let was_around = is_around(&block, entry);
         entry.class = class;
-        if entry.owner.is_none() && entry.cidr.is_none() {
-            debug_assert_eq!(class, ClassId::NONE, "nothing known of {block}");
+        let is_around = is_around(&block, entry);
+        if entry.owner.is_none() && entry.cidr.is_none() && class == ClassId::NONE {
             self.entries.remove(&block);
         }
+        self.count(&block, was_around, is_around);
+        self.missing.remove(&block);
+    }
+
+    /// Somebody has begun to see to it that this block is stored.
+    pub fn expect(&mut self, block: IpNet) {
+        if self.get(&block).is_some_and(|entry| entry.class == ClassId::NONE) {
+            self.missing.insert(block);
+        }
+    }
+
+    /// What is to be stored inside these blocks, and is not yet, but for the blocks themselves; no
+    /// more than so many. Whatever is inside another one comes first.
+    pub fn missing_inside(&self, blocks: &[IpNet], n_most: usize) -> Vec<IpNet> {
+        if self.missing.is_empty() {
+            return Vec::new();
+        }
+        let known: FxHashSet<&IpNet> = blocks.iter().collect();
+        let mut found = Vec::new();
+        let mut outer: Vec<IpNet> = blocks.to_vec();
+        outer.sort_unstable();
+        let mut scanned: Option<IpNet> = None;
+        outer.retain(|block| {
+            let is_inside = scanned.is_some_and(|outer| outer.contains(block));
+            if !is_inside {
+                scanned = Some(*block);
+            }
+            !is_inside
+        });
+        for block in outer {
+            let inner = self.missing.range(block..=IpNet::from(block.broadcast())).rev();
+            let inner = inner.filter(|inner| !known.contains(inner));
+            found.extend(inner.take(n_most - found.len()).copied());
+        }
+        found
     }
 
     /// All stored blocks with their classes.

@@ -1,6 +1,6 @@
 //! Atoms: the distinct peer predicates that the policies of local endpoints use, interned, and the
-//! index that finds those a pod may satisfy. Must never hold an atom that no set in use mentions
-//! for longer than one settle.
+//! index that finds those a pod may satisfy. Must never give a set an atom of which a class may
+//! have been told what an earlier state of the set said.
 //!
 //! An atom may be *renewed*: another number that says the same, for a set that is edited in place
 //! ([`Sets::edit`](super::sets::Sets::edit)). Whoever satisfies one satisfies the other, but
@@ -73,6 +73,8 @@ pub(super) struct Known {
     is_active: bool,
     /// They have been.
     is_matched: bool,
+    /// The job whose work it is to give addresses their classes with it; 0: all have them.
+    pending: u32,
 }
 
 /// A (protocol, name) pair that egress rules in use mention.
@@ -82,6 +84,8 @@ pub(super) struct NameUse {
     pub sets: FxHashSet<SetId>,
     /// The port atoms of that name, by number.
     pub numbers: BTreeMap<u16, AtomId>,
+    /// As of atoms.
+    pending: u32,
 }
 
 /// All live atoms.
@@ -94,12 +98,14 @@ pub(super) struct Atoms {
     last_turn: u32,
     anchors: Anchors,
     names: FxHashMap<(Protocol, Str), NameUse>,
-    /// Selector and block atoms that no pod or address has been held against yet.
+    /// Selector and block atoms that not all pods and addresses have been held against yet.
     fresh: Vec<AtomId>,
     /// Names, likewise.
     pub fresh_names: Vec<(Protocol, Str)>,
     /// Atoms that may have lost their last reference.
     maybe_dead: Vec<AtomId>,
+    /// Those that have been looked at, and that something may still have referred to.
+    maybe_free: Vec<AtomId>,
     maybe_dead_names: Vec<(Protocol, Str)>,
 }
 
@@ -109,7 +115,12 @@ impl Atoms {
         self.slots[id.0 as usize].as_ref().expect("invariant: atoms outlive what mentions them")
     }
 
-    /// Likewise, to note a reference.
+    /// Likewise, if there is one.
+    pub fn live(&self, id: AtomId) -> Option<&Known> {
+        self.slots[id.0 as usize].as_ref()
+    }
+
+    /// The live atom of that number, to note a reference.
     pub fn get_mut(&mut self, id: AtomId) -> &mut Known {
         self.slots[id.0 as usize].as_mut().expect("invariant: atoms outlive what mentions them")
     }
@@ -146,6 +157,7 @@ impl Atoms {
             n_holders: 0,
             is_active: false,
             is_matched: false,
+            pending: 0,
         });
         self.maybe_dead.push(id);
         id
@@ -156,13 +168,29 @@ impl Atoms {
         self.get(meaning).current
     }
 
+    /// Likewise, for a set that mentions it from now on: not what a set has given up of which some
+    /// address still has a class, and the set a row for that.
+    pub fn usable(&mut self, meaning: AtomId) -> AtomId {
+        let current = self.current(meaning);
+        let known = self.get(current);
+        match known.is_active || known.classes.is_empty() {
+            true => current,
+            false => self.next_renewal(meaning),
+        }
+    }
+
     /// What a set should mention whose rows must not depend on whether a class of before has this
     /// atom: itself if no class can have it, else a renewal, the current one from now on.
     pub fn renew(&mut self, meaning: AtomId) -> AtomId {
         let current = self.current(meaning);
-        if !self.get(current).is_active {
-            return current;
+        let known = self.get(current);
+        match !known.is_active && known.classes.is_empty() {
+            true => current,
+            false => self.next_renewal(meaning),
         }
+    }
+
+    fn next_renewal(&mut self, meaning: AtomId) -> AtomId {
         self.last_turn = self.last_turn.wrapping_add(1).max(1);
         self.renewal(meaning, self.last_turn)
     }
@@ -219,6 +247,23 @@ impl Atoms {
                 self.anchors.insert(id, namespaces, pods);
             }
             self.fresh.push(id);
+        } else if known.pending != 0 {
+            self.fresh.push(id);
+        }
+    }
+
+    /// A set that has mentioned these is used by one more, who has to wait for them.
+    pub fn await_pending(&mut self, ids: impl Iterator<Item = AtomId>) {
+        self.fresh.extend(ids.filter(|id| {
+            let known = self.slots[id.0 as usize].as_ref();
+            known.is_some_and(|known| known.pending != 0)
+        }));
+    }
+
+    /// The same of a name.
+    pub fn await_pending_name(&mut self, name: &(Protocol, Str)) {
+        if self.names.get(name).is_some_and(|known| known.pending != 0) {
+            self.fresh_names.push(name.clone());
         }
     }
 
@@ -231,7 +276,7 @@ impl Atoms {
     /// Notes that a set mentions a name.
     pub fn mention_name(&mut self, name: &(Protocol, Str), set: SetId) {
         let entry = self.names.entry(name.clone()).or_default();
-        if entry.sets.is_empty() {
+        if entry.sets.is_empty() || entry.pending != 0 {
             self.fresh_names.push(name.clone());
         }
         entry.sets.insert(set);
@@ -296,18 +341,33 @@ impl Atoms {
         dead
     }
 
-    /// Selector and block atoms that no set mentions any more: no pod will match them from now on.
-    /// They stay readable until [`Atoms::free_dead`].
-    pub fn take_dead(&mut self) -> Vec<AtomId> {
-        self.maybe_dead.sort_unstable();
-        self.maybe_dead.dedup();
+    /// How many may have lost their last reference, and have not been looked at.
+    pub fn n_maybe_dead(&self) -> usize {
+        self.maybe_dead.len()
+    }
+
+    /// Takes those that may have, from the `first` on.
+    pub fn maybe_dead(&mut self, first: usize) -> Vec<AtomId> {
+        self.maybe_dead.split_off(first)
+    }
+
+    /// Whether anything is left that may be forgotten.
+    pub fn has_garbage(&self) -> bool {
+        let names = &self.maybe_dead_names;
+        !(self.maybe_dead.is_empty() && self.maybe_free.is_empty() && names.is_empty())
+    }
+
+    /// The selector and block atoms among these that no set mentions any more: no pod will match them
+    /// from now on. They stay readable until [`Atoms::free_dead`].
+    pub fn take_dead(&mut self, ids: Vec<AtomId>) -> Vec<AtomId> {
         let mut dead = Vec::new();
-        for index in 0..self.maybe_dead.len() {
-            let id = self.maybe_dead[index];
+        for id in ids {
+            self.maybe_free.push(id);
             let Some(known) = self.slots[id.0 as usize].as_mut() else { continue };
             if !known.sets.is_empty() || !std::mem::take(&mut known.is_active) {
                 continue;
             }
+            known.pending = 0;
             if let Atom::Pods { namespaces, pods } = &*known.atom {
                 self.anchors.remove(id, namespaces, pods);
             }
@@ -323,19 +383,29 @@ impl Atoms {
         dead
     }
 
-    /// Forgets atoms that nothing refers to.
-    pub fn free_dead(&mut self) {
-        while let Some(id) = self.maybe_dead.pop() {
+    /// A class has an atom no more.
+    pub fn leave(&mut self, id: AtomId, class: ClassId) {
+        let known = self.get_mut(id);
+        known.classes.remove(class);
+        if known.classes.is_empty() {
+            self.maybe_free.push(id);
+        }
+    }
+
+    /// Forgets atoms that nothing refers to, of so many.
+    pub fn free_dead(&mut self, n_most: usize) {
+        for _ in 0..n_most {
+            let Some(id) = self.maybe_free.pop() else { return };
             let slot = &mut self.slots[id.0 as usize];
             let Some(known) = slot.take_if(|known| {
                 known.sets.is_empty()
+                    && known.classes.is_empty()
                     && !known.is_active
                     && known.n_holders == 0
                     && known.n_writers == 0
             }) else {
                 continue;
             };
-            debug_assert!(known.classes.is_empty(), "a class with a dead atom is dead too");
             self.free.push(id);
             if known.turn > 0 {
                 self.renewed.remove(&(known.meaning, known.turn));
@@ -351,16 +421,51 @@ impl Atoms {
         }
     }
 
-    /// Hands over the atoms that pods and addresses are to be held against.
-    pub fn take_fresh(&mut self) -> Vec<AtomId> {
-        let mut fresh = std::mem::take(&mut self.fresh);
-        fresh.retain(|id| {
-            let known = self.slots[id.0 as usize].as_mut();
-            known.is_some_and(|known| {
-                known.is_active && !std::mem::replace(&mut known.is_matched, true)
-            })
-        });
+    /// Hands over the atoms that pods and addresses are to be held against by a job; with each,
+    /// whether another one has begun to.
+    pub fn take_fresh(&mut self, job: u32) -> Vec<(AtomId, bool)> {
+        let mut fresh = Vec::new();
+        for id in std::mem::take(&mut self.fresh) {
+            let Some(known) = self.slots[id.0 as usize].as_mut() else { continue };
+            let is_begun = known.is_matched;
+            if !known.is_active || known.pending == job || (is_begun && known.pending == 0) {
+                continue;
+            }
+            known.is_matched = true;
+            known.pending = job;
+            fresh.push((id, is_begun));
+        }
         fresh
+    }
+
+    /// The same of names.
+    pub fn take_fresh_names(&mut self, job: u32) -> Vec<((Protocol, Str), bool)> {
+        let names = std::mem::take(&mut self.fresh_names).into_iter();
+        names
+            .filter_map(|name| {
+                let known = self.names.get_mut(&name)?;
+                let is_begun = std::mem::replace(&mut known.pending, job) != 0;
+                Some((name, is_begun))
+            })
+            .collect()
+    }
+
+    /// All addresses have their classes with what that job has taken, if no other has since.
+    pub fn settle(&mut self, job: u32, ids: &[AtomId], names: &[(Protocol, Str)]) {
+        for id in ids {
+            if let Some(known) = &mut self.slots[id.0 as usize]
+                && known.pending == job
+            {
+                known.pending = 0;
+            }
+        }
+        for name in names {
+            if let Some(known) = self.names.get_mut(name)
+                && known.pending == job
+            {
+                known.pending = 0;
+            }
+        }
     }
 
     /// Whether no pod can satisfy anything.

@@ -71,8 +71,9 @@ impl Compiler {
             }
         }
         for endpoint in self.endpoints_in.get(&id.namespace).into_iter().flatten() {
-            if self.endpoints[endpoint].may_be(&id) {
-                dirty.look_at(*endpoint, Why::Pod);
+            let its = &self.endpoints[endpoint];
+            if its.may_be(&id) {
+                dirty.look_at(its.home(), *endpoint, Why::Pod);
             }
         }
         // Atoms that do not exist yet will look at all pods by themselves.
@@ -85,6 +86,8 @@ impl Compiler {
     fn note_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
         let here = self.endpoints_in.get(&id.namespace);
         if here.is_none() {
+            // Counted anew when it has endpoints again.
+            self.mentions.remove(&id.namespace);
             self.cluster.apply(change);
             return;
         }
@@ -99,12 +102,14 @@ impl Compiler {
         }
         for endpoint in here.into_iter().flatten() {
             let selects = |pod: &Pod| before.iter().chain(now).any(|p| p.pods.matches(&pod.labels));
-            if self.endpoints[endpoint].pods_now(&self.cluster).any(selects) {
-                dirty.look_at(*endpoint, Why::Policy);
+            let its = &self.endpoints[endpoint];
+            if its.pods_now(&self.cluster).any(selects) {
+                dirty.look_at(its.home(), *endpoint, Why::Policy);
             }
         }
         // Also if it selects none now: a pod may have had other labels in between.
-        dirty.policies.entry(id).or_insert(before);
+        let dirt = dirty.of(&id.namespace);
+        dirt.policies.entry(id).or_insert(before);
     }
 
     /// Stores the change of a Service and notes that it changed.

@@ -105,17 +105,22 @@ impl Classes {
         }
     }
 
-    /// Forgets classes that no address has any more and returns them with the sets that had rows
-    /// for them.
-    pub fn take_dead(&mut self, atoms: &mut Atoms) -> Vec<(ClassId, Few<SetId>)> {
+    /// Whether there may be classes that no address has.
+    pub fn has_garbage(&self) -> bool {
+        !self.maybe_dead.is_empty()
+    }
+
+    /// Forgets classes that no address has any more, of so many, and returns them with the sets that
+    /// had rows for them.
+    pub fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(ClassId, Few<SetId>)> {
         let mut dead = Vec::new();
-        for id in std::mem::take(&mut self.maybe_dead) {
+        for id in self.maybe_dead.split_off(self.maybe_dead.len().saturating_sub(n_most)) {
             if self.by_id.get(&id).is_none_or(|class| class.n_addresses > 0) {
                 continue;
             }
             let class = self.by_id.remove(&id).expect("invariant: just looked up");
             for &atom in &*class.atoms {
-                atoms.get_mut(atom).classes.remove(id);
+                atoms.leave(atom, id);
             }
             self.by_content.remove(&class.atoms);
             self.ids.release(id.0);

@@ -8,21 +8,19 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::addresses::Addresses;
-use super::atoms::{Atom, AtomId, Atoms};
+use super::atoms::{Atom, AtomId, Atoms, NameUse};
 use super::classes::Classes;
 use super::ports::row_covers;
-use super::rows::{SharedPorts, add_fresh};
+use super::rows::{self, SharedPorts};
 use super::services::{Changed, Services};
 use super::sets::Sets;
+use super::work::{Blocks, Job};
 use super::{Backend, ClassId, EndpointId, Plan, ServiceKey, SetId, Step, Verdict};
 use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
 
 /// From how many new selectors on over many namespaces, or over one, all pods there are looked at
 /// once, instead of all pods for each selector.
 const MANY_SELECTORS: usize = 8;
-
-/// An endpoint that is no Service's backend: ids start at 1.
-const NOBODY: EndpointId = EndpointId(0);
 
 /// The label that every namespace has, its name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -40,6 +38,8 @@ pub(super) struct Engine {
     shared: SharedPorts,
     /// Blocks that have the class [`ClassId::CLOSED`] and wait for a number.
     pub unnumbered: BTreeSet<IpNet>,
+    /// Blocks that have an entry only until all around them have their classes.
+    pub lingering: Vec<IpNet>,
 }
 
 /// What a change touched.
@@ -89,41 +89,103 @@ impl Engine {
             held: FxHashMap::default(),
             shared: SharedPorts::default(),
             unnumbered: BTreeSet::new(),
+            lingering: Vec::new(),
         }
     }
 
-    /// Takes new atoms and names into account, and what was touched. Nothing that a set in use
-    /// mentions is dropped here, so for sets of before the change nothing but what the change
-    /// itself did to pods can differ. Returns the rows to add first, then the moves.
-    pub fn advance(&mut self, cluster: &Cluster, mut touched: Touched) -> (Plan, Vec<Move>) {
-        touched.blocks.extend(std::mem::take(&mut self.unnumbered));
-        // Those that only sets mentioned that were edited in place: see [`Sets::edit`].
-        touched.blocks.extend(self.drop_dead_atoms(cluster));
-        self.match_fresh(cluster, &mut touched);
-        let moves = self.reclassify(touched.blocks);
-        (self.add_fresh_rows(), moves)
+    /// Takes new atoms and names into account, what sets that were edited in place have given up, and
+    /// what was touched: all of it that is looked at before addresses get their classes, which the
+    /// job is to do. Nothing that a set in use mentions is dropped here, so for sets of before the
+    /// change nothing but what the change itself did to pods can differ.
+    pub fn begin(&mut self, cluster: &Cluster, job: &mut Job, mut touched: Touched) -> Plan {
+        let (fresh, edited) = self.sets.take_fresh(job.number);
+        self.match_fresh(cluster, job, &mut touched);
+        for block in &touched.blocks {
+            if self.stays(block) {
+                self.addresses.expect(*block);
+            }
+        }
+        job.blocks.extend(touched.blocks, |block| self.stays(block));
+        let Self { sets, classes, atoms, shared, .. } = self;
+        let mut plan = Plan::new();
+        for id in fresh.iter().copied() {
+            plan.extend(rows::add_first(id, sets, classes, atoms, shared));
+            job.rows.extend(rows::atoms_of(id, sets, atoms).into_iter().map(|atom| (id, atom)));
+        }
+        job.sets.extend(fresh.into_iter().chain(edited));
+        plan
+    }
+
+    /// Whether a block will have an entry of its own.
+    pub fn stays(&self, block: &IpNet) -> bool {
+        self.addresses.get(block).is_some_and(|entry| {
+            let owner = entry.owner.as_ref();
+            entry.cidr.is_some() || owner.is_some_and(|owner| self.held.contains_key(owner))
+        })
     }
 
     fn add_fresh_rows(&mut self) -> Plan {
-        add_fresh(&mut self.sets, &mut self.classes, &self.atoms, &mut self.shared)
+        rows::add_fresh(&mut self.sets, &mut self.classes, &self.atoms, &mut self.shared)
+    }
+
+    /// The rows of a new set for the classes that have an atom.
+    pub fn add_rows(&mut self, of: (SetId, AtomId)) -> Vec<Step> {
+        let Self { sets, classes, atoms, shared, .. } = self;
+        rows::add_of_atom(of, sets, classes, atoms, shared)
     }
 
     /// Finds what satisfies the new atoms and names, and looks at touched pods again.
-    fn match_fresh(&mut self, cluster: &Cluster, touched: &mut Touched) {
+    fn match_fresh(&mut self, cluster: &Cluster, job: &mut Job, touched: &mut Touched) {
         let mut selectors = Vec::new();
         let mut blocks = Vec::new();
-        for id in self.atoms.take_fresh() {
+        for (id, is_begun) in self.atoms.take_fresh(job.number) {
+            job.atoms.push(id);
             let atom = self.atoms.get(id).atom.clone();
             match &*atom {
                 Atom::Cidr(block) => {
-                    self.addresses.add_block(*block, id);
+                    if !is_begun {
+                        self.addresses.add_block(*block, id);
+                    }
                     blocks.push(*block);
                 }
-                Atom::Pods { .. } | Atom::Port(_) => selectors.push(atom),
+                Atom::Pods { .. } | Atom::Port(_) => {
+                    if is_begun {
+                        // Its pods hold it, and another job has yet to give them their classes.
+                        let pods = pods_of(cluster, &atom).flat_map(|pod| &pod.addresses);
+                        touched.blocks.extend(pods.map(|&address| IpNet::from(address)));
+                    } else {
+                        selectors.push(atom);
+                    }
+                }
             }
         }
         touched.blocks.extend(self.addresses.inside(blocks));
-        let names = std::mem::take(&mut self.atoms.fresh_names);
+        for (name, is_begun) in self.atoms.take_fresh_names(job.number) {
+            let declaring = cluster.all_pods().filter(|pod| declares(pod, &name));
+            if is_begun {
+                let addresses = declaring.flat_map(|pod| &pod.addresses);
+                touched.blocks.extend(addresses.map(|&address| IpNet::from(address)));
+            } else {
+                touched.pods.extend(declaring.map(|pod| pod.id.clone()));
+            }
+            job.names.push(name);
+        }
+        self.match_selectors(cluster, &selectors, touched);
+        for id in std::mem::take(&mut touched.pods) {
+            match cluster.pod(&id) {
+                Some(pod) => self.refresh_pod(cluster, pod, &mut touched.blocks),
+                None => self.set_held(&id, Vec::new()),
+            }
+        }
+    }
+
+    /// Finds the pods that may satisfy new selectors.
+    fn match_selectors(
+        &mut self,
+        cluster: &Cluster,
+        selectors: &[std::sync::Arc<Atom>],
+        touched: &mut Touched,
+    ) {
         let is_wide = |atom: &&std::sync::Arc<Atom>| {
             matches!(&***atom, Atom::Pods { namespaces: NamespaceScope::Matching(_), .. })
         };
@@ -131,41 +193,26 @@ impl Engine {
             for pod in cluster.all_pods() {
                 self.refresh_pod(cluster, pod, &mut touched.blocks);
             }
-        } else {
-            let mut by_namespace: FxHashMap<&Str, usize> = FxHashMap::default();
-            for atom in &selectors {
-                if let Atom::Pods { namespaces: NamespaceScope::Named(name), .. } = &**atom {
-                    *by_namespace.entry(name).or_default() += 1;
-                }
-            }
-            by_namespace.retain(|_, n_selectors| *n_selectors > MANY_SELECTORS);
-            for pods in by_namespace.keys().filter_map(|name| cluster.pods.get(*name)) {
-                touched.pods.extend(pods.values().map(|pod| pod.id.clone()));
-            }
-            let is_apart = |atom: &&std::sync::Arc<Atom>| match &***atom {
-                Atom::Pods { namespaces: NamespaceScope::Named(name), .. } => {
-                    !by_namespace.contains_key(name)
-                }
-                _ => true,
-            };
-            for atom in selectors.iter().filter(is_apart) {
-                let matching = pods_of(cluster, atom).map(|pod| pod.id.clone());
-                touched.pods.extend(matching);
-            }
-            if !names.is_empty() {
-                let declares = |pod: &&Pod| {
-                    pod.ports.iter().any(|port| {
-                        names.iter().any(|(p, name)| *p == port.protocol && *name == port.name)
-                    })
-                };
-                touched.pods.extend(cluster.all_pods().filter(declares).map(|pod| pod.id.clone()));
+            return;
+        }
+        let mut by_namespace: FxHashMap<&Str, usize> = FxHashMap::default();
+        for atom in selectors {
+            if let Atom::Pods { namespaces: NamespaceScope::Named(name), .. } = &**atom {
+                *by_namespace.entry(name).or_default() += 1;
             }
         }
-        for id in std::mem::take(&mut touched.pods) {
-            match cluster.pod(&id) {
-                Some(pod) => self.refresh_pod(cluster, pod, &mut touched.blocks),
-                None => self.set_held(&id, Vec::new()),
+        by_namespace.retain(|_, n_selectors| *n_selectors > MANY_SELECTORS);
+        for pods in by_namespace.keys().filter_map(|name| cluster.pods.get(*name)) {
+            touched.pods.extend(pods.values().map(|pod| pod.id.clone()));
+        }
+        let is_apart = |atom: &&std::sync::Arc<Atom>| match &***atom {
+            Atom::Pods { namespaces: NamespaceScope::Named(name), .. } => {
+                !by_namespace.contains_key(name)
             }
+            _ => true,
+        };
+        for atom in selectors.iter().filter(is_apart) {
+            touched.pods.extend(pods_of(cluster, atom).map(|pod| pod.id.clone()));
         }
     }
 
@@ -191,25 +238,26 @@ impl Engine {
         self.atoms.hold(&before.unwrap_or_default(), &now_again);
     }
 
-    /// Gives blocks the class that they should have.
-    fn reclassify(&mut self, mut blocks: Vec<IpNet>) -> Vec<Move> {
+    /// Gives blocks the class that they should have. Returns the rows to add first, then the moves.
+    /// What is missing inside them is to have its class before: see [`Addresses::missing_inside`].
+    pub fn reclassify(&mut self, mut blocks: Vec<IpNet>) -> (Plan, Vec<Move>) {
+        // Where numbers run out, outer blocks go before what is in them.
         blocks.sort_unstable();
-        blocks.dedup();
         let mut moves = Vec::new();
         let mut content: Vec<AtomId> = Vec::new();
         for block in blocks {
             let Some(entry) = self.addresses.get(&block) else { continue };
-            let held = entry.owner.as_ref().and_then(|owner| self.held.get(owner));
             let old = entry.class;
-            let mut new = ClassId::NONE;
+            let owner = entry.owner.as_ref();
             // An address without atoms of its own has those of the longest block around it.
-            if held.is_some() || entry.cidr.is_some() {
-                content.clear();
-                content.extend(held.into_iter().flatten());
-                content.extend(self.addresses.atoms_around(block));
-                content.sort_unstable();
-                new = self.classes.acquire(&content, &mut self.atoms);
-            }
+            content.clear();
+            content.extend(owner.and_then(|owner| self.held.get(owner)).into_iter().flatten());
+            content.extend(self.addresses.atoms_around(block));
+            content.sort_unstable();
+            let new = match self.stays(&block) {
+                true => self.classes.acquire(&content, &mut self.atoms),
+                false => self.class_without_own(block, old, &content),
+            };
             self.classes.release(old);
             if new == ClassId::CLOSED {
                 self.unnumbered.insert(block);
@@ -219,13 +267,27 @@ impl Engine {
                 moves.push(Move { block, old, new });
             }
         }
-        // What is inside a block has its own class before the block gets another one, and keeps it
-        // until all around it have: nothing falls to a class that is neither its old nor its new.
-        moves.sort_by_key(|Move { block, new, .. }| match *new {
-            ClassId::NONE => (true, block.prefix_len()),
-            _ => (false, u8::MAX - block.prefix_len()),
-        });
-        moves
+        // What is inside a block has its own class before the block does, and keeps it until all
+        // around it have: see [`Blocks`].
+        moves.sort_by_key(|Move { block, new, .. }| Blocks::order(block, *new != ClassId::NONE));
+        (self.add_fresh_rows(), moves)
+    }
+
+    /// The class of a block that needs no entry of its own: none, as soon as what is around it has
+    /// the class that the block should have. Until then it keeps an entry with that class: to wait
+    /// for whoever is at work around it would leave in force what was taken away here.
+    fn class_without_own(&mut self, block: IpNet, old: ClassId, content: &[AtomId]) -> ClassId {
+        let around = self.addresses.class_around(block);
+        if old == ClassId::NONE || (content.is_empty() && around == ClassId::NONE) {
+            return ClassId::NONE;
+        }
+        let class = self.classes.acquire(content, &mut self.atoms);
+        if class == around {
+            self.classes.release(class);
+            return ClassId::NONE;
+        }
+        self.lingering.push(block);
+        class
     }
 
     /// Sets of which some address may do less after these moves.
@@ -336,53 +398,51 @@ impl Engine {
         old.rows.iter().all(|(&class, row)| row_covers(new.row(class), Some(row)))
     }
 
-    /// Drops what no set in use mentions, once no endpoint depends on it any more. Changes no
-    /// verdict: sets in use cannot tell the classes apart that become one here. Only where class
-    /// numbers ran out something may be lost; returns the sets concerned, too.
-    pub fn collect_garbage(&mut self, cluster: &Cluster) -> (Plan, FxHashSet<SetId>) {
+    /// Whether there is anything for [`Self::collect_garbage`].
+    pub fn has_garbage(&self) -> bool {
+        self.sets.has_garbage() || self.atoms.has_garbage() || self.classes.has_garbage()
+    }
+
+    /// Drops what no set in use mentions and no endpoint depends on any more, so much of it of each
+    /// kind. Returns the rows that are of no use, and the blocks that are to have another class for
+    /// that. Changes no verdict: sets in use cannot tell the classes apart that become one then.
+    pub fn collect_garbage(&mut self, cluster: &Cluster, n_most: usize) -> (Plan, Vec<IpNet>) {
         let mut removed = Vec::new();
-        for (id, set) in self.sets.take_dead(&mut self.atoms) {
-            for &class in set.rows.keys() {
-                removed.push(Step::RemoveRow(id, class));
-                if let Some(class) = self.classes.get_mut(class) {
-                    class.sets.remove(id);
-                }
+        for (id, class) in self.sets.take_dead(n_most, &mut self.atoms) {
+            removed.push(Step::RemoveRow(id, class));
+            if let Some(class) = self.classes.get_mut(class) {
+                class.sets.remove(id);
             }
         }
-        let blocks = self.drop_dead_atoms(cluster);
-        let moves = self.reclassify(blocks);
-        let mut plan = self.add_fresh_rows();
-        plan.extend(steps(&moves));
-        let changes = self.update_services(cluster, &moves);
-        plan.extend(changes.iter().map(Changed::step));
-        let mut shrunk = FxHashSet::default();
-        if !self.unnumbered.is_empty() {
-            shrunk = self.shrunk_sets(&moves);
-            // By classes alone, which concern every endpoint alike.
-            let sets = self.sets.iter().map(|(id, _)| id);
-            shrunk.extend(sets.filter(|&set| self.is_cut_off(&changes, NOBODY, set)));
-        }
-        for (id, sets) in self.classes.take_dead(&mut self.atoms) {
+        for (id, sets) in self.classes.take_dead(n_most, &mut self.atoms) {
             for set in sets.iter() {
-                removed.push(Step::RemoveRow(set, id));
-                if let Some(set) = self.sets.get_mut(set) {
-                    set.rows.remove(&id);
+                if let Some(known) = self.sets.get_mut(set) {
+                    known.rows.remove(&id);
+                    removed.push(Step::RemoveRow(set, id));
                 }
             }
         }
-        self.atoms.free_dead();
-        plan.extend(removed);
-        (plan, shrunk)
+        let first = self.atoms.n_maybe_dead().saturating_sub(n_most);
+        let names = self.atoms.take_dead_names();
+        let atoms = self.atoms.maybe_dead(first);
+        let blocks = self.drop_dead_atoms(cluster, names, atoms);
+        self.atoms.free_dead(n_most);
+        (removed, blocks)
     }
 
     /// Takes atoms that nobody mentions from pods and addresses; returns the blocks concerned.
-    fn drop_dead_atoms(&mut self, cluster: &Cluster) -> Vec<IpNet> {
+    pub fn drop_dead_atoms(
+        &mut self,
+        cluster: &Cluster,
+        names: Vec<NameUse>,
+        atoms: Vec<AtomId>,
+    ) -> Vec<IpNet> {
         let mut dead_of_pods = FxHashSet::default();
-        for name in self.atoms.take_dead_names() {
+        for name in names {
             dead_of_pods.extend(name.numbers.into_values());
         }
         let mut outer = Vec::new();
-        for id in self.atoms.take_dead() {
+        for id in self.atoms.take_dead(atoms) {
             match &*self.atoms.get(id).atom {
                 Atom::Cidr(block) => outer.push((*block, id)),
                 Atom::Pods { .. } | Atom::Port(_) => {
@@ -393,6 +453,9 @@ impl Engine {
         let mut blocks = self.addresses.inside(outer.iter().map(|(block, _)| *block).collect());
         for (block, atom) in outer {
             self.addresses.remove_block(block, atom);
+        }
+        if dead_of_pods.is_empty() {
+            return blocks;
         }
         for pod in self.holders(cluster, &dead_of_pods) {
             let mut now = self.held(&pod).to_vec();
@@ -425,6 +488,10 @@ impl Engine {
 /// The steps of some moves.
 pub(super) fn steps(moves: &[Move]) -> impl Iterator<Item = Step> {
     moves.iter().map(Move::step)
+}
+
+fn declares(pod: &Pod, (protocol, name): &(crate::model::Protocol, Str)) -> bool {
+    pod.ports.iter().any(|port| *protocol == port.protocol && *name == port.name)
 }
 
 /// The pods that satisfy a selector atom.

@@ -25,6 +25,7 @@ mod sets;
 mod settle;
 mod wanted;
 mod whose;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -42,6 +43,8 @@ use self::edits::{Befores, Mentions};
 use self::engine::{Engine, Touched};
 use self::wanted::Why;
 use self::whose::Endpoint;
+use self::work::{Job, Whose};
+pub use self::work::{Mark, UnderWay};
 use crate::model::{Change, Cluster, Direction, Pod, Policy, Str, Strings};
 
 /// From how many rows on a set is edited in place. A new set is in force in one step for all
@@ -64,34 +67,60 @@ pub struct Compiler {
     reserved_sets: Vec<u16>,
     /// What [`Compiler::take_in`] touched.
     taken_in: Dirty,
+    /// What is under way.
+    jobs: BTreeMap<Whose, Job>,
+    last_job: u32,
+    /// Whose turn it was last, of those who have the turns that are not everybody's.
+    last_turn: Whose,
+    /// It was everybody's last.
+    was_everybodys: bool,
+    /// How often everybody's work has been begun, and how much of that is done.
+    everybodys: (u64, u64),
+    /// How much is done of a job at a time, where plans are given for all of it.
+    slice_size: usize,
     /// Which peers the policies of namespaces with endpoints mention, once one was edited.
     mentions: FxHashMap<Str, Mentions>,
     /// From how many rows on a set is edited in place.
     edited_from: usize,
 }
 
-/// What a batch of changes touched.
+/// What changes touched.
 #[derive(Debug, Default)]
 struct Dirty {
     touched: Touched,
+    /// By the namespace whose policies decide.
+    of: BTreeMap<Str, Dirt>,
+    /// How many marks there are: see [`Compiler::mark`].
+    n_marks: u64,
+}
+
+/// What they touched of one namespace.
+#[derive(Debug, Default)]
+struct Dirt {
+    /// How many marks there were when it began.
+    since: u64,
     endpoints: BTreeMap<EndpointId, Why>,
-    /// Policies that were edited in their namespaces, as they were.
+    /// Policies that were edited, as they were when its endpoints got their sets.
     policies: Befores,
 }
 
 impl Dirty {
-    fn add(&mut self, other: Self) {
-        self.touched.pods.extend(other.touched.pods);
-        self.touched.blocks.extend(other.touched.blocks);
-        other.endpoints.into_iter().for_each(|(id, why)| self.look_at(id, why));
-        for (id, before) in other.policies {
-            self.policies.entry(id).or_insert(before);
-        }
+    fn of(&mut self, namespace: &Str) -> &mut Dirt {
+        let since = self.n_marks;
+        let new = || Dirt { since, ..Dirt::default() };
+        self.of.entry(namespace.clone()).or_insert_with(new)
     }
 
-    fn look_at(&mut self, id: EndpointId, why: Why) {
-        let known = self.endpoints.entry(id).or_insert(why);
+    fn look_at(&mut self, home: &Str, id: EndpointId, why: Why) {
+        let known = self.of(home).endpoints.entry(id).or_insert(why);
         *known = why.max(*known);
+    }
+
+    /// The endpoint is gone, or another one.
+    fn forget(&mut self, id: EndpointId) {
+        for dirt in self.of.values_mut() {
+            dirt.endpoints.remove(&id);
+        }
     }
 }
 
@@ -119,6 +148,12 @@ impl Compiler {
             adopted: Vec::new(),
             reserved_sets: Vec::new(),
             taken_in: Dirty::default(),
+            jobs: BTreeMap::new(),
+            last_job: 0,
+            last_turn: Whose::Nobody,
+            was_everybodys: false,
+            everybodys: (0, 0),
+            slice_size: usize::MAX,
             mentions: FxHashMap::default(),
             edited_from: EDITED_FROM,
         }
@@ -132,6 +167,13 @@ impl Compiler {
         self
     }
 
+    /// Plans are made of slices of this size, for tests: see [`Compiler::slice`].
+    #[must_use]
+    pub fn with_slices_of(mut self, n_steps: usize) -> Self {
+        self.slice_size = n_steps;
+        self
+    }
+
     /// Packets are translated on this node by the proxy of this name, and only to Services that
     /// say so; `None`: by kube-proxy or one that handles what that handles. To be said first.
     #[must_use]
@@ -141,8 +183,7 @@ impl Compiler {
     }
 
     /// Stores changes whose consequences can wait: they are in the plan of the next call that
-    /// gives one. For the initial sync, in which most objects are known before those that they
-    /// depend on.
+    /// gives one, or in slices ([`Compiler::slice`]).
     pub fn take_in(&mut self, changes: impl IntoIterator<Item = Change>) {
         let mut dirty = std::mem::take(&mut self.taken_in);
         for change in changes {
@@ -162,14 +203,19 @@ impl Compiler {
     /// pods had come first.
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
         self.take_in(changes);
-        self.settle(Dirty::default())
+        self.settle()
     }
 
     /// From now on the node itself has these addresses. What a Service leads to there is received
     /// by the node without leaving it by an interface.
     pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Plan {
+        self.take_in_node_addresses(addresses);
+        self.settle()
+    }
+
+    /// Likewise, as with [`Compiler::take_in`].
+    pub fn take_in_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         self.engine.services.set_node_addresses(addresses);
-        self.settle(Dirty::default())
     }
 
     /// Everything the datapath should hold now.
@@ -296,16 +342,25 @@ impl Compiler {
         for id in self.adopted.drain(..) {
             sets.release(id);
         }
-        self.settle(Dirty::default())
+        self.settle()
     }
 
     /// The datapath has carried out every plan so far, and no packet looks at what they removed
     /// any more: the numbers that they freed may be reused, at once by what waits for one.
     pub fn reuse_numbers(&mut self) -> Plan {
+        if self.free_numbers() { self.settle() } else { Plan::new() }
+    }
+
+    /// Likewise; what waited for one is worked off as with [`Compiler::take_in`]. Returns whether
+    /// anything did.
+    pub fn free_numbers(&mut self) -> bool {
         let Engine { sets, classes, unnumbered, .. } = &mut self.engine;
         let has_sets = sets.ids.free_rested() && !self.unnumbered.is_empty();
         let has_classes = classes.ids.free_rested() && !unnumbered.is_empty();
-        if has_sets || has_classes { self.settle(Dirty::default()) } else { Plan::new() }
+        if has_sets || has_classes {
+            self.retry_unnumbered();
+        }
+        has_sets || has_classes
     }
 }
 

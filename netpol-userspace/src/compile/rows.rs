@@ -37,23 +37,15 @@ impl SharedPorts {
     }
 }
 
-/// Computes the rows of new sets for all classes and of new classes for all sets, and returns the
-/// steps that add them.
+/// Computes the rows of new classes for all sets, and returns the steps that add them.
 pub(super) fn add_fresh(
     sets: &mut Sets,
     classes: &mut Classes,
     atoms: &Atoms,
     shared: &mut SharedPorts,
 ) -> Vec<Step> {
-    let fresh_sets = std::mem::take(&mut sets.fresh);
-    let fresh_classes = std::mem::take(&mut classes.fresh);
     let mut steps = Vec::new();
-    for id in fresh_sets {
-        for class in std::iter::once(ClassId::NONE).chain(classes_of(id, sets, atoms)) {
-            steps.extend(add_row(id, class, sets, classes, atoms, shared));
-        }
-    }
-    for id in fresh_classes {
+    for id in std::mem::take(&mut classes.fresh) {
         for set in sets_of(id, classes, atoms) {
             steps.extend(add_row(set, id, sets, classes, atoms, shared));
         }
@@ -61,17 +53,43 @@ pub(super) fn add_fresh(
     steps
 }
 
-/// Classes whose row may differ from the set's row for everybody.
-fn classes_of(id: SetId, sets: &Sets, atoms: &Atoms) -> BTreeSet<ClassId> {
-    let Some(set) = sets.get(id) else { return BTreeSet::new() };
-    let mut found = BTreeSet::new();
-    for atom in set.marks() {
-        found.extend(atoms.get(atom).classes.iter());
-    }
+/// What a new set allows to everybody: before any other of its rows, of which those that are equal are left out.
+pub(super) fn add_first(
+    set: SetId,
+    sets: &mut Sets,
+    classes: &mut Classes,
+    atoms: &Atoms,
+    shared: &mut SharedPorts,
+) -> Option<Step> {
+    add_row(set, ClassId::NONE, sets, classes, atoms, shared)
+}
+
+/// The rows of a new set for the classes that have an atom. Both may have become others of the same
+/// number: then these are rows that the other set needs, or none.
+pub(super) fn add_of_atom(
+    (set, atom): (SetId, AtomId),
+    sets: &mut Sets,
+    classes: &mut Classes,
+    atoms: &Atoms,
+    shared: &mut SharedPorts,
+) -> Vec<Step> {
+    // Either may be gone since: its endpoint, or the last pod that declared a port.
+    let Some(known) = atoms.live(atom).filter(|_| sets.get(set).is_some()) else {
+        return Vec::new();
+    };
+    let having = known.classes.iter();
+    having.filter_map(|class| add_row(set, class, sets, classes, atoms, shared)).collect()
+}
+
+/// The atoms of which some class may have one for which a set's row may differ from its row for
+/// everybody.
+pub(super) fn atoms_of(id: SetId, sets: &Sets, atoms: &Atoms) -> Vec<AtomId> {
+    let Some(set) = sets.get(id) else { return Vec::new() };
+    let mut found: Vec<AtomId> = set.marks().collect();
     for (protocol, name) in set.to_any().into_iter().flat_map(|allowed| &allowed.names) {
-        for atom in atoms.name(*protocol, name).into_iter().flat_map(|name| name.numbers.values()) {
-            found.extend(atoms.get(*atom).classes.iter());
-        }
+        let numbers =
+            atoms.name(*protocol, name).into_iter().flat_map(|name| name.numbers.values());
+        found.extend(numbers);
     }
     found
 }

@@ -253,6 +253,11 @@ impl Services {
         }
     }
 
+    /// Whether there is anything to work off.
+    pub fn is_touched(&self) -> bool {
+        !self.touched.is_empty() || !self.here.touched.is_empty() || self.is_stale
+    }
+
     /// Works off what was touched, and the blocks that have another class now.
     pub fn update(
         &mut self,

@@ -132,7 +132,7 @@ impl Set {
         for atom in predicate.atoms() {
             let mention = self.mentions.entry(atom).or_insert_with(|| {
                 atoms.write(atom);
-                Mention { mark: atoms.current(atom), n_predicates: 0, needed_at: Few::None }
+                Mention { mark: atoms.usable(atom), n_predicates: 0, needed_at: Few::None }
             });
             mention.n_predicates += 1;
             if atom == needed {
@@ -277,13 +277,20 @@ pub(super) struct Sets {
     by_hash: FxHashMap<u64, Few<SetId>>,
     /// Free numbers.
     pub ids: IdPool,
-    /// Sets whose rows are still to be computed.
+    /// Sets that a job has to make ready: whose rows are still to be computed.
     pub fresh: Vec<SetId>,
+    /// Sets that were edited in place, and of which no job has heard.
+    edited: Vec<SetId>,
+    /// Sets that no endpoint may begin to use yet, with the job that makes them ready: they are new, or
+    /// are being edited.
+    unready: FxHashMap<SetId, u32>,
     /// Sets whose numbers have not been asked for yet.
     pub unnoted: Vec<SetId>,
     /// The texts of edits that have not been asked for yet.
     pub unnoted_edits: Vec<(u16, String)>,
     maybe_dead: Vec<SetId>,
+    /// Sets that nobody uses, of which there still is something elsewhere.
+    dying: Vec<Dying>,
     /// Whether a set could not be numbered since this was last cleared.
     pub exhausted: bool,
 }
@@ -300,8 +307,11 @@ impl Sets {
             by_hash: FxHashMap::from_iter([(0, Few::One(CLOSED))]),
             ids: IdPool::new(u32::from(CLOSED.0) + 1, u32::from(last)),
             fresh: Vec::new(),
+            edited: Vec::new(),
             unnoted: Vec::new(),
             unnoted_edits: Vec::new(),
+            unready: FxHashMap::default(),
+            dying: Vec::new(),
             maybe_dead: Vec::new(),
             exhausted: false,
         }
@@ -330,6 +340,12 @@ impl Sets {
     /// The set with this content, for one more user.
     pub fn acquire(&mut self, content: &[(Predicate, Arc<Allowed>)], atoms: &mut Atoms) -> SetId {
         if let Some(id) = self.find(content) {
+            if let Some(set) = self.by_id.get(&id).filter(|_| self.unready.contains_key(&id)) {
+                // Who began to make it ready may take longer than who wants it now.
+                atoms.await_pending(set.marks());
+                set.names().iter().for_each(|name| atoms.await_pending_name(name));
+                self.fresh.push(id);
+            }
             self.retain(id);
             return id;
         }
@@ -394,27 +410,71 @@ impl Sets {
         }
     }
 
-    /// Forgets sets that nobody uses any more and returns them.
-    pub fn take_dead(&mut self, atoms: &mut Atoms) -> Vec<(SetId, Set)> {
-        let mut dead = Vec::new();
+    /// The jobs that have begun to make ready what the next one has to.
+    pub fn awaited(&self) -> BTreeSet<u32> {
+        self.fresh.iter().filter_map(|id| self.unready.get(id)).copied().collect()
+    }
+
+    /// The sets that a job has to make ready: new ones, and such as only have new atoms.
+    pub fn take_fresh(&mut self, job: u32) -> (Vec<SetId>, Vec<SetId>) {
+        let [fresh, edited] = [&mut self.fresh, &mut self.edited].map(|sets| {
+            let mut sets = std::mem::take(sets);
+            sets.sort_unstable();
+            sets.dedup();
+            sets
+        });
+        self.unready.extend(fresh.iter().chain(&edited).map(|&id| (id, job)));
+        (fresh, edited)
+    }
+
+    /// That job has made them ready, if no other makes them so since.
+    pub fn settle(&mut self, job: u32, sets: &[SetId]) {
+        for id in sets {
+            if self.unready.get(id) == Some(&job) {
+                self.unready.remove(id);
+            }
+        }
+    }
+
+    /// Whether there may be sets that nobody uses.
+    pub fn has_garbage(&self) -> bool {
+        !(self.maybe_dead.is_empty() && self.dying.is_empty())
+    }
+
+    /// Forgets sets that nobody uses any more, and so many rows of theirs, which are returned.
+    pub fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(SetId, ClassId)> {
         for id in std::mem::take(&mut self.maybe_dead) {
             if self.by_id.get(&id).is_none_or(|set| set.n_users > 0) {
                 continue;
             }
             let set = self.by_id.remove(&id).expect("invariant: just looked up");
-            for (&meaning, mention) in &set.mentions {
-                atoms.unmention(mention.mark, id);
+            self.unhash(set.hash, id);
+            self.unready.remove(&id);
+            self.unnoted_edits.retain(|(edited, _)| *edited != id.0);
+            self.dying.push(Dying::of(id, set));
+        }
+        let mut rows = Vec::new();
+        while rows.len() < n_most
+            && let Some(dying) = self.dying.last_mut()
+        {
+            let n_left = n_most - rows.len();
+            let at = dying.rows.len().saturating_sub(n_left);
+            rows.extend(dying.rows.drain(at..).map(|class| (dying.id, class)));
+            let at = dying.mentions.len().saturating_sub(n_left);
+            for (meaning, mark) in dying.mentions.drain(at..) {
+                atoms.unmention(mark, dying.id);
                 atoms.unwrite(meaning);
             }
-            for name in set.names() {
-                atoms.unmention_name(&name, id);
+            if !(dying.rows.is_empty() && dying.mentions.is_empty()) {
+                break;
             }
-            self.unhash(set.hash, id);
-            self.unnoted_edits.retain(|(edited, _)| *edited != id.0);
-            self.ids.release(u32::from(id.0));
-            dead.push((id, set));
+            for name in &dying.names {
+                atoms.unmention_name(name, dying.id);
+            }
+            self.ids.release(u32::from(dying.id.0));
+            self.dying.pop();
         }
-        dead
+        rows
     }
 
     fn unhash(&mut self, hash: u64, id: SetId) {
@@ -487,6 +547,7 @@ impl Sets {
     /// before until its class changes, and by the new one from then on.
     pub fn edit(&mut self, id: SetId, changes: &Changes, atoms: &mut Atoms, renewed: &mut Renewed) {
         let Some(set) = self.by_id.get_mut(&id) else { return };
+        self.edited.push(id);
         let before = set.hash;
         for (predicate, allowed) in changes {
             // First what is new, so that mentions stay that are still needed.
@@ -525,6 +586,24 @@ impl Sets {
         self.unnoted_edits.push((id.0, super::ids::edit_key(set, changes, atoms)));
         self.unhash(before, id);
         self.by_hash.entry(now).or_default().insert(id);
+    }
+}
+
+/// A set that nobody uses, as far as something else refers to it.
+#[derive(Debug)]
+struct Dying {
+    id: SetId,
+    rows: Vec<ClassId>,
+    /// Meanings and what it mentioned for them.
+    mentions: Vec<(AtomId, AtomId)>,
+    names: BTreeSet<(Protocol, Str)>,
+}
+
+impl Dying {
+    fn of(id: SetId, set: Set) -> Self {
+        let names = set.names();
+        let mentions = set.mentions.iter().map(|(&meaning, mention)| (meaning, mention.mark));
+        Self { id, mentions: mentions.collect(), rows: set.rows.into_keys().collect(), names }
     }
 }
 

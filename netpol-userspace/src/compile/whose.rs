@@ -100,6 +100,14 @@ impl Endpoint {
         self.name == *id || self.pods.iter().any(|pod| pod.id == *id)
     }
 
+    /// The namespace whose policies decide, as far as one does.
+    pub fn home(&self) -> &Str {
+        match self.pods.as_slice() {
+            [pod] => &pod.id.namespace,
+            _ => &self.name.namespace,
+        }
+    }
+
     fn namespaces(&self) -> BTreeSet<Str> {
         let names = self.pods.iter().map(|pod| &pod.id.namespace);
         names.chain([&self.name.namespace]).cloned().collect()
@@ -118,7 +126,8 @@ impl Compiler {
         &mut self,
         endpoints: impl IntoIterator<Item = (EndpointId, ObjectName)>,
     ) -> Plan {
-        self.put_endpoints(endpoints.into_iter().map(|(id, name)| (id, name, None)))
+        self.put_endpoints(endpoints.into_iter().map(|(id, name)| (id, name, None)));
+        self.settle()
     }
 
     /// From now on this endpoint is the interface of one of these pods, given as they were last
@@ -126,39 +135,59 @@ impl Compiler {
     /// judged by what was there before. If there are several, it may do nothing that the policies
     /// of one of them forbid; if there are none, nothing at all.
     pub fn set_holders(&mut self, id: EndpointId, name: ObjectName, pods: Vec<Pod>) -> Plan {
-        self.put_endpoints([(id, name, Some(pods))])
+        self.take_in_holders(id, name, pods);
+        self.settle()
+    }
+
+    /// Likewise, as with [`Compiler::take_in`].
+    pub fn take_in_holders(&mut self, id: EndpointId, name: ObjectName, pods: Vec<Pod>) {
+        self.put_endpoints([(id, name, Some(pods))]);
     }
 
     fn put_endpoints(
         &mut self,
         endpoints: impl IntoIterator<Item = (EndpointId, ObjectName, Option<Vec<Pod>>)>,
-    ) -> Plan {
-        let mut dirty = super::Dirty::default();
+    ) {
         for (id, name, pods) in endpoints {
             let mut endpoint = Endpoint::new(name, pods);
             if let Some(old) = self.endpoints.remove(&id) {
                 self.unlist_endpoint(id, &old);
+                self.forget_work(id);
                 (endpoint.sets, endpoint.announced) = (old.sets, true);
             }
             for namespace in endpoint.namespaces() {
                 self.endpoints_in.entry(namespace).or_default().insert(id);
             }
+            self.taken_in.look_at(endpoint.home(), id, Why::Anything);
             self.endpoints.insert(id, endpoint);
-            dirty.endpoints.insert(id, Why::Anything);
         }
-        self.settle(dirty)
+    }
+
+    /// Whatever is under way for an endpoint is of no use any more.
+    fn forget_work(&mut self, id: EndpointId) {
+        self.taken_in.forget(id);
+        for sets in self.jobs.values_mut().flat_map(|job| job.forget(id)) {
+            self.engine.sets.release(sets.ingress);
+            self.engine.sets.release(sets.egress);
+        }
     }
 
     /// The endpoint is gone: call this after the datapath stopped using it, because the plan
     /// removes the rows that only it needed.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Plan {
-        let Some(endpoint) = self.endpoints.remove(&id) else { return Plan::new() };
+        self.take_out_endpoint(id);
+        self.settle()
+    }
+
+    /// Likewise, as with [`Compiler::take_in`].
+    pub fn take_out_endpoint(&mut self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.remove(&id) else { return };
         self.unlist_endpoint(id, &endpoint);
+        self.forget_work(id);
         self.unnumbered.remove(&id);
         self.engine.services.set_addresses(id, Vec::new());
         self.engine.sets.release(endpoint.sets.ingress);
         self.engine.sets.release(endpoint.sets.egress);
-        self.settle(super::Dirty::default())
     }
 
     fn unlist_endpoint(&mut self, id: EndpointId, endpoint: &Endpoint) {

@@ -12,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
-use crate::agent::state::{EndpointView, State};
+use crate::agent::state::{EndpointView, State, Status};
 use crate::datapath::{FlowUse, Maps, observe};
 use crate::model::Direction;
 use crate::source::Watch;
@@ -104,8 +104,14 @@ struct FlowTable {
     room: [u64; 2],
 }
 
-/// All metrics as text.
-pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters, watches: &[Watch]) -> String {
+/// All metrics as text; the status may be newer than the state.
+pub fn encode(
+    maps: &Maps,
+    status: &Status,
+    state: &State,
+    extra: &AgentCounters,
+    watches: &[Watch],
+) -> String {
     let known = state
         .endpoints
         .iter()
@@ -135,11 +141,11 @@ pub fn encode(maps: &Maps, state: &State, extra: &AgentCounters, watches: &[Watc
         used: [used4, flows.len() as u64 - used4],
         room: [slots(maps.flows4.len()), slots(maps.flows6.len())],
     };
-    text_of(state, extra, watches, &counted, flow_table, &uses)
+    text_of((status, state), extra, watches, &counted, flow_table, &uses)
 }
 
 fn text_of(
-    state: &State,
+    (status, state): (&Status, &State),
     extra: &AgentCounters,
     watches: &[Watch],
     counted: &[Counted<'_>],
@@ -147,11 +153,11 @@ fn text_of(
     uses: &[(&EndpointView, FlowUse)],
 ) -> String {
     let mut registry = Registry::with_prefix("netpol");
-    add_node(&mut registry, state);
+    add_node(&mut registry, status, state);
     add_agent(&mut registry, extra);
     add_watches(&mut registry, watches);
     add_packets(&mut registry, counted);
-    add_tables(&mut registry, state, flow_table);
+    add_tables(&mut registry, status, state, flow_table);
     add_flow_uses(&mut registry, uses);
     let mut text = String::new();
     let result: fmt::Result = text::encode(&mut text, &registry);
@@ -159,8 +165,7 @@ fn text_of(
     text
 }
 
-fn add_node(registry: &mut Registry, state: &State) {
-    let status = &state.status;
+fn add_node(registry: &mut Registry, status: &Status, state: &State) {
     let mut gauge = |name, help, value: usize| {
         registry.register(name, help, ConstGauge::new(value as i64));
     };
@@ -170,6 +175,11 @@ fn add_node(registry: &mut Registry, state: &State) {
         "guarded_endpoints",
         "Endpoints that no policy selects and whose sources are checked",
         status.datapath.guarded,
+    );
+    gauge(
+        "compiling",
+        "Namespaces of which something was read that is not in force yet",
+        status.datapath.compiling.len(),
     );
     gauge("source_synced", "1 if the source has been read once", status.source.synced.into());
     gauge(
@@ -310,9 +320,9 @@ where
     family.get_or_create(labels).inc_by(packets);
 }
 
-fn add_tables(registry: &mut Registry, state: &State, flows: FlowTable) {
+fn add_tables(registry: &mut Registry, status: &Status, state: &State, flows: FlowTable) {
     let [entries, limits, overflow] = [(); 3].map(|()| Family::<TableLabel, Gauge>::default());
-    let tables = state.status.datapath.tables.iter();
+    let tables = status.datapath.tables.iter();
     let tables = tables.map(|t| (t.table.as_str(), t.used, t.limit, Some(t.left_out)));
     // Flows that do not fit are not left out: others make room.
     let flows = [
@@ -406,7 +416,14 @@ mod tests {
         };
         let flows = FlowTable { used: [1, 0], room: [64, 32] };
         let uses = FlowUse { held: 90, share: 64, given: 3, ..FlowUse::default() };
-        text_of(&state, &extra, &[watch], &counted, flows, &[(&state.endpoints[0], uses)])
+        text_of(
+            (&state.status, &state),
+            &extra,
+            &[watch],
+            &counted,
+            flows,
+            &[(&state.endpoints[0], uses)],
+        )
     }
 
     #[test]

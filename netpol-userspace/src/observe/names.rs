@@ -157,6 +157,7 @@ pub(crate) mod tests {
                         left_out: 2,
                     }],
                     notes: vec![],
+                    compiling: vec![],
                 },
             },
             endpoints,

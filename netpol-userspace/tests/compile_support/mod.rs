@@ -7,6 +7,8 @@ use netpol_userspace::model::{Change, Direction, ObjectName};
 use netpol_userspace::reference::world::{Event, World};
 use netpol_userspace::source::convert;
 
+pub mod neighbours;
+
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 

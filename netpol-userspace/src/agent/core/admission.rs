@@ -2,7 +2,7 @@
 //! and everything known of it is in force. Must never admit on hope; what is not in force when the
 //! plugin's time is up is refused with the reason.
 
-use std::time::{Duration, Instant as StdInstant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -116,14 +116,10 @@ impl Core {
         if !self.is_synced {
             return;
         }
-        let begun = StdInstant::now();
-        for pod in self.outdated_pods() {
-            let plan = self.compiler.apply(Change::Pod(pod));
-            self.carry_out(&plan);
-        }
+        let outdated = self.outdated_pods();
+        self.compiler.take_in(outdated.into_iter().map(Change::Pod));
         self.rematch();
         self.note_speakers();
-        self.counters.record_apply(begun.elapsed());
     }
 
     /// The interfaces are others than before, or the sandboxes.
@@ -219,6 +215,12 @@ impl Core {
                 "the agent's source ({}) has a Pod {name} with uid {}, and not yet the one with \
                  uid {}",
                 self.source_kind, pod.uid, sandbox.uid
+            ));
+        }
+        if self.is_compiling(pod) {
+            return Err(format!(
+                "policies or pods of namespace {} have been read that are not in force yet",
+                name.namespace
             ));
         }
         if !self.compiler.is_isolated(pod) {

@@ -261,8 +261,7 @@ impl Core {
         if let Err(error) = self.datapath.remove_endpoint(id) {
             self.note_failure(EndpointFailure { endpoint: None, error });
         }
-        let plan = self.compiler.remove_endpoint(id);
-        self.carry_out(&plan);
+        self.compiler.take_out_endpoint(id);
     }
 
     /// An interface is another pod's than it was thought to be. What is attached stays, closed
@@ -287,8 +286,7 @@ impl Core {
         }
         self.set_addresses(id, new);
         self.tell_holders(id, new);
-        let plan = self.compiler.remove_endpoint(old_id);
-        self.carry_out(&plan);
+        self.compiler.take_out_endpoint(old_id);
     }
 
     /// Endpoints that the endpoint table had no room for move into it, as far as it has now. One
@@ -305,8 +303,7 @@ impl Core {
             if let Some(endpoint) = endpoint.cloned() {
                 self.tell_holders(new, &endpoint);
             }
-            let plan = self.compiler.remove_endpoint(old);
-            self.carry_out(&plan);
+            self.compiler.take_out_endpoint(old);
         }
     }
 
@@ -344,8 +341,7 @@ impl Core {
             pods.clear();
         }
         self.holders.told.insert(id, uids);
-        let plan = self.compiler.set_holders(id, endpoint.pod.clone(), pods);
-        self.carry_out(&plan);
+        self.compiler.take_in_holders(id, endpoint.pod.clone(), pods);
     }
 
     // === What must not last ===

@@ -1,0 +1,114 @@
+//! What people are told, in the state file and by the servers. The status is always of the moment. What
+//! policies say is written anew after each change as long as that costs little; where it has many
+//! thousands of rules, less often, and never while there is something to put in force. Must never
+//! keep verdicts waiting for explanations.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::Core;
+use crate::agent::serve::Published;
+use crate::agent::state::{EndpointView, State};
+
+/// From how long on it is costly to tell everything, and how many times as long is waited then before
+/// it is told again.
+const COSTLY: Duration = Duration::from_millis(100);
+const COSTLY_SHARE: u32 = 100;
+
+/// How long somebody who never stops may keep the rest from being told, and how long the journal may
+/// grow meanwhile.
+const LONGEST: Duration = Duration::from_secs(10);
+const LONGEST_JOURNAL: usize = 4 << 20;
+
+/// What was told last.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    state: Option<Arc<State>>,
+    cost: Duration,
+    /// When everything was told last.
+    at: Option<Instant>,
+    /// Until when nothing as costly is told.
+    rest: Option<Instant>,
+}
+
+impl Told {
+    /// Whether to tell everything takes long.
+    pub fn is_costly(&self) -> bool {
+        self.cost >= COSTLY && self.state.is_some()
+    }
+
+    /// Whether everything has not been told for long.
+    fn is_overdue(&self) -> bool {
+        self.at.is_some_and(|at| at.elapsed() > LONGEST)
+    }
+
+    /// This was told.
+    pub fn note(&mut self, state: State) {
+        self.state = Some(Arc::new(state));
+    }
+
+    /// A state without what policies say, with what was told of that last.
+    pub fn brief(&self, brief: State) -> State {
+        let Some(last) = &self.state else { return brief };
+        let mut endpoints = brief.endpoints;
+        for view in &mut endpoints {
+            let is_its = |other: &&EndpointView| (other.id, &other.uid) == (view.id, &view.uid);
+            if let Some(known) = last.endpoints.iter().find(is_its) {
+                view.ingress.rules.clone_from(&known.ingress.rules);
+                view.egress.rules.clone_from(&known.egress.rules);
+            }
+        }
+        State { endpoints, classes: last.classes.clone(), ..brief }
+    }
+}
+
+impl Core {
+    /// Publishes the state to the file and the servers: all of it, if that keeps nothing waiting.
+    pub fn write_state(&mut self, published: &watch::Sender<Arc<Published>>) {
+        let is_resting = self.told.rest.is_some_and(|until| Instant::now() < until);
+        let is_costly = self.told.is_costly() && is_resting;
+        let must_wait = is_costly || (self.is_behind() && !self.told.is_overdue());
+        let is_short = self.written.n_bytes < LONGEST_JOURNAL;
+        if must_wait && is_short && self.told.state.is_some() {
+            // The rest of it is still to be told; but not who is there.
+            if !self.are_endpoints_written {
+                self.store_endpoints();
+            }
+            published.send_replace(Arc::new(self.published()));
+            return;
+        }
+        self.write_whole_state(published);
+    }
+
+    pub(super) fn write_whole_state(&mut self, published: &watch::Sender<Arc<Published>>) {
+        let begun = Instant::now();
+        let mut ids = self.compiler.export_ids();
+        if !self.is_reconciled {
+            // The maps are still an earlier agent's, and so are the numbers in them.
+            ids.clone_from(&self.written.ids);
+        }
+        let state = self.state_with(ids);
+        self.store(&state);
+        self.is_dirty = false;
+        self.told.note(state);
+        self.told.cost = begun.elapsed();
+        self.told.at = Some(Instant::now());
+        self.told.rest = Some(Instant::now() + self.told.cost * COSTLY_SHARE);
+        published.send_replace(Arc::new(self.published()));
+    }
+
+    /// The status of this moment, and what else was told last.
+    pub fn published(&self) -> Published {
+        let state = self.told.state.clone();
+        let nothing = || Arc::new(self.state_in_brief(self.written.ids.clone()));
+        Published {
+            status: self.status(),
+            state: state.unwrap_or_else(nothing),
+            is_able: self.is_able_to_enforce(),
+            counters: self.counters.clone(),
+            watches: self.source.watches().clone(),
+        }
+    }
+}

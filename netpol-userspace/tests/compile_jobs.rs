@@ -1,0 +1,269 @@
+//! Jobs of several namespaces that are about the same blocks, pods and sets: each case as small as it
+//! gets.
+
+mod compile_support;
+
+use compile_support::{judge, name, pod, policy, put_pod, put_policy};
+use netpol_userspace::compile::{Compiler, EndpointId};
+use netpol_userspace::model::{Change, Direction};
+
+const X: EndpointId = EndpointId(1);
+const Y: EndpointId = EndpointId(2);
+
+fn peers(peers: &[String]) -> String {
+    format!(r#"{{"podSelector": {{}}, "ingress": [{{"from": [{}]}}]}}"#, peers.join(","))
+}
+
+fn block(cidr: &str) -> String {
+    format!(r#"{{"ipBlock": {{"cidr": "{cidr}"}}}}"#)
+}
+
+fn except(cidr: &str, except: &str) -> String {
+    format!(r#"{{"ipBlock": {{"cidr": "{cidr}", "except": ["{except}"]}}}}"#)
+}
+
+fn blocks(net: u8, n: usize) -> Vec<String> {
+    (0..n).map(|i| block(&format!("{net}.{}.{}.0/30", i / 250, i % 250))).collect()
+}
+
+/// Addresses below those of pods: they go first.
+fn hosts(net: u8, n: usize) -> Vec<String> {
+    (0..n).map(|i| block(&format!("{net}.{}.{}.0/32", i / 250, i % 250))).collect()
+}
+
+fn put(id: &str, list: &[String]) -> Change {
+    put_policy(&policy(id, &peers(list)))
+}
+
+fn in_from(compiler: &Compiler, endpoint: EndpointId, remote: &str) -> bool {
+    judge(compiler, endpoint.0, Direction::Ingress, remote, "tcp:80")
+}
+
+fn two() -> Compiler {
+    let mut compiler = Compiler::new();
+    compiler.apply_all([
+        put_pod(&pod("x/a", "", "10.0.0.1", "")),
+        put_pod(&pod("y/b", "", "10.0.0.2", "")),
+        put_pod(&pod("y/c", "role=friend", "10.0.0.3", "")),
+    ]);
+    compiler.set_endpoints([(X, name("x/a")), (Y, name("y/b"))]);
+    compiler
+}
+
+fn finish(compiler: &mut Compiler) {
+    while compiler.has_work() {
+        compiler.slice(100);
+    }
+}
+
+/// The endpoint goes while its new set gets its rows.
+#[test]
+fn rows_of_a_set_that_died() {
+    for at in 0..80 {
+        let mut compiler = two();
+        compiler.take_in([put("x/p", &blocks(20, 2_000))]);
+        for _ in 0..at {
+            compiler.slice(100);
+        }
+        compiler.take_out_endpoint(X);
+        finish(&mut compiler);
+    }
+}
+
+/// Another job gives the surrounding block its class before the excepted one has an entry.
+#[test]
+fn an_except_that_is_pending() {
+    let mut compiler = two().with_sets_edited_from(0);
+    compiler.apply_all([put("x/p", &blocks(20, 100)), put("y/p", &[block("30.0.0.0/8")])]);
+    // Y's job has 30.0.0.0/8 before it.
+    let mut list = blocks(30, 1_000);
+    list.push(block("30.0.0.0/7"));
+    list.push(block("30.0.0.0/8"));
+    compiler.take_in([put("y/p", &list)]);
+    compiler.slice(100);
+    // X's set is edited in place.
+    let mut list = blocks(21, 10);
+    list.push(except("30.0.0.0/8", "30.200.0.0/16"));
+    compiler.take_in([put("x/q", &list)]);
+    while compiler.has_work() {
+        compiler.slice(10);
+        assert!(!in_from(&compiler, X, "30.200.1.1"), "neither before nor after");
+    }
+    assert!(in_from(&compiler, X, "30.100.1.1"));
+}
+
+/// Somebody gets a set that is being edited, with what it has given up.
+#[test]
+fn a_set_under_way_that_another_wants() {
+    let mut compiler = two().with_sets_edited_from(0);
+    compiler.apply_all([put("x/p", &blocks(20, 300)), put("x/q", &blocks(21, 3_000))]);
+    compiler.take_in([Change::PolicyGone(name("x/q"))]);
+    compiler.slice(10);
+    compiler.take_in([put("y/p", &blocks(20, 300))]);
+    compiler.slice(10);
+    let mut was_closed = false;
+    while compiler.has_work() {
+        compiler.slice(10);
+        let sets = compiler.endpoint_sets(Y);
+        was_closed |= sets.is_some_and(|sets| sets.ingress.0 != 0);
+        if was_closed {
+            assert!(!in_from(&compiler, Y, "21.11.249.1"), "Y's policies never allowed it");
+        }
+    }
+    assert!(was_closed);
+}
+
+fn friends(id: &str) -> Change {
+    put(id, &[r#"{"podSelector": {"matchLabels": {"role": "friend"}}}"#.to_owned()])
+}
+
+/// A pod that is nobody's peer any more waits for somebody's edit that has its address.
+#[test]
+fn a_pod_that_loses_its_labels() {
+    let mut compiler = two().with_sets_edited_from(64);
+    compiler.apply_all([put("x/p", &blocks(20, 5_000)), friends("y/p")]);
+    assert!(in_from(&compiler, Y, "10.0.0.3"));
+    // Holds 10.0.0.3, and what else is there.
+    let mut list = hosts(1, 4_000);
+    list.push(block("10.0.0.0/8"));
+    compiler.take_in([put("x/q", &list)]);
+    compiler.slice(100);
+    compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+    let mut n = 0;
+    while in_from(&compiler, Y, "10.0.0.3") {
+        compiler.slice(100);
+        n += 1;
+    }
+    assert!(n < 5, "in force after {n} slices");
+}
+
+/// A block that a policy allows no more waits for somebody else's edit, and nobody says so.
+#[test]
+fn a_block_that_is_revoked() {
+    let mut compiler = two().with_sets_edited_from(0);
+    compiler.apply_all([put("x/p", &blocks(20, 5_000)), put("y/p", &blocks(30, 3))]);
+    let mut list = blocks(22, 4_000);
+    list.push(block("30.0.0.0/8"));
+    compiler.take_in([put("x/q", &list)]);
+    compiler.slice(100);
+    compiler.take_in([put("y/p", &blocks(30, 2))]);
+    let mut n = 0;
+    while in_from(&compiler, Y, "30.0.2.1") {
+        compiler.slice(100);
+        n += 1;
+        assert!(
+            n < 5 || !compiler.is_settled("y") || !in_from(&compiler, Y, "30.0.2.1"),
+            "said to be settled after {n} slices, and is not"
+        );
+    }
+    assert!(n < 5, "in force after {n} slices");
+}
+
+/// Two namespaces that write again and again leave it to each other to take a class away.
+fn slices_of_two_who_always_write(late: usize, at: usize) -> usize {
+    let mut compiler = Compiler::new().with_sets_edited_from(64);
+    compiler.apply_all([
+        put_pod(&pod("w/a", "", "10.0.0.1", "")),
+        put_pod(&pod("x/a", "", "10.0.0.4", "")),
+        put_pod(&pod("y/b", "", "10.0.0.2", "")),
+        put_pod(&pod("y/c", "role=friend", "10.0.0.3", "")),
+        put("w/p", &blocks(20, 300)),
+        put("x/p", &blocks(21, 300)),
+        friends("y/p"),
+    ]);
+    let w = EndpointId(3);
+    compiler.set_endpoints([(X, name("x/a")), (Y, name("y/b")), (w, name("w/a"))]);
+    let mut n = 0;
+    let mut n_jobs: usize = 0;
+    let mut is_gone = false;
+    while n < 400 && (!is_gone || in_from(&compiler, Y, "10.0.0.3")) {
+        for who in ["w", "x"] {
+            // They begin at different moments.
+            if !compiler.is_busy(who) && (who == "w" || n > late) {
+                n_jobs += 1;
+                let net = if who == "w" { 1 } else { 3 };
+                let mut list = hosts((net + n_jobs % 4 / 2) as u8, 40);
+                list.push(except("10.0.0.0/8", &format!("10.200.{}.0/24", n_jobs % 200)));
+                compiler.take_in([put(&format!("{who}/q"), &list)]);
+            }
+        }
+        if n == at {
+            compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+            is_gone = true;
+        }
+        compiler.slice(10);
+        n += 1;
+    }
+    n - at
+}
+
+#[test]
+fn two_who_always_write() {
+    for (late, at) in (4..16).flat_map(|late| (100..124).step_by(3).map(move |at| (late, at))) {
+        let n = slices_of_two_who_always_write(late, at);
+        assert!(n < 200, "in force after {n} slices: {late}, {at}");
+    }
+}
+
+fn role(name: &str, address: &str, n: usize) -> Change {
+    let role = if n.is_multiple_of(2) { "role=friend" } else { "role=none" };
+    put_pod(&pod(name, role, address, ""))
+}
+
+/// Somebody who never stops keeps nobody from knowing that what they wrote is in force.
+#[test]
+fn what_there_was_at_a_mark_is_done_while_others_go_on() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    compiler.take_in([put("x/p", &blocks(20, 2_000))]);
+    compiler.slice(100);
+    compiler.take_in([put("y/q", &blocks(30, 3)), role("y/c", "10.0.0.3", 1)]);
+    let mark = compiler.mark();
+    let mut n = 0;
+    while !compiler.has_done(&mark) {
+        n += 1;
+        compiler.take_in([put("x/p", &blocks(20, 2_000 + n)), role("y/d", "10.0.0.4", n)]);
+        compiler.slice(100);
+        assert!(n < 200, "never done");
+    }
+    assert!(compiler.is_behind(), "there is always something");
+    assert!(in_from(&compiler, X, "20.7.249.1") && in_from(&compiler, Y, "30.0.2.1"));
+    assert!(!in_from(&compiler, Y, "10.0.0.3"));
+}
+
+#[test]
+fn pods_that_always_change_keep_no_policy_waiting() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    compiler.take_in([put("x/p", &blocks(20, 500))]);
+    for n in 0.. {
+        compiler.take_in([role("y/c", "10.0.0.3", n)]);
+        compiler.slice(100);
+        if in_from(&compiler, X, "20.1.249.1") {
+            break;
+        }
+        assert!(n < 60, "they do");
+    }
+}
+
+/// A pod waits for its own namespace and its own addresses.
+#[test]
+fn a_new_pod_is_settled_while_others_change() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    compiler.take_in([put("x/p", &blocks(20, 2_000))]);
+    compiler.take_in([role("y/new", "10.0.0.9", 0)]);
+    let is_settled = |compiler: &Compiler| {
+        compiler.is_pod_settled(compiler.cluster().pod(&name("y/new")).expect("it is known"))
+    };
+    assert!(!is_settled(&compiler));
+    let mut n = 0;
+    while !is_settled(&compiler) {
+        n += 1;
+        compiler.take_in([role("z/other", "10.0.0.4", n)]);
+        compiler.slice(10);
+        assert!(n < 10, "it waits for others");
+    }
+    assert!(in_from(&compiler, Y, "10.0.0.9"));
+    assert!(compiler.is_busy("x"));
+}
