@@ -43,6 +43,8 @@ enum Subject {
     Agent,
     /// Time from a policy file's write to the first packet judged by it
     Latency,
+    /// What one namespace with very many rules, blocks or selectors costs itself and others
+    Load,
 }
 
 impl Subject {
@@ -52,6 +54,7 @@ impl Subject {
             Self::System => "system",
             Self::Agent => "agent",
             Self::Latency => "latency",
+            Self::Load => "load",
         }
     }
 
@@ -68,7 +71,7 @@ impl Subject {
 
     /// Whether the program `netpol` itself is run.
     fn has_agent(self) -> bool {
-        matches!(self, Self::Agent | Self::Latency)
+        matches!(self, Self::Agent | Self::Latency | Self::Load)
     }
 }
 

@@ -157,17 +157,17 @@ pub fn measure(plan: &Plan, netpol: PathBuf) -> Result<Report> {
 }
 
 /// A row of figures; a column without samples stays empty.
-fn row(name: impl Into<String>, columns: impl IntoIterator<Item = Samples>) -> Row {
+pub(crate) fn row(name: impl Into<String>, columns: impl IntoIterator<Item = Samples>) -> Row {
     Row { name: name.into(), cells: columns.into_iter().map(|column| column.figure()).collect() }
 }
 
-fn table(title: &str, columns: &[&str]) -> Table {
+pub(crate) fn table(title: &str, columns: &[&str]) -> Table {
     let columns = columns.iter().map(|column| (*column).to_owned()).collect();
     Table { title: title.to_owned(), columns, rows: Vec::new() }
 }
 
 /// Median and 99th percentile of some times, in a unit of so many seconds.
-fn p50_p99(times: &[Duration], unit: f64) -> [f64; 2] {
+pub(crate) fn p50_p99(times: &[Duration], unit: f64) -> [f64; 2] {
     let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() / unit).collect();
     sorted.sort_by(f64::total_cmp);
     [0.5, 0.99].map(|share| crate::sample::quantile(&sorted, share).unwrap_or(f64::NAN))
@@ -178,4 +178,5 @@ fn figure(samples: &Samples) -> Figure {
     samples.figure().expect("invariant: every round gives a sample")
 }
 
-const MEBIBYTE: f64 = 1_048_576.0;
+/// Bytes.
+pub(crate) const MEBIBYTE: f64 = 1_048_576.0;

@@ -3,9 +3,7 @@
 //! agent, and a pod that sends to another one about every 100 microseconds while the policy that
 //! decides it is rewritten. Must never count a packet that an earlier edit has judged.
 
-use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -13,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::agent::lab::Lab;
 use crate::agent::probe::Probe;
-use crate::agent::synthetic::LOCAL_NODE;
+use crate::manifests::{self, Manifests};
 use crate::report::{Report, Row, Table};
 use crate::sample::{Samples, quantile};
 use crate::{Options, program, progress};
@@ -42,7 +40,7 @@ const MILLISECONDS: f64 = 1e3;
 /// Something cannot be made, the agent complains, or an edit never comes into force.
 pub fn run(options: &Options) -> Result<Report> {
     let (rounds, edits) = if options.is_quick { QUICK } else { FULL };
-    let manifests = Manifests::new()?;
+    let manifests = objects()?;
     let pods: Vec<Ipv4Addr> = [SERVER, CLIENT].into_iter().chain((0..PODS).map(other)).collect();
     progress::say(format_args!("a node with {} pods", pods.len()));
     let mut lab = Lab::set_up(program::netpol()?, &pods, OUTSIDE)?;
@@ -76,7 +74,7 @@ fn edit_by_turns(
         for ((what, is_allowed), times) in TURNS.into_iter().zip(&mut times) {
             probe.send_for(pause);
             let since = Instant::now();
-            manifests.edit(is_allowed)?;
+            edit(manifests, is_allowed)?;
             let time = probe.until(is_allowed, since).context(what)?;
             times.push(time.as_secs_f64());
         }
@@ -125,74 +123,39 @@ fn other(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 244, 0, 100).to_bits() + number)
 }
 
-/// The directory that the agent reads.
-struct Manifests(tempfile::TempDir);
-
-impl Manifests {
-    /// With every pod and policy; the one that is edited allows.
-    fn new() -> Result<Self> {
-        let this = Self(tempfile::tempdir().context("make a temporary directory")?);
-        fs::create_dir(this.directory())?;
-        this.write("pod-server", &pod("server", SERVER, json!({"app": "server"})))?;
-        this.write("pod-client", &pod("client", CLIENT, json!({"app": "client"})))?;
-        for number in 0..PODS {
-            let name = format!("other-{number}");
-            let labels = json!({"n": format!("n{number}")});
-            this.write(&format!("pod-{name}"), &pod(&name, other(number), labels))?;
-        }
-        for number in 0..POLICIES {
-            let labels = |number: u32| json!({"n": format!("n{}", number % PODS)});
-            let ports = json!([{"port": 8000 + number}]);
-            let policy =
-                policy(&format!("other-{number}"), labels(number), labels(number + 1), ports);
-            this.write(&format!("policy-{number}"), &policy)?;
-        }
-        this.edit(true)?;
-        Ok(this)
+/// Every pod and policy; the one that is edited allows.
+fn objects() -> Result<Manifests> {
+    let files = Manifests::new()?;
+    let pod = |name: &str, address, labels| {
+        files.write(&format!("pod-{name}"), &manifests::pod("default", name, address, &labels))
+    };
+    pod("server", SERVER, json!({"app": "server"}))?;
+    pod("client", CLIENT, json!({"app": "client"}))?;
+    for number in 0..PODS {
+        pod(&format!("other-{number}"), other(number), json!({"n": format!("n{number}")}))?;
     }
-
-    fn directory(&self) -> PathBuf {
-        self.0.path().join("manifests")
+    for number in 0..POLICIES {
+        let labels = |number: u32| json!({"n": format!("n{}", number % PODS)});
+        let ports = json!([{"port": 8000 + number}]);
+        let name = format!("other-{number}");
+        let policy = policy(&name, &labels(number), &labels(number + 1), &ports);
+        files.write(&format!("policy-{number}"), &policy)?;
     }
-
-    /// Rewrites the policy that decides.
-    fn edit(&self, is_allowed: bool) -> Result<()> {
-        let who = if is_allowed { "client" } else { "nobody" };
-        let policy = policy("server", json!({"app": "server"}), json!({"app": who}), json!([]));
-        self.write("policy-server", &policy)
-    }
-
-    /// In one step. JSON is YAML.
-    fn write(&self, name: &str, object: &Value) -> Result<()> {
-        let draft = self.0.path().join(format!("{name}.new"));
-        fs::write(&draft, object.to_string())?;
-        let place = self.directory().join(format!("{name}.yaml"));
-        fs::rename(draft, &place).with_context(|| format!("write {}", place.display()))
-    }
+    edit(&files, true)?;
+    Ok(files)
 }
 
-fn pod(name: &str, address: Ipv4Addr, labels: Value) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name, "namespace": "default", "uid": format!("uid-{name}"), "labels": labels,
-        },
-        "spec": {"nodeName": LOCAL_NODE, "containers": [{"name": "c"}]},
-        "status": {"podIP": address, "podIPs": [{"ip": address}], "phase": "Running"},
-    })
+/// Rewrites the policy that decides.
+fn edit(files: &Manifests, is_allowed: bool) -> Result<()> {
+    let who = if is_allowed { "client" } else { "nobody" };
+    let policy = policy("server", &json!({"app": "server"}), &json!({"app": who}), &json!([]));
+    files.write("policy-server", &policy)
 }
 
 /// Those with these labels are sent to by those with the others.
-fn policy(name: &str, to: Value, from: Value, ports: Value) -> Value {
+fn policy(name: &str, to: &Value, from: &Value, ports: &Value) -> Value {
     let peers = json!([{"podSelector": {"matchLabels": from}}]);
-    json!({
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {
-            "podSelector": {"matchLabels": to},
-            "ingress": [{"from": peers, "ports": ports}],
-        },
-    })
+    let ingress = json!([{"from": peers, "ports": ports}]);
+    let spec = json!({"podSelector": {"matchLabels": to}, "ingress": ingress});
+    manifests::policy("default", name, &spec)
 }

@@ -12,7 +12,7 @@ use netpol_bench::isolation::{self, End};
 use netpol_bench::machine::Machine;
 use netpol_bench::render::{json, plot, tables};
 use netpol_bench::report::Report;
-use netpol_bench::{Options, agent, datapath, latency, progress, system};
+use netpol_bench::{Options, agent, datapath, latency, load, progress, system};
 
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
@@ -45,6 +45,8 @@ enum Subject {
     Agent,
     /// Time from a policy file's write to the first packet judged by it
     Latency,
+    /// What one namespace with very many rules, blocks or selectors costs itself and others
+    Load,
 }
 
 impl Subject {
@@ -54,6 +56,7 @@ impl Subject {
             Self::System => "system",
             Self::Agent => "agent",
             Self::Latency => "latency",
+            Self::Load => "load",
         }
     }
 
@@ -63,6 +66,7 @@ impl Subject {
             Self::System => system::run(options),
             Self::Agent => agent::run(options),
             Self::Latency => latency::run(options),
+            Self::Load => load::run(options),
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct Report {
 pub type Subject = &'static str;
 
 /// What can be measured.
-pub const SUBJECTS: [Subject; 4] = ["datapath", "system", "agent", "latency"];
+pub const SUBJECTS: [Subject; 5] = ["datapath", "system", "agent", "latency", "load"];
 
 fn subject<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Subject, D::Error> {
     let name = String::deserialize(deserializer)?;
