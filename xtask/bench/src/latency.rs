@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use crate::agent::lab::Lab;
+use crate::agent::lab::{Agent, Lab};
 use crate::agent::probe::Probe;
 use crate::manifests::{self, Manifests};
 use crate::report::{Report, Row, Table};
@@ -32,6 +32,8 @@ const TURNS: [(&str, bool); 2] = [("to denied", false), ("to allowed", true)];
 /// Rounds, and edits to denied and to allowed in each.
 const FULL: (u32, u32) = (5, 40);
 const QUICK: (u32, u32) = (2, 8);
+/// Ways of attaching, and what of them somebody may take off.
+const ATTACHED: [(&str, &str); 2] = [("tcx", "TCX links"), ("clsact", "the clsact qdisc")];
 const MILLISECONDS: f64 = 1e3;
 
 /// Measures.
@@ -59,7 +61,34 @@ pub fn run(options: &Options) -> Result<Report> {
         }
     }
     agent.check()?;
-    Ok(report(&rows, options, rounds * edits))
+    drop((agent, probe));
+    let mut open: Vec<[Samples; 3]> = vec![Default::default(); ATTACHED.len()];
+    edit(&manifests, false)?;
+    for ((attach, name), row) in ATTACHED.into_iter().zip(&mut open) {
+        progress::say(format_args!("{name} taken off, {rounds} rounds"));
+        let agent = lab.start_attached(attach, "--manifests", &manifests.directory())?;
+        agent.wait_ready(pods.len())?;
+        for _ in 0..rounds {
+            tell(open_times(&lab, &agent, edits / 4)?, row)?;
+        }
+        agent.check()?;
+    }
+    Ok(report(&rows, &open, options, rounds * edits))
+}
+
+/// For how many seconds packets that are denied pass when somebody takes the programs off.
+fn open_times(lab: &Lab, agent: &Agent, n: u32) -> Result<Vec<f64>> {
+    let mut probe = Probe::new(&lab.pod(CLIENT)?, &lab.pod(SERVER)?, SERVER)?;
+    let mut times = Vec::new();
+    for number in 0..n {
+        // At no particular moment of the agent's second.
+        probe.send_for(Duration::from_millis(300 + u64::from(number * 137 % 1_000)));
+        let since = Instant::now();
+        lab.take_off(agent)?;
+        probe.until(true, since).context("nothing passed when the programs were off")?;
+        times.push(probe.until(false, since).context("programs are not back")?.as_secs_f64());
+    }
+    Ok(times)
 }
 
 /// The seconds that edits took, by turn.
@@ -92,22 +121,37 @@ fn tell(mut times: Vec<f64>, row: &mut [Samples; 3]) -> Result<()> {
     Ok(())
 }
 
-fn report(rows: &[[Samples; 3]], options: &Options, n_edits: u32) -> Report {
+fn report(
+    rows: &[[Samples; 3]],
+    open: &[[Samples; 3]],
+    options: &Options,
+    n_edits: u32,
+) -> Report {
     let names = PAUSES.iter().flat_map(|(pause, _)| TURNS.map(|(turn, _)| (pause, turn)));
     let rows = names.zip(rows).map(|((pause, turn), samples)| Row {
         name: format!("{pause}, {turn}"),
         cells: samples.iter().map(Samples::figure).collect(),
     });
+    let columns = ["p50 ms", "p99 ms", "max ms"].map(str::to_owned).to_vec();
     let table = Table {
         title: "from a policy file's write to the first packet judged by it".into(),
-        columns: ["p50 ms", "p99 ms", "max ms"].map(str::to_owned).to_vec(),
+        columns: columns.clone(),
         rows: rows.collect(),
+    };
+    let open = ATTACHED.into_iter().zip(open).map(|((_, name), samples)| Row {
+        name: name.to_owned(),
+        cells: samples.iter().map(Samples::figure).collect(),
+    });
+    let open = Table {
+        title: "denied packets pass after somebody takes the programs off a pod's interface".into(),
+        columns,
+        rows: open.collect(),
     };
     let pods = PODS + 2;
     Report {
         subject: "latency",
         is_quick: options.is_quick,
-        tables: vec![table],
+        tables: vec![table, open],
         goals: Vec::new(),
         plots: Vec::new(),
         notes: vec![format!(

@@ -39,4 +39,10 @@ fn a_quick_run_has_every_row() {
             assert_eq!(cell["rounds"], 2, "{row}");
         }
     }
+    let open = &document["report"]["tables"][1]["rows"];
+    for (row, name) in open.as_array().unwrap().iter().zip(["TCX links", "the clsact qdisc"]) {
+        assert_eq!(row["name"], name);
+        assert!(row["cells"][0]["median"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    assert_eq!(open.as_array().unwrap().len(), 2);
 }

@@ -64,6 +64,32 @@ impl Lab {
         Ok(Netns::open(self.netns_dir().join(address.to_string()))?)
     }
 
+    /// Takes the agent's programs off the interface of the first pod, as somebody else might: its
+    /// links, or the qdisc with its filters.
+    pub fn take_off(&self, agent: &Agent) -> Result<()> {
+        if agent.attach == "clsact" {
+            let output = self.node.run(|| {
+                Command::new("tc").args(["qdisc", "del", "dev", "v0", "clsact"]).output()
+            })?;
+            let output = output.context("run `tc`: install the package iproute2")?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "`tc` failed: {}", said.trim());
+            return Ok(());
+        }
+        let index = self.node.run(|| fs::read_to_string("/sys/class/net/v0/ifindex"))??;
+        let prefix = format!("{}-", index.trim());
+        let mut n_links = 0;
+        for entry in fs::read_dir(agent.bpffs.join("links")).context("list the agent's links")? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                fs::remove_file(entry.path())?;
+                n_links += 1;
+            }
+        }
+        ensure!(n_links > 0, "no program is linked to v0");
+        Ok(())
+    }
+
     /// A route and a veth for each address, as CNI plugins that route do it.
     fn wire<'a>(&mut self, addresses: impl Iterator<Item = &'a Ipv4Addr>) -> Result<()> {
         let gateway = node_address(0);
@@ -110,6 +136,11 @@ impl Lab {
     /// Starts an agent that reads its objects from what this flag names. It begins with nothing of
     /// a former one.
     pub fn start_with(&mut self, flag: &str, objects: &Path) -> Result<Agent> {
+        self.start_attached("auto", flag, objects)
+    }
+
+    /// The same, with programs attached that way.
+    pub fn start_attached(&mut self, attach: &str, flag: &str, objects: &Path) -> Result<Agent> {
         self.n_agents += 1;
         let name = format!("agent-{}", self.n_agents);
         let run_dir = self.dir.path().join(&name);
@@ -125,9 +156,14 @@ impl Lab {
         ] {
             arguments.extend([flag.to_owned(), path.to_string_lossy().into_owned()]);
         }
-        arguments.extend(["--metrics-address".to_owned(), METRICS.to_owned()]);
+        for (flag, value) in [("--metrics-address", METRICS), ("--attach", attach)] {
+            arguments.extend([flag.to_owned(), value.to_owned()]);
+        }
         let log = run_dir.join("log");
-        Agent::start(self.node.run(Netns::current)??, &self.program, arguments, run_dir, bpffs, log)
+        let node = self.node.run(Netns::current)??;
+        let mut agent = Agent::start(node, &self.program, arguments, run_dir, bpffs, log)?;
+        agent.attach = attach.to_owned();
+        Ok(agent)
     }
 }
 
@@ -166,6 +202,7 @@ pub struct Agent {
     process: Process,
     run_dir: PathBuf,
     bpffs: PathBuf,
+    attach: String,
     log: PathBuf,
     begun: Instant,
     stop: Option<mpsc::Sender<()>>,
@@ -217,6 +254,7 @@ impl Agent {
             process: Process::new(pid),
             run_dir,
             bpffs,
+            attach: String::new(),
             log,
             begun,
             stop: Some(stop),
