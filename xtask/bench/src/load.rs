@@ -60,6 +60,20 @@ struct Cell {
     others: [Samples; 2],
 }
 
+impl Cell {
+    /// What is known by now, for whoever waits.
+    fn brief(&self) -> String {
+        let median = |samples: &Samples| samples.figure().map_or(f64::NAN, |figure| figure.median);
+        format!(
+            "to ready {:.1} s, peak {:.0} MiB, in force {:.2} s, others' edits {:.0} ms at p99",
+            median(&self.ready),
+            median(&self.peak),
+            median(&self.in_force),
+            median(&self.others[1]),
+        )
+    }
+}
+
 /// Measures.
 ///
 /// # Errors
@@ -85,7 +99,9 @@ pub fn run(options: &Options) -> Result<Report> {
                 plan.n_rounds,
                 kind.name()
             ));
-            measure(&mut lab, *n_pods, *kind, *n, cell)?;
+            measure(&mut lab, *n_pods, *kind, *n, cell)
+                .with_context(|| format!("{n_pods} pods, {n} {}", kind.name()))?;
+            progress::say(format_args!("  {}", cell.brief()));
         }
     }
     Ok(tell(options, &found))
