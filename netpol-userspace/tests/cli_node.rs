@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{ID, POD, Rig, in_node, syn};
 use netpol_userspace::agent::state::{
-    DirectionView, EndpointView, State, Status, VERSION, state_path,
+    DirectionView, EndpointView, Isolation, State, Status, VERSION, state_path,
 };
 use netpol_userspace::compile::Ids;
 use netpol_userspace::datapath::{AttachMode, LoadOptions};
@@ -58,8 +58,11 @@ impl Node {
 }
 
 fn write_state(rig: &Rig, run_dir: &Path) {
-    let ingress =
-        DirectionView { isolated: true, policies: vec!["shop/web".into()], rules: vec![], set: 1 };
+    let ingress = DirectionView::new(
+        true,
+        Isolation { policies: vec!["shop/web".into()], rules: vec![] }.into(),
+        1,
+    );
     let state = State {
         version: VERSION,
         node: "node-1".into(),
@@ -77,6 +80,7 @@ fn write_state(rig: &Rig, run_dir: &Path) {
             ingress,
             egress: DirectionView::default(),
         }],
+        isolations: vec![],
         classes: [(3, vec![PEER.to_owned()])].into(),
         ids: Ids::default(),
         remembered: vec![],

@@ -566,11 +566,9 @@ impl Core {
     }
 
     fn state_with(&self, ids: Ids) -> State {
-        State {
-            endpoints: view::endpoints(&self.compiler, self.numbered_endpoints(), true),
-            classes: view::classes(&self.compiler),
-            ..self.state_in_brief(ids)
-        }
+        let endpoints = view::endpoints(&self.compiler, self.numbered_endpoints(), true);
+        let brief = self.state_in_brief(ids).with_endpoints(endpoints);
+        State { classes: view::classes(&self.compiler), ..brief }
     }
 
     /// The same without what policies say.
@@ -582,6 +580,7 @@ impl Core {
             bpffs: self.bpffs.clone(),
             status: self.status(),
             endpoints: view::endpoints(&self.compiler, self.numbered_endpoints(), false),
+            isolations: Vec::new(),
             classes: BTreeMap::new(),
             ids,
             remembered: memory::write(&self.endpoints, self.holders.pods()),

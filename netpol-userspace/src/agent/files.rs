@@ -59,7 +59,7 @@ pub fn place() -> String {
 /// The state an earlier agent left, with the numbers in its journal, if it can be understood.
 pub fn read_state(run_dir: &Path) -> Option<State> {
     let text = fs::read(state_path(run_dir)).ok()?;
-    match serde_json::from_slice::<State>(&text) {
+    match State::parse(&text) {
         Ok(mut state) if state.version == VERSION => {
             journal::read(run_dir, &mut state.ids);
             Some(state)

@@ -8,17 +8,22 @@
 //! a [`super::questions::Question`], `POST /cni?timeout_ms=N` what the CNI plugin tells
 //! ([`super::sandbox::Told`]).
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::questions::NamedPort;
 use crate::compile::ids::Ids;
 
 /// Version of [`State`]; a file of another version is not read.
 pub const VERSION: u32 = 1;
+
+/// How many policies and rules are written with each endpoint that has them.
+const LONG: usize = 200;
 
 /// Directory of the state file and the socket, unless another one is given.
 pub const RUN_DIR: &str = "/run/netpol";
@@ -50,6 +55,9 @@ pub struct State {
     pub status: Status,
     /// Local endpoints, sorted by namespace and name.
     pub endpoints: Vec<EndpointView>,
+    /// What isolates them and is long.
+    #[serde(default)]
+    pub isolations: Vec<Arc<Isolation>>,
     /// Names of the classes in use, by number.
     pub classes: BTreeMap<u32, Vec<String>>,
     /// Numbers in use and what they stand for, for the next agent.
@@ -66,6 +74,46 @@ pub struct State {
     /// The boot and the network namespace in which interfaces have these numbers.
     #[serde(default)]
     pub place: String,
+}
+
+impl State {
+    /// Reads what was written of one.
+    ///
+    /// # Errors
+    /// It is not such a state.
+    pub fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        let mut state: Self = serde_json::from_slice(text)?;
+        for endpoint in &mut state.endpoints {
+            for view in [&mut endpoint.ingress, &mut endpoint.egress] {
+                let number = view.number.and_then(|number| usize::try_from(number).ok());
+                let isolation = number.and_then(|number| state.isolations.get(number));
+                if let Some(isolation) = isolation {
+                    view.isolation = isolation.clone();
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// The same with these endpoints, and with what isolates them.
+    pub fn with_endpoints(mut self, mut endpoints: Vec<EndpointView>) -> Self {
+        let mut numbers: HashMap<*const Isolation, u32> = HashMap::new();
+        self.isolations.clear();
+        for endpoint in &mut endpoints {
+            for view in [&mut endpoint.ingress, &mut endpoint.egress] {
+                view.number = view.isolation.is_long().then(|| {
+                    let next = u32::try_from(self.isolations.len()).unwrap_or(u32::MAX);
+                    let number = *numbers.entry(Arc::as_ptr(&view.isolation)).or_insert(next);
+                    if number == next {
+                        self.isolations.push(view.isolation.clone());
+                    }
+                    number
+                });
+            }
+        }
+        self.endpoints = endpoints;
+        self
+    }
 }
 
 /// Whose an interface is, and what is to be known of that pod to judge it.
@@ -223,19 +271,90 @@ pub struct EndpointView {
     pub egress: DirectionView,
 }
 
-/// One direction of an endpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// One direction of an endpoint. What isolates it is written with it, as `policies` and `rules`; what
+/// is long, once for all endpoints that have it: `number` is its place in [`State::isolations`] then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "WrittenView<'_>")]
 pub struct DirectionView {
     /// Whether any policy isolates it.
     pub isolated: bool,
-    /// The policies that do, as `namespace/name`, sorted.
+    /// What does.
+    pub isolation: Arc<Isolation>,
+    /// Where that stands, if not here.
+    number: Option<u32>,
+    /// Its policy set in the maps, 0 if not isolated.
+    pub set: u16,
+}
+
+/// [`DirectionView`] as it is written.
+#[derive(Serialize, Deserialize)]
+struct WrittenView<'a> {
+    isolated: bool,
+    #[serde(default)]
+    policies: Cow<'a, [String]>,
+    #[serde(default)]
+    rules: Cow<'a, [Rule]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    number: Option<u32>,
+    #[serde(default)]
+    set: u16,
+}
+
+impl DirectionView {
+    /// Of an endpoint that this isolates, if anything does.
+    pub fn new(isolated: bool, isolation: Arc<Isolation>, set: u16) -> Self {
+        Self { isolated, isolation, number: None, set }
+    }
+
+    /// The policies that isolate it, as `namespace/name`, sorted.
+    pub fn policies(&self) -> &[String] {
+        &self.isolation.policies
+    }
+
+    /// What they allow.
+    pub fn rules(&self) -> &[Rule] {
+        &self.isolation.rules
+    }
+}
+
+impl Serialize for DirectionView {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { isolated, isolation, number, set } = self;
+        let here = number.is_none().then_some(&**isolation);
+        let view = WrittenView {
+            isolated: *isolated,
+            policies: here.map_or_else(Cow::default, |this| Cow::Borrowed(&this.policies[..])),
+            rules: here.map_or_else(Cow::default, |this| Cow::Borrowed(&this.rules[..])),
+            number: *number,
+            set: *set,
+        };
+        view.serialize(serializer)
+    }
+}
+
+impl From<WrittenView<'_>> for DirectionView {
+    fn from(written: WrittenView<'_>) -> Self {
+        let WrittenView { isolated, policies, rules, number, set } = written;
+        let isolation = Isolation { policies: policies.into_owned(), rules: rules.into_owned() };
+        Self { isolated, isolation: Arc::new(isolation), number, set }
+    }
+}
+
+/// What isolates an endpoint in a direction.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// The policies, as `namespace/name`, sorted.
     pub policies: Vec<String>,
     /// What they allow.
     #[serde(default)]
     pub rules: Vec<Rule>,
-    /// Its policy set in the maps, 0 if not isolated.
-    #[serde(default)]
-    pub set: u16,
+}
+
+impl Isolation {
+    /// Whether it is too long to be written with each endpoint that has it.
+    fn is_long(&self) -> bool {
+        self.policies.len() + self.rules.len() > LONG
+    }
 }
 
 /// Something that is allowed.
@@ -247,4 +366,40 @@ pub struct Rule {
     pub ports: String,
     /// The policies that say so.
     pub policies: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::observe::names::tests::{endpoint, state};
+
+    #[test]
+    fn what_is_long_is_written_once_and_all_is_read_again() {
+        let rule = |number: usize| Rule {
+            peer: format!("10.0.{number}.0/24"),
+            ports: "TCP 80".into(),
+            policies: vec!["shop/deny".into()],
+        };
+        let policies = vec!["shop/deny".to_owned()];
+        let long = Arc::new(Isolation { policies, rules: (0..LONG).map(rule).collect() });
+        let mut endpoints: Vec<EndpointView> =
+            (1..=3).map(|id| endpoint("shop", "web", id, "10.0.0.1")).collect();
+        for endpoint in &mut endpoints[1..] {
+            endpoint.egress = DirectionView::new(true, long.clone(), 7);
+        }
+        let written = state(vec![]).with_endpoints(endpoints.clone());
+        let text = serde_json::to_string(&written).unwrap();
+        assert_eq!(text.matches("10.0.7.0/24").count(), 1);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        // As it is relied on from outside.
+        let ingress = &json["endpoints"][1]["ingress"];
+        assert_eq!(ingress["policies"], serde_json::json!(["shop/deny"]));
+        assert_eq!(ingress["rules"][0]["ports"], "TCP 80");
+        let read = State::parse(text.as_bytes()).unwrap();
+        assert_eq!(read, written);
+        assert_eq!(read.endpoints[2].egress.rules().len(), LONG);
+        assert!(read.endpoints[0].egress.rules().is_empty());
+    }
 }

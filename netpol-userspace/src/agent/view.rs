@@ -1,11 +1,12 @@
 //! Turns what the compiler knows of an endpoint into what people read. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use super::state::{DirectionView, EndpointView, Rule, WatchView};
+use super::state::{DirectionView, EndpointView, Isolation, Rule, WatchView};
 use crate::compile::{ClassId, Compiler, EndpointId};
 use crate::endpoint::{Endpoint, Holder};
-use crate::model::Direction;
+use crate::model::{Direction, NamedPort, ObjectName};
 use crate::source::Watch;
 
 /// The views of all endpoints, sorted by namespace and name; with what policies say, or without.
@@ -17,6 +18,7 @@ pub fn endpoints<'a>(
     let mut endpoints: Vec<(EndpointId, &Endpoint)> = endpoints.collect();
     // Who asks for a pod by its name means the one that runs by its object.
     endpoints.sort_by_key(|(_, e)| (&e.pod, e.holder != Holder::Current, e.ifindex));
+    let mut isolations = Isolations { compiler, has_rules, known: HashMap::new() };
     endpoints
         .into_iter()
         .map(|(id, endpoint)| EndpointView {
@@ -27,8 +29,8 @@ pub fn endpoints<'a>(
             ifindex: endpoint.ifindex,
             ips: endpoint.addresses.clone(),
             id: id.0,
-            ingress: direction(compiler, id, Direction::Ingress, has_rules),
-            egress: direction(compiler, id, Direction::Egress, has_rules),
+            ingress: isolations.view(id, Direction::Ingress),
+            egress: isolations.view(id, Direction::Egress),
         })
         .collect()
 }
@@ -43,26 +45,48 @@ pub fn watches(watches: &[Watch]) -> Vec<WatchView> {
     watches.iter().map(view).collect()
 }
 
-fn direction(
-    compiler: &Compiler,
-    id: EndpointId,
-    direction: Direction,
+/// What isolates endpoints, each once: replicas have the same policies.
+struct Isolations<'a> {
+    compiler: &'a Compiler,
     has_rules: bool,
-) -> DirectionView {
-    let policies = compiler.endpoint_policies(id, direction);
-    let set = compiler.endpoint_sets(id).map_or(0, |sets| match direction {
-        Direction::Ingress => sets.ingress.0,
-        Direction::Egress => sets.egress.0,
-    });
-    let text = |names: &[crate::model::ObjectName]| names.iter().map(ToString::to_string).collect();
-    DirectionView {
-        isolated: !policies.is_empty() || set != 0,
-        policies: text(&policies),
-        rules: if has_rules { compiler.rules(id, direction) } else { Vec::new() }
-            .into_iter()
-            .map(|rule| Rule { peer: rule.peer, ports: rule.ports, policies: text(&rule.policies) })
-            .collect(),
-        set,
+    /// By direction, policies, and what the pod's own named ports are.
+    known: HashMap<(Direction, Vec<ObjectName>, &'a [NamedPort]), Arc<Isolation>>,
+}
+
+impl Isolations<'_> {
+    fn view(&mut self, id: EndpointId, direction: Direction) -> DirectionView {
+        let Self { compiler, has_rules, known } = self;
+        let policies = compiler.endpoint_policies(id, direction);
+        let set = compiler.endpoint_sets(id).map_or(0, |sets| match direction {
+            Direction::Ingress => sets.ingress.0,
+            Direction::Egress => sets.egress.0,
+        });
+        let isolated = !policies.is_empty() || set != 0;
+        if policies.is_empty() {
+            return DirectionView::new(isolated, Arc::default(), set);
+        }
+        let text = |names: &[ObjectName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let of = |policies: &[ObjectName]| Isolation {
+            policies: text(policies),
+            rules: if *has_rules { compiler.rules(id, direction) } else { Vec::new() }
+                .into_iter()
+                .map(|rule| Rule {
+                    peer: rule.peer,
+                    ports: rule.ports,
+                    policies: text(&rule.policies),
+                })
+                .collect(),
+        };
+        let key = (direction, policies, compiler.endpoint_ports(id));
+        let isolation = match known.get(&key) {
+            Some(isolation) => isolation.clone(),
+            None => {
+                let isolation = Arc::new(of(&key.1));
+                known.insert(key, isolation.clone());
+                isolation
+            }
+        };
+        DirectionView::new(isolated, isolation, set)
     }
 }
 

@@ -131,7 +131,7 @@ always allowed:
     fn a_direction_that_is_closed() {
         let mut closed = endpoint("shop", "web", 1, "10.0.0.1");
         closed.egress = closed.ingress.clone();
-        closed.egress.rules.clear();
+        std::sync::Arc::make_mut(&mut closed.egress.isolation).rules.clear();
         let mut rules = rules::of(&closed, None).unwrap();
         rules.egress.drops = Some([].into());
         let text = text(&rules);

@@ -182,6 +182,11 @@ impl Compiler {
         self.endpoints.get(&id).map(|endpoint| &endpoint.name)
     }
 
+    /// The named ports of its pod; none if it could be one of several.
+    pub fn endpoint_ports(&self, id: EndpointId) -> &[NamedPort] {
+        self.endpoint_pod(id).map(|pod| pod.ports.as_slice()).unwrap_or_default()
+    }
+
     /// Its pod as last seen; `None` also if it could be one of several.
     pub(super) fn endpoint_pod(&self, id: EndpointId) -> Option<&Pod> {
         match self.endpoints.get(&id)?.pods.as_slice() {

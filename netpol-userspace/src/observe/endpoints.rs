@@ -75,7 +75,7 @@ fn endpoint(
     let isolation = |side: &DirectionView, direction| -> Result<_, DatapathError> {
         Ok(Isolation {
             isolated: side.isolated,
-            policies: side.policies.clone(),
+            policies: side.policies().to_vec(),
             drops: maps.map(|maps| drops::of_endpoint(maps, view.id, direction)).transpose()?,
         })
     };

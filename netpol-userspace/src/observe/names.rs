@@ -90,8 +90,8 @@ impl Names {
     /// The policies that isolate an endpoint in a direction.
     pub fn policies(&self, id: u16, direction: Direction) -> &[String] {
         self.endpoint(id).map_or(&[], |endpoint| match direction {
-            Direction::Ingress => &endpoint.ingress.policies,
-            Direction::Egress => &endpoint.egress.policies,
+            Direction::Ingress => endpoint.ingress.policies(),
+            Direction::Egress => endpoint.egress.policies(),
         })
     }
 }
@@ -100,9 +100,11 @@ impl Names {
 pub(crate) mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::agent::state::{
-        DatapathStatus, DirectionView, Rule, SourceStatus, Status, TableView, VERSION,
+        DatapathStatus, DirectionView, Isolation, Rule, SourceStatus, Status, TableView, VERSION,
     };
 
     /// An endpoint that one policy isolates for ingress.
@@ -115,16 +117,18 @@ pub(crate) mod tests {
             ifindex: 10 + u32::from(id),
             ips: vec![ip.parse().unwrap()],
             id,
-            ingress: DirectionView {
-                isolated: true,
-                policies: vec![format!("{namespace}/deny")],
-                rules: vec![Rule {
-                    peer: "pods app=client in namespace shop".into(),
-                    ports: "TCP 80".into(),
+            ingress: DirectionView::new(
+                true,
+                Arc::new(Isolation {
                     policies: vec![format!("{namespace}/deny")],
-                }],
-                set: 2,
-            },
+                    rules: vec![Rule {
+                        peer: "pods app=client in namespace shop".into(),
+                        ports: "TCP 80".into(),
+                        policies: vec![format!("{namespace}/deny")],
+                    }],
+                }),
+                2,
+            ),
             egress: DirectionView::default(),
         }
     }
@@ -161,6 +165,7 @@ pub(crate) mod tests {
                 },
             },
             endpoints,
+            isolations: vec![],
             classes: [(3, vec!["10.0.0.0/8".to_owned()])].into(),
             ids: crate::compile::Ids::default(),
             remembered: vec![],

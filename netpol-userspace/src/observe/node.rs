@@ -58,7 +58,7 @@ fn parse(text: &str) -> Result<State> {
              the agent that wrote it"
         );
     }
-    serde_json::from_str(text).context("it is not a state file of this netpol")
+    State::parse(text.as_bytes()).context("it is not a state file of this netpol")
 }
 
 fn find<'a>(endpoints: &'a [EndpointView], wanted: &str) -> Result<&'a EndpointView> {

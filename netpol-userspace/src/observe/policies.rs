@@ -28,7 +28,7 @@ pub fn list(state: &State) -> Vec<Policy> {
         for (direction, side) in
             [(Direction::Ingress, &endpoint.ingress), (Direction::Egress, &endpoint.egress)]
         {
-            for full_name in &side.policies {
+            for full_name in side.policies() {
                 let policy = policies.entry(full_name).or_insert_with(|| empty(full_name));
                 add(&mut policy.directions, direction.as_str());
                 add(&mut policy.endpoints, name(endpoint));
@@ -64,11 +64,13 @@ fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
 mod tests {
     use super::super::names::tests;
     use super::*;
+    use crate::agent::state::Isolation;
 
     #[test]
     fn lists_each_policy_once_with_all_it_isolates() {
         let mut web = tests::endpoint("shop", "web", 1, "10.0.0.1");
-        web.egress.policies = vec!["shop/deny".into(), "shop/more".into()];
+        let policies = vec!["shop/deny".into(), "shop/more".into()];
+        web.egress.isolation = Isolation { policies, rules: vec![] }.into();
         let api = tests::endpoint("shop", "api", 2, "10.0.0.2");
         let policies = list(&tests::state(vec![web, api]));
         let policy = |name: &str, directions: &[&'static str], endpoints: &[&str]| Policy {

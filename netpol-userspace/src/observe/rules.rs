@@ -55,8 +55,8 @@ pub fn of(endpoint: &EndpointView, maps: Option<&Maps>) -> Result<Rules, Datapat
     let side = |view: &DirectionView, direction| -> Result<_, DatapathError> {
         Ok(Side {
             isolated: view.isolated,
-            policies: view.policies.clone(),
-            allowed: view.rules.clone(),
+            policies: view.policies().to_vec(),
+            allowed: view.rules().to_vec(),
             drops: maps.map(|maps| drops::of_endpoint(maps, endpoint.id, direction)).transpose()?,
         })
     };

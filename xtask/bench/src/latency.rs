@@ -121,12 +121,7 @@ fn tell(mut times: Vec<f64>, row: &mut [Samples; 3]) -> Result<()> {
     Ok(())
 }
 
-fn report(
-    rows: &[[Samples; 3]],
-    open: &[[Samples; 3]],
-    options: &Options,
-    n_edits: u32,
-) -> Report {
+fn report(rows: &[[Samples; 3]], open: &[[Samples; 3]], options: &Options, n_edits: u32) -> Report {
     let names = PAUSES.iter().flat_map(|(pause, _)| TURNS.map(|(turn, _)| (pause, turn)));
     let rows = names.zip(rows).map(|((pause, turn), samples)| Row {
         name: format!("{pause}, {turn}"),

@@ -302,7 +302,8 @@ fn objects(n_pods: u32) -> Result<Manifests> {
 
 /// Another namespace's policy, which is edited.
 fn others(opens: bool) -> serde_json::Value {
-    let from = json!([{"podSelector": {"matchLabels": {"app": if opens { "client" } else { "x" }}}}]);
+    let from =
+        json!([{"podSelector": {"matchLabels": {"app": if opens { "client" } else { "x" }}}}]);
     let spec = json!({
         "podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": from}],
     });

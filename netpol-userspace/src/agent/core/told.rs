@@ -3,6 +3,7 @@
 //! thousands of rules, less often, and never while there is something to put in force. Must never
 //! keep verdicts waiting for explanations.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 
 use super::Core;
 use crate::agent::serve::Published;
-use crate::agent::state::{EndpointView, State};
+use crate::agent::state::{EndpointView, Isolation, State};
 
 /// From how long on it is costly to tell everything, and how many times as long is waited then before
 /// it is told again.
@@ -52,16 +53,32 @@ impl Told {
     /// A state without what policies say, with what was told of that last.
     pub fn brief(&self, brief: State) -> State {
         let Some(last) = &self.state else { return brief };
-        let mut endpoints = brief.endpoints;
+        let mut endpoints = brief.endpoints.clone();
+        // Replicas have the same before and after.
+        let mut joined = HashMap::new();
         for view in &mut endpoints {
             let is_its = |other: &&EndpointView| (other.id, &other.uid) == (view.id, &view.uid);
             if let Some(known) = last.endpoints.iter().find(is_its) {
-                view.ingress.rules.clone_from(&known.ingress.rules);
-                view.egress.rules.clone_from(&known.egress.rules);
+                for (view, known) in
+                    [(&mut view.ingress, &known.ingress), (&mut view.egress, &known.egress)]
+                {
+                    let (now, then) = (&view.isolation, &known.isolation);
+                    let join = || join(now, then);
+                    let both = (Arc::as_ptr(now), Arc::as_ptr(then));
+                    view.isolation = joined.entry(both).or_insert_with(join).clone();
+                }
             }
         }
-        State { endpoints, classes: last.classes.clone(), ..brief }
+        State { classes: last.classes.clone(), ..brief.with_endpoints(endpoints) }
     }
+}
+
+/// The policies of now, and what was said of them then.
+fn join(now: &Arc<Isolation>, then: &Arc<Isolation>) -> Arc<Isolation> {
+    if now.policies == then.policies {
+        return then.clone();
+    }
+    Arc::new(Isolation { policies: now.policies.clone(), rules: then.rules.clone() })
 }
 
 impl Core {

@@ -197,7 +197,7 @@ impl<'a> Tracer<'a> {
             direction: direction.as_str(),
             verdict: if is_allowed { ALLOW } else { DENY },
             policies,
-            isolated_by: view.policies.clone(),
+            isolated_by: view.policies().to_vec(),
             reason,
             code: None,
         };
@@ -208,7 +208,7 @@ impl<'a> Tracer<'a> {
         if !is_allowed {
             let reason = reason.unwrap_or(Reason::Inconsistent);
             let policies =
-                if events::is_by_policy(reason) { view.policies.clone() } else { Vec::new() };
+                if events::is_by_policy(reason) { view.policies().to_vec() } else { Vec::new() };
             let text = events::message(reason, &policies);
             return Ok(Hop { code: Some(reason.as_str()), ..told(false, policies, text) });
         }
@@ -228,7 +228,7 @@ impl<'a> Tracer<'a> {
                     let reason = format!("allowed by {}", policies.join(", "));
                     told(true, policies, reason)
                 }
-                None => told_without_agent(told, &view.policies),
+                None => told_without_agent(told, view.policies()),
             }
         })
     }
