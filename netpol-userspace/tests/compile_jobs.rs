@@ -267,3 +267,20 @@ fn a_new_pod_is_settled_while_others_change() {
     assert!(in_from(&compiler, Y, "10.0.0.9"));
     assert!(compiler.is_busy("x"));
 }
+
+/// A change of a Service that somebody else's job takes along is done.
+#[test]
+fn a_mark_passes_whoever_has_done_what_there_was() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    // The last turn was everybody's.
+    compiler.take_in([role("y/c", "10.0.0.3", 1)]);
+    while compiler.is_behind() {
+        compiler.slice(100);
+    }
+    compiler.take_in_node_addresses(["10.9.9.9".parse().expect("an address")].into());
+    compiler.take_in([put("x/p", &blocks(20, 3))]);
+    let mark = compiler.mark();
+    finish(&mut compiler);
+    assert!(compiler.has_done(&mark), "there is nothing left to do");
+}

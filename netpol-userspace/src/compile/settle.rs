@@ -117,7 +117,10 @@ impl Compiler {
         let waiting = self.taken_in.of.values().map(|dirt| dirt.since);
         let begun = self.jobs.iter().filter(|(whose, _)| matches!(whose, Whose::Namespace(_)));
         let mut since = waiting.chain(begun.map(|(_, job)| job.since));
-        since.all(|since| since > mark.number) && self.everybodys.1 >= mark.n_everybodys
+        // What Services lead to is taken along by whoever's turn it is.
+        let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
+        let is_done = !is_everybodys || self.everybodys.1 >= mark.n_everybodys;
+        is_done && since.all(|since| since > mark.number)
     }
 
     /// What work is under way.
