@@ -284,3 +284,30 @@ fn a_mark_passes_whoever_has_done_what_there_was() {
     finish(&mut compiler);
     assert!(compiler.has_done(&mark), "there is nothing left to do");
 }
+
+const FROM_ROLES: &str = r#"{"namespaceSelector": {}, "podSelector": {"matchLabels": {"role": "#;
+
+/// A pod that has changed is everybody's, also where somebody's new policy is about it.
+#[test]
+fn a_pod_that_changes_just_before_somebody_writes_about_it() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    // The last turn was everybody's.
+    compiler.take_in([role("y/d", "10.0.0.4", 1)]);
+    while compiler.is_behind() {
+        compiler.slice(100);
+    }
+    assert!(in_from(&compiler, Y, "10.0.0.3"));
+    compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+    let mark = compiler.mark();
+    let mut list = hosts(1, 4_000);
+    list.push(format!(r#"{FROM_ROLES}"none"}}}}}}"#));
+    compiler.take_in([put("x/q", &list)]);
+    let mut n = 0;
+    while in_from(&compiler, Y, "10.0.0.3") {
+        compiler.slice(100);
+        n += 1;
+        assert!(!compiler.has_done(&mark) || !in_from(&compiler, Y, "10.0.0.3"), "said to be done");
+    }
+    assert!(n < 5, "in force after {n} slices");
+}

@@ -150,16 +150,18 @@ impl Compiler {
         let mut left = n_most;
         let Some(whose) = self.next_turn() else { return plan };
         match &whose {
-            Whose::Everybody if self.is_touched() => {
-                let touched = std::mem::take(&mut self.taken_in.touched);
-                plan.extend(self.begin(&whose, touched, Dirt::default()));
-            }
+            Whose::Everybody if self.is_touched() => plan.extend(self.begin_everybodys()),
             Whose::Nobody => {
                 let (removed, blocks) = self.engine.collect_garbage(&self.cluster, n_most);
                 plan.extend(removed);
                 self.add_blocks(&whose, blocks);
             }
             Whose::Namespace(name) if !self.jobs.contains_key(&whose) => {
+                // Else a pod that has changed and that new policies are about would be theirs alone,
+                // since nothing of it is another thing when everybody's turn comes.
+                if !self.taken_in.touched.pods.is_empty() {
+                    plan.extend(self.begin_everybodys());
+                }
                 if let Some(dirt) = self.taken_in.of.remove(name) {
                     plan.extend(self.begin(&whose, super::engine::Touched::default(), dirt));
                 }
@@ -168,6 +170,11 @@ impl Compiler {
         }
         plan.extend(self.go_on(&whose, &mut left));
         plan
+    }
+
+    fn begin_everybodys(&mut self) -> Plan {
+        let touched = std::mem::take(&mut self.taken_in.touched);
+        self.begin(&Whose::Everybody, touched, Dirt::default())
     }
 
     fn is_touched(&self) -> bool {
