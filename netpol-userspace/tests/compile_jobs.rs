@@ -311,3 +311,32 @@ fn a_pod_that_changes_just_before_somebody_writes_about_it() {
     }
     assert!(n < 5, "in force after {n} slices");
 }
+
+/// The last policy with a port's name goes, and another comes while it is tidied up.
+#[test]
+fn a_port_name_that_is_forgotten_and_wanted_again() {
+    let to_web = r#"{"podSelector": {}, "policyTypes": ["Egress"],
+        "egress": [{"ports": [{"protocol": "TCP", "port": "web"}]}]}"#;
+    for at in 0..40 {
+        let mut compiler = two();
+        let servers = (0..20).map(|i| {
+            put_pod(&pod(&format!("z/s{i}"), "", &format!("10.1.0.{i}"), "web=TCP:8080"))
+        });
+        compiler.apply_all(servers);
+        compiler.apply_all([put_policy(&policy("x/p", to_web))]);
+        let allows = |compiler: &Compiler, endpoint: EndpointId, i: usize| {
+            judge(compiler, endpoint.0, Direction::Egress, &format!("10.1.0.{i}"), "tcp:8080")
+        };
+        assert!((0..20).all(|i| allows(&compiler, X, i)));
+        compiler.take_in([Change::PolicyGone(name("x/p"))]);
+        for _ in 0..at {
+            compiler.slice(3);
+        }
+        compiler.take_in([put_policy(&policy("y/p", to_web))]);
+        finish(&mut compiler);
+        assert!((0..20).all(|i| allows(&compiler, Y, i)), "after {at} slices");
+        compiler.take_in([Change::PolicyGone(name("y/p"))]);
+        finish(&mut compiler);
+        assert_eq!(compiler.classes_in_use().count(), 0, "after {at} slices");
+    }
+}
