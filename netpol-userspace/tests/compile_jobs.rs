@@ -340,3 +340,23 @@ fn a_port_name_that_is_forgotten_and_wanted_again() {
         assert_eq!(compiler.classes_in_use().count(), 0, "after {at} slices");
     }
 }
+
+/// An endpoint that is told anew before its first sets are in force.
+#[test]
+fn an_endpoint_that_is_put_twice_is_told_once() {
+    let mut compiler = two();
+    let mut tables = compiler.tables();
+    let new = EndpointId(7);
+    let its = || match put_pod(&pod("y/c", "role=friend", "10.0.0.3", "")) {
+        Change::Pod(pod) => vec![pod],
+        _ => Vec::new(),
+    };
+    compiler.take_in_holders(new, name("y/c"), its());
+    compiler.take_in_holders(new, name("y/c"), its());
+    while compiler.has_work() {
+        for step in compiler.slice(100) {
+            tables.take_step(&step).expect("it fits");
+        }
+    }
+    assert_eq!(tables, compiler.tables());
+}
