@@ -360,3 +360,39 @@ fn an_endpoint_that_is_put_twice_is_told_once() {
     }
     assert_eq!(tables, compiler.tables());
 }
+
+/// What many write and delete without end is tidied up as fast as they do.
+#[test]
+fn what_nobody_uses_does_not_grow_without_end() {
+    const N: usize = 8;
+    let mut compiler = Compiler::new();
+    for i in 0..N {
+        compiler.apply(put_pod(&pod(&format!("n{i}/a"), "", &format!("10.0.0.{i}"), "")));
+        let id = EndpointId(u16::try_from(1 + i).expect("small"));
+        compiler.set_endpoints([(id, name(&format!("n{i}/a")))]);
+    }
+    let mut tables = compiler.tables();
+    let mut sizes = Vec::new();
+    let mut n_written = 0;
+    let mut is_there = [false; N];
+    while n_written < 1_000 {
+        for (i, is_there) in is_there.iter_mut().enumerate() {
+            if !compiler.is_busy(&format!("n{i}")) {
+                n_written += 1;
+                *is_there = !*is_there;
+                let id = format!("n{i}/p");
+                let net = u8::try_from(20 + i).expect("small");
+                compiler.take_in([match *is_there {
+                    true => put(&id, &blocks(net, 200)),
+                    false => Change::PolicyGone(name(&id)),
+                }]);
+            }
+        }
+        for step in compiler.slice(100) {
+            tables.take_step(&step).expect("it fits");
+        }
+        sizes.push(tables.rows.len());
+    }
+    let most = sizes.iter().max().expect("some");
+    assert!(*most < 4 * N * 200, "{most} rows, the live ones are {} at most", N * 200);
+}

@@ -142,8 +142,9 @@ impl Compiler {
         begun.chain(waiting).collect()
     }
 
-    /// The next part of what there is to do, about so many steps of it. Namespaces take turns, and
-    /// every second one is everybody's: pods come and go. The datapath is to carry out each plan
+    /// The next part of what there is to do, about so many steps of it. Every second turn is
+    /// everybody's: pods come and go. Of the others every second one is nobody's, and namespaces
+    /// take turns with the rest. The datapath is to carry out each plan
     /// before the next one is asked for.
     pub fn slice(&mut self, n_most: usize) -> Plan {
         let mut plan = Plan::new();
@@ -184,13 +185,19 @@ impl Compiler {
 
     fn next_turn(&mut self) -> Option<Whose> {
         let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
-        let begun = self.jobs.keys().filter(|whose| **whose != Whose::Everybody).cloned();
+        let is_nobodys = self.engine.has_garbage() || self.jobs.contains_key(&Whose::Nobody);
+        let begun = self.jobs.keys().filter(|whose| matches!(whose, Whose::Namespace(_))).cloned();
         let waiting = self.taken_in.of.keys().cloned().map(Whose::Namespace);
-        let garbage = self.engine.has_garbage().then_some(Whose::Nobody);
-        let others: BTreeSet<Whose> = begun.chain(waiting).chain(garbage).collect();
-        self.was_everybodys = is_everybodys && (others.is_empty() || !self.was_everybodys);
+        let others: BTreeSet<Whose> = begun.chain(waiting).collect();
+        let is_alone = others.is_empty() && !is_nobodys;
+        self.was_everybodys = is_everybodys && (is_alone || !self.was_everybodys);
         if self.was_everybodys {
             return Some(Whose::Everybody);
+        }
+        // As often as all namespaces together: they might leave more behind than is taken away.
+        self.was_nobodys = is_nobodys && (others.is_empty() || !self.was_nobodys);
+        if self.was_nobodys {
+            return Some(Whose::Nobody);
         }
         let next = others.iter().find(|whose| **whose > self.last_turn).or_else(|| others.first());
         self.last_turn = next?.clone();
