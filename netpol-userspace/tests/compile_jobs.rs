@@ -396,3 +396,27 @@ fn what_nobody_uses_does_not_grow_without_end() {
     let most = sizes.iter().max().expect("some");
     assert!(*most < 4 * N * 200, "{most} rows, the live ones are {} at most", N * 200);
 }
+
+/// Somebody new wants a set that somebody else makes ready, together with a lot more.
+#[test]
+fn a_set_that_another_makes_ready_among_many() {
+    let mut compiler = two();
+    compiler.apply_all([put_pod(&pod("x/big", "role=big", "10.0.0.9", ""))]);
+    compiler.set_endpoints([(EndpointId(9), name("x/big"))]);
+    let few = r#"{"podSelector": {"matchExpressions": [{"key": "role", "operator": "DoesNotExist"}]},
+        "ingress": [{"from": [{"ipBlock": {"cidr": "30.0.0.0/30"}}]}]}"#;
+    let many = blocks(20, 5_000).join(",");
+    let many = format!(
+        r#"{{"podSelector": {{"matchLabels": {{"role": "big"}}}}, "ingress": [{{"from": [{many}]}}]}}"#
+    );
+    compiler.take_in([put_policy(&policy("x/few", few)), put_policy(&policy("x/many", &many))]);
+    compiler.slice(100);
+    compiler.take_in([put_policy(&policy("y/few", few))]);
+    let mut n = 0;
+    while compiler.is_busy("y") {
+        compiler.slice(100);
+        n += 1;
+    }
+    assert!(in_from(&compiler, Y, "30.0.0.1") && !in_from(&compiler, Y, "20.0.0.1"));
+    assert!(n < 8, "in force after {n} slices");
+}

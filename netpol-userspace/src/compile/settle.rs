@@ -231,8 +231,8 @@ impl Compiler {
         let given_up = self.engine.atoms.maybe_dead(first);
         let blocks = self.engine.drop_dead_atoms(&self.cluster, Vec::new(), given_up);
         touched.blocks.extend(blocks);
-        // Whoever has begun to make a set ready may take longer than who wants it now. What it has
-        // not done yet may be judged by what the set said before.
+        // Whoever has begun to edit a set may take longer than who wants it now. What it has not done
+        // yet may be judged by what the set said before.
         let awaited = self.engine.sets.awaited();
         for other in self.jobs.values().filter(|other| awaited.contains(&other.number)) {
             job.blocks.extend_by(&other.blocks);
