@@ -319,9 +319,8 @@ fn a_port_name_that_is_forgotten_and_wanted_again() {
         "egress": [{"ports": [{"protocol": "TCP", "port": "web"}]}]}"#;
     for at in 0..40 {
         let mut compiler = two();
-        let servers = (0..20).map(|i| {
-            put_pod(&pod(&format!("z/s{i}"), "", &format!("10.1.0.{i}"), "web=TCP:8080"))
-        });
+        let servers = (0..20)
+            .map(|i| put_pod(&pod(&format!("z/s{i}"), "", &format!("10.1.0.{i}"), "web=TCP:8080")));
         compiler.apply_all(servers);
         compiler.apply_all([put_policy(&policy("x/p", to_web))]);
         let allows = |compiler: &Compiler, endpoint: EndpointId, i: usize| {
@@ -419,4 +418,19 @@ fn a_set_that_another_makes_ready_among_many() {
     }
     assert!(in_from(&compiler, Y, "30.0.0.1") && !in_from(&compiler, Y, "20.0.0.1"));
     assert!(n < 8, "in force after {n} slices");
+}
+
+/// One step of a job is short, also where its block has many others inside.
+#[test]
+fn rows_of_a_wide_block_come_in_slices() {
+    let mut compiler = two();
+    compiler.apply_all([put("x/p", &blocks(20, 5_000)), put("x/q", &[block("20.0.0.0/7")])]);
+    let ports = r#"{"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "20.0.0.0/7"}}],
+        "ports": [{"protocol": "TCP", "port": 80}]}]}"#;
+    compiler.take_in([put_policy(&policy("y/p", ports))]);
+    while compiler.has_work() {
+        let n = compiler.slice(100).len();
+        assert!(n < 1_000, "{n} steps in a slice of 100");
+    }
+    assert!(in_from(&compiler, Y, "20.7.249.1"));
 }

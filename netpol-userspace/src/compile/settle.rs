@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::engine::{Move, steps};
 use super::services::{Changed, Interest};
 use super::wanted::Why;
-use super::work::{Job, Mark, UnderWay, Whose};
+use super::work::{Job, Mark, UnderWay, Which, Whose};
 use super::{Compiler, Dirt, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
 use crate::model::Pod;
 
@@ -255,12 +255,17 @@ impl Compiler {
         }
         while *left > 0
             && job.blocks.is_empty()
-            && let Some(of) = job.rows.pop()
+            && let Some((set, which)) = job.rows.pop()
         {
             job.n_done += 1;
-            let rows = self.engine.add_rows(of);
-            *left = left.saturating_sub(1 + rows.len());
-            plan.extend(rows);
+            *left = left.saturating_sub(1);
+            match which {
+                Which::Having(atom) => {
+                    let classes = self.engine.classes_without_row(set, atom);
+                    job.rows.extend(classes.into_iter().map(|id| (set, Which::Class(id))));
+                }
+                Which::Class(class) => plan.extend(self.engine.add_row(set, class)),
+            }
         }
         if job.n_left() > 0 {
             let services = self.engine.update_services(&self.cluster, &moves);
