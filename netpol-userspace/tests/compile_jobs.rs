@@ -267,3 +267,170 @@ fn a_new_pod_is_settled_while_others_change() {
     assert!(in_from(&compiler, Y, "10.0.0.9"));
     assert!(compiler.is_busy("x"));
 }
+
+/// A change of a Service that somebody else's job takes along is done.
+#[test]
+fn a_mark_passes_whoever_has_done_what_there_was() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    // The last turn was everybody's.
+    compiler.take_in([role("y/c", "10.0.0.3", 1)]);
+    while compiler.is_behind() {
+        compiler.slice(100);
+    }
+    compiler.take_in_node_addresses(["10.9.9.9".parse().expect("an address")].into());
+    compiler.take_in([put("x/p", &blocks(20, 3))]);
+    let mark = compiler.mark();
+    finish(&mut compiler);
+    assert!(compiler.has_done(&mark), "there is nothing left to do");
+}
+
+const FROM_ROLES: &str = r#"{"namespaceSelector": {}, "podSelector": {"matchLabels": {"role": "#;
+
+/// A pod that has changed is everybody's, also where somebody's new policy is about it.
+#[test]
+fn a_pod_that_changes_just_before_somebody_writes_about_it() {
+    let mut compiler = two();
+    compiler.apply_all([friends("y/p")]);
+    // The last turn was everybody's.
+    compiler.take_in([role("y/d", "10.0.0.4", 1)]);
+    while compiler.is_behind() {
+        compiler.slice(100);
+    }
+    assert!(in_from(&compiler, Y, "10.0.0.3"));
+    compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+    let mark = compiler.mark();
+    let mut list = hosts(1, 4_000);
+    list.push(format!(r#"{FROM_ROLES}"none"}}}}}}"#));
+    compiler.take_in([put("x/q", &list)]);
+    let mut n = 0;
+    while in_from(&compiler, Y, "10.0.0.3") {
+        compiler.slice(100);
+        n += 1;
+        assert!(!compiler.has_done(&mark) || !in_from(&compiler, Y, "10.0.0.3"), "said to be done");
+    }
+    assert!(n < 5, "in force after {n} slices");
+}
+
+/// The last policy with a port's name goes, and another comes while it is tidied up.
+#[test]
+fn a_port_name_that_is_forgotten_and_wanted_again() {
+    let to_web = r#"{"podSelector": {}, "policyTypes": ["Egress"],
+        "egress": [{"ports": [{"protocol": "TCP", "port": "web"}]}]}"#;
+    for at in 0..40 {
+        let mut compiler = two();
+        let servers = (0..20)
+            .map(|i| put_pod(&pod(&format!("z/s{i}"), "", &format!("10.1.0.{i}"), "web=TCP:8080")));
+        compiler.apply_all(servers);
+        compiler.apply_all([put_policy(&policy("x/p", to_web))]);
+        let allows = |compiler: &Compiler, endpoint: EndpointId, i: usize| {
+            judge(compiler, endpoint.0, Direction::Egress, &format!("10.1.0.{i}"), "tcp:8080")
+        };
+        assert!((0..20).all(|i| allows(&compiler, X, i)));
+        compiler.take_in([Change::PolicyGone(name("x/p"))]);
+        for _ in 0..at {
+            compiler.slice(3);
+        }
+        compiler.take_in([put_policy(&policy("y/p", to_web))]);
+        finish(&mut compiler);
+        assert!((0..20).all(|i| allows(&compiler, Y, i)), "after {at} slices");
+        compiler.take_in([Change::PolicyGone(name("y/p"))]);
+        finish(&mut compiler);
+        assert_eq!(compiler.classes_in_use().count(), 0, "after {at} slices");
+    }
+}
+
+/// An endpoint that is told anew before its first sets are in force.
+#[test]
+fn an_endpoint_that_is_put_twice_is_told_once() {
+    let mut compiler = two();
+    let mut tables = compiler.tables();
+    let new = EndpointId(7);
+    let its = || match put_pod(&pod("y/c", "role=friend", "10.0.0.3", "")) {
+        Change::Pod(pod) => vec![pod],
+        _ => Vec::new(),
+    };
+    compiler.take_in_holders(new, name("y/c"), its());
+    compiler.take_in_holders(new, name("y/c"), its());
+    while compiler.has_work() {
+        for step in compiler.slice(100) {
+            tables.take_step(&step).expect("it fits");
+        }
+    }
+    assert_eq!(tables, compiler.tables());
+}
+
+/// What many write and delete without end is tidied up as fast as they do.
+#[test]
+fn what_nobody_uses_does_not_grow_without_end() {
+    const N: usize = 8;
+    let mut compiler = Compiler::new();
+    for i in 0..N {
+        compiler.apply(put_pod(&pod(&format!("n{i}/a"), "", &format!("10.0.0.{i}"), "")));
+        let id = EndpointId(u16::try_from(1 + i).expect("small"));
+        compiler.set_endpoints([(id, name(&format!("n{i}/a")))]);
+    }
+    let mut tables = compiler.tables();
+    let mut sizes = Vec::new();
+    let mut n_written = 0;
+    let mut is_there = [false; N];
+    while n_written < 1_000 {
+        for (i, is_there) in is_there.iter_mut().enumerate() {
+            if !compiler.is_busy(&format!("n{i}")) {
+                n_written += 1;
+                *is_there = !*is_there;
+                let id = format!("n{i}/p");
+                let net = u8::try_from(20 + i).expect("small");
+                compiler.take_in([match *is_there {
+                    true => put(&id, &blocks(net, 200)),
+                    false => Change::PolicyGone(name(&id)),
+                }]);
+            }
+        }
+        for step in compiler.slice(100) {
+            tables.take_step(&step).expect("it fits");
+        }
+        sizes.push(tables.rows.len());
+    }
+    let most = sizes.iter().max().expect("some");
+    assert!(*most < 4 * N * 200, "{most} rows, the live ones are {} at most", N * 200);
+}
+
+/// Somebody new wants a set that somebody else makes ready, together with a lot more.
+#[test]
+fn a_set_that_another_makes_ready_among_many() {
+    let mut compiler = two();
+    compiler.apply_all([put_pod(&pod("x/big", "role=big", "10.0.0.9", ""))]);
+    compiler.set_endpoints([(EndpointId(9), name("x/big"))]);
+    let few = r#"{"podSelector": {"matchExpressions": [{"key": "role", "operator": "DoesNotExist"}]},
+        "ingress": [{"from": [{"ipBlock": {"cidr": "30.0.0.0/30"}}]}]}"#;
+    let many = blocks(20, 5_000).join(",");
+    let many = format!(
+        r#"{{"podSelector": {{"matchLabels": {{"role": "big"}}}}, "ingress": [{{"from": [{many}]}}]}}"#
+    );
+    compiler.take_in([put_policy(&policy("x/few", few)), put_policy(&policy("x/many", &many))]);
+    compiler.slice(100);
+    compiler.take_in([put_policy(&policy("y/few", few))]);
+    let mut n = 0;
+    while compiler.is_busy("y") {
+        compiler.slice(100);
+        n += 1;
+    }
+    assert!(in_from(&compiler, Y, "30.0.0.1") && !in_from(&compiler, Y, "20.0.0.1"));
+    assert!(n < 8, "in force after {n} slices");
+}
+
+/// One step of a job is short, also where its block has many others inside.
+#[test]
+fn rows_of_a_wide_block_come_in_slices() {
+    let mut compiler = two();
+    compiler.apply_all([put("x/p", &blocks(20, 5_000)), put("x/q", &[block("20.0.0.0/7")])]);
+    let ports = r#"{"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "20.0.0.0/7"}}],
+        "ports": [{"protocol": "TCP", "port": 80}]}]}"#;
+    compiler.take_in([put_policy(&policy("y/p", ports))]);
+    while compiler.has_work() {
+        let n = compiler.slice(100).len();
+        assert!(n < 1_000, "{n} steps in a slice of 100");
+    }
+    assert!(in_from(&compiler, Y, "20.7.249.1"));
+}

@@ -129,6 +129,11 @@ impl Atoms {
     /// a set mentions it by then.
     pub fn intern(&mut self, atom: Atom) -> AtomId {
         if let Some(&id) = self.by_content.get(&atom) {
+            if let Atom::Port(port) = &atom {
+                // Its name may have been forgotten since, and be wanted again.
+                let name = self.names.entry((port.protocol, port.name.clone())).or_default();
+                name.numbers.insert(port.port, id);
+            }
             return id;
         }
         let atom = Arc::new(atom);

@@ -14,7 +14,7 @@ use super::ports::row_covers;
 use super::rows::{self, SharedPorts};
 use super::services::{Changed, Services};
 use super::sets::Sets;
-use super::work::{Blocks, Job};
+use super::work::{Blocks, Job, Which};
 use super::{Backend, ClassId, EndpointId, Plan, ServiceKey, SetId, Step, Verdict};
 use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
 
@@ -110,7 +110,8 @@ impl Engine {
         let mut plan = Plan::new();
         for id in fresh.iter().copied() {
             plan.extend(rows::add_first(id, sets, classes, atoms, shared));
-            job.rows.extend(rows::atoms_of(id, sets, atoms).into_iter().map(|atom| (id, atom)));
+            let having = rows::atoms_of(id, sets, atoms).into_iter().map(Which::Having);
+            job.rows.extend(having.map(|which| (id, which)));
         }
         job.sets.extend(fresh.into_iter().chain(edited));
         plan
@@ -128,10 +129,19 @@ impl Engine {
         rows::add_fresh(&mut self.sets, &mut self.classes, &self.atoms, &mut self.shared)
     }
 
-    /// The rows of a new set for the classes that have an atom.
-    pub fn add_rows(&mut self, of: (SetId, AtomId)) -> Vec<Step> {
+    /// The classes that have an atom and for which a set has no row yet. Either may be gone since: the
+    /// set's endpoint, or the last pod that declared a port.
+    pub fn classes_without_row(&self, set: SetId, atom: AtomId) -> Vec<ClassId> {
+        let Some(set) = self.sets.get(set) else { return Vec::new() };
+        let having = self.atoms.live(atom).into_iter().flat_map(|atom| atom.classes.iter());
+        having.filter(|class| !set.rows.contains_key(class)).collect()
+    }
+
+    /// The row of a set for a class. Both may have become others of the same number: then it is a row
+    /// that the other set needs, or none.
+    pub fn add_row(&mut self, set: SetId, class: ClassId) -> Option<Step> {
         let Self { sets, classes, atoms, shared, .. } = self;
-        rows::add_of_atom(of, sets, classes, atoms, shared)
+        rows::add_row(set, class, sets, classes, atoms, shared)
     }
 
     /// Finds what satisfies the new atoms and names, and looks at touched pods again.

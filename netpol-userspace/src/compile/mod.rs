@@ -70,10 +70,12 @@ pub struct Compiler {
     /// What is under way.
     jobs: BTreeMap<Whose, Job>,
     last_job: u32,
-    /// Whose turn it was last, of those who have the turns that are not everybody's.
+    /// Which namespace's turn it was last.
     last_turn: Whose,
     /// It was everybody's last.
     was_everybodys: bool,
+    /// Of the turns that are not everybody's the last one was nobody's.
+    was_nobodys: bool,
     /// How often everybody's work has been begun, and how much of that is done.
     everybodys: (u64, u64),
     /// How much is done of a job at a time, where plans are given for all of it.
@@ -152,6 +154,7 @@ impl Compiler {
             last_job: 0,
             last_turn: Whose::Nobody,
             was_everybodys: false,
+            was_nobodys: false,
             everybodys: (0, 0),
             slice_size: usize::MAX,
             mentions: FxHashMap::default(),

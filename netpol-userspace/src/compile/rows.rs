@@ -64,23 +64,6 @@ pub(super) fn add_first(
     add_row(set, ClassId::NONE, sets, classes, atoms, shared)
 }
 
-/// The rows of a new set for the classes that have an atom. Both may have become others of the same
-/// number: then these are rows that the other set needs, or none.
-pub(super) fn add_of_atom(
-    (set, atom): (SetId, AtomId),
-    sets: &mut Sets,
-    classes: &mut Classes,
-    atoms: &Atoms,
-    shared: &mut SharedPorts,
-) -> Vec<Step> {
-    // Either may be gone since: its endpoint, or the last pod that declared a port.
-    let Some(known) = atoms.live(atom).filter(|_| sets.get(set).is_some()) else {
-        return Vec::new();
-    };
-    let having = known.classes.iter();
-    having.filter_map(|class| add_row(set, class, sets, classes, atoms, shared)).collect()
-}
-
 /// The atoms of which some class may have one for which a set's row may differ from its row for
 /// everybody.
 pub(super) fn atoms_of(id: SetId, sets: &Sets, atoms: &Atoms) -> Vec<AtomId> {
@@ -100,7 +83,8 @@ fn sets_of(id: ClassId, classes: &Classes, atoms: &Atoms) -> BTreeSet<SetId> {
     content.iter().flat_map(|&atom| atoms.interested_sets(atom)).collect()
 }
 
-fn add_row(
+/// The row of a set for a class, if it has none yet and needs one.
+pub(super) fn add_row(
     set_id: SetId,
     class_id: ClassId,
     sets: &mut Sets,

@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
 use super::atoms::{Atom, AtomId, Atoms};
 use super::few::Few;
@@ -284,6 +284,9 @@ pub(super) struct Sets {
     /// Sets that no endpoint may begin to use yet, with the job that makes them ready: they are new, or
     /// are being edited.
     unready: FxHashMap<SetId, u32>,
+    /// Those of them that are being edited: some address may have a class by which they say what they
+    /// said before.
+    being_edited: FxHashSet<SetId>,
     /// Sets whose numbers have not been asked for yet.
     pub unnoted: Vec<SetId>,
     /// The texts of edits that have not been asked for yet.
@@ -311,6 +314,7 @@ impl Sets {
             unnoted: Vec::new(),
             unnoted_edits: Vec::new(),
             unready: FxHashMap::default(),
+            being_edited: FxHashSet::default(),
             dying: Vec::new(),
             maybe_dead: Vec::new(),
             exhausted: false,
@@ -410,9 +414,11 @@ impl Sets {
         }
     }
 
-    /// The jobs that have begun to make ready what the next one has to.
+    /// The jobs at whose edits the next one has to look. Of what is new it sees for itself what is
+    /// missing: see [`Atoms::await_pending`].
     pub fn awaited(&self) -> BTreeSet<u32> {
-        self.fresh.iter().filter_map(|id| self.unready.get(id)).copied().collect()
+        let edited = self.fresh.iter().filter(|id| self.being_edited.contains(id));
+        edited.filter_map(|id| self.unready.get(id)).copied().collect()
     }
 
     /// The sets that a job has to make ready: new ones, and such as only have new atoms.
@@ -423,6 +429,7 @@ impl Sets {
             sets.dedup();
             sets
         });
+        self.being_edited.extend(&edited);
         self.unready.extend(fresh.iter().chain(&edited).map(|&id| (id, job)));
         (fresh, edited)
     }
@@ -432,6 +439,7 @@ impl Sets {
         for id in sets {
             if self.unready.get(id) == Some(&job) {
                 self.unready.remove(id);
+                self.being_edited.remove(id);
             }
         }
     }
@@ -450,6 +458,7 @@ impl Sets {
             let set = self.by_id.remove(&id).expect("invariant: just looked up");
             self.unhash(set.hash, id);
             self.unready.remove(&id);
+            self.being_edited.remove(&id);
             self.unnoted_edits.retain(|(edited, _)| *edited != id.0);
             self.dying.push(Dying::of(id, set));
         }

@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::engine::{Move, steps};
 use super::services::{Changed, Interest};
 use super::wanted::Why;
-use super::work::{Job, Mark, UnderWay, Whose};
+use super::work::{Job, Mark, UnderWay, Which, Whose};
 use super::{Compiler, Dirt, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
 use crate::model::Pod;
 
@@ -117,7 +117,10 @@ impl Compiler {
         let waiting = self.taken_in.of.values().map(|dirt| dirt.since);
         let begun = self.jobs.iter().filter(|(whose, _)| matches!(whose, Whose::Namespace(_)));
         let mut since = waiting.chain(begun.map(|(_, job)| job.since));
-        since.all(|since| since > mark.number) && self.everybodys.1 >= mark.n_everybodys
+        // What Services lead to is taken along by whoever's turn it is.
+        let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
+        let is_done = !is_everybodys || self.everybodys.1 >= mark.n_everybodys;
+        is_done && since.all(|since| since > mark.number)
     }
 
     /// What work is under way.
@@ -139,24 +142,27 @@ impl Compiler {
         begun.chain(waiting).collect()
     }
 
-    /// The next part of what there is to do, about so many steps of it. Namespaces take turns, and
-    /// every second one is everybody's: pods come and go. The datapath is to carry out each plan
+    /// The next part of what there is to do, about so many steps of it. Every second turn is
+    /// everybody's: pods come and go. Of the others every second one is nobody's, and namespaces
+    /// take turns with the rest. The datapath is to carry out each plan
     /// before the next one is asked for.
     pub fn slice(&mut self, n_most: usize) -> Plan {
         let mut plan = Plan::new();
         let mut left = n_most;
         let Some(whose) = self.next_turn() else { return plan };
         match &whose {
-            Whose::Everybody if self.is_touched() => {
-                let touched = std::mem::take(&mut self.taken_in.touched);
-                plan.extend(self.begin(&whose, touched, Dirt::default()));
-            }
+            Whose::Everybody if self.is_touched() => plan.extend(self.begin_everybodys()),
             Whose::Nobody => {
                 let (removed, blocks) = self.engine.collect_garbage(&self.cluster, n_most);
                 plan.extend(removed);
                 self.add_blocks(&whose, blocks);
             }
             Whose::Namespace(name) if !self.jobs.contains_key(&whose) => {
+                // Else a pod that has changed and that new policies are about would be theirs alone,
+                // since nothing of it is another thing when everybody's turn comes.
+                if !self.taken_in.touched.pods.is_empty() {
+                    plan.extend(self.begin_everybodys());
+                }
                 if let Some(dirt) = self.taken_in.of.remove(name) {
                     plan.extend(self.begin(&whose, super::engine::Touched::default(), dirt));
                 }
@@ -167,6 +173,11 @@ impl Compiler {
         plan
     }
 
+    fn begin_everybodys(&mut self) -> Plan {
+        let touched = std::mem::take(&mut self.taken_in.touched);
+        self.begin(&Whose::Everybody, touched, Dirt::default())
+    }
+
     fn is_touched(&self) -> bool {
         let touched = &self.taken_in.touched;
         !touched.pods.is_empty() || !touched.blocks.is_empty() || self.engine.services.is_touched()
@@ -174,13 +185,19 @@ impl Compiler {
 
     fn next_turn(&mut self) -> Option<Whose> {
         let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
-        let begun = self.jobs.keys().filter(|whose| **whose != Whose::Everybody).cloned();
+        let is_nobodys = self.engine.has_garbage() || self.jobs.contains_key(&Whose::Nobody);
+        let begun = self.jobs.keys().filter(|whose| matches!(whose, Whose::Namespace(_))).cloned();
         let waiting = self.taken_in.of.keys().cloned().map(Whose::Namespace);
-        let garbage = self.engine.has_garbage().then_some(Whose::Nobody);
-        let others: BTreeSet<Whose> = begun.chain(waiting).chain(garbage).collect();
-        self.was_everybodys = is_everybodys && (others.is_empty() || !self.was_everybodys);
+        let others: BTreeSet<Whose> = begun.chain(waiting).collect();
+        let is_alone = others.is_empty() && !is_nobodys;
+        self.was_everybodys = is_everybodys && (is_alone || !self.was_everybodys);
         if self.was_everybodys {
             return Some(Whose::Everybody);
+        }
+        // As often as all namespaces together: they might leave more behind than is taken away.
+        self.was_nobodys = is_nobodys && (others.is_empty() || !self.was_nobodys);
+        if self.was_nobodys {
+            return Some(Whose::Nobody);
         }
         let next = others.iter().find(|whose| **whose > self.last_turn).or_else(|| others.first());
         self.last_turn = next?.clone();
@@ -214,8 +231,8 @@ impl Compiler {
         let given_up = self.engine.atoms.maybe_dead(first);
         let blocks = self.engine.drop_dead_atoms(&self.cluster, Vec::new(), given_up);
         touched.blocks.extend(blocks);
-        // Whoever has begun to make a set ready may take longer than who wants it now. What it has
-        // not done yet may be judged by what the set said before.
+        // Whoever has begun to edit a set may take longer than who wants it now. What it has not done
+        // yet may be judged by what the set said before.
         let awaited = self.engine.sets.awaited();
         for other in self.jobs.values().filter(|other| awaited.contains(&other.number)) {
             job.blocks.extend_by(&other.blocks);
@@ -238,12 +255,17 @@ impl Compiler {
         }
         while *left > 0
             && job.blocks.is_empty()
-            && let Some(of) = job.rows.pop()
+            && let Some((set, which)) = job.rows.pop()
         {
             job.n_done += 1;
-            let rows = self.engine.add_rows(of);
-            *left = left.saturating_sub(1 + rows.len());
-            plan.extend(rows);
+            *left = left.saturating_sub(1);
+            match which {
+                Which::Having(atom) => {
+                    let classes = self.engine.classes_without_row(set, atom);
+                    job.rows.extend(classes.into_iter().map(|id| (set, Which::Class(id))));
+                }
+                Which::Class(class) => plan.extend(self.engine.add_row(set, class)),
+            }
         }
         if job.n_left() > 0 {
             let services = self.engine.update_services(&self.cluster, &moves);

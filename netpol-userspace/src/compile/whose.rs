@@ -153,7 +153,7 @@ impl Compiler {
             if let Some(old) = self.endpoints.remove(&id) {
                 self.unlist_endpoint(id, &old);
                 self.forget_work(id);
-                (endpoint.sets, endpoint.announced) = (old.sets, true);
+                (endpoint.sets, endpoint.announced) = (old.sets, old.announced);
             }
             for namespace in endpoint.namespaces() {
                 self.endpoints_in.entry(namespace).or_default().insert(id);

@@ -9,7 +9,7 @@
 use ipnet::IpNet;
 
 use super::atoms::AtomId;
-use super::{EndpointId, EndpointSets, SetId};
+use super::{ClassId, EndpointId, EndpointSets, SetId};
 use crate::model::{Protocol, Str};
 
 /// Whose work it is.
@@ -42,6 +42,15 @@ pub struct Mark {
     pub(super) n_everybodys: u64,
 }
 
+/// For which classes a set needs rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Which {
+    /// All that have this atom, as many as they are.
+    Having(AtomId),
+    /// This one.
+    Class(ClassId),
+}
+
 /// What is left to do for one.
 #[derive(Debug, Default)]
 pub(super) struct Job {
@@ -53,8 +62,8 @@ pub(super) struct Job {
     pub switches: Vec<(EndpointId, EndpointSets)>,
     /// Addresses and blocks that are to get their classes.
     pub blocks: Blocks,
-    /// New sets, and atoms for whose classes they need rows.
-    pub rows: Vec<(SetId, AtomId)>,
+    /// New sets, and for which classes they need rows.
+    pub rows: Vec<(SetId, Which)>,
     /// What it makes ready.
     pub atoms: Vec<AtomId>,
     pub names: Vec<(Protocol, Str)>,
