@@ -110,6 +110,11 @@ impl Classes {
         !self.maybe_dead.is_empty()
     }
 
+    /// How many may be of no use.
+    pub fn n_maybe_dead(&self) -> usize {
+        self.maybe_dead.len()
+    }
+
     /// Forgets classes that no address has any more, of so many, and returns them with the sets that
     /// had rows for them.
     pub fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(ClassId, Few<SetId>)> {

@@ -413,6 +413,11 @@ impl Engine {
         self.sets.has_garbage() || self.atoms.has_garbage() || self.classes.has_garbage()
     }
 
+    /// How much there is for it, about, in steps.
+    pub fn n_garbage(&self) -> usize {
+        self.sets.n_garbage() + self.atoms.n_maybe_dead() + self.classes.n_maybe_dead()
+    }
+
     /// Drops what no set in use mentions and no endpoint depends on any more, so much of it of each
     /// kind. Returns the rows that are of no use, and the blocks that are to have another class for
     /// that. Changes no verdict: sets in use cannot tell the classes apart that become one then.

@@ -70,11 +70,11 @@ pub struct Compiler {
     /// What is under way.
     jobs: BTreeMap<Whose, Job>,
     last_job: u32,
-    /// Which namespace's turn it was last.
+    /// Whose turn it was last, of those who have the turns that are not everybody's.
     last_turn: Whose,
     /// It was everybody's last.
     was_everybodys: bool,
-    /// Of the turns that are not everybody's the last one was nobody's.
+    /// The last of these was nobody's, because much was left behind.
     was_nobodys: bool,
     /// How often everybody's work has been begun, and how much of that is done.
     everybodys: (u64, u64),

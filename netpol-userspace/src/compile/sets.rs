@@ -449,6 +449,13 @@ impl Sets {
         !(self.maybe_dead.is_empty() && self.dying.is_empty())
     }
 
+    /// How much there is, about: rows of sets that nobody uses.
+    pub fn n_garbage(&self) -> usize {
+        let unused = self.maybe_dead.iter().filter_map(|id| self.by_id.get(id));
+        let unused = unused.filter(|set| set.n_users == 0).map(|set| set.rows.len());
+        unused.sum::<usize>() + self.dying.iter().map(|dying| dying.rows.len()).sum::<usize>()
+    }
+
     /// Forgets sets that nobody uses any more, and so many rows of theirs, which are returned.
     pub fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(SetId, ClassId)> {
         for id in std::mem::take(&mut self.maybe_dead) {

@@ -27,6 +27,10 @@ pub(super) const NOT_ISOLATED: EndpointSets =
 /// might always. After that all of it is done at once, which is no more than they had read at once.
 const MOST_WAITS: u32 = 8;
 
+/// How many slices' worth of what nobody uses may be left behind before it is taken away as fast as
+/// all namespaces together work.
+const MOST_UNUSED: usize = 4;
+
 impl Compiler {
     /// Works off what was touched, also by [`Compiler::take_in`].
     pub(super) fn settle(&mut self) -> Plan {
@@ -143,13 +147,13 @@ impl Compiler {
     }
 
     /// The next part of what there is to do, about so many steps of it. Every second turn is
-    /// everybody's: pods come and go. Of the others every second one is nobody's, and namespaces
-    /// take turns with the rest. The datapath is to carry out each plan
+    /// everybody's: pods come and go. Namespaces take turns with the others, and so does nobody, who
+    /// has every second of them when there is much of what nobody uses. The datapath is to carry out each plan
     /// before the next one is asked for.
     pub fn slice(&mut self, n_most: usize) -> Plan {
         let mut plan = Plan::new();
         let mut left = n_most;
-        let Some(whose) = self.next_turn() else { return plan };
+        let Some(whose) = self.next_turn(n_most) else { return plan };
         match &whose {
             Whose::Everybody if self.is_touched() => plan.extend(self.begin_everybodys()),
             Whose::Nobody => {
@@ -183,25 +187,31 @@ impl Compiler {
         !touched.pods.is_empty() || !touched.blocks.is_empty() || self.engine.services.is_touched()
     }
 
-    fn next_turn(&mut self) -> Option<Whose> {
+    fn next_turn(&mut self, n_most: usize) -> Option<Whose> {
         let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
-        let is_nobodys = self.engine.has_garbage() || self.jobs.contains_key(&Whose::Nobody);
-        let begun = self.jobs.keys().filter(|whose| matches!(whose, Whose::Namespace(_))).cloned();
+        let begun = self.jobs.keys().filter(|whose| **whose != Whose::Everybody).cloned();
         let waiting = self.taken_in.of.keys().cloned().map(Whose::Namespace);
-        let others: BTreeSet<Whose> = begun.chain(waiting).collect();
-        let is_alone = others.is_empty() && !is_nobodys;
-        self.was_everybodys = is_everybodys && (is_alone || !self.was_everybodys);
+        let garbage = self.engine.has_garbage().then_some(Whose::Nobody);
+        let others: BTreeSet<Whose> = begun.chain(waiting).chain(garbage).collect();
+        self.was_everybodys = is_everybodys && (others.is_empty() || !self.was_everybodys);
         if self.was_everybodys {
             return Some(Whose::Everybody);
         }
-        // As often as all namespaces together: they might leave more behind than is taken away.
-        self.was_nobodys = is_nobodys && (others.is_empty() || !self.was_nobodys);
+        // Then as often as all namespaces together: they leave more behind than is taken away.
+        self.was_nobodys = !self.was_nobodys
+            && others.contains(&Whose::Nobody)
+            && self.n_unused() > n_most.saturating_mul(MOST_UNUSED);
         if self.was_nobodys {
             return Some(Whose::Nobody);
         }
         let next = others.iter().find(|whose| **whose > self.last_turn).or_else(|| others.first());
         self.last_turn = next?.clone();
         Some(self.last_turn.clone())
+    }
+
+    /// How many steps it would take to tidy up, about.
+    fn n_unused(&self) -> usize {
+        self.engine.n_garbage() + self.jobs.get(&Whose::Nobody).map_or(0, Job::n_left)
     }
 
     fn add_blocks(&mut self, whose: &Whose, blocks: Vec<IpNet>) {
