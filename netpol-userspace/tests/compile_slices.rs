@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use compile_support::neighbours::{self, Neighbours};
 use compile_support::{change, namespace_of, pod, policy, put_pod, put_policy, shrink_sequence};
-use netpol_userspace::compile::{Compiler, EndpointId, Step, Tables};
+use netpol_userspace::compile::{Compiler, EndpointId, Mark, Step, Tables};
 use netpol_userspace::model::{Change, Direction, ObjectName};
 use netpol_userspace::reference::Reference;
 use netpol_userspace::reference::generate::Rng;
@@ -116,6 +116,8 @@ struct Run {
     endpoints: BTreeMap<EndpointId, String>,
     /// The worlds since everything was in force last, that one included.
     since: Vec<World>,
+    /// One for each of them but the first, made when it was taken in.
+    marks: Vec<Mark>,
     /// What is allowed by the policies of one of them and the pods of another, the last one first.
     references: Vec<Reference>,
     rng: Rng,
@@ -143,6 +145,7 @@ impl Run {
             compiler,
             datapath: Tables::default(),
             since: vec![world.clone()],
+            marks: Vec::new(),
             references: Vec::new(),
             world,
             endpoints: BTreeMap::new(),
@@ -160,6 +163,7 @@ impl Run {
                 events.iter().for_each(|event| self.world.apply(event));
                 self.compiler.take_in(events.iter().map(change));
                 self.since.push(self.world.clone());
+                self.marks.push(self.compiler.mark());
                 self.references.clear();
                 // A pod that is in another namespace now is another one.
                 let gone = |pod| namespace_of(&self.world, pod) != namespace_of(&before, pod);
@@ -215,6 +219,7 @@ impl Run {
     fn slice(&mut self) -> Result<(), String> {
         let plan = self.compiler.slice(self.slice);
         self.carry_out(&plan)?;
+        self.forget_what_is_over();
         if !plan.is_empty() { self.is_of_some_world() } else { Ok(()) }
     }
 
@@ -226,10 +231,25 @@ impl Run {
         if self.datapath != tables {
             return Err(format!("slices lead to {:#?}, not to {tables:#?}", self.datapath));
         }
+        if let Some(number) = self.marks.iter().position(|mark| !self.compiler.has_done(mark)) {
+            return Err(format!("all is done, but not what there was at mark {number}"));
+        }
         self.since = vec![self.world.clone()];
+        self.marks.clear();
         self.references.clear();
         self.is_of_some_world()?;
         self.is_as_from_scratch()
+    }
+
+    /// What is said to be done is in force: no verdict may be one of before any more.
+    fn forget_what_is_over(&mut self) {
+        let done = self.marks.iter().rposition(|mark| self.compiler.has_done(mark));
+        let n_over = done.map_or(0, |last| last + 1);
+        if n_over > 0 {
+            self.since.drain(..n_over);
+            self.marks.drain(..n_over);
+            self.references.clear();
+        }
     }
 
     /// Every verdict is one by policies of some moment, on a pod and its peers as they were at some.
