@@ -60,7 +60,7 @@ impl Node {
 fn write_state(rig: &Rig, run_dir: &Path) {
     let ingress = DirectionView::new(
         true,
-        Isolation { policies: vec!["shop/web".into()], rules: vec![] }.into(),
+        Isolation { policies: vec!["shop/web".into()], ..Isolation::default() }.into(),
         1,
     );
     let state = State {

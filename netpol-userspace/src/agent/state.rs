@@ -294,6 +294,8 @@ struct WrittenView<'a> {
     policies: Cow<'a, [String]>,
     #[serde(default)]
     rules: Cow<'a, [Rule]>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    untold: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     number: Option<u32>,
     #[serde(default)]
@@ -311,7 +313,7 @@ impl DirectionView {
         &self.isolation.policies
     }
 
-    /// What they allow.
+    /// What they allow, if there are not too many of them.
     pub fn rules(&self) -> &[Rule] {
         &self.isolation.rules
     }
@@ -325,6 +327,7 @@ impl Serialize for DirectionView {
             isolated: *isolated,
             policies: here.map_or_else(Cow::default, |this| Cow::Borrowed(&this.policies[..])),
             rules: here.map_or_else(Cow::default, |this| Cow::Borrowed(&this.rules[..])),
+            untold: here.map_or(0, |this| this.untold),
             number: *number,
             set: *set,
         };
@@ -334,8 +337,9 @@ impl Serialize for DirectionView {
 
 impl From<WrittenView<'_>> for DirectionView {
     fn from(written: WrittenView<'_>) -> Self {
-        let WrittenView { isolated, policies, rules, number, set } = written;
-        let isolation = Isolation { policies: policies.into_owned(), rules: rules.into_owned() };
+        let WrittenView { isolated, policies, rules, untold, number, set } = written;
+        let (policies, rules) = (policies.into_owned(), rules.into_owned());
+        let isolation = Isolation { policies, rules, untold };
         Self { isolated, isolation: Arc::new(isolation), number, set }
     }
 }
@@ -348,6 +352,15 @@ pub struct Isolation {
     /// What they allow.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// How many peers of rules are not told, since there are very many.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub untold: usize,
+}
+
+/// For what is written only where there is something.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+pub(crate) fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Isolation {
@@ -383,7 +396,8 @@ mod tests {
             policies: vec!["shop/deny".into()],
         };
         let policies = vec!["shop/deny".to_owned()];
-        let long = Arc::new(Isolation { policies, rules: (0..LONG).map(rule).collect() });
+        let long =
+            Arc::new(Isolation { policies, rules: (0..LONG).map(rule).collect(), untold: 5 });
         let mut endpoints: Vec<EndpointView> =
             (1..=3).map(|id| endpoint("shop", "web", id, "10.0.0.1")).collect();
         for endpoint in &mut endpoints[1..] {
@@ -400,6 +414,7 @@ mod tests {
         let read = State::parse(text.as_bytes()).unwrap();
         assert_eq!(read, written);
         assert_eq!(read.endpoints[2].egress.rules().len(), LONG);
+        assert_eq!(read.endpoints[2].egress.isolation.untold, 5);
         assert!(read.endpoints[0].egress.rules().is_empty());
     }
 }

@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::state::{DirectionView, EndpointView, Isolation, Rule, WatchView};
-use crate::compile::{ClassId, Compiler, EndpointId};
+use crate::compile::{ClassId, Compiler, EndpointId, RuleView};
 use crate::endpoint::{Endpoint, Holder};
 use crate::model::{Direction, NamedPort, ObjectName};
 use crate::source::Watch;
+
+/// How many rules are told of an endpoint and direction: nobody reads more, and a hundred thousand
+/// take more room as text than in the compiler.
+const MOST_RULES: usize = 1_000;
 
 /// The views of all endpoints, sorted by namespace and name; with what policies say, or without.
 pub fn endpoints<'a>(
@@ -66,16 +70,18 @@ impl Isolations<'_> {
             return DirectionView::new(isolated, Arc::default(), set);
         }
         let text = |names: &[ObjectName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let of = |policies: &[ObjectName]| Isolation {
-            policies: text(policies),
-            rules: if *has_rules { compiler.rules(id, direction) } else { Vec::new() }
-                .into_iter()
-                .map(|rule| Rule {
-                    peer: rule.peer,
-                    ports: rule.ports,
-                    policies: text(&rule.policies),
-                })
-                .collect(),
+        let of = |policies: &[ObjectName]| {
+            let (rules, untold) = match has_rules {
+                true => compiler.first_rules(id, direction, MOST_RULES),
+                false => (Vec::new(), 0),
+            };
+            let rule = |rule: RuleView| Rule {
+                peer: rule.peer,
+                ports: rule.ports,
+                policies: text(&rule.policies),
+            };
+            let rules = rules.into_iter().map(rule).collect();
+            Isolation { policies: text(policies), rules, untold }
         };
         let key = (direction, policies, compiler.endpoint_ports(id));
         let isolation = match known.get(&key) {

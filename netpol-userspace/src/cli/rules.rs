@@ -43,6 +43,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
     Ok(true)
 }
 
+/// How many policies are named in a line for people; `-o json` has all of them.
+const MOST_NAMES: usize = 10;
+
 fn text(rules: &Rules) -> String {
     let ips: Vec<String> = rules.ips.iter().map(IpAddr::to_string).collect();
     let mut text =
@@ -62,20 +65,32 @@ fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
         text.push_str(&format!("{direction}: open, no policy isolates it\n"));
         return;
     }
-    text.push_str(&format!("{direction}: isolated by {}\n", side.policies.join(", ")));
-    if side.allowed.is_empty() {
+    text.push_str(&format!("{direction}: isolated by {}\n", named(&side.policies)));
+    if side.allowed.is_empty() && side.untold == 0 {
         push(text, "nothing is allowed");
     } else {
         let rows = side
             .allowed
             .iter()
-            .map(|rule| [rule.peer.clone(), rule.ports.clone(), rule.policies.join(", ")]);
+            .map(|rule| [rule.peer.clone(), rule.ports.clone(), named(&rule.policies)]);
         output::table([peer, "PORTS", "ALLOWED BY"], rows)
             .lines()
             .for_each(|line| push(text, line));
     }
+    if side.untold > 0 {
+        push(text, &format!("and {} more peers: see the policies themselves", side.untold));
+    }
     if let Some(dropped) = &side.drops {
         push(text, &dropped_text(dropped));
+    }
+}
+
+/// Some names, and how many more there are.
+fn named(names: &[String]) -> String {
+    let (first, others) = names.split_at(names.len().min(MOST_NAMES));
+    match others.len() {
+        0 => first.join(", "),
+        n => format!("{} and {n} more", first.join(", ")),
     }
 }
 
@@ -125,6 +140,18 @@ always allowed:
   ARP and IPv6 neighbour discovery
 "
         );
+    }
+
+    #[test]
+    fn what_is_very_much_is_cut_short_and_counted() {
+        let mut endpoint = endpoint("shop", "web", 1, "10.0.0.1");
+        let isolation = std::sync::Arc::make_mut(&mut endpoint.ingress.isolation);
+        isolation.policies = (0..13).map(|number| format!("shop/p{number:02}")).collect();
+        isolation.untold = 1_234;
+        let text = text(&rules::of(&endpoint, None).unwrap());
+        assert!(text.contains("isolated by shop/p00, shop/p01, "), "{text}");
+        assert!(text.contains(", shop/p09 and 3 more\n"), "{text}");
+        assert!(text.contains("  and 1234 more peers: see the policies themselves\n"), "{text}");
     }
 
     #[test]

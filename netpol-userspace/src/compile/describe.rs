@@ -99,12 +99,32 @@ impl Compiler {
     /// What is allowed to an endpoint in one direction, by peer. Empty if nothing is, and also if
     /// no policy isolates it: see [`Compiler::endpoint_policies`].
     pub fn rules(&self, id: EndpointId, direction: Direction) -> Vec<RuleView> {
-        let Some(pod) = self.endpoint_pod(id) else { return Vec::new() };
+        self.first_rules(id, direction, usize::MAX).0
+    }
+
+    /// The same up to so many, in the order of policies, and how many peers of rules are not among
+    /// them.
+    pub fn first_rules(
+        &self,
+        id: EndpointId,
+        direction: Direction,
+        n_most: usize,
+    ) -> (Vec<RuleView>, usize) {
+        let Some(pod) = self.endpoint_pod(id) else { return (Vec::new(), 0) };
+        let mut n_left_out = 0;
         let mut seen: std::collections::BTreeMap<(String, String), BTreeSet<ObjectName>> =
             std::collections::BTreeMap::new();
         for policy in isolating(&self.cluster, pod, direction) {
             for rule in policy.rules(direction).unwrap_or_default() {
                 let ports = ports_text(&rule.ports, direction, pod);
+                let n_peers = match &rule.peers {
+                    Peers::Any => 1,
+                    Peers::Only(peers) => peers.len(),
+                };
+                if seen.len() + n_peers > n_most {
+                    n_left_out += n_peers;
+                    continue;
+                }
                 for peer in peers_text(rule) {
                     seen.entry((peer, ports.clone())).or_default().insert(policy.id.clone());
                 }
@@ -115,7 +135,7 @@ impl Compiler {
             ports,
             policies: policies.into_iter().collect(),
         };
-        seen.into_iter().map(view).collect()
+        (seen.into_iter().map(view).collect(), n_left_out)
     }
 
     /// The atoms of a class, sorted. Empty for a class that is not in use.

@@ -126,6 +126,7 @@ pub(crate) mod tests {
                         ports: "TCP 80".into(),
                         policies: vec![format!("{namespace}/deny")],
                     }],
+                    untold: 0,
                 }),
                 2,
             ),

@@ -70,7 +70,7 @@ mod tests {
     fn lists_each_policy_once_with_all_it_isolates() {
         let mut web = tests::endpoint("shop", "web", 1, "10.0.0.1");
         let policies = vec!["shop/deny".into(), "shop/more".into()];
-        web.egress.isolation = Isolation { policies, rules: vec![] }.into();
+        web.egress.isolation = Isolation { policies, ..Isolation::default() }.into();
         let api = tests::endpoint("shop", "api", 2, "10.0.0.2");
         let policies = list(&tests::state(vec![web, api]));
         let policy = |name: &str, directions: &[&'static str], endpoints: &[&str]| Policy {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::drops::{self, Drops};
-use crate::agent::state::{DirectionView, EndpointView, Rule};
+use crate::agent::state::{DirectionView, EndpointView, Rule, is_zero};
 use crate::datapath::{DatapathError, Maps};
 use crate::model::Direction;
 
@@ -45,6 +45,9 @@ pub struct Side {
     pub policies: Vec<String>,
     /// What they allow.
     pub allowed: Vec<Rule>,
+    /// How many peers of rules are not among them, since there are very many.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub untold: usize,
     /// Packets dropped by reason; absent if the maps cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drops: Option<Drops>,
@@ -57,6 +60,7 @@ pub fn of(endpoint: &EndpointView, maps: Option<&Maps>) -> Result<Rules, Datapat
             isolated: view.isolated,
             policies: view.policies().to_vec(),
             allowed: view.rules().to_vec(),
+            untold: view.isolation.untold,
             drops: maps.map(|maps| drops::of_endpoint(maps, endpoint.id, direction)).transpose()?,
         })
     };

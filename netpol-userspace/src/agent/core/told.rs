@@ -78,7 +78,11 @@ fn join(now: &Arc<Isolation>, then: &Arc<Isolation>) -> Arc<Isolation> {
     if now.policies == then.policies {
         return then.clone();
     }
-    Arc::new(Isolation { policies: now.policies.clone(), rules: then.rules.clone() })
+    Arc::new(Isolation {
+        policies: now.policies.clone(),
+        rules: then.rules.clone(),
+        untold: then.untold,
+    })
 }
 
 impl Core {
