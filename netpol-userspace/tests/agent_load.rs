@@ -130,6 +130,68 @@ fn nobody_waits_for_what_one_namespace_writes() {
     assert_denied(&stranger, BULK);
 }
 
+/// Blocks of namespace `default` that are no other's.
+fn own_blocks() -> String {
+    let blocks = (0..30).map(|n| format!("{{ipBlock: {{cidr: 40.0.{n}.0/24}}}}"));
+    let friend = "{ipBlock: {cidr: 10.244.0.2/31}}".to_owned();
+    let peers: Vec<String> = blocks.chain([friend]).collect();
+    format!(
+        "podSelector: {{matchLabels: {{app: server}}}}, ingress: [{{from: [{}]}}]",
+        peers.join(", ")
+    )
+}
+
+/// What the status says of an object.
+fn said_of(status: &Value, object: &str) -> Option<String> {
+    let errors = status["datapath"]["errors"].as_array().unwrap();
+    let error = errors.iter().find(|error| error["object"] == object)?;
+    Some(error["message"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn a_namespace_that_wants_too_much_goes_without_and_nobody_else_does() {
+    for (option, value, hint) in [
+        ("--limit", "blocks=1600", "--limit blocks=N"),
+        ("--max-namespace-memory", "4Mi", "--max-namespace-memory"),
+    ] {
+        let (mut world, _servers) = node();
+        world.arguments = vec![option.into(), value.into()];
+        world.start();
+        flood(&world, 3);
+        eventually("there is too much", || {
+            said_of(&world.agent.as_ref().unwrap().status(), "NetworkPolicy bulk/bulk-1").is_some()
+        });
+        // Who comes last has all of it.
+        world.policy("friends", &own_blocks());
+        let (stranger, friend) = (world.of("stranger"), world.of("friend"));
+        for is_restarted in [false, true] {
+            if is_restarted {
+                world.kill();
+                world.start_only();
+            }
+            let status = world.agent.as_mut().unwrap().wait();
+            assert_eq!(status["ready"], false, "{status}");
+            let message = said_of(&status, "NetworkPolicy bulk/bulk-2").unwrap();
+            assert!(message.starts_with("1 of its 1 rules are left out"), "{message}");
+            assert!(message.contains(hint), "{message}");
+            assert_eq!(said_of(&status, "NetworkPolicy bulk/bulk-0"), None, "it fits");
+            assert_eq!(said_of(&status, "NetworkPolicy default/friends"), None);
+            assert_eq!(world.http("/readyz").0, 200, "a tenant stops no rollout");
+            let metrics = world.http("/metrics").1;
+            assert!(metrics.contains("netpol_left_out_rules{namespace=\"bulk\"} 2"), "{metrics}");
+            assert!(metrics.contains("netpol_table_overflow{table=\"blocks\"} 0"), "{metrics}");
+            assert_allowed(&friend, SERVER);
+            // The rule that allows it is left out; the pod is isolated all the same.
+            assert_denied(&friend, BULK);
+            assert_denied(&stranger, BULK);
+        }
+        std::fs::remove_file(world.manifests().join("flood.json")).unwrap();
+        let status = world.settle();
+        assert_eq!(status["ready"], true, "{status}");
+        assert_allowed(&stranger, BULK);
+    }
+}
+
 #[test]
 fn a_pod_that_comes_meanwhile_has_its_policies() {
     let (mut world, _servers) = node();

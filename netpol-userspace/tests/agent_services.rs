@@ -251,3 +251,32 @@ fn the_second_look_goes_on_without_the_agent_and_ends_with_cleanup() {
     assert!(world.clean_up().status.success());
     assert_eq!(transits(&world), 0);
 }
+
+#[test]
+fn a_namespace_with_too_many_services_takes_no_place_from_others() {
+    let (mut world, _servers) = world(&[GOOD]);
+    world.arguments = ["--limit", "services=4"].map(str::to_owned).into();
+    may_reach(&world, "good");
+    // Its addresses are written first where all of them are new.
+    let ports: Vec<String> = (1..=10).map(|n| format!("{{name: p{n}, port: {n}}}")).collect();
+    world.write(
+        "many",
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: many, namespace: bulk}}\n\
+             spec: {{clusterIP: 10.95.0.1, ports: [{}]}}\n",
+            ports.join(", ")
+        ),
+    );
+    world.start_only();
+    let status = world.agent.as_mut().unwrap().wait();
+    assert_eq!(status["ready"], false, "{status}");
+    let errors = status["datapath"]["errors"].as_array().unwrap();
+    let [error] = errors.as_slice() else { panic!("{errors:?}") };
+    assert_eq!(error["object"], "Service bulk/many");
+    assert!(error["message"].as_str().unwrap().starts_with("8 of its addresses"), "{error}");
+    assert_eq!(world.http("/readyz").0, 200, "a tenant stops no rollout");
+    assert_allowed(&world.of("client"), VIP);
+    world.remove("many");
+    let status = world.settle();
+    assert_eq!(status["ready"], true, "{status}");
+}

@@ -1,10 +1,14 @@
 //! What the agent tells about tables that are too small. Pure.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use netpol_common::layout;
+
 use super::state::{ObjectError, TableView};
-use crate::compile::{EndpointId, Size};
-use crate::datapath::{FlowUse, Overflow, TableUse};
+use crate::compile::{Demand, EndpointId, LeftOut, Room, Scarce, Size};
+use crate::datapath::{FlowUse, Limits, Overflow, TableUse};
+use crate::model::{ObjectName, Str};
 
 /// How many pods a message names.
 const N_PODS: usize = 10;
@@ -95,6 +99,124 @@ pub fn evictions(n_evicted: u64, pods: &[PodFlows]) -> String {
 /// How many pods that message names.
 const N_CAUSES: usize = 3;
 
+/// What namespaces may share out among themselves in tables of this size. A part of each stays for
+/// what is on its way from one to another, and for what is no namespace's alone: addresses of pods,
+/// and rows for what others' policies tell apart.
+pub fn room(limits: &Limits, namespace_memory: u64) -> Room {
+    let part = |limit: u32, quarters: u64| u64::from(limit).saturating_mul(quarters).div_ceil(4);
+    let nearly = |limit: u32| u64::from(limit - limit / 128);
+    let tables = Demand {
+        addresses: part(limits.addresses, 2),
+        blocks: nearly(limits.blocks),
+        rows: part(limits.rows, 3),
+        intervals: nearly(limits.intervals),
+        memory: u64::MAX,
+    };
+    Room { tables, namespace_memory }
+}
+
+/// How many objects of a namespace are named of which something is left out.
+const N_OBJECTS: usize = 5;
+
+/// Adds what is left out of policies, a line for each of the first ones of a namespace.
+pub fn tell_left_out(left_out: impl Iterator<Item = LeftOut>, errors: &mut Vec<ObjectError>) {
+    let mut by_namespace: BTreeMap<Str, Vec<LeftOut>> = BTreeMap::new();
+    for left_out in left_out {
+        by_namespace.entry(left_out.policy.namespace.clone()).or_default().push(left_out);
+    }
+    for (namespace, policies) in by_namespace {
+        errors.extend(policies.iter().take(N_OBJECTS).map(|left_out| ObjectError {
+            object: format!("NetworkPolicy {}", left_out.policy),
+            message: left_out_text(left_out),
+        }));
+        if let Some(others) = policies.get(N_OBJECTS..).filter(|others| !others.is_empty()) {
+            let n_rules: usize = others.iter().map(|left_out| left_out.n_left_out).sum();
+            errors.push(ObjectError {
+                object: format!("namespace {namespace}"),
+                message: format!(
+                    "{n_rules} rules of {} more policies are left out likewise",
+                    others.len()
+                ),
+            });
+        }
+    }
+}
+
+/// How many addresses and ports of Services, and how many backends of theirs, namespaces share out
+/// among themselves.
+pub fn service_room(limits: &Limits) -> [u64; 2] {
+    // Lists of backends need their words side by side.
+    let backends = u64::from(layout::MAX_BACKENDS - layout::MAX_BACKENDS / 16);
+    [limits.services.into(), backends]
+}
+
+/// Adds which Services go without a place, likewise.
+pub fn tell_left_out_services(
+    left_out: &BTreeMap<&ObjectName, usize>,
+    errors: &mut Vec<ObjectError>,
+) {
+    let mut n_told: BTreeMap<&Str, usize> = BTreeMap::new();
+    for (service, n_keys) in left_out {
+        let n_told = n_told.entry(&service.namespace).or_default();
+        *n_told += 1;
+        if *n_told <= N_OBJECTS {
+            errors.push(ObjectError {
+                object: format!("Service {service}"),
+                message: format!(
+                    "{n_keys} of its addresses and ports have no place, since its namespace's \
+                     Services would take more than their share of tables services and backends: \
+                     what isolated pods send there passes only if their policies allow both the \
+                     address and, after translation, the backend; have fewer ports and Services \
+                     there (--limit services=N makes the table larger)"
+                ),
+            });
+        }
+    }
+    for (namespace, n_told) in n_told.into_iter().filter(|(_, n_told)| *n_told > N_OBJECTS) {
+        errors.push(ObjectError {
+            object: format!("namespace {namespace}"),
+            message: format!("{} more Services have no place likewise", n_told - N_OBJECTS),
+        });
+    }
+}
+
+/// How many rules are left out, by namespace.
+pub fn left_out_rules(left_out: impl Iterator<Item = LeftOut>) -> BTreeMap<String, usize> {
+    let mut by_namespace = BTreeMap::new();
+    for LeftOut { policy, n_left_out, .. } in left_out {
+        *by_namespace.entry(policy.namespace.to_string()).or_default() += n_left_out;
+    }
+    by_namespace
+}
+
+/// What there is to say of tables that have another size than they were told to have.
+pub fn pinned_sizes(wanted: &Limits, limits: &Limits) -> Option<String> {
+    let tables = wanted.beyond(limits);
+    (!tables.is_empty()).then(|| {
+        format!(
+            "tables {} are smaller than --limit says: those that are there keep their size until \
+             `netpol cleanup`, which ends enforcement until the agent has started again",
+            tables.join(", ")
+        )
+    })
+}
+
+fn left_out_text(LeftOut { n_rules, n_left_out, scarce, .. }: &LeftOut) -> String {
+    let why = match scarce {
+        Scarce::NamespaceMemory => "compiling its namespace's policies would take more memory \
+                                    than --max-namespace-memory allows"
+            .to_owned(),
+        Scarce::Table(table) => format!(
+            "its namespace's policies would take more than their share of table {table} \
+             (--limit {table}=N makes it larger)"
+        ),
+    };
+    format!(
+        "{n_left_out} of its {n_rules} rules are left out, so what they allow is denied: {why}; \
+         name fewer blocks, peers and ports there"
+    )
+}
+
 /// Whether all fit.
 pub fn is_enough(tables: &[TableUse], size: &Size) -> bool {
     let is_short = |table: &TableUse| table.overflow.as_ref().is_some_and(|o| o.is_error);
@@ -164,6 +286,24 @@ mod tests {
         let many: Vec<u16> = (1..=12).collect();
         let (errors, _) = told(overflow(&[], &many));
         assert!(errors[0].message.contains("shop/web-10 and 2 more: "), "{}", errors[0].message);
+    }
+
+    #[test]
+    fn what_is_left_out_is_told_on_the_objects_and_no_line_for_each_of_many() {
+        let left_out = (0..7).map(|number| LeftOut {
+            policy: ObjectName::new("bulk", format!("p{number}")),
+            n_rules: 9,
+            n_left_out: 2,
+            scarce: Scarce::Table("blocks"),
+        });
+        let mut errors = Vec::new();
+        tell_left_out(left_out, &mut errors);
+        let objects: Vec<&str> = errors.iter().map(|error| error.object.as_str()).collect();
+        assert_eq!((objects.len(), objects[0]), (6, "NetworkPolicy bulk/p0"));
+        assert!(errors[0].message.starts_with("2 of its 9 rules are left out"), "{errors:?}");
+        assert!(errors[0].message.contains("(--limit blocks=N makes it larger)"), "{errors:?}");
+        assert_eq!(objects[5], "namespace bulk");
+        assert_eq!(errors[5].message, "4 rules of 2 more policies are left out likewise");
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl Core {
         let mut written_ids = earlier.map(|state| state.ids).unwrap_or_default();
         reserve_unknown(&mut written_ids, &datapath.numbers());
         let proxy = options.service_proxy.as_deref();
-        let mut compiler = Compiler::new().with_service_proxy(proxy);
+        let room = capacity::room(&datapath.limits(), options.max_namespace_memory);
+        let mut compiler = Compiler::new().with_service_proxy(proxy).with_room(room);
         compiler.adopt(&written_ids);
         let known = datapath.link_addresses().into_iter();
         let known = known.filter(|&(ifindex, _)| datapath.is_enforced(ifindex));
@@ -264,6 +265,7 @@ impl Core {
         self.note_links();
         self.note_prefixes();
         self.reconcile();
+        self.share_services();
         self.numbers.forget_adopted();
         self.promote_endpoints();
         let plan = self.compiler.forget_adopted();
@@ -431,7 +433,32 @@ impl Core {
             Ok(()) => {}
             Err(error) => self.note_failure(EndpointFailure { endpoint: None, error }),
         }
+        self.share_services();
         self.is_dirty |= before != self.datapath.tables();
+    }
+
+    /// Where Services find no place, those of namespaces that want more than their share go without.
+    fn share_services(&mut self) {
+        if !self.datapath.is_short_of_services() {
+            return;
+        }
+        let [n_keys, n_backends] = capacity::service_room(&self.datapath.limits());
+        let beyond = self.compiler.services_beyond(n_keys, n_backends);
+        if let Err(error) = self.datapath.leave_out_services(beyond) {
+            self.note_failure(EndpointFailure { endpoint: None, error });
+        }
+        self.is_dirty = true;
+    }
+
+    /// How many addresses and ports of each Service go without.
+    fn left_out_services(&self) -> BTreeMap<&ObjectName, usize> {
+        let mut left_out = BTreeMap::new();
+        for key in self.datapath.left_out_services() {
+            if let Some(service) = self.compiler.service_name(key) {
+                *left_out.entry(service).or_default() += 1;
+            }
+        }
+        left_out
     }
 
     /// Notes whether flows made room for others since the last time.
@@ -609,12 +636,17 @@ impl Core {
         let size = self.compiler.size();
         let name = |id| self.endpoint_name(id);
         capacity::tell(&tables, name, &mut errors, &mut notes);
+        capacity::tell_left_out(self.compiler.left_out(), &mut errors);
+        let left_out_services = self.left_out_services();
+        capacity::tell_left_out_services(&left_out_services, &mut errors);
         if self.evictions.1.is_some() {
             notes.push(capacity::evictions(self.evictions.0, &self.flow_uses()));
         }
         Status {
             ready: self.is_able_to_enforce()
                 && !self.is_behind()
+                && self.compiler.left_out().next().is_none()
+                && left_out_services.is_empty()
                 && !self.source_errors.keys().any(|object| is_unused(object))
                 && !self.findings.iter().any(|finding| self.is_lost(finding)),
             source: SourceStatus {
@@ -630,6 +662,7 @@ impl Core {
                 applied_revision: self.applied_revision,
                 attach: self.datapath.attach_mode().to_owned(),
                 errors,
+                left_out_rules: capacity::left_out_rules(self.compiler.left_out()),
                 tables: capacity::views(&tables, &self.datapath.flow_tables(), &size),
                 notes,
                 compiling: self.compiling(),

@@ -106,6 +106,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
         "netpol agent started"
     );
 
+    let sizes = capacity::pinned_sizes(&options.limits, &datapath.limits());
     let maps = datapath.maps(&pins)?;
     let watcher = endpoint::Watcher::spawn(endpoint::Options {
         netns_dir: options.netns_dir.clone(),
@@ -122,6 +123,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
     let askers = serve::Askers { waits: waits_tx, asked: asked_tx, told: told_tx };
     let (mut failed, note) = serve::start(&options, maps, state_rx, askers)?;
     core.add_note(note);
+    core.add_note(sizes);
     core.write_state(&state_tx);
     let mut reports = match installer {
         Some(install) => Some(install().context("start installing the CNI plugin")?),

@@ -42,6 +42,8 @@ pub struct Options {
     pub mark_bit: u32,
     /// How much the tables may hold.
     pub limits: Limits,
+    /// Bytes of memory that compiling one namespace's policies may take.
+    pub max_namespace_memory: u64,
     /// Buckets for all endpoints of the IPv4 and IPv6 flow tables.
     pub flow_buckets: [u32; 2],
     /// Show the programs' debug lines.

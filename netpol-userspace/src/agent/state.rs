@@ -212,6 +212,9 @@ pub struct DatapathStatus {
     /// How full the tables are.
     #[serde(default)]
     pub tables: Vec<TableView>,
+    /// How many rules are left out since their namespace wants more than its share, by namespace.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out_rules: BTreeMap<String, usize>,
     /// Observations that need no action, such as interfaces that belong to no pod.
     #[serde(default)]
     pub notes: Vec<String>,

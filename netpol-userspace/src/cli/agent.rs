@@ -124,8 +124,21 @@ pub struct AgentArgs {
     #[arg(long, env = "NETPOL_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
 
-    /// Lower the limit of a table, for trying what happens beyond it
-    #[arg(long = "limit", value_name = "TABLE=N", value_parser = limit, hide = true)]
+    /// How much memory compiling the policies of one namespace may take on this node, about, with a
+    /// unit such as Mi. Rules beyond it are left out, the last ones by the names of their policies
+    #[arg(long, env = "NETPOL_MAX_NAMESPACE_MEMORY", value_name = "BYTES", default_value = "256Mi", value_parser = bytes)]
+    pub max_namespace_memory: u64,
+
+    /// How many entries a table may have: addresses, blocks, rows, intervals, services or fragments.
+    /// Where they do not suffice, namespaces that want more than their share go without [default: by
+    /// the node's memory, see `netpol status -o json`]
+    #[arg(
+        long = "limit",
+        env = "NETPOL_LIMITS",
+        value_name = "TABLE=N",
+        value_delimiter = ',',
+        value_parser = limit
+    )]
     pub limits: Vec<(String, u32)>,
 
     /// Log what the eBPF programs drop; slow, for debugging netpol itself (with RUST_LOG=debug)
@@ -234,6 +247,7 @@ impl AgentArgs {
             service_proxy: self.service_proxy_name.filter(|name| !name.is_empty()),
             mark_bit: self.mark_bit,
             limits: limits(&self.limits)?,
+            max_namespace_memory: self.max_namespace_memory,
             flow_buckets: flow_buckets([self.flow_table_size, self.flow_table_size_ipv6]),
             datapath_log: self.datapath_log,
         })
@@ -299,11 +313,30 @@ fn flows() -> clap::builder::RangedI64ValueParser<u32> {
 /// Buckets of the flow tables with room for so many flows, or for as many as the node's memory is
 /// for.
 fn flow_buckets(sizes: [Option<u32>; 2]) -> [u32; 2] {
-    let info = rustix::system::sysinfo();
-    let memory = u64::from(info.mem_unit).saturating_mul(info.totalram as u64);
-    let [flows4, flows6] = buckets_by_memory(memory);
+    let [flows4, flows6] = buckets_by_memory(memory());
     let [size4, size6] = sizes.map(|size| size.map(buckets_for));
     [size4.unwrap_or(flows4), size6.unwrap_or(flows6)]
+}
+
+/// Bytes of memory that this machine has.
+fn memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit).saturating_mul(info.totalram as u64)
+}
+
+/// A number of bytes, as Kubernetes writes it.
+fn bytes(text: &str) -> Result<u64> {
+    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("", 0)];
+    let (number, shift) = units
+        .iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))
+        .context("invariant: no unit is one too")?;
+    let number: u64 = number.parse().context("expected a number of bytes, such as 256Mi or 1Gi")?;
+    let bytes = number.checked_mul(1 << shift).context("that is too much")?;
+    if bytes < 1 << 20 {
+        bail!("{text} is less than 1Mi, which is too little for any policies");
+    }
+    Ok(bytes)
 }
 
 fn limit(text: &str) -> Result<(String, u32)> {
@@ -312,12 +345,13 @@ fn limit(text: &str) -> Result<(String, u32)> {
 }
 
 fn limits(changed: &[(String, u32)]) -> Result<Limits> {
-    let mut limits = Limits::default();
+    let mut limits = Limits::by_memory(memory());
     for (table, number) in changed {
-        let limit = limits.by_name(table).with_context(|| format!("no table {table:?}"))?;
-        if !(1..=*limit).contains(number) {
-            bail!("--limit {table}={number}: must be from 1 to {limit}");
+        let most = Limits::default().most(table).with_context(|| format!("no table {table:?}"))?;
+        if !(1..=most).contains(number) {
+            bail!("--limit {table}={number}: must be from 1 to {most}");
         }
+        let limit = limits.by_name(table).context("invariant: it has a limit")?;
         *limit = *number;
     }
     Ok(limits)
@@ -369,6 +403,8 @@ mod tests {
         assert!(options.mount_bpffs);
         assert_eq!(options.mark_bit, 0x1000);
         assert_eq!(options.service_proxy, None);
+        assert_eq!(options.max_namespace_memory, 256 << 20);
+        assert_eq!(options.limits, Limits::by_memory(memory()));
         let [flows4, flows6] = options.flow_buckets;
         assert!((32_768..=131_072).contains(&flows4) && flows6 == flows4 / 2);
         assert!(!host_name().unwrap().is_empty());
@@ -380,7 +416,7 @@ mod tests {
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --mount-bpffs off --established keep --attach clsact --source-check off \
              --trust-annotations network-status,source-prefixes \
-             --mark-bit 0x80000000 --service-proxy-name mine --flow-table-size 512000 --flow-table-size-ipv6 4096 --datapath-log --log-format json --limit blocks=3 --limit rows=4",
+             --mark-bit 0x80000000 --service-proxy-name mine --flow-table-size 512000 --flow-table-size-ipv6 4096 --datapath-log --log-format json --limit blocks=3 --limit rows=4,intervals=5 --max-namespace-memory 7Mi",
         );
         assert_eq!(options.manifests.unwrap().to_str(), Some("m"));
         assert_eq!(options.bpffs.to_str(), Some("b"));
@@ -395,8 +431,9 @@ mod tests {
         assert_eq!(options.trust, Trust { network_status: true, source_prefixes: true });
         assert!(options.keep_established && options.datapath_log);
         assert!(!options.mount_bpffs);
-        let limits = Limits { blocks: 3, rows: 4, ..Limits::default() };
+        let limits = Limits { blocks: 3, rows: 4, intervals: 5, ..Limits::by_memory(memory()) };
         assert_eq!(options.limits, limits);
+        assert_eq!(options.max_namespace_memory, 7 << 20);
         for (value, meant) in [
             ("on", SourceCheck::All),
             ("all", SourceCheck::All),
@@ -423,10 +460,15 @@ mod tests {
             &["agent", "--flow-table-size", "4095"],
             &["agent", "--flow-table-size-ipv6", "1048577"],
             &["agent", "--limit", "blocks=-1"],
+            &["agent", "--max-namespace-memory", "1Ki"],
+            &["agent", "--max-namespace-memory", "much"],
+            &["agent", "--max-namespace-memory", "99999999999Gi"],
         ] {
             assert!(Line::try_parse_from(arguments).is_err(), "{arguments:?}");
         }
-        for bad in ["blocks=0", "blocks=1000000", "socks=1"] {
+        let most = parse("--node-name n --limit blocks=4194304").limits;
+        assert_eq!(most.blocks, 4_194_304);
+        for bad in ["blocks=0", "blocks=4194305", "endpoints=1024", "socks=1"] {
             let line = Line::try_parse_from(["agent", "--node-name", "n", "--limit", bad]).unwrap();
             assert!(line.args.options().is_err(), "{bad}");
         }

@@ -73,6 +73,7 @@ impl Compiler {
         for endpoint in self.endpoints_in.get(&id.namespace).into_iter().flatten() {
             let its = &self.endpoints[endpoint];
             if its.may_be(&id) {
+                self.shares.note_endpoints(&id.namespace);
                 dirty.look_at(its.home(), *endpoint, Why::Pod);
             }
         }
@@ -82,8 +83,19 @@ impl Compiler {
         }
     }
 
-    /// Stores the change of a policy and notes the endpoints that it did or does select.
+    /// Takes the change of a policy, as it was read.
     fn note_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
+        let now = match &change {
+            Change::Policy(policy) => Some(policy),
+            _ => None,
+        };
+        if !self.shares.note(&id, self.cluster.policy(&id), now) {
+            self.store_policy(id, change, dirty);
+        }
+    }
+
+    /// Stores the change of a policy and notes the endpoints that it did or does select.
+    pub(super) fn store_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
         let here = self.endpoints_in.get(&id.namespace);
         if here.is_none() {
             // Counted anew when it has endpoints again.

@@ -6,6 +6,7 @@
 //! policies that select local endpoints are compiled; all others cost their memory.
 
 mod addresses;
+mod admit;
 mod anchors;
 mod atoms;
 mod changes;
@@ -20,9 +21,11 @@ mod lookup;
 pub mod plan;
 mod ports;
 mod rows;
+mod service_shares;
 mod services;
 mod sets;
 mod settle;
+pub mod shares;
 mod wanted;
 mod whose;
 mod work;
@@ -30,6 +33,7 @@ mod work;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use admit::LeftOut;
 pub use describe::{Problem, RuleView, Size};
 pub use explain::{Opening, ServiceFront};
 pub use ids::Ids;
@@ -41,6 +45,7 @@ use rustc_hash::FxHashMap;
 
 use self::edits::{Befores, Mentions};
 use self::engine::{Engine, Touched};
+pub use self::shares::{Demand, Room, Scarce};
 use self::wanted::Why;
 use self::whose::Endpoint;
 use self::work::{Job, Whose};
@@ -65,6 +70,8 @@ pub struct Compiler {
     adopted: Vec<SetId>,
     /// Set numbers of a former run whose content could not be read.
     reserved_sets: Vec<u16>,
+    /// How much of what policies say is taken into account.
+    shares: admit::Shares,
     /// What [`Compiler::take_in`] touched.
     taken_in: Dirty,
     /// What is under way.
@@ -149,6 +156,7 @@ impl Compiler {
             unnumbered: BTreeSet::new(),
             adopted: Vec::new(),
             reserved_sets: Vec::new(),
+            shares: admit::Shares::default(),
             taken_in: Dirty::default(),
             jobs: BTreeMap::new(),
             last_job: 0,

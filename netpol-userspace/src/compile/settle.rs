@@ -35,6 +35,7 @@ impl Compiler {
     /// Works off what was touched, also by [`Compiler::take_in`].
     pub(super) fn settle(&mut self) -> Plan {
         self.retry_unnumbered();
+        self.share_out();
         let mut plan = Plan::new();
         if self.slice_size == usize::MAX {
             while !self.jobs.is_empty() {
@@ -72,6 +73,7 @@ impl Compiler {
     /// Whether anything that was taken in is not in any plan yet.
     pub fn has_work(&self) -> bool {
         self.is_touched()
+            || self.shares.is_touched()
             || !self.taken_in.of.is_empty()
             || !self.jobs.is_empty()
             || self.engine.has_garbage()
@@ -80,6 +82,7 @@ impl Compiler {
     /// Whether that is more than to tidy up.
     pub fn is_behind(&self) -> bool {
         self.is_touched()
+            || self.shares.is_touched()
             || !self.taken_in.of.is_empty()
             || self.jobs.keys().any(|whose| *whose != Whose::Nobody)
     }
@@ -151,6 +154,7 @@ impl Compiler {
     /// has every second of them when there is much of what nobody uses. The datapath is to carry out each plan
     /// before the next one is asked for.
     pub fn slice(&mut self, n_most: usize) -> Plan {
+        self.share_out();
         let mut plan = Plan::new();
         let mut left = n_most;
         let Some(whose) = self.next_turn(n_most) else { return plan };

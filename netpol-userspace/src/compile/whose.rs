@@ -95,6 +95,15 @@ impl Endpoint {
         named.into_iter().chain(last_seen)
     }
 
+    /// Likewise, as they will be judged: what the cluster says of them counts before
+    /// [`Endpoint::refresh`] too.
+    pub fn pods_soon<'a>(&'a self, cluster: &'a Cluster) -> impl Iterator<Item = &'a Pod> {
+        self.pods_now(cluster).map(|pod| {
+            let now = cluster.pod(&pod.id);
+            now.filter(|now| now.uid == pod.uid && now.is_networked()).unwrap_or(pod)
+        })
+    }
+
     /// Whether a change of the pod `id` concerns it.
     pub fn may_be(&self, id: &ObjectName) -> bool {
         self.name == *id || self.pods.iter().any(|pod| pod.id == *id)
@@ -156,6 +165,7 @@ impl Compiler {
                 (endpoint.sets, endpoint.announced) = (old.sets, old.announced);
             }
             for namespace in endpoint.namespaces() {
+                self.shares.note_endpoints(&namespace);
                 self.endpoints_in.entry(namespace).or_default().insert(id);
             }
             self.taken_in.look_at(endpoint.home(), id, Why::Anything);
@@ -192,6 +202,7 @@ impl Compiler {
 
     fn unlist_endpoint(&mut self, id: EndpointId, endpoint: &Endpoint) {
         for namespace in endpoint.namespaces() {
+            self.shares.note_endpoints(&namespace);
             if let Some(ids) = self.endpoints_in.get_mut(&namespace) {
                 ids.remove(&id);
                 if ids.is_empty() {

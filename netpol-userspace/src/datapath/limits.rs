@@ -44,10 +44,53 @@ impl Default for Limits {
     }
 }
 
+/// The tables may take this part of the machine's memory when all of them are full, if they are not
+/// told otherwise. So machines of 4 GB and more have tables of the default size, and no larger ones:
+/// the DaemonSet's memory request counts what an empty one takes.
+const PART_OF_MEMORY: u64 = 20;
+/// What full tables of the default size take: about 96 bytes for an address or a Service, 128 for a
+/// block with the inner node that leads to it, 64 for a row, 8 for an interval, and 16 for a bucket.
+const FULL_BYTES: u64 = 200 << 20;
+/// The smallest tables are this part of the default size.
+const LEAST_PART: u64 = 8;
+
+/// The most that a table can be told to hold is so many times the default.
+const MOST_TIMES: u32 = 16;
+
 /// Entries of a hash or trie beyond its limit, for changes in place.
 pub(super) const SPARE: u32 = 1;
 
 impl Limits {
+    /// Those of a machine with so many bytes of memory.
+    pub fn by_memory(bytes: u64) -> Self {
+        let full = bytes / PART_OF_MEMORY;
+        let eighths = (full * LEAST_PART / FULL_BYTES).clamp(1, LEAST_PART);
+        let part =
+            |limit: u32| u32::try_from(u64::from(limit) * eighths / LEAST_PART).unwrap_or(limit);
+        let all = Self::default();
+        Self {
+            addresses: part(all.addresses),
+            blocks: part(all.blocks),
+            rows: part(all.rows),
+            intervals: part(all.intervals),
+            services: part(all.services),
+            ..all
+        }
+    }
+
+    /// What of these is more than there is room for in tables that are there.
+    pub fn beyond(&self, room: &Self) -> Vec<&'static str> {
+        let all = [
+            ("addresses", self.addresses > room.addresses),
+            ("blocks", self.blocks > room.blocks),
+            ("rows", self.rows > room.rows),
+            ("intervals", self.intervals > room.intervals),
+            ("services", self.services > room.services),
+            ("fragments", self.fragments > room.fragments),
+        ];
+        all.into_iter().filter_map(|(table, is_beyond)| is_beyond.then_some(table)).collect()
+    }
+
     /// The sizes of new maps.
     pub(super) fn sizes(&self) -> [(&'static str, u32); 6] {
         [
@@ -73,6 +116,16 @@ impl Limits {
         };
         *limit = size.min(*limit);
         self
+    }
+
+    /// The most that the limit called `name` can be, if this is the default: what is sized by the
+    /// layout has no more room, the other tables are made as large as they are told.
+    pub fn most(mut self, name: &str) -> Option<u32> {
+        let times = match name {
+            "endpoints" | "endpoint-addresses" => 1,
+            _ => MOST_TIMES,
+        };
+        self.by_name(name).map(|limit| limit.saturating_mul(times))
     }
 
     /// The limit called `name`, for setting it by a flag.
@@ -123,3 +176,24 @@ pub struct Overflow {
 
 /// How many examples a message names.
 pub(super) const N_EXAMPLES: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_smaller_on_small_machines() {
+        let all = Limits::default();
+        for (mebibytes, eighths) in
+            [(0, 1), (512, 1), (1_024, 2), (2_048, 4), (4_096, 8), (1 << 20, 8)]
+        {
+            let limits = Limits::by_memory(mebibytes << 20);
+            let expected = [all.blocks, all.rows, all.services].map(|n| n / 8 * eighths);
+            assert_eq!([limits.blocks, limits.rows, limits.services], expected, "{mebibytes} MiB");
+            assert_eq!(limits.endpoints, all.endpoints);
+            assert!(limits.beyond(&all).is_empty());
+        }
+        let more = Limits { blocks: all.blocks + 1, ..all };
+        assert_eq!(more.beyond(&all), ["blocks"]);
+    }
+}

@@ -1,6 +1,6 @@
 //! Services in the maps: where each one's backends stand in the arena.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use netpol_common::layout;
@@ -22,14 +22,15 @@ impl Datapath {
         key: &ServiceKey,
         backends: &Arc<[Backend]>,
     ) -> Result<(), DatapathError> {
+        if self.beyond.contains(key) {
+            return self.leave_out_service(key, backends);
+        }
         if !self.place_service(key, backends)? {
             // Reclaiming waits for packets in flight: worth it only when room runs out.
             self.collect_garbage()?;
             if !self.place_service(key, backends)? {
-                self.unplaced.insert(*key, Arc::clone(backends));
-                self.tell_incomplete();
                 // What stands there is not true any more.
-                return self.remove_service(key);
+                return self.leave_out_service(key, backends);
             }
         }
         self.unplaced.remove(key);
@@ -37,9 +38,50 @@ impl Datapath {
         Ok(())
     }
 
+    /// The programs know that there are Services which they do not know before this is one of them.
+    fn leave_out_service(
+        &mut self,
+        key: &ServiceKey,
+        backends: &Arc<[Backend]>,
+    ) -> Result<(), DatapathError> {
+        self.unplaced.insert(*key, Arc::clone(backends));
+        self.tell_incomplete();
+        self.remove_service(key)
+    }
+
+    /// These Services go without a place from now on, and no others if they fit.
+    pub fn leave_out_services(
+        &mut self,
+        beyond: BTreeSet<ServiceKey>,
+    ) -> Result<(), DatapathError> {
+        let placed = beyond.iter().filter_map(|key| Some((*key, self.services.get(key)?.clone())));
+        let placed: Vec<(ServiceKey, Arc<[Backend]>)> = placed.collect();
+        for (key, backends) in &placed {
+            self.leave_out_service(key, backends)?;
+        }
+        if !placed.is_empty() {
+            self.rejudge_all();
+        }
+        self.beyond = beyond;
+        self.collect_garbage()?;
+        self.retry_services()
+    }
+
+    /// Whether there are Services without a place.
+    pub fn is_short_of_services(&self) -> bool {
+        !self.unplaced.is_empty()
+    }
+
+    /// Those that go without a place since their namespaces want more than their share.
+    pub fn left_out_services(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.unplaced.keys().filter(|key| self.beyond.contains(key))
+    }
+
     /// Tries again what did not fit.
     pub(super) fn retry_services(&mut self) -> Result<(), DatapathError> {
-        for (key, backends) in self.unplaced.clone() {
+        let mut unplaced = self.unplaced.clone();
+        unplaced.retain(|key, _| !self.beyond.contains(key));
+        for (key, backends) in unplaced {
             if self.place_service(&key, &backends)? {
                 self.unplaced.remove(&key);
             }
@@ -90,6 +132,7 @@ impl Datapath {
     pub(super) fn clear_service(&mut self, key: &ServiceKey) -> Result<(), DatapathError> {
         self.remove_service(key)?;
         self.unplaced.remove(key);
+        self.beyond.remove(key);
         self.tell_incomplete();
         Ok(())
     }

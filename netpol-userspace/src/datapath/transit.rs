@@ -155,7 +155,7 @@ impl Datapath {
         self.maps.control.store(0, CONTROL_FLAGS, flags);
     }
 
-    fn rejudge_all(&mut self) {
+    pub(super) fn rejudge_all(&mut self) {
         let ids: Vec<EndpointId> = self.endpoints.keys().copied().collect();
         self.rejudge(&ids);
     }

@@ -159,10 +159,13 @@ impl Datapath {
 
     fn missing_services(&self) -> Option<Overflow> {
         let name = |key: &ServiceKey| format!("{} {} port {}", key.protocol, key.address, key.port);
-        (!self.unplaced.is_empty()).then(|| Overflow {
+        // What is beyond a share is its namespace's matter, not the node's.
+        let unplaced = || self.unplaced.keys().filter(|key| !self.beyond.contains(key));
+        let n_left_out = unplaced().count() as u64;
+        (n_left_out > 0).then(|| Overflow {
             is_error: true,
-            n_left_out: self.unplaced.len() as u64,
-            examples: self.unplaced.keys().take(N_EXAMPLES).map(name).collect(),
+            n_left_out,
+            examples: unplaced().take(N_EXAMPLES).map(name).collect(),
             endpoints: Vec::new(),
             consequence: "what isolated pods send there passes only if their policies allow both \
                           the Service's address and, after translation, the backend",

@@ -5,7 +5,7 @@
 //! before its programs are attached, and goes only after they are detached; nothing a packet in
 //! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -91,6 +91,8 @@ pub struct Datapath {
     pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
     /// Services that did not fit into the map.
     pub(super) unplaced: BTreeMap<ServiceKey, Arc<[Backend]>>,
+    /// Services that are not to have a place, since their namespaces want more than their share.
+    pub(super) beyond: BTreeSet<ServiceKey>,
     /// Backends of Services that were changed or cleared since the last grace period.
     pub(super) old_backends: Vec<Arc<[Backend]>>,
     pub(super) limits: Limits,
@@ -150,6 +152,7 @@ impl Datapath {
             backend_arena: Arena::new(layout::MAX_BACKENDS),
             services: HashMap::new(),
             unplaced: BTreeMap::new(),
+            beyond: BTreeSet::new(),
             old_backends: Vec::new(),
             maps,
             programs,
@@ -180,6 +183,11 @@ impl Datapath {
     /// The maps once more, for who reads them beside this.
     pub fn maps(&self, pins: &Pins) -> Result<Maps, DatapathError> {
         self.maps.open_again(pins)
+    }
+
+    /// How much the tables hold, as they are.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// What the kernel lacks that netpol does without, in sentences.

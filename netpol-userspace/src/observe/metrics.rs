@@ -62,6 +62,11 @@ struct DropLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NamespaceLabel {
+    namespace: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PodLabel {
     namespace: String,
     pod: String,
@@ -343,6 +348,16 @@ fn add_tables(registry: &mut Registry, status: &Status, state: &State, flows: Fl
         "table_overflow",
         "Entries that did not fit, so that less is allowed than policies say",
         overflow,
+    );
+    let left_out = Family::<NamespaceLabel, Gauge>::default();
+    for (namespace, n_rules) in &status.datapath.left_out_rules {
+        let label = NamespaceLabel { namespace: namespace.clone() };
+        left_out.get_or_create(&label).set(*n_rules as i64);
+    }
+    registry.register(
+        "left_out_rules",
+        "Rules that are not in force, since their namespace wants more than its share",
+        left_out,
     );
     registry.register(
         "classes",

@@ -162,6 +162,7 @@ pub(crate) mod tests {
                         left_out: 2,
                     }],
                     notes: vec![],
+                    left_out_rules: [].into(),
                     compiling: vec![],
                 },
             },
