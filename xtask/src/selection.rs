@@ -83,6 +83,20 @@ impl Selection {
         command
     }
 
+    /// The same for the programs that run inside other kernels: with those of all packages they are
+    /// built anyway, and so need not be built in another way.
+    pub(crate) fn in_kernels(&self) -> Self {
+        match self.package {
+            None => self.clone(),
+            Some(_) => Self {
+                scope: Scope::Kernels,
+                package: Some("netpol-userspace".to_owned()),
+                filter: None,
+                has_library: true,
+            },
+        }
+    }
+
     /// What the selected programs need if the filter leaves out none of them.
     pub(crate) fn possible_needs(&self) -> BTreeSet<Need> {
         if self.scope == Scope::Kernels {

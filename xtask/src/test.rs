@@ -90,6 +90,9 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let stage = Stage::start("running the tests");
     let mut command = cargo_test(workspace, args, seed, &selection);
+    if needs.contains(&Need::Kernels) {
+        kernels::tell(&mut command, workspace, &selection)?;
+    }
     privilege.apply(&mut command);
     let overflows = neighbours::overflows();
     let room = neighbours::Room::make();
@@ -142,6 +145,9 @@ fn prepare(workspace: &Workspace, selection: &Selection) -> Result<BTreeSet<Need
         let mut command = Command::new(workspace.target().join("debug/netpol-cluster"));
         command.arg("build").args(kubernetes).stdout(Stdio::null());
         run::visible(command, "see above")?;
+    }
+    if needs.contains(&Need::Kernels) {
+        kernels::prepare(workspace, selection)?;
     }
     announce(format_args!("everything is ready: {:.0} s", started.elapsed().as_secs_f64()));
     Ok(needs)

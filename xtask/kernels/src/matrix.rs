@@ -3,8 +3,6 @@
 //! What a kernel lacks is written down here, so that a feature that vanishes, in a kernel or in
 //! netpol's probing, fails.
 
-use std::time::Duration;
-
 use crate::guest::Job;
 use crate::programs;
 
@@ -54,7 +52,6 @@ struct Program {
     full: &'static [&'static str],
     /// The same for [`Extent::Quick`]; `None`: nothing.
     quick: Option<&'static [&'static str]>,
-    seconds: u64,
 }
 
 const ALL: &[&str] = &[];
@@ -69,22 +66,28 @@ const RESTART: &[&str] = &["a_restart_replaces_the_programs_in_their_links"];
 const WIRE: &[&str] = &["routed_dual::replies"];
 
 const PROGRAMS: &[Program] = &[
-    Program { name: "datapath_verdicts", full: ALL, quick: Some(VERDICTS), seconds: 900 },
-    Program { name: "datapath_attach", full: ALL, quick: Some(ATTACH), seconds: 400 },
-    Program { name: "datapath_services", full: ALL, quick: None, seconds: 400 },
-    Program { name: "attach_foreign", full: ALL, quick: None, seconds: 240 },
-    Program { name: "agent_restart", full: ALL, quick: Some(RESTART), seconds: 900 },
-    Program { name: "flow_wire", full: ALL, quick: None, seconds: 400 },
-    Program { name: "wire_policies", full: WIRINGS, quick: Some(WIRE), seconds: 900 },
-    Program { name: "wire_sources", full: WIRINGS, quick: None, seconds: 900 },
-    Program { name: "wire_icmp", full: WIRINGS, quick: None, seconds: 900 },
-    Program { name: "wire_packets", full: WIRINGS, quick: None, seconds: 900 },
-    Program { name: "hostile_attacks", full: ALL, quick: None, seconds: 900 },
+    Program { name: "datapath_verdicts", full: ALL, quick: Some(VERDICTS) },
+    Program { name: "datapath_attach", full: ALL, quick: Some(ATTACH) },
+    Program { name: "datapath_services", full: ALL, quick: None },
+    Program { name: "attach_foreign", full: ALL, quick: None },
+    Program { name: "agent_restart", full: ALL, quick: Some(RESTART) },
+    Program { name: "flow_wire", full: ALL, quick: None },
+    Program { name: "wire_policies", full: WIRINGS, quick: Some(WIRE) },
+    Program { name: "wire_sources", full: WIRINGS, quick: None },
+    Program { name: "wire_icmp", full: WIRINGS, quick: None },
+    Program { name: "wire_packets", full: WIRINGS, quick: None },
+    Program { name: "hostile_attacks", full: ALL, quick: None },
 ];
 
-/// How long it may take to ask for what the kernel has: five programs are verified, in seconds on a
-/// processor of its own, in minutes on one that others use.
-const ASKING: u64 = 300;
+impl Extent {
+    /// When a job hangs: on a machine that others use everything takes many times as long.
+    fn patience(self) -> u64 {
+        match self {
+            Self::Full => 3600,
+            Self::Quick => 600,
+        }
+    }
+}
 
 /// The job that says what the kernel has.
 pub const CAPABILITIES: &str = "capabilities";
@@ -95,14 +98,14 @@ pub fn jobs(row: &Row, extent: Extent, filter: &str) -> Vec<Job> {
     let words = [programs::NETPOL, "capabilities", "-o", "json"];
     let first = Job {
         name: CAPABILITIES.to_owned(),
-        seconds: ASKING,
+        seconds: extent.patience(),
         words: words.map(str::to_owned).to_vec(),
     };
     let mut jobs = vec![first];
     for (program, names) in selected(extent, filter).filter(|_| !row.is_refused) {
         let mut words = vec![programs::place(program.name)];
         words.extend(names.iter().map(|name| (*name).to_owned()));
-        jobs.push(Job { name: program.name.to_owned(), seconds: program.seconds, words });
+        jobs.push(Job { name: program.name.to_owned(), seconds: extent.patience(), words });
     }
     jobs
 }
@@ -123,14 +126,6 @@ fn selected(
             Extent::Quick => Some((program, program.quick?)),
         },
     )
-}
-
-/// How long the machine may be silent after a frame about this job.
-#[must_use]
-pub fn patience(job: &str) -> Duration {
-    let seconds = PROGRAMS.iter().find(|program| program.name == job).map_or(ASKING, |p| p.seconds);
-    // The machine ends it by itself before.
-    Duration::from_secs(seconds + 30)
 }
 
 #[cfg(test)]

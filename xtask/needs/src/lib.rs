@@ -186,6 +186,7 @@ pub const TABLE: &[Row] = &[
     ("kubernetes_deploy", "netpol-cluster", &[Kubectl]),
     ("kubernetes_smoke", "netpol-cluster", &[Nodes, Netpol]),
     ("kubernetes_source", "netpol-cluster", &[ControlPlane]),
+    ("kernels", "netpol-kernels", &FOR_KERNELS),
     // Tries everything that a machine must be able to do.
     ("xtask", "xtask", &[Translation]),
 ];
@@ -205,7 +206,7 @@ pub const IN_KERNELS: &[&str] = &[
     "hostile_attacks",
 ];
 
-/// What running them there needs.
+/// What running them there needs: what is booted, and what they need here.
 pub const FOR_KERNELS: [Need; 4] = [Kernels, Netpol, Translation, Python];
 
 /// What a test program needs.
@@ -286,7 +287,8 @@ mod tests {
     #[test]
     fn every_test_program_declares_what_its_sources_show_and_every_row_has_a_program() {
         let xtask = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let packages: [(&str, PathBuf); 3] = [
+        let packages: [(&str, PathBuf); 4] = [
+            ("netpol-kernels", xtask.join("kernels/tests")),
             ("netpol-userspace", xtask.join("../netpol-userspace/tests")),
             ("netpol-cluster", xtask.join("cluster/tests")),
             ("netpol-bench", xtask.join("bench/tests")),
