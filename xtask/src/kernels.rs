@@ -22,6 +22,8 @@ pub(crate) struct Options<'a> {
     pub(crate) versions: &'a [String],
     /// Only programs whose name contains this.
     pub(crate) filter: Option<&'a str>,
+    /// How often tests repeat what they repeat.
+    pub(crate) cases: Option<u64>,
     /// Only a few tests of each kind.
     pub(crate) quick: bool,
     /// Stop before the first machine.
@@ -45,6 +47,9 @@ pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<Ex
     }
     if let Some(filter) = options.filter {
         command.args(["--filter", filter]);
+    }
+    if let Some(cases) = options.cases {
+        command.args(["--cases", &cases.to_string()]);
     }
     for (is_given, name) in [
         (options.quick, "--quick"),

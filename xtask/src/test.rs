@@ -32,7 +32,8 @@ pub(crate) struct Args {
     /// Only tests of this package
     #[arg(long, short, value_name = "NAME")]
     package: Option<String>,
-    /// With `fuzz` and `hostile`: how many random cases
+    /// With `fuzz` and `hostile`: how many random cases; elsewhere: how often agents are replaced under
+    /// traffic (agent_restart)
     #[arg(long, value_name = "N")]
     cases: Option<u64>,
     /// With `fuzz` and `hostile`: the first case, to repeat one that failed; else one that nobody has tried
@@ -59,6 +60,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             &kernels::Options {
                 versions: &args.kernel,
                 filter: args.filter.as_deref(),
+                cases: args.cases,
                 quick: args.quick,
                 prepare: args.prepare,
                 show_output: args.show_output,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::frames::{Frame, Kind};
-use crate::matrix::{self, CAPABILITIES, Extent, Row};
+use crate::matrix::{self, AGENT, CAPABILITIES, Row};
 use crate::results;
 
 /// What came out of one job on one kernel.
@@ -75,6 +75,7 @@ impl Column {
                 Cell::Failed { passed: 0, what: vec![format!("killed after {seconds:.0} s")] }
             }
             (_, CAPABILITIES) => self.capabilities(&output, row),
+            (_, AGENT) => refused(&output, frame.code),
             _ => tested(&output, frame.code, row),
         };
         let is_bad = matches!(cell, Cell::Failed { .. });
@@ -121,6 +122,18 @@ impl Column {
         } else {
             Cell::Missing { passed: 1, features: absent }
         }
+    }
+}
+
+/// What an agent said that should have refused to start.
+fn refused(output: &str, code: i32) -> Cell {
+    let reason = output.lines().find_map(|line| Some(&line[line.find("this kernel (")?..]));
+    match reason.filter(|reason| code > 0 && reason.contains(" lacks ")) {
+        Some(reason) => Cell::Refused(reason.to_owned()),
+        None => Cell::Failed {
+            passed: 0,
+            what: vec![format!("the agent did not refuse the kernel with a reason (code {code})")],
+        },
     }
 }
 
@@ -212,13 +225,11 @@ impl Report {
         let mut header = vec!["test".to_owned()];
         header.extend(self.columns.iter().map(|column| short(&column.release)));
         rows.push(header);
-        let names = std::iter::once(CAPABILITIES)
-            .chain(matrix::tests(Extent::Full, ""))
-            .filter(|name| self.columns.iter().any(|column| column.cells.contains_key(*name)));
-        for name in names {
-            let mut row = vec![name.to_owned()];
+        let names = matrix::names().into_iter();
+        for name in names.filter(|name| self.columns.iter().any(|column| column.has(name))) {
+            let mut row = vec![name.clone()];
             for column in &self.columns {
-                let cell = column.cells.get(name);
+                let cell = column.cells.get(&name);
                 row.push(cell.map_or_else(String::new, |(cell, seconds)| {
                     format!("{}, {seconds:.0} s", cell.short())
                 }));
@@ -286,6 +297,15 @@ mod tests {
         assert_eq!(tested(PASS, 0, &old), Cell::Passed(2));
         assert!(matches!(tested(LACK, 101, &old), Cell::Missing { passed: 1, .. }));
         assert!(matches!(tested(LACK, 101, &new), Cell::Failed { .. }));
+    }
+
+    #[test]
+    fn an_agent_refuses_with_a_reason_and_ends() {
+        let said = "error: this kernel (5.10) lacks atomics, which are needed\n";
+        assert!(matches!(refused(said, 2), Cell::Refused(reason) if reason.starts_with("this")));
+        for (output, code) in [(said, 0), (said, -1), ("error: no\n", 2), ("", 2)] {
+            assert!(matches!(refused(output, code), Cell::Failed { .. }), "{output} {code}");
+        }
     }
 
     #[test]

@@ -27,8 +27,10 @@ pub struct Options {
     pub versions: Vec<String>,
     /// How much.
     pub extent: Extent,
-    /// Only test programs whose name contains this.
+    /// Only tests whose name in the table contains this.
     pub filter: String,
+    /// How often tests repeat what they repeat, if not as often as they do by themselves.
+    pub cases: Option<u64>,
     /// The program that becomes the machine's first process.
     pub first: PathBuf,
     /// The program `netpol`.
@@ -53,7 +55,7 @@ pub fn prepare(versions: &[String]) -> Result<Vec<Kernel>> {
 pub fn run(options: &Options) -> Result<Report> {
     let kernels = prepare(&options.versions)?;
     let directory = tempfile::tempdir().context("a temporary directory")?;
-    let tests = programs::tests(&matrix::tests(options.extent, &options.filter))?;
+    let tests = programs::tests(&matrix::programs(options.extent, &options.filter))?;
     let base = directory.path().join("base.cpio");
     programs::pack(&options.first, &options.netpol, &tests, &base)?;
     let columns = thread::scope(|scope| {
@@ -87,7 +89,7 @@ fn column(
     let cache = binaries::cache()?.join("kernels");
     let mut accelerator = machine::accelerator(&cache);
     let mut column = Column::new(&kernel.release);
-    let all = matrix::jobs(row, options.extent, &options.filter);
+    let all = matrix::jobs(row, options.extent, &options.filter, options.cases);
     eprintln!("==> Linux {}: {} programs", kernel.release, all.len());
     // The machine ends a job by itself before.
     let patience = Duration::from_secs(10 + all.iter().map(|job| job.seconds).max().unwrap_or(0));

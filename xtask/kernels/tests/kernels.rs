@@ -15,6 +15,7 @@ fn works_on(version: &str) {
         versions: vec![version.to_owned()],
         extent: Extent::Quick,
         filter: String::new(),
+        cases: None,
         first: PathBuf::from(env!("CARGO_BIN_EXE_netpol-kernels")),
         netpol: netpol.into(),
         show_output: false,
