@@ -8,7 +8,6 @@ mod world;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
 use lab::packets::{self, Tag};
@@ -101,7 +100,7 @@ fn other_protocols(scene: &Scene<'_>) {
 
 /// A pod that may only ask learns that nobody listens, from a pod that may only be asked.
 fn port_unreachable(scene: &Scene<'_>) {
-    let [asks, asked] = closed_pair(scene);
+    let [asks, asked] = scene.closed_pair();
     for &address in &asked.addresses {
         let refused = || {
             let socket = UdpSocket::bind((asks.address(address), 0)).unwrap();
@@ -117,34 +116,10 @@ fn port_unreachable(scene: &Scene<'_>) {
     }
 }
 
-/// Two pods that are isolated both ways, of which the first may open connections to the second.
-fn closed_pair(scene: &Scene<'_>) -> [Pod; 2] {
-    let asks = scene.pod("asks", 1, "{app: asks}");
-    let asked = scene.pod("asked", 2, "{app: asked}");
-    let both = "policyTypes: [Ingress, Egress]";
-    let named = |app: &str| format!("[{{podSelector: {{matchLabels: {{app: {app}}}}}}}]");
-    scene.policy(
-        "asks",
-        &format!(
-            "podSelector: {{matchLabels: {{app: asks}}}}, {both}, egress: [{{to: {}}}]",
-            named("asked")
-        ),
-    );
-    scene.policy(
-        "asked",
-        &format!(
-            "podSelector: {{matchLabels: {{app: asked}}}}, {both}, ingress: [{{from: {}}}]",
-            named("asks")
-        ),
-    );
-    scene.settle();
-    [asks, asked]
-}
-
 /// An error about a known flow passes both ways, whoever sends it; one about a packet that was
 /// never sent does not.
 fn unrelated_errors(scene: &Scene<'_>) {
-    let [asks, asked] = closed_pair(scene);
+    let [asks, asked] = scene.closed_pair();
     let router = scene.pod("router", 2, "{}");
     for &address in &asked.addresses {
         let (own, outsider) = (asks.address(address), router.address(address));
@@ -184,7 +159,7 @@ fn error_kinds(family_of: IpAddr) -> Vec<(u8, u8)> {
 
 /// The same for packets with options or extension headers, whose ports are behind them.
 fn errors_about_odd_packets(scene: &Scene<'_>) {
-    let [asks, asked] = closed_pair(scene);
+    let [asks, asked] = scene.closed_pair();
     let router = scene.pod("router", 2, "{}");
     for &address in &asked.addresses {
         let (own, outsider) = (asks.address(address), router.address(address));
@@ -238,18 +213,14 @@ fn narrow(scene: &Scene<'_>, pods: &[&Pod]) {
     }
 }
 
-/// What the pod's kernel has learnt about the way to `address`.
 fn learnt_mtu(pod: &Pod, address: IpAddr) -> bool {
-    let address = address.to_string();
-    let run = || Command::new("ip").args(["route", "get", &address]).output().unwrap();
-    let output = pod.netns.run(run).unwrap();
-    String::from_utf8(output.stdout).unwrap().contains(&format!("mtu {SMALL_MTU}"))
+    pod.learnt_mtu(address) == Some(SMALL_MTU)
 }
 
 /// A transfer in both directions meets a smaller MTU behind the first hop. It stops for ever if
 /// the error that says so does not get back into the isolated pod.
 fn path_mtu_under_default_deny(scene: &Scene<'_>) {
-    let [asks, asked] = closed_pair(scene);
+    let [asks, asked] = scene.closed_pair();
     narrow(scene, &[&asks, &asked]);
     for &address in &asked.addresses {
         let own = asks.address(address);
@@ -264,7 +235,7 @@ fn path_mtu_under_default_deny(scene: &Scene<'_>) {
 /// A datagram that is too big for the way is answered by an error, and the next one gets there in
 /// fragments.
 fn path_mtu_of_udp(scene: &Scene<'_>) {
-    let [asks, asked] = closed_pair(scene);
+    let [asks, asked] = scene.closed_pair();
     scene.serve(&asked, 80);
     narrow(scene, &[&asked]);
     let datagram = vec![7; 1380];

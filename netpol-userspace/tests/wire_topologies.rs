@@ -1,13 +1,18 @@
 //! The lab itself: every kind of network carries everything, and policies hold on both nodes.
 //! Needs root and the eBPF object. Must never test a row of the semantics table: those are in the
-//! other wire tests.
+//! other wire tests. Overlays are VXLAN's here, and IPIP's, GRE's and WireGuard's in other kernels.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod lab;
 mod world;
 
+use std::net::SocketAddr;
+
 use lab::probe::At;
+use lab::tunnel::Tunnel;
+use lab::wiring::MTU;
 use lab::{Families, Lab, Topology, topology};
+use world::ip;
 
 /// Everyone reaches everyone without policies, and nobody an isolated pod.
 fn carries(topology: Topology, families: Families) {
@@ -62,5 +67,40 @@ fn routes_carry() {
 #[test]
 fn an_overlay_carries() {
     carries(topology::OVERLAY, Families::Dual);
+}
+
+#[test]
+fn a_routed_overlay_carries() {
     carries(topology::ROUTED_OVERLAY, Families::V4);
+}
+
+/// Pods whose packets do not fit into the tunnel, as where a network's MTU is not known to it: their
+/// node says so, in an error that has to get into a pod that nobody may open a connection to.
+fn says_what_is_too_big(topology: Topology, families: Families) {
+    let lab = Lab::new(topology, families);
+    let scene = lab.scene("shop");
+    let [asks, asked] = scene.closed_pair();
+    for pod in [&asks, &asked] {
+        let name = &pod.interface;
+        ip(&lab.node(pod.node).netns, &format!("link set {name} mtu {MTU}"));
+        pod.ip(&format!("link set eth0 mtu {MTU}"));
+    }
+    let fits = Some(Tunnel::chosen().mtu());
+    for &address in &asked.addresses {
+        let own = asks.address(address);
+        assert_eq!((asks.learnt_mtu(address), asked.learnt_mtu(own)), (None, None));
+        scene.transfer(&asks.netns, &asked.netns, SocketAddr::new(address, 80), 400_000);
+        assert_eq!((asks.learnt_mtu(address), asked.learnt_mtu(own)), (fits, fits));
+    }
+    scene.denied(&asked, &asks, 80, At::egress(&asked));
+}
+
+#[test]
+fn an_overlay_says_what_is_too_big() {
+    says_what_is_too_big(topology::OVERLAY, Families::Dual);
+}
+
+#[test]
+fn a_routed_overlay_says_what_is_too_big() {
+    says_what_is_too_big(topology::ROUTED_OVERLAY, Families::V4);
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -22,6 +22,8 @@ pub(crate) struct Options<'a> {
     pub(crate) versions: &'a [String],
     /// Only programs whose name contains this.
     pub(crate) filter: Option<&'a str>,
+    /// How often tests repeat what they repeat.
+    pub(crate) cases: Option<u64>,
     /// Only a few tests of each kind.
     pub(crate) quick: bool,
     /// Stop before the first machine.
@@ -35,11 +37,7 @@ pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<Ex
         Selection { scope: Scope::Kernels, package: None, filter: None, has_library: true };
     let _object = build::object_for(workspace, &Wanted::with(selection.possible_needs()))?;
     selection.package = Some("netpol-userspace".to_owned());
-    let stage = Stage::start("building the test programs (usually 4 min the first time)");
-    let mut command = selection.cargo_test(workspace);
-    command.arg("--no-run");
-    run::visible(command, "fix the error above")?;
-    stage.done();
+    build(workspace, &selection)?;
     let netpol = build::netpol(workspace, false)?;
     let mut command = cluster::package(workspace, "netpol-kernels");
     command.arg("--").env("NETPOL_PROGRAM", netpol);
@@ -49,6 +47,9 @@ pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<Ex
     }
     if let Some(filter) = options.filter {
         command.args(["--filter", filter]);
+    }
+    if let Some(cases) = options.cases {
+        command.args(["--cases", &cases.to_string()]);
     }
     for (is_given, name) in [
         (options.quick, "--quick"),
@@ -62,6 +63,36 @@ pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<Ex
     let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn build(workspace: &Workspace, selection: &Selection) -> Result<()> {
+    let stage = Stage::start("building the test programs (usually 4 min the first time)");
+    let mut command = selection.cargo_test(workspace);
+    command.arg("--no-run");
+    run::visible(command, "fix the error above")?;
+    stage.done();
+    Ok(())
+}
+
+/// Makes ready what the kernels take that every run of all tests boots. The program that fetches
+/// them is built with its tests.
+pub(crate) fn prepare(workspace: &Workspace, selection: &Selection) -> Result<()> {
+    if selection.package.is_some() {
+        build(workspace, &selection.in_kernels())?;
+    }
+    let mut command = Command::new(workspace.target().join("debug/netpol-kernels"));
+    command.args(["--prepare", "--quick"]).stdout(Stdio::null());
+    run::visible(command, "see above")
+}
+
+/// Tells a run of the tests where the programs are that run inside, which have been built.
+pub(crate) fn tell(
+    command: &mut Command,
+    workspace: &Workspace,
+    selection: &Selection,
+) -> Result<()> {
+    command.env(VARIABLE, programs(workspace, &selection.in_kernels())?);
+    Ok(())
 }
 
 /// Where the test programs are, with colons between them.

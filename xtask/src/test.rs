@@ -32,7 +32,8 @@ pub(crate) struct Args {
     /// Only tests of this package
     #[arg(long, short, value_name = "NAME")]
     package: Option<String>,
-    /// With `fuzz` and `hostile`: how many random cases
+    /// With `fuzz` and `hostile`: how many random cases; elsewhere: how often agents are replaced under
+    /// traffic (agent_restart)
     #[arg(long, value_name = "N")]
     cases: Option<u64>,
     /// With `fuzz` and `hostile`: the first case, to repeat one that failed; else one that nobody has tried
@@ -59,6 +60,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             &kernels::Options {
                 versions: &args.kernel,
                 filter: args.filter.as_deref(),
+                cases: args.cases,
                 quick: args.quick,
                 prepare: args.prepare,
                 show_output: args.show_output,
@@ -90,6 +92,9 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let stage = Stage::start("running the tests");
     let mut command = cargo_test(workspace, args, seed, &selection);
+    if needs.contains(&Need::Kernels) {
+        kernels::tell(&mut command, workspace, &selection)?;
+    }
     privilege.apply(&mut command);
     let overflows = neighbours::overflows();
     let room = neighbours::Room::make();
@@ -142,6 +147,9 @@ fn prepare(workspace: &Workspace, selection: &Selection) -> Result<BTreeSet<Need
         let mut command = Command::new(workspace.target().join("debug/netpol-cluster"));
         command.arg("build").args(kubernetes).stdout(Stdio::null());
         run::visible(command, "see above")?;
+    }
+    if needs.contains(&Need::Kernels) {
+        kernels::prepare(workspace, selection)?;
     }
     announce(format_args!("everything is ready: {:.0} s", started.elapsed().as_secs_f64()));
     Ok(needs)

@@ -370,7 +370,7 @@ mod tests {
                 "apt-get -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends \
                  rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack ipset \
                  containernetworking-plugins python3-minimal golang-go containerd runc busybox-static \
-                 qemu-system-x86 xz-utils binutils debootstrap \
+                 qemu-system-x86 xz-utils binutils wireguard-tools debootstrap \
                  gcc-aarch64-linux-gnu",
                 "rustup target add aarch64-unknown-linux-gnu",
                 "cargo install bpf-linker --version 0.10.3 --locked --force \

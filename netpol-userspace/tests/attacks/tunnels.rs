@@ -172,7 +172,8 @@ fn forged_for(attack: &Attack<'_>, victim: &Pod, to: IpAddr) -> Vec<Vec<u8>> {
 
 /// The link-layer address of a node's VXLAN device: what is for others goes no further.
 fn device_address(attack: &Attack<'_>, node: usize) -> [u8; 6] {
-    let show = || std::process::Command::new("ip").args(["-j", "link", "show", "vxlan0"]).output();
+    let show = ["-j", "link", "show", crate::lab::tunnel::DEVICE];
+    let show = || std::process::Command::new("ip").args(show).output();
     let output = attack.stage.lab.node(node).netns.run(show).unwrap().unwrap();
     let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     crate::lab::wire::link_address(links[0]["address"].as_str().unwrap())

@@ -24,6 +24,7 @@ pub mod probe;
 mod rows;
 pub mod scene;
 pub mod shared;
+pub mod tunnel;
 pub mod wire;
 pub mod wiring;
 
@@ -61,7 +62,7 @@ pub enum Cni {
 pub enum Between {
     /// By a route to the other node.
     Direct,
-    /// Through a VXLAN device, with a smaller MTU.
+    /// Through a tunnel, with a smaller MTU: VXLAN, or what `tunnel.rs` is told.
     Overlay,
 }
 

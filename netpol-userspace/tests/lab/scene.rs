@@ -64,6 +64,15 @@ impl Pod {
         wire::link_address(entry["lladdr"].as_str().unwrap())
     }
 
+    /// What the pod's kernel has learnt about the way to `address`.
+    pub fn learnt_mtu(&self, address: IpAddr) -> Option<u32> {
+        let address = address.to_string();
+        let run = || Command::new("ip").args(["route", "get", &address]).output().unwrap();
+        let output = String::from_utf8(self.netns.run(run).unwrap().stdout).unwrap();
+        let (_, rest) = output.split_once(" mtu ")?;
+        Some(rest.split_whitespace().next().unwrap().parse().unwrap())
+    }
+
     /// Runs lines of `ip` in the pod.
     pub fn ip(&self, script: &str) {
         ip(&self.netns, script);
@@ -124,6 +133,25 @@ impl<'a> Scene<'a> {
         let spec = format!("containers: [{{name: c, ports: {ports}}}]");
         self.declare_as(&pod, labels, &spec, "Running", "");
         pod
+    }
+
+    /// Two pods that are isolated both ways, of which the first may open connections to the second.
+    pub fn closed_pair(&self) -> [Pod; 2] {
+        let asks = self.pod("asks", 1, "{app: asks}");
+        let asked = self.pod("asked", 2, "{app: asked}");
+        for (own, key, rule, peer) in
+            [("asks", "egress", "to", "asked"), ("asked", "ingress", "from", "asks")]
+        {
+            self.policy(
+                own,
+                &format!(
+                    "podSelector: {{matchLabels: {{app: {own}}}}}, policyTypes: [Ingress, Egress], \
+                     {key}: [{{{rule}: [{{podSelector: {{matchLabels: {{app: {peer}}}}}}}]}}]"
+                ),
+            );
+        }
+        self.settle();
+        [asks, asked]
     }
 
     /// The interface alone, with addresses that no one had before.

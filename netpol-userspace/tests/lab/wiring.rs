@@ -7,6 +7,7 @@ use std::process::Command;
 
 use netpol_userspace::netns::Netns;
 
+use super::tunnel::{self, Tunnel};
 use super::{Between, Cni, Families, Lab, Pod};
 use crate::world::ip;
 
@@ -15,14 +16,12 @@ pub const OUTSIDE: [&str; 2] = ["198.51.100.7", "2001:db8::7"];
 const ROUTER: [&str; 2] = ["172.18.0.254", "fd00:172:18::fe"];
 /// A gateway that every routed pod and the outside host see.
 const GATEWAY: [&str; 2] = ["169.254.1.1", "fe80::1"];
-/// What VXLAN costs over IPv4.
-const VXLAN_OVERHEAD: u32 = 50;
 /// Indexes of pods' interfaces start above those of the node's own.
 const FIRST_INDEX: u32 = 1000;
 /// The kernel's usual one.
 pub const MTU: u32 = 1500;
 
-fn main_addresses(node: usize) -> [String; 2] {
+pub(super) fn main_addresses(node: usize) -> [String; 2] {
     [format!("172.18.0.{node}"), format!("fd00:172:18::{node}")]
 }
 
@@ -31,7 +30,7 @@ fn loopback_addresses(node: usize) -> [String; 2] {
     [format!("172.19.0.{node}"), format!("fd00:172:19::{node}")]
 }
 
-/// Addresses of a node's VXLAN device.
+/// Addresses of a node's tunnel device.
 fn overlay_addresses(node: usize) -> [String; 2] {
     [format!("172.20.0.{node}"), format!("fd00:172:20::{node}")]
 }
@@ -71,7 +70,7 @@ pub fn node_addresses(lab: &Lab, node: usize) -> Vec<IpAddr> {
 pub fn pod_mtu(lab: &Lab) -> u32 {
     match lab.topology.between {
         Between::Direct => MTU,
-        Between::Overlay => MTU - VXLAN_OVERHEAD,
+        Between::Overlay => Tunnel::chosen().mtu(),
     }
 }
 
@@ -153,15 +152,11 @@ fn connect_pod_subnets(lab: &Lab, number: usize) {
     let gateways = match lab.topology.between {
         Between::Direct => main_addresses(other),
         Between::Overlay => {
-            let [local, remote] = [number, other].map(|node| main_addresses(node)[0].clone());
-            script += &format!(
-                "link add vxlan0 type vxlan id 42 dstport 4789 dev eth0 local {local} \
-                 remote {remote}\nlink set vxlan0 mtu {} up\n",
-                MTU - VXLAN_OVERHEAD
-            );
+            Tunnel::chosen().create(node, [number, other]);
             let [v4, v6] = overlay_addresses(number);
             for address in lab.of_families([&v4, &v6]) {
-                script += &format!("addr add {} dev vxlan0 {}\n", subnet(address), nodad(address));
+                let nodad = nodad(address);
+                script += &format!("addr add {} dev {} {nodad}\n", subnet(address), tunnel::DEVICE);
             }
             overlay_addresses(other)
         }
@@ -175,7 +170,7 @@ fn connect_pod_subnets(lab: &Lab, number: usize) {
     }
     ip(node, &script);
     if lab.topology.between == Between::Overlay {
-        quick_neighbours(node, "vxlan0");
+        quick_neighbours(node, tunnel::DEVICE);
     }
 }
 

@@ -10,5 +10,7 @@ pub mod matrix;
 pub mod modules;
 pub mod packages;
 pub mod programs;
+pub mod report;
 pub mod results;
 pub mod run;
+mod turns;

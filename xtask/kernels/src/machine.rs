@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -69,6 +69,19 @@ fn check_memory(available: Option<u64>) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// How many machines this one carries at a time: each takes a processor and its memory.
+#[must_use]
+pub fn room() -> usize {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    room_for(processors, available(&text))
+}
+
+fn room_for(processors: usize, available: Option<u64>) -> usize {
+    let memory = available.map_or(1, |free| free / (MEMORY + OVERHEAD));
+    processors.min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
 }
 
 /// MiB that are available.
@@ -165,15 +178,11 @@ impl Machine {
     }
 
     /// Waits for the machine's end, or ends it when it has hung or sends what is no result, and
-    /// tells each frame as it comes. `patience`: how long a job may take, by its name.
+    /// tells each frame as it comes. `patience`: for how long it may be silent.
     ///
     /// # Errors
     /// Files cannot be read.
-    pub fn wait(
-        &mut self,
-        patience: impl Fn(&str) -> Duration,
-        mut tell: impl FnMut(Frame),
-    ) -> Result<Ending> {
+    pub fn wait(&mut self, patience: Duration, mut tell: impl FnMut(Frame)) -> Result<Ending> {
         let first = match self.accelerator {
             Accelerator::Kvm => ACCELERATED_BOOT,
             Accelerator::Software => BOOT,
@@ -192,7 +201,7 @@ impl Machine {
                             return Ok(Ending::Done);
                         }
                         at = if frame.name.is_empty() { at } else { frame.name.clone() };
-                        until = Instant::now() + patience(&frame.name);
+                        until = Instant::now() + patience;
                         tell(frame);
                     }
                     Read::Partly => break,
@@ -251,6 +260,11 @@ mod tests {
         assert!(check_memory(Some(4096)).is_ok() && check_memory(None).is_ok());
         let text =
             check_memory(Some(100)).map_or_else(|error| error.to_string(), |()| String::new());
+        assert_eq!(room_for(8, Some(3 * (MEMORY + OVERHEAD))), 3);
+        assert_eq!(
+            (room_for(2, Some(u64::MAX)), room_for(2, None), room_for(2, Some(9))),
+            (2, 1, 1)
+        );
         assert!(text.contains("3072 MiB") && text.contains("100 MiB are available"), "{text}");
     }
 }

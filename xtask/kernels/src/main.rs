@@ -18,9 +18,12 @@ struct Cli {
     /// The start of a kernel's release, such as 6.1; several can be given. All of the table if none is
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
-    /// Only test programs whose name contains this
+    /// Only tests whose name in the table contains this: of a program (wire_icmp), of a tunnel (/gre)
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
+    /// How often agents are replaced under traffic (agent_restart)
+    #[arg(long, value_name = "N")]
+    cases: Option<u64>,
     /// Only what every test run has
     #[arg(long)]
     quick: bool,
@@ -67,6 +70,7 @@ fn command(cli: Cli) -> Result<bool> {
         versions,
         extent: if cli.quick { Extent::Quick } else { Extent::Full },
         filter: cli.filter,
+        cases: cli.cases,
         first: env::current_exe().context("cannot tell where this program is")?,
         netpol,
         show_output: cli.show_output,

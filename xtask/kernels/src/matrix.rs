@@ -3,8 +3,6 @@
 //! What a kernel lacks is written down here, so that a feature that vanishes, in a kernel or in
 //! netpol's probing, fails.
 
-use std::time::Duration;
-
 use crate::guest::Job;
 use crate::programs;
 
@@ -47,14 +45,15 @@ pub enum Extent {
     Quick,
 }
 
-/// A test program's tests that are run inside.
-struct Program {
-    name: &'static str,
+/// Tests of a program that are run inside, as one job.
+struct Tests {
+    program: &'static str,
+    /// What the job is called besides, and its variable; empty: it has none.
+    variant: [&'static str; 2],
     /// What libtest selects by: names contain one of these.
     full: &'static [&'static str],
     /// The same for [`Extent::Quick`]; `None`: nothing.
     quick: Option<&'static [&'static str]>,
-    seconds: u64,
 }
 
 const ALL: &[&str] = &[];
@@ -68,69 +67,153 @@ const ATTACH: &[&str] = &["another_agent_replaces_the_filters_of_the_one_before"
 const RESTART: &[&str] = &["a_restart_replaces_the_programs_in_their_links"];
 const WIRE: &[&str] = &["routed_dual::replies"];
 
-const PROGRAMS: &[Program] = &[
-    Program { name: "datapath_verdicts", full: ALL, quick: Some(VERDICTS), seconds: 900 },
-    Program { name: "datapath_attach", full: ALL, quick: Some(ATTACH), seconds: 400 },
-    Program { name: "datapath_services", full: ALL, quick: None, seconds: 400 },
-    Program { name: "attach_foreign", full: ALL, quick: None, seconds: 240 },
-    Program { name: "agent_restart", full: ALL, quick: Some(RESTART), seconds: 900 },
-    Program { name: "flow_wire", full: ALL, quick: None, seconds: 400 },
-    Program { name: "wire_policies", full: WIRINGS, quick: Some(WIRE), seconds: 900 },
-    Program { name: "wire_sources", full: WIRINGS, quick: None, seconds: 900 },
-    Program { name: "wire_icmp", full: WIRINGS, quick: None, seconds: 900 },
-    Program { name: "wire_packets", full: WIRINGS, quick: None, seconds: 900 },
-    Program { name: "hostile_attacks", full: ALL, quick: None, seconds: 900 },
+/// Tunnels that carry both families, and IPIP, which carries one.
+const GRE: [&str; 2] = ["gre", "NETPOL_TUNNEL=gre"];
+const WIREGUARD: [&str; 2] = ["wireguard", "NETPOL_TUNNEL=wireguard"];
+const IPIP: [&str; 2] = ["ipip", "NETPOL_TUNNEL=ipip"];
+/// The networks with a tunnel, by what their tests are called.
+const OVERLAYS: &[&str] = &["overlay"];
+const OVERLAYS_V4: &[&str] = &["routed_overlay"];
+const OVERLAYS_DUAL: &[&str] = &["overlay_dual"];
+/// One mode of the proxy.
+const SERVICES: &[&str] = &["overlay::nftables"];
+const SERVICES_V4: &[&str] = &["routed_overlay::nftables"];
+
+const TESTS: &[Tests] = &[
+    Tests::quick("datapath_verdicts", ALL, VERDICTS),
+    Tests::quick("datapath_attach", ALL, ATTACH),
+    Tests::new("datapath_services", ALL),
+    Tests::new("attach_foreign", ALL),
+    Tests::quick("agent_restart", ALL, RESTART),
+    Tests::new("flow_wire", ALL),
+    Tests::quick("wire_policies", WIRINGS, WIRE),
+    Tests::new("wire_sources", WIRINGS),
+    Tests::new("wire_icmp", WIRINGS),
+    Tests::new("wire_packets", WIRINGS),
+    Tests::new("wire_topologies", OVERLAYS),
+    Tests::new("service_kinds", SERVICES),
+    Tests::variant(IPIP, "wire_topologies", OVERLAYS_V4),
+    Tests::variant(IPIP, "wire_policies", OVERLAYS_V4),
+    Tests::variant(IPIP, "wire_icmp", OVERLAYS_V4),
+    Tests::variant(IPIP, "service_kinds", SERVICES_V4),
+    Tests::variant(GRE, "wire_topologies", OVERLAYS),
+    Tests::variant(GRE, "wire_policies", OVERLAYS_DUAL),
+    Tests::variant(GRE, "wire_icmp", OVERLAYS_DUAL),
+    Tests::variant(GRE, "service_kinds", SERVICES),
+    Tests::variant(WIREGUARD, "wire_topologies", OVERLAYS),
+    Tests::variant(WIREGUARD, "wire_policies", OVERLAYS_DUAL),
+    Tests::variant(WIREGUARD, "wire_icmp", OVERLAYS_DUAL),
+    Tests::variant(WIREGUARD, "service_kinds", SERVICES),
+    Tests::new("hostile_attacks", ALL),
+    Tests::new("inside_sctp", ALL),
+    Tests::new("inside_loss", ALL),
 ];
 
-/// How long it may take to ask for what the kernel has: five programs are verified, in seconds on a
-/// processor of its own, in minutes on one that others use.
-const ASKING: u64 = 300;
+impl Tests {
+    const fn new(program: &'static str, full: &'static [&'static str]) -> Self {
+        Self { program, variant: ["", ""], full, quick: None }
+    }
+
+    const fn quick(
+        program: &'static str,
+        full: &'static [&'static str],
+        quick: &'static [&'static str],
+    ) -> Self {
+        Self { program, variant: ["", ""], full, quick: Some(quick) }
+    }
+
+    const fn variant(
+        variant: [&'static str; 2],
+        program: &'static str,
+        full: &'static [&'static str],
+    ) -> Self {
+        Self { program, variant, full, quick: None }
+    }
+
+    /// What the job is called.
+    fn name(&self) -> String {
+        let [variant, _] = self.variant;
+        if variant.is_empty() {
+            self.program.to_owned()
+        } else {
+            format!("{}/{variant}", self.program)
+        }
+    }
+}
+
+impl Extent {
+    /// When a job hangs: on a machine that others use everything takes many times as long.
+    fn patience(self) -> u64 {
+        match self {
+            Self::Full => 3600,
+            Self::Quick => 1200,
+        }
+    }
+}
 
 /// The job that says what the kernel has.
 pub const CAPABILITIES: &str = "capabilities";
 
-/// The jobs on a kernel, in their order; `filter`: only programs whose name contains it.
+/// The job that starts an agent where netpol refuses the kernel.
+pub const AGENT: &str = "agent";
+
+/// The jobs on a kernel, in their order; `filter`: only those whose name contains it; `cases`: how
+/// often tests repeat what they repeat.
 #[must_use]
-pub fn jobs(row: &Row, extent: Extent, filter: &str) -> Vec<Job> {
+pub fn jobs(row: &Row, extent: Extent, filter: &str, cases: Option<u64>) -> Vec<Job> {
     let words = [programs::NETPOL, "capabilities", "-o", "json"];
     let first = Job {
         name: CAPABILITIES.to_owned(),
-        seconds: ASKING,
+        seconds: extent.patience(),
         words: words.map(str::to_owned).to_vec(),
     };
     let mut jobs = vec![first];
-    for (program, names) in selected(extent, filter).filter(|_| !row.is_refused) {
-        let mut words = vec![programs::place(program.name)];
+    if row.is_refused {
+        let words = [programs::NETPOL, "agent", "--node-name", "node", "--manifests", "/root"];
+        let words = words.map(str::to_owned).to_vec();
+        jobs.push(Job { name: AGENT.to_owned(), seconds: extent.patience(), words });
+    }
+    for (tests, names) in selected(extent, filter).filter(|_| !row.is_refused) {
+        let mut words = vec![programs::ENV.to_owned()];
+        let [_, variable] = tests.variant;
+        words.extend(Some(variable.to_owned()).filter(|variable| !variable.is_empty()));
+        words.extend(cases.map(|cases| format!("NETPOL_CASES={cases}")));
+        words.push(programs::place(tests.program));
         words.extend(names.iter().map(|name| (*name).to_owned()));
-        jobs.push(Job { name: program.name.to_owned(), seconds: program.seconds, words });
+        jobs.push(Job { name: tests.name(), seconds: extent.patience(), words });
     }
     jobs
 }
 
+/// The names of all jobs, in their order.
+#[must_use]
+pub fn names() -> Vec<String> {
+    let first = [CAPABILITIES, AGENT].map(str::to_owned);
+    first.into_iter().chain(TESTS.iter().map(Tests::name)).collect()
+}
+
 /// The test programs of such jobs.
 #[must_use]
-pub fn tests(extent: Extent, filter: &str) -> Vec<&'static str> {
-    selected(extent, filter).map(|(program, _)| program.name).collect()
+pub fn programs(extent: Extent, filter: &str) -> Vec<&'static str> {
+    let mut programs: Vec<&str> = Vec::new();
+    for (tests, _) in selected(extent, filter) {
+        if !programs.contains(&tests.program) {
+            programs.push(tests.program);
+        }
+    }
+    programs
 }
 
 fn selected(
     extent: Extent,
     filter: &str,
-) -> impl Iterator<Item = (&'static Program, &'static [&'static str])> {
-    PROGRAMS.iter().filter(move |program| program.name.contains(filter)).filter_map(
-        move |program| match extent {
-            Extent::Full => Some((program, program.full)),
-            Extent::Quick => Some((program, program.quick?)),
-        },
-    )
-}
-
-/// How long the machine may be silent after a frame about this job.
-#[must_use]
-pub fn patience(job: &str) -> Duration {
-    let seconds = PROGRAMS.iter().find(|program| program.name == job).map_or(ASKING, |p| p.seconds);
-    // The machine ends it by itself before.
-    Duration::from_secs(seconds + 30)
+) -> impl Iterator<Item = (&'static Tests, &'static [&'static str])> {
+    TESTS.iter().filter(move |tests| tests.name().contains(filter)).filter_map(move |tests| {
+        match extent {
+            Extent::Full => Some((tests, tests.full)),
+            Extent::Quick => Some((tests, tests.quick?)),
+        }
+    })
 }
 
 #[cfg(test)]
@@ -139,8 +222,8 @@ mod tests {
 
     #[test]
     fn what_every_run_has_is_a_part_of_all_and_every_end_is_a_kernel() {
-        let full = tests(Extent::Full, "");
-        let quick = tests(Extent::Quick, "");
+        let full = programs(Extent::Full, "");
+        let quick = programs(Extent::Quick, "");
         assert!(!quick.is_empty() && quick.iter().all(|name| full.contains(name)));
         for version in ENDS {
             assert!(!row(version).is_refused && row(version).version == version);
@@ -150,7 +233,14 @@ mod tests {
 
     #[test]
     fn a_refused_kernel_is_only_asked() {
-        assert_eq!(jobs(&row("5.10"), Extent::Full, "").len(), 1);
-        assert_eq!(jobs(&row("6.1"), Extent::Full, "verdicts").len(), 2);
+        assert_eq!(jobs(&row("5.10"), Extent::Full, "", None).len(), 2);
+        assert_eq!(jobs(&row("6.1"), Extent::Full, "verdicts", None).len(), 2);
+        let over = jobs(&row("7"), Extent::Full, "wire_icmp/gre", Some(7)).remove(1);
+        let words =
+            ["/bin/env", "NETPOL_TUNNEL=gre", "NETPOL_CASES=7", "/tests/wire_icmp", "overlay_dual"];
+        assert_eq!(
+            (over.name.as_str(), over.words),
+            ("wire_icmp/gre", words.map(str::to_owned).to_vec())
+        );
     }
 }

@@ -15,16 +15,19 @@ use crate::archive::Archive;
 
 /// Where `netpol` is inside.
 pub const NETPOL: &str = "/usr/bin/netpol";
+/// What runs a program with variables of its own inside.
+pub const ENV: &str = "/bin/env";
 /// Where test programs are inside.
 const TESTS: &str = "/tests";
 /// The variable that tells where this build's test programs are, with colons between them.
 pub const VARIABLE: &str = "NETPOL_TEST_PROGRAMS";
 
 /// Programs that tests run, each with its package.
-const TOOLS: [(&str, &str); 15] = [
+const TOOLS: [(&str, &str); 16] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("bridge", "iproute2"),
+    ("wg", "wireguard-tools"),
     ("nft", "nftables"),
     ("iptables", "iptables"),
     ("iptables-restore", "iptables"),
@@ -39,9 +42,9 @@ const TOOLS: [(&str, &str); 15] = [
     ("kill", "procps"),
 ];
 /// What busybox is inside, by these names.
-const APPLETS: [&str; 12] = [
-    "sh", "cat", "ls", "mount", "umount", "modprobe", "insmod", "ps", "dmesg", "true", "sysctl",
-    "stty",
+const APPLETS: [&str; 13] = [
+    "sh", "env", "cat", "ls", "mount", "umount", "modprobe", "insmod", "ps", "dmesg", "true",
+    "sysctl", "stty",
 ];
 
 /// The test programs of this build by name, from what `cargo xtask` says.

@@ -129,6 +129,7 @@ impl Need {
                 ("busybox", "busybox-static"),
                 ("xz", "xz-utils"),
                 ("strip", "binutils"),
+                ("wg", "wireguard-tools"),
             ],
             Netpol | Kubectl | ControlPlane | Dns | Suite => &[],
         }
@@ -166,6 +167,8 @@ pub const TABLE: &[Row] = &[
     ("hostile_attacks", "netpol-userspace", &[Translation, Python]),
     ("hostile_flood", "netpol-userspace", &[Translation]),
     ("hostile_fuzz", "netpol-userspace", &[Translation]),
+    ("inside_loss", "netpol-userspace", &[Translation]),
+    ("inside_sctp", "netpol-userspace", &[Translation]),
     ("service_change", "netpol-userspace", &[Translation]),
     ("service_kinds", "netpol-userspace", &[Translation]),
     ("service_masquerade", "netpol-userspace", &[Translation]),
@@ -186,11 +189,13 @@ pub const TABLE: &[Row] = &[
     ("kubernetes_deploy", "netpol-cluster", &[Kubectl]),
     ("kubernetes_smoke", "netpol-cluster", &[Nodes, Netpol]),
     ("kubernetes_source", "netpol-cluster", &[ControlPlane]),
+    ("kernels", "netpol-kernels", &FOR_KERNELS),
     // Tries everything that a machine must be able to do.
     ("xtask", "xtask", &[Translation]),
 ];
 
-/// The test programs of netpol-userspace that run inside other kernels, too.
+/// The test programs of netpol-userspace that run inside other kernels. Those whose names begin with
+/// `inside_` run only there: this machine's kernel may lack what they are about.
 pub const IN_KERNELS: &[&str] = &[
     "datapath_verdicts",
     "datapath_attach",
@@ -202,10 +207,14 @@ pub const IN_KERNELS: &[&str] = &[
     "wire_sources",
     "wire_icmp",
     "wire_packets",
+    "wire_topologies",
+    "service_kinds",
     "hostile_attacks",
+    "inside_sctp",
+    "inside_loss",
 ];
 
-/// What running them there needs.
+/// What running them there needs: what is booted, and what they need here.
 pub const FOR_KERNELS: [Need; 4] = [Kernels, Netpol, Translation, Python];
 
 /// What a test program needs.
@@ -286,7 +295,8 @@ mod tests {
     #[test]
     fn every_test_program_declares_what_its_sources_show_and_every_row_has_a_program() {
         let xtask = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let packages: [(&str, PathBuf); 3] = [
+        let packages: [(&str, PathBuf); 4] = [
+            ("netpol-kernels", xtask.join("kernels/tests")),
             ("netpol-userspace", xtask.join("../netpol-userspace/tests")),
             ("netpol-cluster", xtask.join("cluster/tests")),
             ("netpol-bench", xtask.join("bench/tests")),
