@@ -83,9 +83,15 @@ pub(super) struct Edits<'a> {
     before: Vec<&'a Policy>,
     /// Policies that isolate, as they are.
     now: Vec<&'a Policy>,
-    /// What other policies say of peers that these are about.
-    others: Vec<(&'a Policy, &'a Peer, &'a Ports)>,
+    /// Other policies that say something of peers that these are about.
+    others: Vec<&'a Policy>,
+    /// What they say of them, each with the policy's place among them.
+    said: Vec<(usize, &'a Peer, &'a Ports)>,
 }
+
+/// Which of the policies that [`Edits::changes`] looks at select a pod, in that order, and whether
+/// any policy isolates it. Pods of one such selection, set and ports change alike.
+pub(super) type Selection = (Vec<bool>, bool);
 
 impl<'a> Edits<'a> {
     /// Those after which the cluster is like this and peers are mentioned so often.
@@ -100,7 +106,7 @@ impl<'a> Edits<'a> {
         let isolates = |policy: &&Policy| policy.rules(direction).is_some();
         let before = here().filter_map(|(_, before)| before.as_ref()).filter(isolates).collect();
         let now = here().filter_map(|(id, _)| cluster.policy(id)).filter(isolates).collect();
-        let mut edits = Self { direction, before, now, others: Vec::new() };
+        let mut edits = Self { direction, before, now, others: Vec::new(), said: Vec::new() };
         let mut n_now: FxHashMap<u64, u32> = FxHashMap::default();
         for policy in &edits.before {
             for (peer, _) in edits.peers(policy) {
@@ -119,8 +125,12 @@ impl<'a> Edits<'a> {
             let others = all.map(|policy| &**policy).filter(|p| !befores.contains_key(&p.id));
             for policy in others {
                 let peers = peers(policy.rules(direction).unwrap_or_default());
-                let same = peers.filter(|(peer, _)| shared.contains(&hash(peer)));
-                edits.others.extend(same.map(|(peer, ports)| (policy, peer, ports)));
+                let mut same = peers.filter(|(peer, _)| shared.contains(&hash(peer))).peekable();
+                if same.peek().is_some() {
+                    let place = edits.others.len();
+                    edits.others.push(policy);
+                    edits.said.extend(same.map(|(peer, ports)| (place, peer, ports)));
+                }
             }
         }
         edits
@@ -135,22 +145,42 @@ impl<'a> Edits<'a> {
         pod.is_networked() && self.now.iter().any(|policy| policy.pods.matches(&pod.labels))
     }
 
+    /// What decides which changes a pod sees. `None`: all policies have to be looked at.
+    pub fn selection(&self, cluster: &Cluster, pod: &Pod) -> Option<Selection> {
+        if !pod.is_networked() {
+            return None;
+        }
+        let selects = |policy: &&Policy| policy.pods.matches(&pod.labels);
+        let all = self.before.iter().chain(&self.now).chain(&self.others);
+        let is_isolated = self.now.iter().any(selects)
+            || isolating(cluster, pod, self.direction).next().is_some();
+        Some((all.map(selects).collect(), is_isolated))
+    }
+
     /// What they change in the set of a pod, which had it by the policies of before. `None`: all
     /// policies have to be looked at.
     pub fn changes(
         &self,
-        cluster: &Cluster,
+        (selected, is_isolated): &Selection,
         pod: &Pod,
         set: &Set,
         atoms: &mut Atoms,
     ) -> Option<Changes> {
-        let selects = |policy: &&&Policy| policy.pods.matches(&pod.labels);
-        if !pod.is_networked() {
+        if !is_isolated {
             return None;
         }
+        let (before, selected) = selected.split_at(self.before.len());
+        let (now, others) = selected.split_at(self.now.len());
+        let chosen = |policies: &[&'a Policy], selected: &[bool]| -> Vec<&'a Policy> {
+            policies
+                .iter()
+                .zip(selected)
+                .filter(|(_, is)| **is)
+                .map(|(policy, _)| *policy)
+                .collect()
+        };
         let mut said: FxHashMap<&Peer, Vec<&Ports>> = FxHashMap::default();
-        let mut is_isolated = false;
-        for policy in self.before.iter().filter(selects) {
+        for policy in chosen(&self.before, before) {
             if says_any(policy, self.direction) {
                 return None;
             }
@@ -158,21 +188,17 @@ impl<'a> Edits<'a> {
                 said.entry(peer).or_default();
             }
         }
-        for policy in self.now.iter().filter(selects) {
+        for policy in chosen(&self.now, now) {
             if says_any(policy, self.direction) {
                 return None;
             }
-            is_isolated = true;
             for (peer, ports) in self.peers(policy) {
                 said.entry(peer).or_default().push(ports);
             }
         }
-        if !is_isolated {
-            isolating(cluster, pod, self.direction).next()?;
-        }
-        for (policy, peer, ports) in &self.others {
-            if let Some(list) = said.get_mut(peer)
-                && policy.pods.matches(&pod.labels)
+        for (place, peer, ports) in &self.said {
+            if others[*place]
+                && let Some(list) = said.get_mut(peer)
             {
                 list.push(ports);
             }

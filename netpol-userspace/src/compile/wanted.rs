@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::atoms::Atoms;
-use super::edits::{Befores, Edits, Mentions};
+use super::edits::{Befores, Edits, Mentions, Selection};
 use super::sets::{Changes, Content, Renewed};
 use super::{Compiler, EndpointId, EndpointSets, SetId, isolating, sets};
 use crate::model::{Cluster, Direction, NamedPort, Pod, Str};
@@ -35,6 +35,10 @@ enum Wanted {
 /// Contents of pods that the same policies select and that declare the same ports.
 type Contents = FxHashMap<(bool, Vec<usize>, Vec<NamedPort>), Content>;
 
+/// What is changed for pods of a namespace that have a set in a direction, are selected alike and
+/// declare the same ports.
+type Alike = (Str, Direction, SetId, Selection, Vec<NamedPort>);
+
 impl Compiler {
     /// The sets that these endpoints should have, each with one user more.
     pub(super) fn compile_endpoints(
@@ -49,7 +53,8 @@ impl Compiler {
             edits.keys().map(|id| (*id, n_users(&self.engine.sets, *id))).collect();
         let mut found: Vec<(EndpointId, [Option<SetId>; 2])> =
             wanted.iter().map(|(id, _)| (*id, [None, None])).collect();
-        let mut made: FxHashMap<SetId, Vec<(&Changes, SetId)>> = FxHashMap::default();
+        let mut made: FxHashMap<SetId, Vec<(&Rc<Changes>, SetId)>> = FxHashMap::default();
+        let mut acquired: FxHashMap<*const [_], SetId> = FxHashMap::default();
         // Whatever is not edited in place first: it may mention what an edit would drop.
         let mut is_settled = false;
         while !is_settled {
@@ -64,10 +69,21 @@ impl Compiler {
                             self.engine.sets.retain(*set);
                             Some(*set)
                         }
-                        Wanted::Content(content) => Some(self.acquire(*id, content)),
+                        // Replicas have the very same.
+                        Wanted::Content(content) => match acquired.get(&Arc::as_ptr(content)) {
+                            Some(set) if *set != sets::CLOSED => {
+                                self.engine.sets.retain(*set);
+                                Some(*set)
+                            }
+                            _ => {
+                                let set = self.acquire(*id, content);
+                                acquired.insert(Arc::as_ptr(content), set);
+                                Some(set)
+                            }
+                        },
                         Wanted::Edited(old, changes) => {
                             let made = made.entry(*old).or_default();
-                            let known = made.iter().find(|(known, _)| **known == **changes);
+                            let known = made.iter().find(|(known, _)| *known == changes);
                             Some(match known {
                                 Some((_, set)) if *set != sets::CLOSED => {
                                     self.engine.sets.retain(*set);
@@ -77,7 +93,7 @@ impl Compiler {
                                     let set = self.engine.sets.get(*old);
                                     let content = set.map(|set| set.content_with(changes));
                                     let set = self.acquire(*id, &content.unwrap_or_default());
-                                    made.push((&**changes, set));
+                                    made.push((changes, set));
                                     set
                                 }
                             })
@@ -134,6 +150,7 @@ impl Compiler {
         let Self { cluster, endpoints, engine, mentions, .. } = self;
         let mut edits: FxHashMap<(Str, bool), Edits<'_>> = FxHashMap::default();
         let mut contents = Contents::default();
+        let mut alike: FxHashMap<Alike, Option<Rc<Changes>>> = FxHashMap::default();
         let mut wanted = Vec::new();
         for (id, mut why) in dirty {
             let Some(endpoint) = endpoints.get_mut(&id) else { continue };
@@ -151,14 +168,22 @@ impl Compiler {
                         Edits::new(cluster, befores, namespace, direction, mentions)
                     });
                     let changes = match engine.sets.get(old) {
-                        Some(set) => edits.changes(cluster, pod, set, &mut engine.atoms),
+                        Some(set) => edits.selection(cluster, pod).and_then(|selection| {
+                            let own = sets::own_ports(pod, direction).unwrap_or_default();
+                            let namespace = pod.id.namespace.clone();
+                            let key = (namespace, direction, old, selection, own.to_vec());
+                            let changes = alike.entry(key).or_insert_with_key(|key| {
+                                edits.changes(&key.3, pod, set, &mut engine.atoms).map(Rc::new)
+                            });
+                            changes.clone()
+                        }),
                         // It was not isolated, and by what was not edited it is not now.
                         None if edits.isolate(pod) => None,
                         None => return Wanted::Set(old),
                     };
                     match changes {
                         Some(changes) if changes.is_empty() => return Wanted::Set(old),
-                        Some(changes) => return Wanted::Edited(old, Rc::new(changes)),
+                        Some(changes) => return Wanted::Edited(old, changes),
                         None => {}
                     }
                 }
@@ -181,13 +206,13 @@ impl Compiler {
     /// The sets that can be edited in place: those that everybody who uses them wants changed, and
     /// alike.
     fn edits_in_place(&self, wanted: &[(EndpointId, [Wanted; 2])]) -> FxHashMap<SetId, Changes> {
-        let mut edits: FxHashMap<SetId, (&Changes, u32)> = FxHashMap::default();
+        let mut edits: FxHashMap<SetId, (&Rc<Changes>, u32)> = FxHashMap::default();
         let mut apart = FxHashSet::default();
         for wanted in wanted.iter().flat_map(|(_, wanted)| wanted) {
             let Wanted::Edited(set, changes) = wanted else { continue };
             let (known, n_users) = edits.entry(*set).or_insert((changes, 0));
             *n_users += 1;
-            if **known != **changes {
+            if *known != changes {
                 apart.insert(*set);
             }
         }
@@ -205,7 +230,7 @@ impl Compiler {
         edits.retain(|id, (changes, n_users)| {
             !apart.contains(id) && is_editable(*id, changes, *n_users)
         });
-        edits.into_iter().map(|(id, (changes, _))| (id, changes.clone())).collect()
+        edits.into_iter().map(|(id, (changes, _))| (id, (**changes).clone())).collect()
     }
 }
 
