@@ -177,7 +177,8 @@ impl Compiler {
 
     /// The policies of a namespace as they were read, sorted.
     fn wholes_in<'a>(&'a self, namespace: &Str) -> impl Iterator<Item = &'a Policy> {
-        let policies = self.cluster.policies.get(namespace).into_iter().flat_map(BTreeMap::values);
+        let policies =
+            self.cluster.policies.get(namespace).into_iter().flat_map(|named| named.values());
         policies.map(|policy| self.shares.wholes.get(&policy.id).unwrap_or(policy))
     }
 

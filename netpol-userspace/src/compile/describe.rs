@@ -204,7 +204,7 @@ impl Compiler {
 
     /// The named ports of its pod; none if it could be one of several.
     pub fn endpoint_ports(&self, id: EndpointId) -> &[NamedPort] {
-        self.endpoint_pod(id).map(|pod| pod.ports.as_slice()).unwrap_or_default()
+        self.endpoint_pod(id).map(|pod| &*pod.ports).unwrap_or_default()
     }
 
     /// Its pod as last seen; `None` also if it could be one of several.

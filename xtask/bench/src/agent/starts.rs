@@ -97,8 +97,16 @@ fn tell(plan: &Plan, clusters: &[(&str, Objects)], starts: &[Starts], report: &m
         ],
     );
     for ((name, _), s) in clusters.iter().zip(starts) {
-        let columns =
-            [&s.ready, &s.processor, &s.in_force, &s.peak, &s.resident, &s.own, &s.tables, &s.listed];
+        let columns = [
+            &s.ready,
+            &s.processor,
+            &s.in_force,
+            &s.peak,
+            &s.resident,
+            &s.own,
+            &s.tables,
+            &s.listed,
+        ];
         sync.rows.push(row(*name, columns.map(Clone::clone)));
     }
     report.tables.push(sync);
