@@ -30,7 +30,7 @@ fn changes(world: &World) -> Vec<Change> {
 }
 
 fn own_addresses(pod: &Pod) -> Vec<IpAddr> {
-    convert::pod(pod).0.addresses
+    convert::pod(pod).0.addresses.to_vec()
 }
 
 /// The tables with contents instead of numbers, which two compilers may give differently.

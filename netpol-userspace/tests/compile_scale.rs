@@ -49,15 +49,16 @@ fn pod(index: usize, version: &str) -> Pod {
         uid: format!("00000000-0000-0000-0000-{index:012}").into(),
         labels: labels.into_iter().collect(),
         node: Some(format!("node-{}", index / N_ENDPOINTS).into()),
-        addresses: vec![address(index)],
+        addresses: vec![address(index)].into(),
         host_network: false,
         finished: false,
         running: true,
-        ports: vec![NamedPort {
+        ports: [NamedPort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: if index.is_multiple_of(2) { 80 } else { 8080 },
-        }],
+        }]
+        .into(),
         annotations: None,
         created: 0,
     }

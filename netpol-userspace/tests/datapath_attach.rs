@@ -9,8 +9,8 @@ use std::process::Command;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use common::{ID, POD, Rig, in_node};
-use netpol_userspace::compile::{EndpointSets, SetId, Step, Tables};
-use netpol_userspace::datapath::{AttachMode, Datapath, Link, LoadOptions};
+use netpol_userspace::compile::{EndpointId, EndpointSets, SetId, Step, Tables};
+use netpol_userspace::datapath::{AttachMode, Datapath, Link, LoadOptions, Part};
 
 fn tc(arguments: &str) -> String {
     let output = Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
@@ -30,15 +30,25 @@ fn filters_that_were_taken_off_are_put_back() {
         let mut rig = Rig::with(&LoadOptions::default(), AttachMode::Clsact);
         rig.isolate(1, 2);
         assert_eq!(filters(), [1, 1]);
-        let (repaired, failures) = rig.datapath.verify_attachments(true);
+        let (repaired, failures) = rig.datapath.verify_attachments(Part::ALL, true);
         assert!(repaired.is_empty() && failures.is_empty(), "{repaired:?} {failures:?}");
         for harm in ["filter del dev pod0 egress", "qdisc del dev pod0 clsact"] {
             tc(harm);
-            let (repaired, failures) = rig.datapath.verify_attachments(true);
+            let (repaired, failures) = rig.datapath.verify_attachments(Part::ALL, true);
             assert!(failures.is_empty(), "{failures:?}");
             assert_eq!(repaired, [ID], "{harm}");
             assert_eq!(filters(), [1, 1], "{harm}");
         }
+        // A part at a time, in turn, as the agent does it.
+        tc("filter del dev pod0 egress");
+        let mut part = Part::first_of(7);
+        let repaired: Vec<EndpointId> = (0..7)
+            .flat_map(|_| {
+                part = part.next();
+                rig.datapath.verify_attachments(part, false).0
+            })
+            .collect();
+        assert_eq!((repaired, filters()), (vec![ID], [1, 1]), "by one of the parts");
     });
 }
 
@@ -71,7 +81,7 @@ fn guards_stay_without_addresses_and_shields_follow_the_link() {
                 settle(&mut rig.datapath);
                 assert_eq!(programs(), expected, "shared: {is_shared}");
             }
-            let (repaired, failures) = rig.datapath.verify_attachments(true);
+            let (repaired, failures) = rig.datapath.verify_attachments(Part::ALL, true);
             assert!(repaired.is_empty() && failures.is_empty(), "{repaired:?} {failures:?}");
             rig.datapath.want_guards(false);
             settle(&mut rig.datapath);

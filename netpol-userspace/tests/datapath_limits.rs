@@ -15,7 +15,7 @@ use common::{ID, POD, Rig, ack, in_node, syn, udp};
 use compile_support::{pod, policy};
 use netpol_common::layout::{self, Reason};
 use netpol_userspace::compile::Compiler;
-use netpol_userspace::datapath::{AttachMode, Limits, LoadOptions, Maps};
+use netpol_userspace::datapath::{AttachMode, Limits, LoadOptions, Maps, Part};
 use netpol_userspace::frames::{Transport, frame, packet};
 use netpol_userspace::model::Direction;
 use netpol_userspace::reference::generate::Rng;
@@ -421,7 +421,11 @@ fn an_endpoint_without_a_free_slot_is_closed_until_there_is_one() {
             tables.iter().find(|table| table.table == "endpoints").unwrap().overflow.clone()
         };
         assert_eq!(closed(&rig).unwrap().endpoints, [ID]);
-        assert_eq!(rig.datapath.verify_attachments(true).0, [], "the programs are attached");
+        assert_eq!(
+            rig.datapath.verify_attachments(Part::ALL, true).0,
+            [],
+            "the programs are attached"
+        );
         foreign.endpoints.store(first + 2, 0, 0);
         rig.datapath.retry().unwrap();
         assert!(rig.comes_in("10.9.0.1", &syn(2, 80)));

@@ -17,7 +17,7 @@ use netpol_userspace::compile::{
 };
 use netpol_userspace::datapath::run::{Place, run_marked};
 use netpol_userspace::datapath::{
-    AttachMode, Datapath, Limits, LoadOptions, cleanup, observe, programs_on,
+    AttachMode, Datapath, Limits, LoadOptions, Part, cleanup, observe, programs_on,
 };
 use netpol_userspace::endpoint::Exit;
 use netpol_userspace::frames::{Transport, frame, packet};
@@ -568,10 +568,10 @@ fn what_somebody_took_off_is_put_back() {
             .filter(|path| path.to_str().unwrap().contains("-transit"))
             .collect();
         assert_eq!(links.len(), 2, "{links:?}");
-        assert_eq!(rig.datapath.verify_transit().0, 0);
+        assert_eq!(rig.datapath.verify_transit(Part::ALL).0, 0);
         detach(&links[0]);
         assert_eq!(on(&["pod0", "other0"]).iter().sum::<usize>(), 1);
-        let (n_repaired, failures) = rig.datapath.verify_transit();
+        let (n_repaired, failures) = rig.datapath.verify_transit(Part::ALL);
         assert!(failures.is_empty(), "{failures:?}");
         assert_eq!((n_repaired, on(&["pod0", "other0"])), (1, vec![1, 1]));
     });
@@ -603,10 +603,10 @@ fn an_exit_that_cannot_be_guarded_closes_what_is_undecided() {
         assert_eq!(first(&mut rig, VIP, &syn(1001, 80)), None);
         assert_eq!(rig.counted(Egress, Reason::ServiceMixed), 2);
         assert_eq!(first(&mut rig, GOOD, &syn(1001, 8080)), PLAIN, "nothing undecided");
-        let (_, failures) = rig.datapath.verify_transit();
+        let (_, failures) = rig.datapath.verify_transit(Part::ALL);
         assert_eq!(failures.len(), 1, "still: {failures:?}");
         tc("qdisc del dev other0 ingress");
-        let (_, failures) = rig.datapath.verify_transit();
+        let (_, failures) = rig.datapath.verify_transit(Part::ALL);
         assert!(failures.is_empty(), "{failures:?}");
         assert_eq!(first(&mut rig, VIP, &syn(1001, 80)), STAMPED);
     });

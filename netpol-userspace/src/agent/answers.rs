@@ -117,7 +117,7 @@ fn is_own(service: &Service, address: IpAddr) -> bool {
 
 fn pod_info(pod: &Pod) -> PodInfo {
     PodInfo {
-        ips: pod.addresses.clone(),
+        ips: pod.addresses.to_vec(),
         node: pod.node.as_deref().map(str::to_owned),
         host_network: pod.host_network,
         finished: pod.finished,

@@ -21,7 +21,7 @@ use super::turns::Turns;
 use super::{answers, capacity, files, journal, memory, sandbox, view};
 use crate::compile::ids::Ids;
 use crate::compile::{Compiler, EndpointId, Plan, Step};
-use crate::datapath::{Datapath, EndpointFailure, NumbersInMaps};
+use crate::datapath::{Datapath, EndpointFailure, NumbersInMaps, Part};
 use crate::endpoint::{Endpoint, Finding, Snapshot, Watcher};
 use crate::model::{Change, ObjectName, Pod};
 use crate::observe::metrics::AgentCounters;
@@ -38,8 +38,10 @@ mod work;
 const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often attachments are compared with the kernel's where it does not tell of programs that
-/// went, and how long after it has told of some: the agent itself may take off more.
+/// went, in how many parts, so that nothing else waits for all of them (interfaces are often numbered
+/// by twos), and how long after it has told of some: the agent itself may take off more.
 const VERIFICATION: Duration = Duration::from_secs(1);
+const N_PARTS: u32 = 7;
 const VERIFICATION_SOON: Duration = Duration::from_millis(100);
 
 /// How long `netpol status` tells that flows made room for others.
@@ -95,6 +97,9 @@ pub struct Core {
     passed: Vec<waits::Passed>,
     /// When to compare attachments with the kernel's before the next housekeeping.
     verification: Option<Instant>,
+    /// What is to be compared then: everything, after the kernel has told of something that went.
+    verified: Part,
+    must_verify_all: bool,
     answers: Vec<Wait>,
 
     source_check: SourceCheck,
@@ -168,6 +173,8 @@ impl Core {
             pending: Vec::new(),
             passed: Vec::new(),
             verification: None,
+            verified: Part::first_of(N_PARTS),
+            must_verify_all: false,
             answers: Vec::new(),
             source_check: options.source_check,
             speaking: speaking::Speaking::new(links, options.trust),
@@ -284,6 +291,7 @@ impl Core {
         self.is_dirty = true;
         if before.n_filter_losses != self.snapshot.n_filter_losses {
             let soon = Instant::now() + VERIFICATION_SOON;
+            self.must_verify_all = true;
             self.verification = Some(self.verification.map_or(soon, |at| at.min(soon)));
         }
         self.holders.forget_routes();
@@ -384,7 +392,7 @@ impl Core {
             self.reconcile();
         }
         self.note_prefixes();
-        self.verify_attachments(true);
+        self.verify_attachments(Part::ALL, true);
         self.make_room();
         self.note_evictions();
         self.prune_sandboxes();
@@ -396,21 +404,22 @@ impl Core {
 
     /// Puts programs back that somebody took off: periodically, and when the kernel tells of filters
     /// that went. `is_thorough`: tries again what could not be attached.
-    fn verify_attachments(&mut self, is_thorough: bool) {
+    fn verify_attachments(&mut self, part: Part, is_thorough: bool) {
         // Of TCX programs the kernel does not tell.
         let is_unheard = self.is_synced && self.datapath.attach_mode() == "tcx";
-        self.verification = is_unheard.then(|| Instant::now() + VERIFICATION);
+        self.verification = is_unheard.then(|| Instant::now() + VERIFICATION / N_PARTS);
+        self.must_verify_all &= part != Part::ALL;
         if !self.is_reconciled {
             return;
         }
-        let (repaired, failures) = self.datapath.verify_attachments(is_thorough);
+        let (repaired, failures) = self.datapath.verify_attachments(part, is_thorough);
         self.is_dirty |= !repaired.is_empty() || !failures.is_empty();
         for id in repaired {
             let endpoint = self.endpoint_name(id);
             tracing::warn!(endpoint, "the programs had been taken off its interface; put back");
             self.counters.repaired_attachments += 1;
         }
-        let (n_repaired, transit_failures) = self.datapath.verify_transit();
+        let (n_repaired, transit_failures) = self.datapath.verify_transit(part);
         if n_repaired > 0 {
             tracing::warn!(n_repaired, "transit programs had been taken off interfaces; put back");
             self.counters.repaired_attachments += n_repaired as u64;
@@ -484,8 +493,11 @@ impl Core {
             if self.has_pending_guards() {
                 // What goes then is the agent's own doing, mostly.
                 self.verification = Some(Instant::now() + VERIFICATION_SOON);
+            } else if self.must_verify_all {
+                self.verify_attachments(Part::ALL, false);
             } else {
-                self.verify_attachments(false);
+                self.verified = self.verified.next();
+                self.verify_attachments(self.verified, false);
             }
         }
     }

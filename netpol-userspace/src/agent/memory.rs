@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::questions::NamedPort;
 use super::state::{Remembered, State};
 use crate::endpoint::{Endpoint, Holder, Interface};
-use crate::model::{self, ObjectName, Pod, Protocol, Str};
+use crate::model::{self, ObjectName, Pod, Protocol, Uid};
 
 /// What an earlier agent knew of the interfaces that are still there.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub struct Memory {
     /// Those of which it knew whose they are.
     pub endpoints: Vec<Endpoint>,
     /// Their pods, by uid, as it saw them last.
-    pub pods: BTreeMap<Str, Pod>,
+    pub pods: BTreeMap<Uid, Pod>,
     /// All of which it knew something, also that it cannot be decided, by incarnation.
     pub interfaces: Vec<u64>,
 }
@@ -22,7 +22,7 @@ pub struct Memory {
 /// Writes down endpoints, with what is known of their pods.
 pub fn write<'a>(
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
-    pods: &BTreeMap<Str, Pod>,
+    pods: &BTreeMap<Uid, Pod>,
 ) -> Vec<Remembered> {
     // What is unknown is so because nothing is remembered.
     let known = endpoints.into_iter().filter(|endpoint| endpoint.holder != Holder::Unknown);
@@ -134,7 +134,7 @@ fn pod(remembered: &Remembered) -> Pod {
         uid: remembered.uid.as_str().into(),
         labels: labels.map(|(key, value)| (key.as_str(), value.as_str())).collect(),
         node: None,
-        addresses: remembered.addresses.clone(),
+        addresses: remembered.addresses.clone().into(),
         host_network: false,
         finished: false,
         running: false,
@@ -194,11 +194,11 @@ mod tests {
             uid: "u".into(),
             labels: [("app", "web")].into_iter().collect(),
             node: None,
-            addresses: vec!["10.0.0.1".parse().unwrap()],
+            addresses: vec!["10.0.0.1".parse().unwrap()].into(),
             host_network: false,
             finished: false,
             running: false,
-            ports: vec![port],
+            ports: [port].into(),
             annotations: None,
             created: 900,
         }

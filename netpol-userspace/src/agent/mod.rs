@@ -53,7 +53,7 @@ const LONGEST_END: Duration = Duration::from_millis(700);
 /// Least pause between two writings of the state file, and how many times as long as the last one
 /// took it is: with much to write and many changes it may not be most of what the agent does.
 const PUBLISH: Duration = Duration::from_millis(50);
-const PUBLISH_SHARE: u32 = 20;
+const PUBLISH_SHARE: u32 = 100;
 
 /// Runs the agent until SIGTERM or SIGINT. What it put in force stays in force. `installer` is
 /// called when new pods can be told of.

@@ -86,10 +86,10 @@ impl Sandbox {
     pub fn is_of(&self, pod: &Pod) -> bool {
         let has_same_name = *self.namespace == *pod.id.namespace && *self.pod == *pod.id.name;
         has_same_name
-            && (*self.uid == *pod.uid
+            && (pod.uid == *self.uid
                 || self.uid.is_empty()
                 || is_static(&self.uid)
-                || *pod.uid == *pod.id.to_string())
+                || pod.uid == *pod.id.to_string())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::sandbox::{Attachment, Sandbox};
 use crate::endpoint::{Claim, Interface};
-use crate::model::{Cluster, ObjectName, Pod};
+use crate::model::{Addresses, Cluster, ObjectName, Pod};
 
 /// How long a sandbox may have neither an interface nor a pod before it is forgotten: its runtime
 /// may never have got further.
@@ -20,7 +20,7 @@ pub struct Sandboxes {
     /// The latest last.
     list: Vec<Entry>,
     /// The addresses by status of pods that count with others.
-    by_status: BTreeMap<ObjectName, Vec<IpAddr>>,
+    by_status: BTreeMap<ObjectName, Addresses>,
 }
 
 #[derive(Debug)]
@@ -218,7 +218,7 @@ impl Sandboxes {
     /// unless the status says so too, or a part of it (a pod has one address of a family, the
     /// runtime may have got several). Otherwise what others have now, and what it had in sandboxes
     /// that are over, does not count.
-    fn true_addresses(&self, pod: &Pod) -> Option<Vec<IpAddr>> {
+    fn true_addresses(&self, pod: &Pod) -> Option<Addresses> {
         if !pod.is_networked() || self.list.is_empty() {
             return None;
         }
@@ -226,14 +226,14 @@ impl Sandboxes {
         if let Some(live) = main().find(|sandbox| !sandbox.is_over && sandbox.is_of(pod)) {
             let agrees = !pod.addresses.is_empty()
                 && pod.addresses.iter().all(|address| live.addresses.contains(address));
-            return (!agrees).then(|| live.addresses.clone());
+            return (!agrees).then(|| live.addresses.clone().into());
         }
         let is_lost = |address: &IpAddr| {
             main().any(|sandbox| {
                 (!sandbox.is_over || sandbox.is_of(pod)) && sandbox.addresses.contains(address)
             })
         };
-        let left: Vec<IpAddr> =
+        let left: Addresses =
             pod.addresses.iter().filter(|address| !is_lost(address)).copied().collect();
         (left != pod.addresses).then_some(left)
     }

@@ -8,6 +8,7 @@
 //! What sets say is written with the first number of all, the *meaning*.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -44,11 +45,25 @@ impl Atom {
         };
         in_scope && pods.matches(labels)
     }
+
+    /// The one namespace whose pods may satisfy it, if there is only one.
+    pub fn namespace(&self) -> Option<&Str> {
+        match self {
+            Self::Pods { namespaces: NamespaceScope::Named(name), .. } => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// Number of a live atom; means nothing outside one compiler and is reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct AtomId(u32);
+pub(super) struct AtomId(NonZeroU32);
+
+impl AtomId {
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 /// An atom and who refers to it.
 #[derive(Debug)]
@@ -112,17 +127,17 @@ pub(super) struct Atoms {
 impl Atoms {
     /// The live atom of that number.
     pub fn get(&self, id: AtomId) -> &Known {
-        self.slots[id.0 as usize].as_ref().expect("invariant: atoms outlive what mentions them")
+        self.slots[id.index()].as_ref().expect("invariant: atoms outlive what mentions them")
     }
 
     /// Likewise, if there is one.
     pub fn live(&self, id: AtomId) -> Option<&Known> {
-        self.slots[id.0 as usize].as_ref()
+        self.slots[id.index()].as_ref()
     }
 
     /// The live atom of that number, to note a reference.
     pub fn get_mut(&mut self, id: AtomId) -> &mut Known {
-        self.slots[id.0 as usize].as_mut().expect("invariant: atoms outlive what mentions them")
+        self.slots[id.index()].as_mut().expect("invariant: atoms outlive what mentions them")
     }
 
     /// The number of `atom`, new if it was not known. It lives until the end of the settle unless
@@ -144,9 +159,10 @@ impl Atoms {
     fn put(&mut self, atom: Arc<Atom>, meaning: Option<AtomId>, turn: u32) -> AtomId {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
-            AtomId(u32::try_from(self.slots.len() - 1).expect("invariant: atoms fit into memory"))
+            let number = u32::try_from(self.slots.len()).ok().and_then(NonZeroU32::new);
+            AtomId(number.expect("invariant: atoms fit into memory"))
         });
-        self.slots[id.0 as usize] = Some(Known {
+        self.slots[id.index()] = Some(Known {
             atom,
             meaning: meaning.unwrap_or(id),
             turn,
@@ -255,7 +271,7 @@ impl Atoms {
     /// A set that has mentioned these is used by one more, who has to wait for them.
     pub fn await_pending(&mut self, ids: impl Iterator<Item = AtomId>) {
         self.fresh.extend(ids.filter(|id| {
-            let known = self.slots[id.0 as usize].as_ref();
+            let known = self.slots[id.index()].as_ref();
             known.is_some_and(|known| known.pending != 0)
         }));
     }
@@ -298,7 +314,7 @@ impl Atoms {
         let mut held = Vec::new();
         let namespace = &pod.id.namespace;
         self.anchors.candidates(namespace, namespace_labels, &pod.labels, |id| {
-            let atom = &self.slots[id.0 as usize];
+            let atom = &self.slots[id.index()];
             if atom
                 .as_ref()
                 .is_some_and(|known| known.atom.selects(namespace, namespace_labels, &pod.labels))
@@ -306,7 +322,7 @@ impl Atoms {
                 held.push(id);
             }
         });
-        for port in &pod.ports {
+        for port in &*pod.ports {
             if self.name(port.protocol, &port.name).is_some() {
                 held.push(self.intern(Atom::Port(port.clone())));
             }
@@ -328,6 +344,11 @@ impl Atoms {
                 self.maybe_dead.push(id);
             }
         }
+    }
+
+    /// How many pods hold it.
+    pub fn n_holders(&self, id: AtomId) -> usize {
+        self.get(id).n_holders as usize
     }
 
     /// Names that no set mentions any more: forgotten from now on.
@@ -363,7 +384,7 @@ impl Atoms {
         let mut dead = Vec::new();
         for id in ids {
             self.maybe_free.push(id);
-            let Some(known) = self.slots[id.0 as usize].as_mut() else { continue };
+            let Some(known) = self.slots[id.index()].as_mut() else { continue };
             if !known.sets.is_empty() || !std::mem::take(&mut known.is_active) {
                 continue;
             }
@@ -396,7 +417,7 @@ impl Atoms {
     pub fn free_dead(&mut self, n_most: usize) {
         for _ in 0..n_most {
             let Some(id) = self.maybe_free.pop() else { return };
-            let slot = &mut self.slots[id.0 as usize];
+            let slot = &mut self.slots[id.index()];
             let Some(known) = slot.take_if(|known| {
                 known.sets.is_empty()
                     && known.classes.is_empty()
@@ -426,7 +447,7 @@ impl Atoms {
     pub fn take_fresh(&mut self, job: u32) -> Vec<(AtomId, bool)> {
         let mut fresh = Vec::new();
         for id in std::mem::take(&mut self.fresh) {
-            let Some(known) = self.slots[id.0 as usize].as_mut() else { continue };
+            let Some(known) = self.slots[id.index()].as_mut() else { continue };
             let is_begun = known.is_matched;
             if !known.is_active || known.pending == job || (is_begun && known.pending == 0) {
                 continue;
@@ -453,7 +474,7 @@ impl Atoms {
     /// All addresses have their classes with what that job has taken, if no other has since.
     pub fn settle(&mut self, job: u32, ids: &[AtomId], names: &[(Protocol, Str)]) {
         for id in ids {
-            if let Some(known) = &mut self.slots[id.0 as usize]
+            if let Some(known) = &mut self.slots[id.index()]
                 && known.pending == job
             {
                 known.pending = 0;

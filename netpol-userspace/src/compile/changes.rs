@@ -21,7 +21,8 @@ impl Compiler {
             Change::PodGone(id, uid) => {
                 self.note_pod(id.clone(), Change::PodGone(id, uid), dirty);
             }
-            Change::Policy(policy) => {
+            Change::Policy(mut policy) => {
+                self.strings.share_policy(&mut policy);
                 self.note_policy(policy.id.clone(), Change::Policy(policy), dirty);
             }
             Change::PolicyGone(id) => {

@@ -115,7 +115,8 @@ impl<'a> Edits<'a> {
         let shared = n_now.iter().filter(|&(&hash, &n)| mentions.count(direction, hash) > n);
         let shared: FxHashSet<u64> = shared.map(|(&hash, _)| hash).collect();
         if !shared.is_empty() {
-            let all = cluster.policies.get(namespace).into_iter().flat_map(BTreeMap::values);
+            let all =
+                cluster.policies.get(namespace).into_iter().flat_map(|policies| policies.values());
             let others = all.map(|policy| &**policy).filter(|p| !befores.contains_key(&p.id));
             for policy in others {
                 let peers = peers(policy.rules(direction).unwrap_or_default());

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -16,7 +17,7 @@ use super::services::{Changed, Services};
 use super::sets::Sets;
 use super::work::{Blocks, Job};
 use super::{Backend, ClassId, EndpointId, Plan, ServiceKey, SetId, Step, Verdict};
-use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Str};
+use crate::model::{Cluster, Labels, NamespaceScope, ObjectName, Pod, Pool, Str};
 
 /// From how many new selectors on over many namespaces, or over one, all pods there are looked at
 /// once, instead of all pods for each selector.
@@ -33,8 +34,9 @@ pub(super) struct Engine {
     pub classes: Classes,
     pub addresses: Addresses,
     pub services: Services,
-    /// The sorted atoms of each pod that satisfies any.
-    held: FxHashMap<ObjectName, Box<[AtomId]>>,
+    /// The sorted atoms of each pod that satisfies any. Few pods differ in them.
+    held: FxHashMap<ObjectName, Arc<[AtomId]>>,
+    held_by_many: Pool<Arc<[AtomId]>>,
     shared: SharedPorts,
     /// Blocks that have the class [`ClassId::CLOSED`] and wait for a number.
     pub unnumbered: BTreeSet<IpNet>,
@@ -87,6 +89,7 @@ impl Engine {
             addresses: Addresses::default(),
             services: Services::default(),
             held: FxHashMap::default(),
+            held_by_many: Pool::default(),
             shared: SharedPorts::default(),
             unnumbered: BTreeSet::new(),
             lingering: Vec::new(),
@@ -183,10 +186,10 @@ impl Engine {
     fn match_selectors(
         &mut self,
         cluster: &Cluster,
-        selectors: &[std::sync::Arc<Atom>],
+        selectors: &[Arc<Atom>],
         touched: &mut Touched,
     ) {
-        let is_wide = |atom: &&std::sync::Arc<Atom>| {
+        let is_wide = |atom: &&Arc<Atom>| {
             matches!(&***atom, Atom::Pods { namespaces: NamespaceScope::Matching(_), .. })
         };
         if selectors.iter().filter(is_wide).count() > MANY_SELECTORS {
@@ -205,7 +208,7 @@ impl Engine {
         for pods in by_namespace.keys().filter_map(|name| cluster.pods.get(*name)) {
             touched.pods.extend(pods.values().map(|pod| pod.id.clone()));
         }
-        let is_apart = |atom: &&std::sync::Arc<Atom>| match &***atom {
+        let is_apart = |atom: &&Arc<Atom>| match &***atom {
             Atom::Pods { namespaces: NamespaceScope::Named(name), .. } => {
                 !by_namespace.contains_key(name)
             }
@@ -230,12 +233,21 @@ impl Engine {
     }
 
     fn set_held(&mut self, pod: &ObjectName, now: Vec<AtomId>) {
-        let now_again = now.clone();
         let before = match now.is_empty() {
             true => self.held.remove(pod),
-            false => self.held.insert(pod.clone(), now.into()),
+            false => {
+                let shared = match self.held_by_many.get(&now[..]) {
+                    Some(known) => known.clone(),
+                    None => {
+                        let new: Arc<[AtomId]> = now.as_slice().into();
+                        self.held_by_many.insert(new.clone());
+                        new
+                    }
+                };
+                self.held.insert(pod.clone(), shared)
+            }
         };
-        self.atoms.hold(&before.unwrap_or_default(), &now_again);
+        self.atoms.hold(&before.unwrap_or_default(), &now);
     }
 
     /// Gives blocks the class that they should have. Returns the rows to add first, then the moves.
@@ -251,7 +263,7 @@ impl Engine {
             let owner = entry.owner.as_ref();
             // An address without atoms of its own has those of the longest block around it.
             content.clear();
-            content.extend(owner.and_then(|owner| self.held.get(owner)).into_iter().flatten());
+            content.extend(owner.into_iter().flat_map(|owner| self.held(owner)));
             content.extend(self.addresses.atoms_around(block));
             content.sort_unstable();
             let new = match self.stays(&block) {
@@ -461,27 +473,39 @@ impl Engine {
             let mut now = self.held(&pod).to_vec();
             now.retain(|id| !dead_of_pods.contains(id));
             self.set_held(&pod, now);
-            let addresses = cluster.pod(&pod).map(|pod| pod.addresses.as_slice());
+            let addresses = cluster.pod(&pod).map(|pod| &*pod.addresses);
             blocks.extend(addresses.unwrap_or_default().iter().map(|&a| IpNet::from(a)));
         }
         blocks
     }
 
-    /// Pods that hold one of these atoms.
+    /// Pods that hold one of these atoms. How many there are is known, so mostly it is enough to look
+    /// where they are to be expected.
     fn holders(&self, cluster: &Cluster, wanted: &FxHashSet<AtomId>) -> Vec<ObjectName> {
-        let holds = |id: &ObjectName| self.held(id).iter().any(|atom| wanted.contains(atom));
-        let mut namespaces = BTreeSet::new();
-        for &id in wanted {
-            match &*self.atoms.get(id).atom {
-                Atom::Pods { namespaces: NamespaceScope::Named(name), .. } => {
-                    namespaces.insert(name.clone());
-                }
-                _ => return self.held.keys().filter(|id| holds(id)).cloned().collect(),
+        let n_wanted = |held: &[AtomId]| held.iter().filter(|atom| wanted.contains(atom)).count();
+        let n_all: usize = wanted.iter().map(|&id| self.atoms.n_holders(id)).sum();
+        if n_all == 0 {
+            return Vec::new();
+        }
+        let atoms = wanted.iter().map(|&id| &*self.atoms.get(id).atom);
+        let (named, wide): (Vec<&Atom>, Vec<&Atom>) =
+            atoms.partition(|atom| atom.namespace().is_some());
+        if wide.len() <= MANY_SELECTORS {
+            let namespaces: FxHashSet<&Str> =
+                named.into_iter().filter_map(Atom::namespace).collect();
+            let pods = namespaces.into_iter().filter_map(|name| cluster.pods.get(name));
+            let pods = pods.flat_map(|pods| pods.values()).map(|pod| &**pod);
+            let pods = pods.chain(wide.into_iter().flat_map(|atom| pods_of(cluster, atom)));
+            let found: FxHashMap<&ObjectName, usize> =
+                pods.map(|pod| (&pod.id, n_wanted(self.held(&pod.id)))).collect();
+            if found.values().sum::<usize>() == n_all {
+                let found = found.into_iter().filter(|(_, n)| *n > 0);
+                return found.map(|(id, _)| id.clone()).collect();
             }
         }
-        let pods = namespaces.iter().filter_map(|name| cluster.pods.get(name));
-        let ids = pods.flat_map(|pods| pods.values()).map(|pod| &pod.id);
-        ids.filter(|id| holds(id)).cloned().collect()
+        // Some have other labels by now, or are gone, and are still to be looked at.
+        let all = self.held.iter().filter(|(_, held)| n_wanted(held) > 0);
+        all.map(|(id, _)| id.clone()).collect()
     }
 }
 

@@ -130,7 +130,7 @@ fn has_port(entry: &PortMatch, opening: &Opening, destination: Option<&Pod>) -> 
             PortRange::All => true,
             PortRange::Numbers(first, last) => (*first..=*last).contains(&opening.port),
             PortRange::Named(name) => {
-                let declared = destination.into_iter().flat_map(|pod| &pod.ports);
+                let declared = destination.into_iter().flat_map(|pod| &*pod.ports);
                 declared
                     .filter(|port| port.protocol == entry.protocol && port.name == *name)
                     .any(|port| port.port == opening.port)

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use super::addresses::Addresses;
 use super::{Backend, EndpointId, EndpointSets, ServiceKey, SetId, Step};
 use crate::model::{
-    AddressFamily, Cluster, EndpointSlice, ObjectName, Proxy, Service, ServicePort, Str,
+    AddressFamily, ByName, Cluster, EndpointSlice, ObjectName, Proxy, Service, ServicePort, Str,
 };
 
 /// Where packets of a Service port may end up: addresses and ports, sorted and distinct.
@@ -72,13 +72,13 @@ pub(super) struct Services {
     is_stale: bool,
     known: BTreeMap<ObjectName, Derived>,
     /// Names of the slices of each Service.
-    slices: FxHashMap<ObjectName, BTreeSet<Str>>,
+    slices: FxHashMap<ObjectName, Vec<Str>>,
     /// Who claims a key.
-    claims: FxHashMap<ServiceKey, Vec<ObjectName>>,
+    claims: FxHashMap<ServiceKey, Vec<Arc<ObjectName>>>,
     /// Keys with more than one claimant.
     contested: BTreeSet<ServiceKey>,
     /// The Services that have a backend with this address.
-    by_address: BTreeSet<(IpAddr, ObjectName)>,
+    by_address: BTreeSet<(IpAddr, Arc<ObjectName>)>,
     /// Services to look at again.
     touched: BTreeSet<ObjectName>,
     /// What the tables hold.
@@ -152,10 +152,10 @@ impl Services {
         if before != Interest::None {
             return;
         }
-        for slice in cluster.slices.values().flat_map(BTreeMap::values) {
-            self.slices.entry(owner_of(slice)).or_default().insert(slice.id.name.clone());
+        for slice in cluster.slices.values().flat_map(ByName::values) {
+            self.list_slice(slice);
         }
-        let services = cluster.services.values().flat_map(BTreeMap::values);
+        let services = cluster.services.values().flat_map(ByName::values);
         self.touched.extend(services.map(|service| service.id.clone()));
     }
 
@@ -233,21 +233,28 @@ impl Services {
         if let Some(slice) = before
             && let Some(names) = self.slices.get_mut(&owner_of(slice))
         {
-            names.remove(&slice.id.name);
+            names.retain(|name| *name != slice.id.name);
             if names.is_empty() {
                 self.slices.remove(&owner_of(slice));
             }
         }
         if let Some(slice) = now {
-            self.slices.entry(owner_of(slice)).or_default().insert(slice.id.name.clone());
+            self.list_slice(slice);
         }
         self.touched.extend(before.into_iter().chain(now).map(owner_of));
+    }
+
+    fn list_slice(&mut self, slice: &EndpointSlice) {
+        let names = self.slices.entry(owner_of(slice)).or_insert_with(|| Vec::with_capacity(1));
+        if let Err(index) = names.binary_search(&slice.id.name) {
+            names.insert(index, slice.id.name.clone());
+        }
     }
 
     /// A node has other addresses.
     pub fn touch_nodes(&mut self, cluster: &Cluster) {
         if self.interest != Interest::None {
-            let services = cluster.services.values().flat_map(BTreeMap::values);
+            let services = cluster.services.values().flat_map(ByName::values);
             let with_node_port = services.filter(|s| s.ports.iter().any(|p| p.node_port.is_some()));
             self.touched.extend(with_node_port.map(|service| service.id.clone()));
         }
@@ -286,11 +293,11 @@ impl Services {
             let node = &self.here.node;
             keys.extend(self.claims.keys().filter(|key| node.contains(&key.address)));
         }
-        let first = ObjectName::new("", "");
+        let first = Arc::new(ObjectName::new("", ""));
         for block in moved {
             let inside = self.by_address.range((block.network(), first.clone())..);
             let inside = inside.take_while(|(address, _)| *address <= block.broadcast());
-            stale.extend(inside.map(|(_, service)| service.clone()));
+            stale.extend(inside.map(|(_, service)| ObjectName::clone(service)));
         }
         for id in &stale {
             let fronts = self.known.get_mut(id).map(|derived| &mut derived.fronts);
@@ -330,7 +337,8 @@ impl Services {
     /// Who has a key: the oldest claimant, of equally old ones the one with the smallest name.
     fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
         let age = |id: &ObjectName| self.known.get(id).map(|derived| derived.created);
-        self.claims.get(key)?.iter().min_by_key(|id| (age(id), *id))
+        let claimants = self.claims.get(key)?.iter().map(|id| &**id);
+        claimants.min_by_key(|id| (age(id), *id))
     }
 
     /// Replaces what is known of a Service; adds all its old and new keys to `keys`.
@@ -343,25 +351,26 @@ impl Services {
         let Some(service) = service else { return };
         let names = self.slices.get(id).into_iter().flatten();
         let all = cluster.slices.get(&id.namespace);
-        let slices = names.filter_map(|name| Some(&**all?.get(name)?));
+        let slices = names.filter_map(|name| all?.get(name));
         let slices: Vec<&EndpointSlice> =
             slices.filter(|slice| self.handles(&slice.proxy)).collect();
         let fronts = fronts(service, &slices, cluster);
         if fronts.is_empty() {
             return;
         }
+        let shared = Arc::new(id.clone());
         for front in &fronts {
             keys.extend(front.keys.iter().copied());
             for key in &front.keys {
                 // Hardly ever is there another one.
                 let claimants = self.claims.entry(*key).or_insert_with(|| Vec::with_capacity(1));
-                claimants.push(id.clone());
+                claimants.push(shared.clone());
                 if claimants.len() > 1 {
                     self.contested.insert(*key);
                 }
             }
             for (address, _) in &*front.targets {
-                self.by_address.insert((*address, id.clone()));
+                self.by_address.insert((*address, shared.clone()));
             }
         }
         self.known.insert(id.clone(), Derived { created: service.created, fronts });
@@ -369,10 +378,11 @@ impl Services {
 
     /// Takes a Service out of all indexes.
     fn unlist(&mut self, id: &ObjectName, derived: &Derived) {
+        let shared = Arc::new(id.clone());
         for front in &derived.fronts {
             for key in &front.keys {
                 let Some(claimants) = self.claims.get_mut(key) else { continue };
-                claimants.retain(|claimant| claimant != id);
+                claimants.retain(|claimant| **claimant != *id);
                 if claimants.len() < 2 {
                     self.contested.remove(key);
                 }
@@ -381,7 +391,7 @@ impl Services {
                 }
             }
             for (address, _) in &*front.targets {
-                self.by_address.remove(&(*address, id.clone()));
+                self.by_address.remove(&(*address, shared.clone()));
             }
         }
     }
@@ -406,8 +416,8 @@ impl Services {
     pub fn contested(&self) -> impl Iterator<Item = (ServiceKey, ObjectName, Vec<ObjectName>)> {
         self.contested.iter().filter_map(|key| {
             let owner = self.owner(key)?.clone();
-            let mut others = self.claims.get(key)?.clone();
-            others.retain(|claimant| *claimant != owner);
+            let claimants = self.claims.get(key)?.iter().map(|id| ObjectName::clone(id));
+            let mut others: Vec<ObjectName> = claimants.filter(|id| *id != owner).collect();
             others.sort();
             Some((*key, owner, others))
         })
@@ -439,6 +449,7 @@ pub(super) fn fronts(
             let mut keys = keys(service, port, family, cluster);
             keys.sort_unstable();
             keys.retain(|key| seen.insert(*key));
+            keys.shrink_to_fit();
             if !keys.is_empty() {
                 let targets = targets(slices, port, family);
                 let own = service.cluster_ips.iter().chain(&service.external).copied().collect();
@@ -480,10 +491,9 @@ fn targets(slices: &[&EndpointSlice], port: &ServicePort, family: AddressFamily)
             .map(|other| other.port);
         for number in numbers {
             for endpoint in &slice.endpoints {
-                let targets = endpoint.addresses.iter().map(|&address| (address, number));
                 match (endpoint.ready, endpoint.serving) {
-                    (true, _) => ready.extend(targets),
-                    (false, true) => serving.extend(targets),
+                    (true, _) => drop(ready.insert((endpoint.address, number))),
+                    (false, true) => drop(serving.insert((endpoint.address, number))),
                     (false, false) => {}
                 }
             }

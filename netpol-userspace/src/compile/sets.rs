@@ -677,7 +677,7 @@ impl Rules {
 /// Where the names of a rule's ports are looked up now, if at all.
 pub(super) fn own_ports(pod: &Pod, direction: Direction) -> Option<&[NamedPort]> {
     match direction {
-        Direction::Ingress => Some(pod.ports.as_slice()),
+        Direction::Ingress => Some(&pod.ports),
         Direction::Egress => None,
     }
 }

@@ -85,7 +85,7 @@ impl Endpoint {
     /// Where a Service leads to it.
     pub fn addresses(&self) -> &[IpAddr] {
         let pod = self.pods.first().filter(|_| self.is_current);
-        pod.map(|pod| pod.addresses.as_slice()).unwrap_or_default()
+        pod.map(|pod| &*pod.addresses).unwrap_or_default()
     }
 
     /// The pods that it may be by this cluster.

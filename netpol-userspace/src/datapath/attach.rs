@@ -440,6 +440,34 @@ fn replace_pinned(program: &mut SchedClassifier, path: &Path) -> Result<bool, Pr
     }
 }
 
+/// Some of all interfaces, to be looked at in turn: a look at all of them takes a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    number: u32,
+    of: u32,
+}
+
+impl Part {
+    /// All interfaces.
+    pub const ALL: Self = Self { number: 0, of: 1 };
+
+    /// The first of so many parts.
+    pub fn first_of(of: u32) -> Self {
+        Self { number: 0, of }
+    }
+
+    /// The one that follows; after the last, the first.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self { number: (self.number + 1) % self.of, ..self }
+    }
+
+    /// Whether an interface is in it.
+    pub fn has(self, ifindex: u32) -> bool {
+        ifindex % self.of == self.number
+    }
+}
+
 /// Takes netpol's clsact filters off an interface.
 fn detach_filters(ifindex: u32) {
     let Ok(interface) = interface_name(ifindex) else { return };

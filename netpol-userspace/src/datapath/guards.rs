@@ -6,6 +6,7 @@
 //! until it is off; where the programs of an isolated pod come off, the guard is there before. Must
 //! never put one on the interface of an endpoint without declared addresses.
 
+use super::attach::Part;
 use super::error::DatapathError;
 use super::load::{GUARD, SHIELD};
 use super::writer::{Datapath, Endpoint, EndpointFailure};
@@ -167,10 +168,12 @@ impl Datapath {
     /// endpoints whose guards were gone, and failures.
     pub(super) fn verify_guards(
         &mut self,
+        part: Part,
         is_thorough: bool,
     ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
         let (mut repaired, mut failures) = (Vec::new(), Vec::new());
-        let ids: Vec<EndpointId> = self.endpoints.keys().copied().collect();
+        let here = self.endpoints.iter().filter(|(_, endpoint)| part.has(endpoint.ifindex));
+        let ids: Vec<EndpointId> = here.map(|(&id, _)| id).collect();
         let program_ids = self.guard_ids();
         for id in ids {
             let endpoint = &self.endpoints[&id];

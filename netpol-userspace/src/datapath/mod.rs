@@ -42,7 +42,7 @@ mod usage;
 mod versions;
 mod writer;
 
-pub use attach::{AttachMode, programs_on};
+pub use attach::{AttachMode, Part, programs_on};
 pub use error::DatapathError;
 pub use flow_tables::{FlowTable, FlowUse};
 pub use limits::{Limits, Overflow, TableUse};

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use netpol_common::layout::{SERVICES_INCOMPLETE, TRANSIT_READY};
 
+use super::attach::Part;
 use super::load::{TRANSIT, TRANSIT_RAW};
 use super::writer::{Datapath, EndpointFailure};
 use crate::compile::{EndpointId, SetId, Step};
@@ -89,14 +90,17 @@ impl Datapath {
         self.transit.is_wanted = false;
     }
 
-    /// Periodic: puts back what somebody took off. Returns how many had to be.
-    pub fn verify_transit(&mut self) -> (usize, Vec<EndpointFailure>) {
+    /// Periodic: puts back what somebody took off, on some interfaces. Returns how many had to be.
+    pub fn verify_transit(&mut self, part: Part) -> (usize, Vec<EndpointFailure>) {
         if !self.transit.is_wanted {
             return (0, Vec::new());
         }
         let (programs, attacher) = (&mut self.programs, &self.attacher);
         let before = self.transit.attached.len();
         self.transit.attached.retain(|&ifindex, exit| {
+            if !part.has(ifindex) {
+                return true;
+            }
             let info = programs.info(program_for(exit));
             info.is_ok_and(|info| attacher.has_transit(ifindex, info.id()))
         });

@@ -13,7 +13,7 @@ use aya::maps::{MapError, PerCpuValues};
 use netpol_common::layout::{self, Address, EPOCH_MASK, names};
 
 use super::arena::Arena;
-use super::attach::{AttachMode, Attacher};
+use super::attach::{AttachMode, Attacher, Part};
 use super::classes::Classes;
 use super::error::{DatapathError, bpf_error, io_error};
 use super::features;
@@ -550,17 +550,19 @@ impl Datapath {
         }
     }
 
-    /// Checks that the programs still are where they were put and puts back what is missing.
-    /// Returns the endpoints that had to be repaired, and failures.
+    /// Checks that the programs still are where they were put, on some interfaces, and puts back what
+    /// is missing. Returns the endpoints that had to be repaired, and failures.
     pub fn verify_attachments(
         &mut self,
+        part: Part,
         is_thorough: bool,
     ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
-        let (mut repaired, mut failures) = self.verify_guards(is_thorough);
+        let (mut repaired, mut failures) = self.verify_guards(part, is_thorough);
         let isolated: Vec<EndpointId> = self
             .endpoints
             .iter()
             .filter(|(_, endpoint)| endpoint.slot.is_some() || endpoint.is_closed)
+            .filter(|(_, endpoint)| part.has(endpoint.ifindex))
             .map(|(&id, _)| id)
             .collect();
         for id in isolated {

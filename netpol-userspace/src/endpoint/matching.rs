@@ -23,7 +23,7 @@ use std::ops::RangeInclusive;
 
 pub use self::finding::{Finding, Why};
 use super::{Interface, Route};
-use crate::model::{ObjectName, Pod, Str};
+use crate::model::{ObjectName, Pod, Uid};
 use crate::netns::NetnsId;
 
 /// An interface that belongs to a pod.
@@ -42,7 +42,7 @@ pub struct Endpoint {
     /// The pod, or the interface's name in a namespace that no cluster has ([`NOBODY`]).
     pub pod: ObjectName,
     /// The pod's uid; empty if it is not known which one it is.
-    pub uid: Str,
+    pub uid: Uid,
     /// What is known of that.
     pub holder: Holder,
     /// Nothing but the addresses that it showed has told whose it is.
@@ -68,7 +68,7 @@ pub enum Holder {
     /// A pod that has ended by its object, or has none any more, or has another interface by now.
     Former,
     /// One of the pods with these uids, sorted.
-    OneOf(Vec<Str>),
+    OneOf(Vec<Uid>),
     /// Nobody knows. An earlier agent enforced it.
     Unknown,
 }
@@ -81,7 +81,7 @@ pub struct Claim {
     /// The pod.
     pub pod: ObjectName,
     /// The pod's uid.
-    pub uid: Str,
+    pub uid: Uid,
 }
 
 /// An interface that an earlier agent enforced and that nothing else is remembered of.
@@ -110,7 +110,7 @@ pub struct Evidence<'a> {
     pub routes: &'a BTreeMap<IpAddr, Route>,
     /// The pods, by uid, that have never had an interface, and when theirs must have come up, in
     /// seconds since the epoch. A pod that is not here had its interface once.
-    pub awaited: &'a BTreeMap<Str, RangeInclusive<i64>>,
+    pub awaited: &'a BTreeMap<Uid, RangeInclusive<i64>>,
 }
 
 /// What belongs together and what does not.

@@ -72,11 +72,11 @@ mod tests {
             uid: name.into(),
             labels: Labels::from_iter([("app", name)]),
             node: None,
-            addresses: vec![address.parse().unwrap()],
+            addresses: vec![address.parse().unwrap()].into(),
             host_network: false,
             finished: false,
             running: true,
-            ports: Vec::new(),
+            ports: [].into(),
             annotations: None,
             created: 0,
         };

@@ -4,24 +4,29 @@
 //! module must never know tokio, kube, aya, files or sockets: sources turn what they read into
 //! [`Change`]s, the compiler reads the result.
 
+mod addresses;
 pub mod cluster;
 pub mod matching;
+mod named;
 pub mod policy;
 pub mod selector;
 pub mod service;
 mod strings;
+mod uid;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use addresses::Addresses;
 pub use cluster::Cluster;
+pub use named::{ByName, Named};
 pub use policy::{IpBlock, NamespaceScope, Peer, Peers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
     AddressFamily, EndpointSlice, Node, Proxy, Service, ServicePort, SliceEndpoint, SlicePort,
 };
-pub use strings::Strings;
+pub use strings::{Pool, Shared, Strings};
+pub use uid::Uid;
 
 /// A shared immutable string: names and labels are repeated thousands of times in a cluster.
 pub type Str = Arc<str>;
@@ -170,13 +175,13 @@ pub struct Pod {
     /// Namespace and name.
     pub id: ObjectName,
     /// `metadata.uid`; for file sources without one, a value derived from namespace and name.
-    pub uid: Str,
+    pub uid: Uid,
     /// Its labels.
     pub labels: Labels,
     /// `spec.nodeName`, if scheduled.
     pub node: Option<Str>,
     /// `status.podIPs`, IPv4-mapped forms refused.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// `spec.hostNetwork`: such a pod matches no selector and is no endpoint.
     pub host_network: bool,
     /// Phase Succeeded or Failed: the pod owns no address any more.
@@ -184,7 +189,7 @@ pub struct Pod {
     /// Phase Running: it must have an interface on its node. No verdict depends on it.
     pub running: bool,
     /// Named container ports (`containers` and restartable `initContainers`).
-    pub ports: Vec<NamedPort>,
+    pub ports: Arc<[NamedPort]>,
     /// What its annotations say that an agent may be told to believe; of pods of this node, if so.
     pub annotations: Option<Box<AddressAnnotations>>,
     /// `metadata.creationTimestamp` in seconds since the epoch, 0 if unknown. Of two pods that
@@ -209,7 +214,7 @@ pub enum Change {
     /// A pod was created or changed.
     Pod(Pod),
     /// A pod is gone. The uid, where known, keeps a late delete from removing a successor.
-    PodGone(ObjectName, Option<Str>),
+    PodGone(ObjectName, Option<Uid>),
     /// A policy was created or changed.
     Policy(Policy),
     /// A policy is gone.

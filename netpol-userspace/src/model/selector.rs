@@ -130,6 +130,11 @@ impl Selector {
         &self.0
     }
 
+    /// The same, for strings to be shared: what they say must stay.
+    pub(super) fn requirements_mut(&mut self) -> &mut [Requirement] {
+        &mut self.0
+    }
+
     /// Whether `labels` satisfy every requirement.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.matches(labels))

@@ -117,8 +117,8 @@ pub struct SlicePort {
 /// One backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// Its addresses, of which a client may use any.
-    pub addresses: Vec<IpAddr>,
+    /// Its address: of one with several a client may use any, so each is one.
+    pub address: IpAddr,
     /// Condition `ready`; unknown means ready.
     pub ready: bool,
     /// Condition `serving`; unknown means as ready.

@@ -105,7 +105,7 @@ impl Chooser<'_> {
             PortRange::Numbers(first, last) => vec![(*protocol, *first, *last)],
             PortRange::Named(name) => {
                 let pod = self.cluster.pod(&self.hosts[host].id);
-                let ports = pod.into_iter().flat_map(|pod| &pod.ports);
+                let ports = pod.into_iter().flat_map(|pod| &*pod.ports);
                 let same = ports.filter(|p| p.name == *name && p.protocol == *protocol);
                 same.map(|port| (*protocol, port.port, port.port)).collect()
             }

@@ -543,10 +543,10 @@ mod tests {
     }
 
     fn backends(world: &World) -> Vec<String> {
-        let slices = world.cluster.slices.values().flat_map(BTreeMap::values);
+        let slices = world.cluster.slices.values().flat_map(|slices| slices.values());
         let endpoints = slices.flat_map(|slice| {
             let port = slice.ports[0].port;
-            slice.endpoints.iter().map(move |e| format!("{}:{port} {}", e.addresses[0], e.ready))
+            slice.endpoints.iter().map(move |e| format!("{}:{port} {}", e.address, e.ready))
         });
         endpoints.collect()
     }

@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::validate;
-use crate::model::{AddressAnnotations, NETWORK_STATUS, SOURCE_PREFIXES};
-use crate::model::{Labels, NamedPort, Namespace, ObjectName, Pod, Protocol, Str};
+use crate::model::{AddressAnnotations, Addresses, NETWORK_STATUS, SOURCE_PREFIXES};
+use crate::model::{Labels, NamedPort, Namespace, ObjectName, Pod, Protocol, Str, Uid};
 
 mod policy;
 mod service;
@@ -174,7 +175,7 @@ fn address_annotations(
 }
 
 /// The uid of a pod, derived from its name where the source has none.
-pub fn pod_uid(id: &ObjectName, uid: Option<&str>) -> Str {
+pub fn pod_uid(id: &ObjectName, uid: Option<&str>) -> Uid {
     match uid.filter(|uid| !uid.is_empty()) {
         Some(uid) => uid.into(),
         None => id.to_string().into(),
@@ -204,7 +205,7 @@ pub fn pod_addresses<'a>(
     pod_ips: impl IntoIterator<Item = &'a str>,
     pod_ip: Option<&str>,
     problems: &mut Vec<Problem>,
-) -> Vec<IpAddr> {
+) -> Addresses {
     let mut addresses = Vec::new();
     let mut listed = false;
     for (index, text) in pod_ips.into_iter().enumerate() {
@@ -214,8 +215,7 @@ pub fn pod_addresses<'a>(
     if let (false, Some(text)) = (listed, pod_ip.filter(|text| !text.is_empty())) {
         add_address("status.podIP", text, &mut addresses, problems);
     }
-    addresses.shrink_to_fit();
-    addresses
+    addresses.into()
 }
 
 fn add_address(field: &str, text: &str, to: &mut Vec<IpAddr>, problems: &mut Vec<Problem>) {
@@ -281,11 +281,10 @@ impl PortCollector {
     }
 
     /// The ports in canonical order.
-    pub fn finish(mut self) -> Vec<NamedPort> {
+    pub fn finish(mut self) -> Arc<[NamedPort]> {
         self.ports.sort();
         self.ports.dedup();
-        self.ports.shrink_to_fit();
-        self.ports
+        self.ports.into()
     }
 }
 

@@ -88,9 +88,9 @@ impl Selecting {
         Some(SlicePort { name: name.clone(), protocol, port })
     }
 
-    fn endpoint(&self, addresses: Vec<IpAddr>, condition: Condition) -> SliceEndpoint {
+    fn endpoint(&self, address: IpAddr, condition: Condition) -> SliceEndpoint {
         SliceEndpoint {
-            addresses,
+            address,
             ready: self.not_ready_too || (condition.ready && !condition.ending),
             serving: self.not_ready_too || condition.ready,
         }
@@ -132,7 +132,7 @@ pub fn derive<'a>(
             // As in the API, a pod has one address of each family.
             let address = pod.addresses.iter().find(|&&a| AddressFamily::of(a) == family);
             if let (Some(&address), false) = (address, ports.is_empty()) {
-                let endpoint = selecting.endpoint(vec![address], condition);
+                let endpoint = selecting.endpoint(address, condition);
                 kinds.entry((family, ports.clone())).or_default().push(endpoint);
             }
         }
@@ -193,7 +193,7 @@ mod tests {
                     (false, true) => "serving",
                     (false, false) => "down",
                 };
-                format!("{} {state}", e.addresses[0])
+                format!("{} {state}", e.address)
             })
             .collect();
         format!("{:?} {} -> {}", slice.family, ports.join(","), endpoints.join(", "))

@@ -16,7 +16,7 @@ use serde::de::{
 };
 
 use super::convert::{self, PortCollector, Problem};
-use crate::model::{self, AddressAnnotations, Labels, Str};
+use crate::model::{self, AddressAnnotations, Addresses, Labels, Str};
 
 mod service;
 
@@ -178,7 +178,7 @@ fn labels(metadata: &Metadata, problems: &mut Vec<Problem>) -> Labels {
         .collect()
 }
 
-fn addresses(status: &Status, problems: &mut Vec<Problem>) -> Vec<std::net::IpAddr> {
+fn addresses(status: &Status, problems: &mut Vec<Problem>) -> Addresses {
     let mut list = Vec::new();
     let pod_ips = status.pod_ips.or("status.podIPs", problems);
     for (index, entry) in pod_ips.into_iter().flatten().enumerate() {

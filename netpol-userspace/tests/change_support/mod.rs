@@ -91,7 +91,7 @@ impl Truth {
     }
 
     pub fn addresses(&self, pod: &str) -> Vec<IpAddr> {
-        convert::pod(&self.world.pods[pod]).0.addresses
+        convert::pod(&self.world.pods[pod]).0.addresses.to_vec()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::agent::state::{ObjectError, State};
 use crate::compile::EndpointId;
 use crate::datapath::{Datapath, DatapathError, EndpointFailure};
 use crate::endpoint::{Endpoint, Evidence, Finding, Holder, Pinned, Routes, Snapshot, match_pods};
-use crate::model::{ObjectName, Pod, Str};
+use crate::model::{ObjectName, Pod, Uid};
 
 /// How long a pod that policies select may have an address, or run, and no interface that is known
 /// to be its, and an interface be undecided, before the node is not ready because of that. An
@@ -36,15 +36,15 @@ pub(super) struct Holders {
     /// What it enforced and nobody remembers.
     pinned: Vec<Pinned>,
     /// The endpoints' pods as they were last seen while they ran, by uid.
-    pods: BTreeMap<Str, Pod>,
+    pods: BTreeMap<Uid, Pod>,
     /// Which of them the compiler was told an endpoint may be.
-    told: BTreeMap<EndpointId, Vec<Str>>,
+    told: BTreeMap<EndpointId, Vec<Uid>>,
     /// Pods of this node that have had an interface.
-    placed: BTreeSet<Str>,
+    placed: BTreeSet<Uid>,
     /// When pods came to this node, in seconds since the epoch.
-    arrived: BTreeMap<Str, i64>,
+    arrived: BTreeMap<Uid, i64>,
     /// Those that have not had an interface yet, and when theirs must have come up.
-    awaited: BTreeMap<Str, RangeInclusive<i64>>,
+    awaited: BTreeMap<Uid, RangeInclusive<i64>>,
     routes: Option<Routes>,
     /// Since when there is something that must not last.
     troubles: BTreeMap<Trouble, Instant>,
@@ -126,12 +126,12 @@ impl Holders {
     }
 
     /// The pods as they were last seen.
-    pub fn pods(&self) -> &BTreeMap<Str, Pod> {
+    pub fn pods(&self) -> &BTreeMap<Uid, Pod> {
         &self.pods
     }
 
     /// The pods that an endpoint may be.
-    fn of(endpoint: &Endpoint) -> Vec<Str> {
+    fn of(endpoint: &Endpoint) -> Vec<Uid> {
         match &endpoint.holder {
             Holder::Current | Holder::Former => vec![endpoint.uid.clone()],
             Holder::OneOf(uids) => uids.clone(),
@@ -143,7 +143,7 @@ impl Holders {
     fn await_pods(&mut self, pods: &[&Pod]) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = now.as_secs().cast_signed();
-        let uids: BTreeSet<&Str> = pods.iter().map(|pod| &pod.uid).collect();
+        let uids: BTreeSet<&Uid> = pods.iter().map(|pod| &pod.uid).collect();
         self.placed.retain(|uid| uids.contains(uid));
         self.awaited.retain(|uid, _| uids.contains(uid));
         self.arrived.retain(|uid, _| uids.contains(uid));
@@ -158,18 +158,18 @@ impl Holders {
     }
 
     /// The uids of pods that have had an interface.
-    pub fn placed(&self) -> impl Iterator<Item = &Str> {
+    pub fn placed(&self) -> impl Iterator<Item = &Uid> {
         self.placed.iter()
     }
 
     /// When pods came to this node, by uid.
-    pub fn arrived(&self) -> impl Iterator<Item = (&Str, i64)> {
+    pub fn arrived(&self) -> impl Iterator<Item = (&Uid, i64)> {
         self.arrived.iter().map(|(uid, at)| (uid, *at))
     }
 
     /// Takes in what a matching has found.
     fn note(&mut self, endpoints: &[Endpoint], findings: &[Finding], pods: &[&Pod]) {
-        let wanted: BTreeSet<Str> = endpoints.iter().flat_map(Self::of).collect();
+        let wanted: BTreeSet<Uid> = endpoints.iter().flat_map(Self::of).collect();
         for pod in pods.iter().filter(|pod| wanted.contains(&pod.uid)) {
             if pod.is_networked() {
                 self.pods.insert(pod.uid.clone(), (*pod).clone());

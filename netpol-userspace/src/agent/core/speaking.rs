@@ -12,6 +12,7 @@ use crate::agent::options::SourceCheck;
 use crate::compile::EndpointId;
 use crate::datapath::EndpointFailure;
 use crate::endpoint::{Endpoint, Interface, Snapshot};
+use crate::model::Uid;
 
 /// What is known of speakers beside the endpoints.
 #[derive(Debug, Default)]
@@ -106,7 +107,7 @@ impl Core {
             self.snapshot.interfaces.iter().map(|i| (i.ifindex, i)).collect();
         let incarnations: BTreeSet<u64> = by_index.values().map(|i| i.incarnation).collect();
         self.speaking.mains.retain(|incarnation| incarnations.contains(incarnation));
-        let mut n_of_pod: HashMap<&str, usize> = HashMap::new();
+        let mut n_of_pod: HashMap<&Uid, usize> = HashMap::new();
         for endpoint in &self.endpoints {
             *n_of_pod.entry(&endpoint.uid).or_default() += 1;
         }
@@ -115,7 +116,7 @@ impl Core {
             let has_own = by_index.get(&endpoint.ifindex).is_some_and(|interface| {
                 interface.addresses.iter().any(|address| endpoint.addresses.contains(address))
             });
-            let is_main = n_of_pod[&*endpoint.uid] == 1
+            let is_main = n_of_pod[&endpoint.uid] == 1
                 || has_own
                 || !self.sandboxes.addresses_of(endpoint.incarnation).is_empty()
                 || self.speaking.mains.contains(&endpoint.incarnation)

@@ -37,11 +37,11 @@ fn pod(name: &str, list: &str) -> Pod {
         uid: format!("uid-{name}").into(),
         labels: Labels::default(),
         node: Some("here".into()),
-        addresses: addresses(list),
+        addresses: addresses(list).into(),
         host_network: false,
         finished: false,
         running: true,
-        ports: vec![],
+        ports: [].into(),
         annotations: None,
         created: 100,
     }
@@ -104,7 +104,7 @@ impl World {
     }
 
     fn of(&self, name: &str) -> Vec<IpAddr> {
-        self.cluster.pod(&ObjectName::new("default", name)).unwrap().addresses.clone()
+        self.cluster.pod(&ObjectName::new("default", name)).unwrap().addresses.to_vec()
     }
 
     fn prune(&mut self) -> Vec<String> {
@@ -263,7 +263,7 @@ fn a_namespace_stays_its_pods_until_its_interface_is_gone() {
     world.end("c");
     world.cluster.apply(Change::PodGone(ObjectName::new("default", "p"), None));
     let claims = world.sandboxes.claims(&world.cluster);
-    assert_eq!((&*claims[0].uid, claims[0].incarnation), ("uid-p", 1));
+    assert_eq!((claims[0].uid.to_string().as_str(), claims[0].incarnation), ("uid-p", 1));
     assert_eq!(world.prune(), [""; 0]);
     world.sandboxes.find_interfaces(&[]);
     assert_eq!(world.prune(), ["c"]);

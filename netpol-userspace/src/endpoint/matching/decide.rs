@@ -10,7 +10,7 @@ use super::{
     claim,
 };
 use crate::endpoint::{Interface, Switch};
-use crate::model::{ObjectName, Pod};
+use crate::model::{ObjectName, Pod, Uid};
 
 /// Whose an interface is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(super) struct Matcher<'a> {
     /// The last matching, likewise.
     previous: BTreeMap<u64, &'a Endpoint>,
     interfaces: BTreeMap<u64, &'a Interface>,
-    by_uid: BTreeMap<&'a str, PodIdx>,
+    by_uid: BTreeMap<&'a Uid, PodIdx>,
     /// The namespace that each pod has been found to have.
     placed: BTreeMap<PodIdx, GroupId>,
     /// The namespaces that are only supposed to be a pod's.
@@ -91,7 +91,7 @@ impl<'a> Matcher<'a> {
             decisions: BTreeMap::new(),
             previous: evidence.previous.iter().map(|e| (e.incarnation, e)).collect(),
             interfaces: evidence.interfaces.iter().map(|i| (i.incarnation, i)).collect(),
-            by_uid: pods.iter().enumerate().map(|(idx, pod)| (&*pod.uid, idx)).collect(),
+            by_uid: pods.iter().enumerate().map(|(idx, pod)| (&pod.uid, idx)).collect(),
             pods,
             placed: BTreeMap::new(),
             supposed: BTreeSet::new(),
@@ -157,7 +157,7 @@ impl<'a> Matcher<'a> {
 
     // === Looking up ===
 
-    fn pod_of(&self, uid: &str, id: &ObjectName) -> Option<PodIdx> {
+    fn pod_of(&self, uid: &Uid, id: &ObjectName) -> Option<PodIdx> {
         self.by_uid.get(uid).copied().filter(|pod_idx| self.pods[*pod_idx].id == *id)
     }
 
@@ -557,7 +557,7 @@ impl<'a> Matcher<'a> {
             let pod = self.pods[pod_idx];
             // A pod of no node may run on any of them.
             if pod.node.as_deref() == Some(self.evidence.node_name) {
-                let (id, addresses) = (pod.id.clone(), pod.addresses.clone());
+                let (id, addresses) = (pod.id.clone(), pod.addresses.to_vec());
                 self.findings.insert(if addresses.is_empty() {
                     Finding::PodWithoutAddress { pod: id, is_running: pod.running }
                 } else {

@@ -34,11 +34,11 @@ fn pod(name: &str, list: &str) -> Pod {
         uid: format!("uid-{name}").into(),
         labels: Labels::default(),
         node: Some("here".into()),
-        addresses: addresses(list),
+        addresses: addresses(list).into(),
         host_network: false,
         finished: false,
         running: true,
-        ports: vec![],
+        ports: [].into(),
         annotations: None,
         created: 100,
     }
@@ -255,14 +255,15 @@ fn a_namespace_leaves_its_pod() {
 
     let renewed = Pod { uid: "other".into(), ..old.clone() };
     let matching = matched(&interfaces, &[renewed], &first);
-    assert_eq!(&*matching.endpoints[0].uid, "other", "a pod of the same name");
+    assert_eq!(matching.endpoints[0].uid, Uid::from("other"), "a pod of the same name");
 
     // The new pod's interface was there before its status: it was taken for the old one's.
     let younger = Pod { created: 101, ..pod("b", "10.0.0.1") };
     let matching = matched(&interfaces, &[old.clone(), younger], &first);
     assert_eq!(summary(&matching), "v1=b !no-interface:a !two-pods:10.0.0.1:b>a");
 
-    let moved = [Pod { addresses: addresses("10.0.0.9"), ..old.clone() }, pod("b", "10.0.0.1")];
+    let moved =
+        [Pod { addresses: addresses("10.0.0.9").into(), ..old.clone() }, pod("b", "10.0.0.1")];
     assert_eq!(summary(&matched(&interfaces, &moved, &first)), "v1=b !no-interface:a");
 
     let finished = Pod { finished: true, ..old.clone() };
@@ -381,7 +382,7 @@ fn a_namespace_stays_with_its_pod_whatever_becomes_of_the_object() {
     assert_eq!(summary(&after(&[])), "v1=a !left-over:v1:a:Gone");
     let finished = Pod { finished: true, ..a.clone() };
     assert_eq!(summary(&after(&[finished])), "v1=a !left-over:v1:a:Ended");
-    let bare = after(&[Pod { addresses: vec![], ..a.clone() }]);
+    let bare = after(&[Pod { addresses: vec![].into(), ..a.clone() }]);
     assert_eq!(summary(&bare), "v1=a");
     assert_eq!(bare.endpoints, first, "its addresses are those of before");
     let renewed = Pod { uid: "other".into(), ..pod("a", "10.0.0.9") };

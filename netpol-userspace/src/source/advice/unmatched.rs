@@ -176,7 +176,7 @@ impl Files<'_> {
         }
         for (index, PortMatch { protocol, range }) in ports.iter().enumerate() {
             let PortRange::Named(name) = range else { continue };
-            let mut declared = pods.iter().flat_map(|pod| &pod.ports).filter(|p| p.name == *name);
+            let mut declared = pods.iter().flat_map(|pod| &*pod.ports).filter(|p| p.name == *name);
             let Some(other) = declared.clone().next() else {
                 let advice = format!(
                     "Name the containerPort that is meant (`{{name: {name}, containerPort: \

@@ -117,14 +117,16 @@ impl Converter {
     ) -> Rule {
         let ports = ports.as_deref().unwrap_or_default();
         let matches = ports.iter().enumerate();
-        let matches: Vec<PortMatch> = matches
+        let mut matches: Vec<PortMatch> = matches
             .filter_map(|(index, port)| self.port(&format!("{field}.ports[{index}]"), port))
             .collect();
         let peers = peers.as_deref().unwrap_or_default();
         let only = peers.iter().enumerate();
-        let only: Vec<Peer> = only
+        let mut only: Vec<Peer> = only
             .filter_map(|(index, peer)| self.peer(&format!("{field}.{side}[{index}]"), peer))
             .collect();
+        matches.shrink_to_fit();
+        only.shrink_to_fit();
         Rule {
             peers: if peers.is_empty() { Peers::Any } else { Peers::Only(only) },
             ports: if ports.is_empty() { Ports::Any } else { Ports::Only(matches) },
@@ -185,6 +187,7 @@ impl Converter {
         }
         except.sort();
         except.dedup();
+        except.shrink_to_fit();
         // A block whose exceptions are not all understood would allow too much.
         complete.then_some(IpBlock { cidr, except })
     }

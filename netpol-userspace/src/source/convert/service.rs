@@ -65,6 +65,9 @@ pub fn service(object: &core::Service) -> (Service, Vec<Problem>) {
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         service.ports.extend(service_port(index, port, &mut problems));
     }
+    service.cluster_ips.shrink_to_fit();
+    service.external.shrink_to_fit();
+    service.ports.shrink_to_fit();
     (service, problems)
 }
 
@@ -162,8 +165,10 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> (EndpointSlice, Vec<
         slice.ports.extend(slice_port(index, port, &mut problems));
     }
     for (index, endpoint) in object.endpoints.iter().enumerate() {
-        slice.endpoints.extend(slice_endpoint(index, endpoint, slice.family, &mut problems));
+        slice.endpoints.extend(slice_endpoints(index, endpoint, slice.family, &mut problems));
     }
+    slice.ports.shrink_to_fit();
+    slice.endpoints.shrink_to_fit();
     (slice, problems)
 }
 
@@ -184,12 +189,12 @@ fn slice_port(
     Some(SlicePort { name, protocol: protocol?, port: number? })
 }
 
-fn slice_endpoint(
+fn slice_endpoints(
     index: usize,
     endpoint: &discovery::Endpoint,
     family: AddressFamily,
     problems: &mut Vec<Problem>,
-) -> Option<SliceEndpoint> {
+) -> impl Iterator<Item = SliceEndpoint> + use<> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for (position, text) in endpoint.addresses.iter().enumerate() {
         let field = format!("endpoints[{index}].addresses[{position}]");
@@ -206,8 +211,7 @@ fn slice_endpoint(
     let conditions = endpoint.conditions.as_ref();
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
     let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
-    addresses.shrink_to_fit();
-    (!addresses.is_empty()).then_some(SliceEndpoint { addresses, ready, serving })
+    addresses.into_iter().map(move |address| SliceEndpoint { address, ready, serving })
 }
 
 /// A node, and what could not be used of it.

@@ -354,16 +354,17 @@ fn a_pod_is_read_in_full() {
             uid: "u-1".into(),
             labels: [("app", "web")].into_iter().collect(),
             node: Some("n1".into()),
-            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into(),
             host_network: false,
             finished: false,
             running: true,
-            ports: vec![
+            ports: [
                 port("dns", Protocol::Udp, 53),
                 port("http", Protocol::Tcp, 8080),
                 port("http", Protocol::Tcp, 8081),
                 port("side", Protocol::Tcp, 2),
-            ],
+            ]
+            .into(),
             annotations: None,
             created: 1_767_323_045,
         }
@@ -374,7 +375,7 @@ fn a_pod_is_read_in_full() {
 fn a_pod_with_little_in_it_is_fine() {
     let (pod, problems) = a_pod(json!({"metadata": {"name": "p"}}));
     assert_eq!(problems, []);
-    assert_eq!((&*pod.uid, pod.created), ("default/p", 0));
+    assert_eq!((pod.uid.to_string().as_str(), pod.created), ("default/p", 0));
     assert_eq!((pod.node, pod.addresses.len(), pod.host_network), (None, 0, false));
 }
 
@@ -423,7 +424,7 @@ fn bad_container_ports_are_named_and_left_out() {
     for (port, field) in table {
         let (pod, problems) = a_pod(json!({"metadata": {"name": "p"},
             "spec": {"containers": [{"name": "c", "ports": [port]}]}}));
-        assert_eq!(pod.ports, [], "{port}");
+        assert_eq!(*pod.ports, [], "{port}");
         assert_eq!(problems.iter().map(|p| p.field.as_str()).collect::<Vec<_>>(), [field]);
     }
 }

@@ -3,7 +3,7 @@
 
 use kube::api::ObjectMeta;
 
-use crate::model::{Change, ObjectName, Str};
+use crate::model::{Change, ObjectName, Str, Uid};
 use crate::source::convert::{self, Problem};
 use crate::source::slim::{
     GuardedPolicy, Read, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod, SlimService,
@@ -84,7 +84,7 @@ impl Kind {
     }
 
     /// The change that says the object is gone.
-    pub fn gone(self, id: ObjectName, uid: Option<Str>) -> Change {
+    pub fn gone(self, id: ObjectName, uid: Option<Uid>) -> Change {
         match self {
             Self::Namespace => Change::NamespaceGone(id.name),
             Self::Pod => Change::PodGone(id, uid),
@@ -102,7 +102,7 @@ pub struct Seen {
     /// Its name (of a namespace or node: in no namespace).
     pub id: ObjectName,
     /// Its uid.
-    pub uid: Str,
+    pub uid: Uid,
     /// Its resourceVersion, 0 if that is no number.
     pub version: u64,
     /// The node it runs on.

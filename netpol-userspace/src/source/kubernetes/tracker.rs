@@ -8,12 +8,13 @@ use rustc_hash::FxHashMap;
 
 use super::Out;
 use super::seen::{Kind, Seen};
-use crate::model::{Change, ObjectName, Str, Strings};
+use crate::model::{Change, ObjectName, Str, Strings, Uid};
 use crate::source::convert;
 
 #[derive(Debug)]
 struct Known {
-    uid: Str,
+    /// Of a pod: nobody asks for another's.
+    uid: Option<Uid>,
     version: u64,
     /// Whether a barrier is about it: of pods only those of this node.
     local: bool,
@@ -122,7 +123,7 @@ impl Tracker {
         }
         let sent_before = self.known.get(&seen.id).is_some_and(|known| known.sent);
         let known = Known {
-            uid: seen.uid,
+            uid: (self.kind == Kind::Pod).then_some(seen.uid),
             version: seen.version,
             local: self.kind != Kind::Pod || seen.node.as_ref() == Some(&self.node),
             sent: seen.change.is_some() || sent_before,
@@ -141,26 +142,16 @@ impl Tracker {
         }
     }
 
-    /// Names and uids are most of what is kept of an object: no second copy of any stays.
+    /// Names are most of what is kept of an object: no second copy of any stays.
     fn share_names(&mut self, seen: &mut Seen) {
         match self.known.get_key_value(&seen.id) {
-            Some((id, known)) => {
-                seen.id = id.clone();
-                if seen.uid == known.uid {
-                    seen.uid = known.uid.clone();
-                }
-            }
+            Some((id, _)) => seen.id = id.clone(),
             None => self.namespaces.share(&mut seen.id.namespace),
         }
         if let Some(name) = seen.change.as_mut().and_then(Change::name_mut)
             && *name == seen.id
         {
             *name = seen.id.clone();
-        }
-        if let Some(Change::Pod(pod)) = &mut seen.change
-            && pod.uid == seen.uid
-        {
-            pod.uid = seen.uid.clone();
         }
     }
 
@@ -178,7 +169,7 @@ impl Tracker {
         if let Some(known) = self.known.remove(id)
             && known.sent
         {
-            out.change(self.kind.gone(id.clone(), Some(known.uid)));
+            out.change(self.kind.gone(id.clone(), known.uid));
         }
     }
 

@@ -8,6 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 /// Ticks of /proc/PID/stat in a second: `USER_HZ`, the same on every machine that netpol runs on.
 const TICKS: u64 = 100;
 
+/// How mappings of the kernel's tables are called.
+const BPF_MAP: &str = "anon_inode:bpf-map";
+
 /// A process.
 #[derive(Debug, Clone, Copy)]
 pub struct Process {
@@ -21,6 +24,9 @@ pub struct Memory {
     pub resident: u64,
     /// Of it, what is its own: heap and stacks.
     pub own: u64,
+    /// Of it, tables of the kernel that are mapped into it: they are there as long as programs use them,
+    /// with or without the process.
+    pub tables: u64,
     /// Most that was resident.
     pub peak: u64,
 }
@@ -56,7 +62,30 @@ impl Process {
             let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
             Ok(number.with_context(|| format!("{path} does not say {name}"))? * 1_024)
         };
-        Ok(Memory { resident: bytes("VmRSS:")?, own: bytes("RssAnon:")?, peak: bytes("VmHWM:")? })
+        Ok(Memory {
+            resident: bytes("VmRSS:")?,
+            own: bytes("RssAnon:")?,
+            tables: self.mapped(BPF_MAP)?,
+            peak: bytes("VmHWM:")?,
+        })
+    }
+
+    /// How much of mappings of that name is resident.
+    fn mapped(&self, name: &str) -> Result<u64> {
+        let path = format!("/proc/{}/smaps", self.pid);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let mut is_its = false;
+        let mut kibibytes = 0;
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match (words.next(), words.next()) {
+                (Some("Rss:"), Some(number)) if is_its => kibibytes += number.parse::<u64>()?,
+                // A mapping begins with its addresses, what is said of it with a word and a colon.
+                (Some(first), _) if !first.ends_with(':') => is_its = line.ends_with(name),
+                _ => {}
+            }
+        }
+        Ok(kibibytes * 1_024)
     }
 }
 
@@ -72,6 +101,9 @@ mod tests {
         let memory = process.memory().unwrap();
         assert!(memory.own > 0 && memory.own <= memory.resident, "{memory:?}");
         assert!(memory.resident <= memory.peak, "{memory:?}");
+        assert_eq!(memory.tables, 0, "{memory:?}");
+        let stack = process.mapped("[stack]").unwrap();
+        assert!(stack > 0 && stack < memory.own, "{stack} {memory:?}");
         let mut number = 0_u64;
         while process.processor_time().unwrap() < Duration::from_millis(20) {
             number = std::hint::black_box(number + 1);

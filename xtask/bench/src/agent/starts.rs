@@ -27,6 +27,9 @@ struct Starts {
     peak: Samples,
     resident: Samples,
     own: Samples,
+    tables: Samples,
+    /// Resident, and most of it, without these tables.
+    without: [Samples; 2],
     writes: Samples,
     listed: Samples,
 }
@@ -62,13 +65,17 @@ fn start(
     let agent = lab.start(&server.kubeconfig())?;
     let sync = agent.wait_ready(plan.n_local as usize)?;
     std::thread::sleep(SETTLING);
-    let Memory { resident, own, .. } = agent.process().memory()?;
+    let Memory { resident, own, tables, .. } = agent.process().memory()?;
     starts.ready.push(sync.elapsed.as_secs_f64());
     starts.processor.push(sync.processor.as_secs_f64());
     starts.in_force.push(sync.in_force.as_secs_f64());
     starts.peak.push(sync.peak as f64 / MEBIBYTE);
     starts.resident.push(resident as f64 / MEBIBYTE);
     starts.own.push(own as f64 / MEBIBYTE);
+    starts.tables.push(tables as f64 / MEBIBYTE);
+    for (without, all) in starts.without.iter_mut().zip([resident, sync.peak]) {
+        without.push(all.saturating_sub(tables) as f64 / MEBIBYTE);
+    }
     // Reading metrics looks at all flows, so it comes after what is said of memory.
     starts.writes.push(agent.metric("netpol_map_writes_total")?);
     starts.listed.push(server.check()? as f64 / MEGABYTE);
@@ -85,12 +92,13 @@ fn tell(plan: &Plan, clusters: &[(&str, Objects)], starts: &[Starts], report: &m
             "peak, MiB",
             "then resident, MiB",
             "of it heap, MiB",
+            "of it tables of the kernel, MiB",
             "lists, MB",
         ],
     );
     for ((name, _), s) in clusters.iter().zip(starts) {
         let columns =
-            [&s.ready, &s.processor, &s.in_force, &s.peak, &s.resident, &s.own, &s.listed];
+            [&s.ready, &s.processor, &s.in_force, &s.peak, &s.resident, &s.own, &s.tables, &s.listed];
         sync.rows.push(row(*name, columns.map(Clone::clone)));
     }
     report.tables.push(sync);
@@ -114,8 +122,12 @@ fn tell(plan: &Plan, clusters: &[(&str, Objects)], starts: &[Starts], report: &m
             figure(&starts[large].in_force),
             2.0,
         ),
-        goal("resident with the largest cluster, MiB", figure(&starts[large].resident), 150.0),
-        goal("the same, at its peak, MiB", figure(&starts[large].peak), 150.0),
-        goal("memory for each remote pod, bytes", figure(&per_pod), 1_200.0),
+        goal(
+            "resident with the largest cluster, without tables of the kernel, MiB",
+            figure(&starts[large].without[0]),
+            120.0,
+        ),
+        goal("the same, at its peak, MiB", figure(&starts[large].without[1]), 150.0),
+        goal("memory for each remote pod, bytes", figure(&per_pod), 900.0),
     ]);
 }

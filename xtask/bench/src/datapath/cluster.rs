@@ -119,11 +119,11 @@ fn pod(id: ObjectName, label: (&str, String), addresses: Vec<IpAddr>) -> Pod {
         id,
         labels: [label].into_iter().collect(),
         node: None,
-        addresses,
+        addresses: addresses.into(),
         host_network: false,
         finished: false,
         running: true,
-        ports: Vec::new(),
+        ports: [].into(),
         annotations: None,
         created: 0,
     }

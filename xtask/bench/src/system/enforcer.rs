@@ -201,11 +201,11 @@ fn pod(address: Ipv4Addr, node: Option<&str>, labels: &[(&str, &str)]) -> Change
         uid: address.to_string().into(),
         labels: labels.iter().copied().collect(),
         node: node.map(Into::into),
-        addresses: vec![IpAddr::V4(address)],
+        addresses: vec![IpAddr::V4(address)].into(),
         host_network: false,
         finished: false,
         running: true,
-        ports: Vec::new(),
+        ports: [].into(),
         annotations: None,
         created: 0,
     })
@@ -261,7 +261,7 @@ fn service() -> [Change; 2] {
             family: netpol_userspace::model::AddressFamily::V4,
             ports: vec![SlicePort { name: "".into(), protocol, port }],
             endpoints: vec![SliceEndpoint {
-                addresses: vec![IpAddr::V4(remote(0))],
+                address: IpAddr::V4(remote(0)),
                 ready: true,
                 serving: true,
             }],
