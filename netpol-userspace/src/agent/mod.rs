@@ -51,9 +51,12 @@ const WORKING: Duration = Duration::from_millis(20);
 /// it were killed.
 const LONGEST_END: Duration = Duration::from_millis(700);
 /// Least pause between two writings of the state file, and how many times as long as the last one
-/// took it is: with much to write and many changes it may not be most of what the agent does.
+/// took it is: with much to write and many changes it may not be most of what the agent does. Events
+/// wait for it, so it is more if what people read does not get old by that.
 const PUBLISH: Duration = Duration::from_millis(50);
-const PUBLISH_SHARE: u32 = 100;
+const PUBLISH_SHARE: u32 = 20;
+const RARE_SHARE: u32 = 100;
+const RARE_LIMIT: Duration = Duration::from_millis(300);
 
 /// Runs the agent until SIGTERM or SIGINT. What it put in force stays in force. `installer` is
 /// called when new pods can be told of.
@@ -155,7 +158,7 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
             () = sleep_until(next_publish), if core.is_dirty() => {
                 let begun = Instant::now();
                 core.write_state(&state_tx);
-                next_publish = Instant::now() + PUBLISH.max(begun.elapsed() * PUBLISH_SHARE);
+                next_publish = Instant::now() + pause_after(begun.elapsed());
             }
             // There may always be something, and what there is is taken in below anyway.
             event = events.recv() => match event {
@@ -179,13 +182,19 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
         core.work(WORKING);
         core.settle_admissions();
         if core.has_answers() {
-            core.write_state(&state_tx);
+            core.write_state_for_answers(&state_tx);
             core.answer();
         }
     }
     tracing::info!("stopping; what is in force stays in force");
     core.stop(&state_tx);
     Ok(())
+}
+
+/// How long the state file is not written after that took so long.
+fn pause_after(writing: Duration) -> Duration {
+    let rare = (writing * RARE_SHARE).min(RARE_LIMIT);
+    PUBLISH.max(rare).max(writing * PUBLISH_SHARE)
 }
 
 /// Ends the process some time after SIGTERM or SIGINT, should it still be there: something may take

@@ -54,7 +54,10 @@ impl IntoIterator for Addresses {
     type IntoIter = std::vec::IntoIter<IpAddr>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.to_vec().into_iter()
+        match self.0 {
+            Kept::One(address) => vec![address].into_iter(),
+            Kept::Others(addresses) => addresses.into_vec().into_iter(),
+        }
     }
 }
 

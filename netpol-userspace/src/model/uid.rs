@@ -107,7 +107,8 @@ mod tests {
             assert_eq!(matches!(uid.0, Kept::Uuid(_)), index == 0, "{text}");
             for (other_index, other) in texts.iter().enumerate() {
                 assert_eq!(uid == **other, index == other_index, "{text} {other}");
-                assert_eq!(uid == Uid::from(*other), index == other_index, "{text} {other}");
+                let other = Uid::from(*other);
+                assert_eq!(uid == other, index == other_index, "{text} {other}");
             }
         }
     }

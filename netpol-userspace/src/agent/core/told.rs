@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
 use super::Core;
@@ -73,6 +74,12 @@ impl Told {
     }
 }
 
+/// What this thread has used so far: how busy the machine is says nothing of what something costs.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// The policies of now, and what was said of them then.
 fn join(now: &Arc<Isolation>, then: &Arc<Isolation>) -> Arc<Isolation> {
     if now.policies == then.policies {
@@ -103,8 +110,17 @@ impl Core {
         self.write_whole_state(published);
     }
 
+    /// The same before waits are answered: who has waited for something to be in force looks at what is
+    /// in force next.
+    pub fn write_state_for_answers(&mut self, published: &watch::Sender<Arc<Published>>) {
+        if self.answers.is_empty() || self.is_behind() || !self.is_dirty {
+            return self.write_state(published);
+        }
+        self.write_whole_state(published);
+    }
+
     pub(super) fn write_whole_state(&mut self, published: &watch::Sender<Arc<Published>>) {
-        let begun = Instant::now();
+        let begun = processor_time();
         let mut ids = self.compiler.export_ids();
         if !self.is_reconciled {
             // The maps are still an earlier agent's, and so are the numbers in them.
@@ -114,7 +130,7 @@ impl Core {
         self.store(&state);
         self.is_dirty = false;
         self.told.note(state);
-        self.told.cost = begun.elapsed();
+        self.told.cost = processor_time().saturating_sub(begun);
         self.told.at = Some(Instant::now());
         self.told.rest = Some(Instant::now() + self.told.cost * COSTLY_SHARE);
         published.send_replace(Arc::new(self.published()));

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use netpol_userspace::agent::state::Status;
 use netpol_userspace::netns::{self, Netns};
 use netpol_userspace::observe::client;
+use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
 use super::process::Process;
 use super::synthetic::{LOCAL_NODE, node_address};
@@ -76,8 +77,11 @@ impl Lab {
             ensure!(output.status.success(), "`tc` failed: {}", said.trim());
             return Ok(());
         }
-        let index = self.node.run(|| fs::read_to_string("/sys/class/net/v0/ifindex"))??;
-        let prefix = format!("{}-", index.trim());
+        let index = self.node.run(|| {
+            let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+            name_to_index(&any, "v0")
+        })??;
+        let prefix = format!("{index}-");
         let mut n_links = 0;
         for entry in fs::read_dir(agent.bpffs.join("links")).context("list the agent's links")? {
             let entry = entry?;
