@@ -49,12 +49,14 @@ pub fn watches(watches: &[Watch]) -> Vec<WatchView> {
     watches.iter().map(view).collect()
 }
 
+/// A direction, the policies that isolate in it, and what the pod's own named ports are.
+type Isolated<'a> = (Direction, Vec<ObjectName>, &'a [NamedPort]);
+
 /// What isolates endpoints, each once: replicas have the same policies.
 struct Isolations<'a> {
     compiler: &'a Compiler,
     has_rules: bool,
-    /// By direction, policies, and what the pod's own named ports are.
-    known: HashMap<(Direction, Vec<ObjectName>, &'a [NamedPort]), Arc<Isolation>>,
+    known: HashMap<Isolated<'a>, Arc<Isolation>>,
 }
 
 impl Isolations<'_> {

@@ -60,6 +60,9 @@ struct Cell {
     others: [Samples; 2],
 }
 
+/// What a curve is of.
+type Column = fn(&Cell) -> &Samples;
+
 impl Cell {
     /// What is known by now, for whoever waits.
     fn brief(&self) -> String {
@@ -212,7 +215,7 @@ fn tell(options: &Options, found: &[(u32, Kind, u32, Cell)]) -> Report {
         all.rows.push(row(format!("{pods}, {n} {}", kind.name()), columns.map(Clone::clone)));
     }
     report.tables.push(all);
-    let columns: [(&str, &str, fn(&Cell) -> &Samples); 3] = [
+    let columns: [(&str, &str, Column); 3] = [
         ("load-in-force", "seconds to in force", |cell| &cell.in_force),
         ("load-memory", "MiB at the peak", |cell| &cell.peak),
         ("load-others", "ms, 99th percentile of others' edits", |cell| &cell.others[1]),
@@ -225,12 +228,7 @@ fn tell(options: &Options, found: &[(u32, Kind, u32, Cell)]) -> Report {
 }
 
 /// Each kind as a line over the share of its whole, on one pod.
-fn plot(
-    found: &[(u32, Kind, u32, Cell)],
-    file: &str,
-    y: &str,
-    samples: fn(&Cell) -> &Samples,
-) -> Plot {
+fn plot(found: &[(u32, Kind, u32, Cell)], file: &str, y: &str, samples: Column) -> Plot {
     let line = |kind: Kind| {
         let cells = found.iter().filter(|(n_pods, of, ..)| *n_pods == 1 && *of == kind);
         let point = |(_, _, n, cell): &(u32, Kind, u32, Cell)| {
