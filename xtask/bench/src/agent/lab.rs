@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netpol_userspace::agent::state::Status;
+use netpol_userspace::datapath::Pins;
 use netpol_userspace::netns::{self, Netns};
 use netpol_userspace::observe::client;
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
@@ -83,7 +84,9 @@ impl Lab {
         })??;
         let prefix = format!("{index}-");
         let mut n_links = 0;
-        for entry in fs::read_dir(agent.bpffs.join("links")).context("list the agent's links")? {
+        for entry in
+            fs::read_dir(Pins::new(&agent.bpffs).links()).context("list the agent's links")?
+        {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(&prefix) {
                 fs::remove_file(entry.path())?;
