@@ -558,10 +558,42 @@ fn the_programs_are_there_while_they_are_needed() {
     });
 }
 
+/// Filters on the egress hook of an interface by the names of their programs, in the order in which
+/// they run: by priority, and of equal ones the newest first.
+fn filters_on(interface: &str) -> Vec<String> {
+    let arguments = ["-j", "filter", "show", "dev", interface, "egress"];
+    let output = Command::new("tc").args(arguments).output().unwrap();
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names = all.as_array().unwrap().iter().map(|filter| &filter["options"]["bpf_name"]);
+    names.filter_map(|name| Some(name.as_str()?.to_owned())).collect()
+}
+
+/// Else a pod would have a flow of what was denied on its way to it, and could answer.
+#[test]
+fn the_second_look_is_the_first_filter_whichever_came_first() {
+    in_node(|| {
+        let both = ["netpol_transit", "netpol_ingress"];
+        let mut rig = Rig::with(&LoadOptions::default(), AttachMode::Clsact);
+        rig.service(VIP, 80, &[(3, 8080), (5, 8080)]);
+        rig.isolate(1, 2);
+        assert!(rig.datapath.set_exits(&exits()).is_empty());
+        assert_eq!(filters_on("pod0"), both);
+        for _ in 0..2 {
+            rig.datapath.remove_endpoint(ID).unwrap();
+            let own = [POD, POD6].map(|address| address.parse::<IpAddr>().unwrap());
+            rig.datapath.add_endpoint(ID, rig.ifindex, own).unwrap();
+            rig.isolate(1, 2);
+            assert_eq!(filters_on("pod0"), both);
+        }
+    });
+}
+
 #[test]
 fn what_somebody_took_off_is_put_back() {
     in_node(|| {
-        let mut rig = rig();
+        let mut rig = Rig::with(&LoadOptions::default(), AttachMode::Tcx);
+        assert!(rig.datapath.set_exits(&exits()).is_empty());
+        prepare(&mut rig);
         let links: Vec<_> = std::fs::read_dir(rig.cleanup.0.links())
             .unwrap()
             .map(|entry| entry.unwrap().path())

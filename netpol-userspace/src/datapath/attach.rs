@@ -111,9 +111,9 @@ impl Attacher {
     /// to `ifindex`.
     pub fn attach(&self, programs: &mut Programs, ifindex: u32) -> Result<(), DatapathError> {
         let interface = interface_name(ifindex)?;
-        for (program, hook, direction) in HOOKS {
-            let what = format!("attach {program} to {interface}");
-            let program = programs.program(program)?;
+        for (name, hook, direction) in HOOKS {
+            let what = format!("attach {name} to {interface}");
+            let program = programs.program(name)?;
             let result = if self.is_tcx {
                 let path = self.link_path(ifindex, direction);
                 // What is denied on its way is not to be judged as if it arrived.
@@ -124,7 +124,7 @@ impl Attacher {
                 attach_tcx(program, &interface, hook, before.as_ref(), &path)
             } else {
                 require_clsact(ifindex, &interface, &what)?;
-                attach_clsact(program, &interface, hook, HANDLE)
+                attach_clsact(program, name, ifindex, &interface, hook, HANDLE)
             };
             result.map_err(bpf_error(what))?;
         }
@@ -155,7 +155,7 @@ impl Attacher {
             attach_tcx(program, &interface, hook, None, &path)
         } else {
             require_clsact(ifindex, &interface, &what)?;
-            attach_clsact(program, &interface, hook, TRANSIT_HANDLE)
+            attach_clsact(program, name, ifindex, &interface, hook, TRANSIT_HANDLE)
         };
         result.map_err(bpf_error(what))?;
         if self.is_tcx {
@@ -199,7 +199,7 @@ impl Attacher {
             attach_tcx(program, &interface, hook, None, &path)
         } else {
             require_clsact(ifindex, &interface, &what)?;
-            attach_clsact(program, &interface, hook, handle)
+            attach_clsact(program, name, ifindex, &interface, hook, handle)
         };
         result.map_err(bpf_error(what))?;
         // What an agent with the other mode left.
@@ -554,13 +554,35 @@ fn require_clsact(ifindex: u32, interface: &str, what: &str) -> Result<(), Datap
 /// Priorities to try: one of them is free, or belongs to filters that ours can stand beside.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=64;
 
+/// Where a filter of this name is to be among those that are there, in the order in which they run:
+/// the first priority to try, and what stands at a wrong place and has to go afterwards.
+///
+/// Filters run by their priorities, and of equal ones the newest first. What is denied on its way is
+/// not to be judged as if it arrived, so all others stand behind the transit programs'.
+fn place<'a>(filters: &'a [Filter], name: &str) -> (u16, Option<&'a Filter>) {
+    let is_transit = |name: &str| TRANSITS.iter().any(|(transit, _)| *transit == name);
+    let own = filters.iter().position(|filter| filter.name == name);
+    let ahead = filters.iter().rposition(|filter| is_transit(&filter.name) && !is_transit(name));
+    match (own.map(|at| &filters[at]), ahead.map(|at| &filters[at])) {
+        (Some(here), _) if ahead < own => (here.priority, None),
+        (misplaced, Some(transit)) => {
+            (transit.priority.saturating_add(1).min(*PRIORITIES.end()), misplaced)
+        }
+        (_, None) => (*PRIORITIES.start(), None),
+    }
+}
+
 fn attach_clsact(
     program: &mut SchedClassifier,
+    name: &str,
+    ifindex: u32,
     interface: &str,
     hook: TcAttachType,
     handle: TcHandle,
 ) -> Result<(), ProgramError> {
-    for priority in PRIORITIES {
+    let filters = filters(ifindex, hook).map_err(TcError::IoError)?;
+    let (first, misplaced) = place(&filters, name);
+    for priority in first..=*PRIORITIES.end() {
         // The kernel wants to be told whether to replace or to create.
         let existing = SchedClassifierLink::attached(interface, hook, priority, handle, None)
             .map_err(TcError::IoError)?;
@@ -575,6 +597,9 @@ fn attach_clsact(
             Ok(id) => {
                 // Dropping the link would take the filter off.
                 std::mem::forget(program.take_link(id)?);
+                if let Some(filter) = misplaced {
+                    detach_filter(filter, interface, hook);
+                }
                 return Ok(());
             }
             // Someone else's filters of another kind or protocol have this priority.
@@ -590,17 +615,22 @@ fn detach_clsact(ifindex: u32, interface: &str, hook: TcAttachType, program: &st
     // Not by aya's search for a name, which fails at filters of certain other kinds.
     let filters = filters(ifindex, hook).unwrap_or_default();
     let ours: Vec<_> = filters.into_iter().filter(|filter| filter.name == program).collect();
-    for Filter { priority, handle, .. } in &ours {
-        let handle = TcHandle::new(handle.major, handle.minor);
-        let link = SchedClassifierLink::attached(interface, hook, *priority, handle, None);
-        if let Err(error) = link
-            .map_err(|error| error.to_string())
-            .and_then(|link| link.detach().map_err(|error| error.to_string()))
-        {
-            tracing::warn!(interface, program, error, "cannot remove a filter");
-        }
+    for filter in &ours {
+        detach_filter(filter, interface, hook);
     }
     !ours.is_empty()
+}
+
+fn detach_filter(filter: &Filter, interface: &str, hook: TcAttachType) {
+    let Filter { priority, handle, name: program, .. } = filter;
+    let handle = TcHandle::new(handle.major, handle.minor);
+    let link = SchedClassifierLink::attached(interface, hook, *priority, handle, None);
+    if let Err(error) = link
+        .map_err(|error| error.to_string())
+        .and_then(|link| link.detach().map_err(|error| error.to_string()))
+    {
+        tracing::warn!(interface, program, error, "cannot remove a filter");
+    }
 }
 
 fn os_error(error: &ProgramError) -> Option<i32> {
