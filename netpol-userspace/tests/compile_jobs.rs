@@ -268,16 +268,21 @@ fn a_new_pod_is_settled_while_others_change() {
     assert!(compiler.is_busy("x"));
 }
 
-/// A change of a Service that somebody else's job takes along is done.
-#[test]
-fn a_mark_passes_whoever_has_done_what_there_was() {
+/// A compiler whose last turn was everybody's, since a pod has changed.
+fn after_everybodys_turn(pod: Change) -> Compiler {
     let mut compiler = two();
     compiler.apply_all([friends("y/p")]);
-    // The last turn was everybody's.
-    compiler.take_in([role("y/c", "10.0.0.3", 1)]);
+    compiler.take_in([pod]);
     while compiler.is_behind() {
         compiler.slice(100);
     }
+    compiler
+}
+
+/// A change of a Service that somebody else's job takes along is done.
+#[test]
+fn a_mark_passes_whoever_has_done_what_there_was() {
+    let mut compiler = after_everybodys_turn(role("y/c", "10.0.0.3", 1));
     compiler.take_in_node_addresses(["10.9.9.9".parse().expect("an address")].into());
     compiler.take_in([put("x/p", &blocks(20, 3))]);
     let mark = compiler.mark();
@@ -290,13 +295,7 @@ const FROM_ROLES: &str = r#"{"namespaceSelector": {}, "podSelector": {"matchLabe
 /// A pod that has changed is everybody's, also where somebody's new policy is about it.
 #[test]
 fn a_pod_that_changes_just_before_somebody_writes_about_it() {
-    let mut compiler = two();
-    compiler.apply_all([friends("y/p")]);
-    // The last turn was everybody's.
-    compiler.take_in([role("y/d", "10.0.0.4", 1)]);
-    while compiler.is_behind() {
-        compiler.slice(100);
-    }
+    let mut compiler = after_everybodys_turn(role("y/d", "10.0.0.4", 1));
     assert!(in_from(&compiler, Y, "10.0.0.3"));
     compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
     let mark = compiler.mark();

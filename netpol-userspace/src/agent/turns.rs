@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
-use crate::model::{Change, Direction, ObjectName, Peers, Policy, Str};
+use crate::model::{Change, Direction, ObjectName, Str};
 
 /// How many peers are taken in at a time, if they were not read together.
 const N_PEERS: usize = 2_000;
@@ -154,15 +154,8 @@ fn policy(change: &Change) -> Option<&ObjectName> {
 
 fn weight(change: &Change) -> usize {
     let Change::Policy(policy) = change else { return 1 };
-    let peers = |policy: &Policy, direction| {
-        let rules = policy.rules(direction).unwrap_or_default();
-        let count = |peers: &Peers| match peers {
-            Peers::Any => 1,
-            Peers::Only(peers) => peers.len(),
-        };
-        rules.iter().map(|rule| count(&rule.peers)).sum::<usize>()
-    };
-    1 + Direction::BOTH.into_iter().map(|direction| peers(policy, direction)).sum::<usize>()
+    let rules = Direction::BOTH.into_iter().flat_map(|d| policy.rules(d).unwrap_or_default());
+    1 + rules.map(|rule| rule.peers.count()).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -170,6 +163,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::model::Policy;
 
     fn gone(namespace: &str, name: usize) -> Change {
         Change::PolicyGone(ObjectName::new(namespace, name.to_string().as_str()))

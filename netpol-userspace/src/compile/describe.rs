@@ -116,15 +116,12 @@ impl Compiler {
             std::collections::BTreeMap::new();
         for policy in isolating(&self.cluster, pod, direction) {
             for rule in policy.rules(direction).unwrap_or_default() {
-                let ports = ports_text(&rule.ports, direction, pod);
-                let n_peers = match &rule.peers {
-                    Peers::Any => 1,
-                    Peers::Only(peers) => peers.len(),
-                };
+                let n_peers = rule.peers.count();
                 if seen.len() + n_peers > n_most {
                     n_left_out += n_peers;
                     continue;
                 }
+                let ports = ports_text(&rule.ports, direction, pod);
                 for peer in peers_text(rule) {
                     seen.entry((peer, ports.clone())).or_default().insert(policy.id.clone());
                 }

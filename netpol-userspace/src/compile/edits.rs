@@ -28,13 +28,7 @@ fn hash(peer: &Peer) -> u64 {
 }
 
 fn peers(rules: &[Rule]) -> impl Iterator<Item = (&Peer, &Ports)> {
-    rules.iter().flat_map(|rule| {
-        let peers = match &rule.peers {
-            Peers::Any => &[],
-            Peers::Only(peers) => peers.as_slice(),
-        };
-        peers.iter().map(|peer| (peer, &rule.ports))
-    })
+    rules.iter().flat_map(|rule| rule.peers.named().iter().map(|peer| (peer, &rule.ports)))
 }
 
 impl Mentions {

@@ -107,7 +107,7 @@ impl Demand {
         for rule in rules {
             demand.intervals += n_intervals(&rule.ports);
             demand.rows += u64::from(rule.peers == Peers::Any);
-            for peer in peers(rule) {
+            for peer in rule.peers.named() {
                 demand.rows += n_rows(peer);
                 demand.memory += n_bytes(peer);
                 for block in blocks(peer) {
@@ -123,13 +123,6 @@ impl Demand {
             true => self.addresses += 1,
             false => self.blocks += 1,
         }
-    }
-}
-
-fn peers(rule: &Rule) -> &[Peer] {
-    match &rule.peers {
-        Peers::Any => &[],
-        Peers::Only(peers) => peers,
     }
 }
 
@@ -296,7 +289,7 @@ impl<'a> Counted<'a> {
         if rule.peers == Peers::Any && self.is_new((direction, sets)) {
             self.rows.rows += n_sets;
         }
-        for peer in peers(rule) {
+        for peer in rule.peers.named() {
             if self.is_new((direction, sets, peer)) {
                 self.rows.rows += n_rows(peer) * n_sets;
                 self.rows.memory += n_bytes(peer);

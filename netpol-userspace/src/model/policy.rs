@@ -50,6 +50,24 @@ pub enum Peers {
     Only(Vec<Peer>),
 }
 
+impl Peers {
+    /// Those that are named: none where it is any peer.
+    pub fn named(&self) -> &[Peer] {
+        match self {
+            Self::Any => &[],
+            Self::Only(peers) => peers,
+        }
+    }
+
+    /// How many there are; any peer counts as one.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Any => 1,
+            Self::Only(peers) => peers.len(),
+        }
+    }
+}
+
 /// One peer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {

@@ -241,11 +241,7 @@ fn peers(policy: &Policy) -> impl Iterator<Item = (String, Direction, &Peer)> {
         let side = side(direction);
         let rules = policy.rules(direction).unwrap_or_default().iter().enumerate();
         rules.flat_map(move |(rule_index, rule)| {
-            let list = match &rule.peers {
-                Peers::Any => &[],
-                Peers::Only(list) => list.as_slice(),
-            };
-            list.iter().enumerate().map(move |(index, peer)| {
+            rule.peers.named().iter().enumerate().map(move |(index, peer)| {
                 (format!("spec.{direction}[{rule_index}].{side}[{index}]"), direction, peer)
             })
         })

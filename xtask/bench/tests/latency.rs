@@ -3,23 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::process::Command;
-
-use serde_json::Value;
+mod quick;
 
 #[test]
 fn a_quick_run_has_every_row() {
-    // Built out here, where several tests do not wait for each other.
-    let program = netpol_bench::program::netpol().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_netpol-bench"))
-        .args(["latency", "--quick", "--json", "-"])
-        .env("NETPOL_PROGRAM", program)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{text}");
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let table = &document["report"]["tables"][0];
+    let report = quick::report("latency");
+    let table = &report["tables"][0];
     let rows = table["rows"].as_array().unwrap();
     let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
     assert_eq!(
@@ -39,7 +28,7 @@ fn a_quick_run_has_every_row() {
             assert_eq!(cell["rounds"], 2, "{row}");
         }
     }
-    let open = &document["report"]["tables"][1]["rows"];
+    let open = &report["tables"][1]["rows"];
     for (row, name) in open.as_array().unwrap().iter().zip(["TCX links", "the clsact qdisc"]) {
         assert_eq!(row["name"], name);
         assert!(row["cells"][0]["median"].as_f64().unwrap() > 0.0, "{row}");

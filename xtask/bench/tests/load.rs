@@ -3,9 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::process::Command;
-
-use serde_json::Value;
+mod quick;
 
 /// Parts of the rows' names, each of four sizes.
 const KINDS: [&str; 9] = [
@@ -22,17 +20,8 @@ const KINDS: [&str; 9] = [
 
 #[test]
 fn a_quick_run_has_every_row() {
-    // Built out here, where several tests do not wait for each other.
-    let program = netpol_bench::program::netpol().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_netpol-bench"))
-        .args(["load", "--quick", "--json", "-"])
-        .env("NETPOL_PROGRAM", program)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{text}");
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let table = &document["report"]["tables"][0];
+    let report = quick::report("load");
+    let table = &report["tables"][0];
     let rows = table["rows"].as_array().unwrap();
     assert_eq!(rows.len(), KINDS.len() * 4, "{rows:?}");
     for (rows, kind) in rows.chunks(4).zip(KINDS) {
@@ -46,6 +35,6 @@ fn a_quick_run_has_every_row() {
             }
         }
     }
-    let plots = document["report"]["plots"].as_array().unwrap();
+    let plots = report["plots"].as_array().unwrap();
     assert!(plots.iter().all(|plot| plot["lines"].as_array().unwrap().len() == KINDS.len()));
 }

@@ -55,7 +55,8 @@ impl Told {
     pub fn brief(&self, brief: State) -> State {
         let Some(last) = &self.state else { return brief };
         let mut endpoints = brief.endpoints.clone();
-        // Replicas have the same before and after.
+        // Replicas have the same before and after. What is joined is told apart by where it is, so both
+        // have to stay until the end: those of now with `brief`.
         let mut joined = HashMap::new();
         for view in &mut endpoints {
             let is_its = |other: &&EndpointView| (other.id, &other.uid) == (view.id, &view.uid);

@@ -56,9 +56,9 @@ impl Core {
         if self.is_behind() {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let now = now.as_secs().cast_signed();
-            let names: Vec<Option<Str>> = self.under_way().into_keys().collect();
-            self.compiling_since.retain(|namespace, _| names.contains(namespace));
-            for name in names {
+            let under_way = self.under_way();
+            self.compiling_since.retain(|namespace, _| under_way.contains_key(namespace));
+            for name in under_way.into_keys() {
                 self.compiling_since.entry(name).or_insert(now);
             }
             self.is_dirty = true;
