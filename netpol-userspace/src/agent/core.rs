@@ -638,6 +638,15 @@ impl Core {
             && capacity::is_enough(&self.datapath.tables(), &self.compiler.size())
     }
 
+    /// Whether nothing is missing of what was read, but for what is being put in force.
+    fn is_whole(&self) -> bool {
+        self.is_able_to_enforce()
+            && self.compiler.left_out().next().is_none()
+            && self.left_out_services().is_empty()
+            && !self.source_errors.keys().any(|object| is_unused(object))
+            && !self.findings.iter().any(|finding| self.is_lost(finding))
+    }
+
     fn status(&self) -> Status {
         let error = |(object, message): (&String, &String)| ObjectError {
             object: object.clone(),
@@ -655,12 +664,7 @@ impl Core {
             notes.push(capacity::evictions(self.evictions.0, &self.flow_uses()));
         }
         Status {
-            ready: self.is_able_to_enforce()
-                && !self.is_behind()
-                && self.compiler.left_out().next().is_none()
-                && left_out_services.is_empty()
-                && !self.source_errors.keys().any(|object| is_unused(object))
-                && !self.findings.iter().any(|finding| self.is_lost(finding)),
+            ready: self.is_whole() && !self.is_behind(),
             source: SourceStatus {
                 kind: self.source_kind.to_owned(),
                 synced: self.is_synced,

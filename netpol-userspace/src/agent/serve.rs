@@ -77,6 +77,8 @@ pub struct Published {
     pub state: Arc<State>,
     /// Everything is in force but what some pod or interface keeps from it.
     pub is_able: bool,
+    /// Nothing is missing of what was read, but for what is being put in force.
+    pub is_whole: bool,
     /// Counters of the agent itself.
     pub counters: AgentCounters,
     /// How the source is doing, not only at this moment.
@@ -90,6 +92,12 @@ impl Published {
         let mut status = self.status.clone();
         status.source.watches = view::watches(&self.watches.read());
         status
+    }
+
+    /// The status for who has waited until what was written before is in force. What is being put
+    /// in force was written later: others may always write something.
+    fn status_after_wait(&self) -> Status {
+        Status { ready: self.is_whole, ..self.status() }
     }
 }
 
@@ -190,12 +198,12 @@ async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) 
         answered.await.ok()
     };
     let limit = Duration::from_millis(query.timeout_ms);
-    let code = match tokio::time::timeout(limit, is_in_force).await {
-        Ok(Some(())) => StatusCode::OK,
-        _ => StatusCode::GATEWAY_TIMEOUT,
-    };
+    let is_in_time = matches!(tokio::time::timeout(limit, is_in_force).await, Ok(Some(())));
     let published = context.state.borrow().clone();
-    (code, Json(published.status())).into_response()
+    if is_in_time {
+        return Json(published.status_after_wait()).into_response();
+    }
+    (StatusCode::GATEWAY_TIMEOUT, Json(published.status())).into_response()
 }
 
 async fn ask(Shared(context): Shared<Context>, Json(question): Json<Question>) -> Response {
@@ -243,4 +251,26 @@ async fn metrics_text(Shared(context): Shared<Context>) -> Response {
     };
     ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_waited_is_told_ready_whatever_others_have_written_since() {
+        let mut published = Published {
+            status: Status::default(),
+            state: Arc::default(),
+            is_able: true,
+            is_whole: true,
+            counters: AgentCounters::default(),
+            watches: Watches::default(),
+        };
+        // Something is being compiled, so not everything that was read is in force.
+        assert!(!published.status().ready && published.status_after_wait().ready);
+        // An object cannot be used.
+        published.is_whole = false;
+        assert!(!published.status_after_wait().ready);
+    }
 }

@@ -17,7 +17,7 @@ use crate::observe::node::Node;
 ///
 /// Asks the agent; while it is down, shows what it last wrote. Lists objects that cannot be used
 /// and why. With `--wait` it returns when every change made before the call is in force, so that
-/// scripts can change a policy and then rely on it.
+/// scripts can change a policy and then rely on it; what others write meanwhile does not count.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -142,6 +142,9 @@ fn text_at(status: &Status, now: i64) -> String {
 fn progress(status: &Status) -> &'static str {
     let Status { ready, source, datapath } = status;
     match (ready, source.synced) {
+        (true, _) if !datapath.compiling.is_empty() => {
+            "what was written before this call is in force; what came later is being compiled"
+        }
         (true, _) if !datapath.errors.is_empty() => {
             "everything read so far is in force; what follows deserves a look"
         }
@@ -264,6 +267,11 @@ compiling: pods and Services of the cluster, 3 of 10 steps done, for 7 s
 compiling: policies and pods of namespace bulk, 12 more policies wait for that, for 7 s
 "
         );
+        // For who has waited for what was written before it.
+        status.ready = true;
+        let line = "ready: what was written before this call is in force; what came later is being \
+                    compiled\n";
+        assert!(plain(&status).starts_with(line), "{}", plain(&status));
     }
 
     #[test]

@@ -145,6 +145,7 @@ impl Core {
             status: self.status(),
             state: state.unwrap_or_else(nothing),
             is_able: self.is_able_to_enforce(),
+            is_whole: self.is_whole(),
             counters: self.counters.clone(),
             watches: self.source.watches().clone(),
         }

@@ -1,8 +1,6 @@
 //! Who wants to know when what was written before they asked is in force. Must never answer before, nor
 //! wait for what was written after.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::{Core, INTERFACE_PATIENCE};
@@ -32,13 +30,9 @@ enum Left {
     Turns(turns::Mark),
     /// It is being compiled.
     Work(compile::Mark),
-    /// Nothing, since then.
-    Nothing(Instant),
+    /// Nothing.
+    Nothing,
 }
-
-/// How long a wait that is over waits for what came later: mostly that takes a moment, and the status
-/// that is the answer says that all is in force.
-const LATER_PATIENCE: Duration = Duration::from_millis(500);
 
 impl Core {
     /// Someone wants to know when what was written before now is in force.
@@ -83,16 +77,12 @@ impl Core {
             if let Left::Work(mark) = &passed.left
                 && self.compiler.has_done(mark)
             {
-                passed.left = Left::Nothing(Instant::now());
+                passed.left = Left::Nothing;
             }
         }
-        let is_behind = self.is_behind();
-        let is_done = |passed: &Passed| match passed.left {
-            Left::Nothing(since) => !is_behind || since.elapsed() >= LATER_PATIENCE,
-            Left::Turns(_) | Left::Work(_) => false,
-        };
-        let (done, left): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.passed).into_iter().partition(is_done);
+        let (done, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.passed)
+            .into_iter()
+            .partition(|passed| matches!(passed.left, Left::Nothing));
         self.passed = left;
         self.answers.extend(done.into_iter().map(|passed| passed.wait));
     }
