@@ -33,7 +33,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 pub use options::{Installer, Options, Report, SourceCheck};
 
 use self::core::Core;
-use crate::datapath::{Datapath, LoadOptions, Pins};
+use crate::datapath::{Datapath, LoadOptions, Pins, grace};
 use crate::endpoint;
 use crate::source::{self, Handle};
 
@@ -81,6 +81,9 @@ async fn run_async(options: Options, installer: Option<Installer>) -> Result<()>
     // First, since it may be impossible, and nothing is left behind then.
     let (events_tx, mut events) = mpsc::channel(SOURCE_QUEUE);
     let (handle, kind) = start_source(&options, events_tx).await?;
+    if options.expedite {
+        grace::expedite();
+    }
     let pins = Pins::new(&options.bpffs);
     if !options.mount_bpffs {
         pins.require_bpffs()?;

@@ -34,6 +34,8 @@ pub struct Options {
     pub service_proxy: Option<String>,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// The kernel may be asked to hurry while programs are attached.
+    pub expedite: bool,
     /// Which pods may send from their own addresses only.
     pub source_check: SourceCheck,
     /// Which annotations of pods say from where they may send.

@@ -73,6 +73,11 @@ pub struct AgentArgs {
     #[arg(long, env = "NETPOL_ATTACH", value_enum, default_value = "auto")]
     pub attach: Attach,
 
+    /// Whether the kernel may be asked to hurry while programs are attached and removed: the switch
+    /// /sys/kernel/rcu_expedited is on for these moments, if it may be written
+    #[arg(long, env = "NETPOL_GRACE_PERIODS", value_enum, default_value = "expedited")]
+    pub grace_periods: GracePeriods,
+
     /// Which pods may speak as themselves alone: what they send from addresses that are not
     /// declared to be theirs is dropped, and what they say of such in ARP and neighbour discovery
     #[arg(long, env = "NETPOL_SOURCE_CHECK", value_enum, default_value = "all")]
@@ -170,6 +175,15 @@ pub enum Attach {
     Clsact,
 }
 
+/// How the kernel waits for what is under way, while programs are attached and removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GracePeriods {
+    /// Less than a millisecond for each program; interrupts each busy processor for a moment
+    Expedited,
+    /// Some 18 ms for each
+    Normal,
+}
+
 /// Whose sources are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sources {
@@ -229,6 +243,7 @@ impl AgentArgs {
             netns_dir: self.netns_dir,
             metrics_address: self.metrics_address.0,
             keep_established: self.established == Established::Keep,
+            expedite: self.grace_periods == GracePeriods::Expedited,
             source_check: match self.source_check {
                 Sources::All => SourceCheck::All,
                 Sources::Isolated => SourceCheck::Isolated,
@@ -398,6 +413,7 @@ mod tests {
         assert_eq!(options.metrics_address, Some("127.0.0.1:9642".parse().unwrap()));
         assert_eq!(options.attach, AttachMode::Auto);
         assert_eq!(options.source_check, SourceCheck::All);
+        assert!(options.expedite);
         assert_eq!(options.trust, Trust::default());
         assert!(!options.keep_established && !options.datapath_log);
         assert!(options.mount_bpffs);
@@ -415,6 +431,7 @@ mod tests {
         let options = parse(
             "--node-name n --manifests m --bpffs b --run-dir r --netns-dir d \
              --metrics-address off --mount-bpffs off --established keep --attach clsact --source-check off \
+             --grace-periods normal \
              --trust-annotations network-status,source-prefixes \
              --mark-bit 0x80000000 --service-proxy-name mine --flow-table-size 512000 --flow-table-size-ipv6 4096 --datapath-log --log-format json --limit blocks=3 --limit rows=4,intervals=5 --max-namespace-memory 7Mi",
         );
@@ -428,6 +445,7 @@ mod tests {
         assert_eq!(options.flow_buckets, [131_072, 1_024]);
         assert_eq!(options.attach, AttachMode::Clsact);
         assert_eq!(options.source_check, SourceCheck::Off);
+        assert!(!options.expedite);
         assert_eq!(options.trust, Trust { network_status: true, source_prefixes: true });
         assert!(options.keep_established && options.datapath_log);
         assert!(!options.mount_bpffs);

@@ -13,7 +13,7 @@ use super::places::Places;
 use crate::agent::state::{socket_path, state_path};
 use crate::agent::{journal, sandbox};
 use crate::datapath::cleanup::{Summary, cleanup};
-use crate::datapath::{DatapathError, Pins};
+use crate::datapath::{DatapathError, Pins, grace};
 use crate::observe::node::Node;
 use crate::source::kept;
 
@@ -81,6 +81,7 @@ fn clean_up(args: &Args, out: &mut dyn Write) -> Result<bool> {
     });
     let state = node.as_ref().map(|node| &node.state);
     let pins = args.places.pins(state);
+    grace::expedite();
     if !args.force
         && let Some(node) = &node
         && node.is_running

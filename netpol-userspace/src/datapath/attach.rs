@@ -17,9 +17,9 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use super::error::{DatapathError, bpf_error, io_error};
 use super::features;
 use super::filters::{Filter, Hooks, filter_programs, filters, hooks};
+use super::grace::{self, grace_period};
 use super::load::{EGRESS, GUARD, INGRESS, Programs, SHIELD, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
-use super::probe::grace_period;
 
 /// How programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -399,6 +399,7 @@ fn attach_tcx(
     if replace_pinned(program, path)? {
         return Ok(());
     }
+    let _short = grace::short();
     let behind = behind.and_then(|link| LinkOrder::after_link(link).ok());
     let first = || TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = match behind {
@@ -506,6 +507,7 @@ pub(super) fn detach_now(link: FdLink) {
     if let Ok(fd) = MultiProgLink::fd(&link) {
         // `union bpf_attr`'s `link_detach`: the descriptor alone.
         let attribute = fd.as_raw_fd() as u32;
+        let _short = grace::short();
         // SAFETY: the kernel reads the four bytes given and writes nothing.
         unsafe {
             libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attribute, size_of::<u32>());

@@ -13,6 +13,7 @@ use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
 use serde::Serialize;
 
 use super::error::DatapathError;
+use super::grace;
 use super::load::{ATTACHED, Programs};
 use super::probe;
 use crate::netns::Netns;
@@ -74,7 +75,7 @@ struct Probe {
     ask: fn() -> bool,
 }
 
-const PROBES: [Probe; 7] = [
+const PROBES: [Probe; 8] = [
     Probe {
         name: "atomics",
         what: "an instruction that compares and swaps in memory (Linux 5.12)",
@@ -108,7 +109,7 @@ const PROBES: [Probe; 7] = [
         what: "waiting for packets in flight (membarrier; not with nohz_full)",
         without: "entries could not be removed while packets may still be judged by them",
         is_required: true,
-        ask: || probe::grace_period().is_ok(),
+        ask: || grace::grace_period().is_ok(),
     },
     Probe {
         name: "bpffs",
@@ -124,6 +125,13 @@ const PROBES: [Probe; 7] = [
                   that gets its first one loses what is under way",
         is_required: false,
         ask: has_tcx,
+    },
+    Probe {
+        name: "short-grace-periods",
+        what: "a way to put programs on interfaces quickly (/sys/kernel/rcu_expedited, writable)",
+        without: "each program takes 18 ms to attach, on a node of 110 pods all of them 6 s",
+        is_required: false,
+        ask: grace::can_expedite,
     },
 ];
 

@@ -17,6 +17,7 @@ pub mod features;
 mod filters;
 pub mod flow_size;
 mod flow_tables;
+pub mod grace;
 mod guards;
 mod limits;
 mod load;

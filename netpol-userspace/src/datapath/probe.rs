@@ -1,4 +1,4 @@
-//! Questions to the kernel: may we, can it, and "is everyone past this point?".
+//! Whether the agent has the rights that it needs.
 
 use std::fs;
 
@@ -36,18 +36,6 @@ fn missing_capabilities(status: &str) -> Vec<String> {
         .filter(|(bit, _, _)| effective >> bit & 1 == 0)
         .map(|(_, name, purpose)| format!("{name} (to {purpose})"))
         .collect()
-}
-
-/// Returns when no program that was running at the call is running any more. Programs run inside
-/// RCU read-side critical sections; this membarrier command waits for all of those
-/// (kernel/sched/membarrier.c: MEMBARRIER_CMD_GLOBAL is synchronize_rcu).
-pub fn grace_period() -> Result<(), DatapathError> {
-    // SAFETY: membarrier takes three integers and touches no memory of ours.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 {
-        return Ok(());
-    }
-    Err(io_error("wait for packets in flight (membarrier)")(std::io::Error::last_os_error()))
 }
 
 #[cfg(test)]

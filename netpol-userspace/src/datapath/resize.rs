@@ -56,7 +56,7 @@ impl SetAside {
     /// Adds what came into the old tables meanwhile, once no program uses them any more, and
     /// removes them.
     pub fn finish(self, maps: &Maps) -> Result<(), DatapathError> {
-        super::probe::grace_period()?;
+        super::grace::grace_period()?;
         self.tables.copy_into(maps, &clock());
         // The first one last: what an interrupted removal leaves still says that it had begun.
         for name in TABLES.iter().rev() {

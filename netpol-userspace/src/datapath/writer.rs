@@ -607,7 +607,7 @@ impl Datapath {
         }
         let garbage = std::mem::take(&mut self.rows.garbage);
         let old_backends = std::mem::take(&mut self.old_backends);
-        super::probe::grace_period()?;
+        super::grace::grace_period()?;
         for pair in garbage {
             self.take_row_out(pair)?;
         }
@@ -616,7 +616,7 @@ impl Datapath {
         for backends in old_backends {
             self.backend_arena.release(&backends);
         }
-        super::probe::grace_period()?;
+        super::grace::grace_period()?;
         self.arena.reclaim();
         self.backend_arena.reclaim();
         self.rows.has_new_room = true;
