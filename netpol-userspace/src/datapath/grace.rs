@@ -6,8 +6,8 @@
 //! other pod gets its network. Expedited ones take less than a millisecond; they interrupt each
 //! processor that is at work for a moment, and are what the kernel itself uses wherever it waits
 //! with that lock held (`synchronize_net`). So they are asked for while one of netpol's is under
-//! way, by a switch that is the whole kernel's (/sys/kernel/rcu_expedited,
-//! Documentation/RCU/checklist.rst). Must never change the switch where somebody else has set it,
+//! way, by a switch that is the whole kernel's (/sys/kernel/rcu_expedited, see
+//! rcupdate.rcu_expedited in Documentation/admin-guide/kernel-parameters.txt). Must never change the switch where somebody else has set it,
 //! nor leave it set.
 
 use std::fs::{File, OpenOptions};
