@@ -57,6 +57,11 @@ fn policies_are_enforced_on_a_real_cluster() {
     for node in cluster.nodes() {
         let status = on_agent(&cluster, node.name(), &["netpol", "status", "-o", "json"]);
         assert_eq!(status["ready"], true, "{status}");
+        // With its three capabilities and a read-only /sys it may have programs attached quickly.
+        let can = on_agent(&cluster, node.name(), &["netpol", "capabilities", "-o", "json"]);
+        let missing = can["features"].as_array().unwrap();
+        let missing: Vec<_> = missing.iter().filter(|feature| feature["present"] != true).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     cluster.kubectl(&["delete", "networkpolicy", "servers"]).unwrap();
