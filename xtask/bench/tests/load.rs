@@ -6,7 +6,7 @@
 mod quick;
 
 /// Parts of the rows' names, each of four sizes.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 12] = [
     "a block and a port of its own",
     "1,000 blocks",
     "100 blocks and 100 ports",
@@ -15,7 +15,10 @@ const KINDS: [&str; 9] = [
     "an exception each",
     "a peer by label",
     "5,000 label values",
-    "Services",
+    "Services of 100 ports",
+    "1,000 addresses",
+    "come at once",
+    "1 MiB of annotations",
 ];
 
 #[test]

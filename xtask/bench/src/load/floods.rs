@@ -27,10 +27,13 @@ pub(super) enum Kind {
     Selectors,
     Values,
     Services,
+    Slices,
+    Pods,
+    Large,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Policies,
         Self::Blocks,
         Self::Ports,
@@ -40,6 +43,9 @@ impl Kind {
         Self::Selectors,
         Self::Values,
         Self::Services,
+        Self::Slices,
+        Self::Pods,
+        Self::Large,
     ];
 
     /// What is counted.
@@ -54,15 +60,18 @@ impl Kind {
             Self::Selectors => "policies, each with a peer by label and a port of its own",
             Self::Values => "policies with a peer of 5,000 label values",
             Self::Services => "Services of 100 ports, for pods isolated for egress",
+            Self::Slices => "EndpointSlices of 1,000 addresses, of as many Services",
+            Self::Pods => "pods elsewhere that come at once, among 100 policies by label",
+            Self::Large => "pods elsewhere with 1 MiB of annotations",
         }
     }
 
     /// The most that is written.
     pub fn whole(self) -> u32 {
         match self {
-            Self::Policies | Self::Selectors => 10_000,
+            Self::Policies | Self::Selectors | Self::Pods => 10_000,
             Self::Blocks => 260,
-            Self::Ports => 100,
+            Self::Ports | Self::Slices | Self::Large => 100,
             Self::Ranges | Self::Services => 1_000,
             Self::Nested | Self::Excepts => 400,
             Self::Values => 50,
@@ -114,6 +123,15 @@ impl Kind {
                 rule(vec![pods], &json!([]))
             }),
             Self::Services => services(n),
+            Self::Slices => slices(n),
+            Self::Pods => {
+                let by_label = each(100, |i| {
+                    let labels = json!({"matchLabels": {"n": format!("n{i}")}});
+                    rule(vec![json!({"podSelector": labels})], &json!([]))
+                });
+                by_label.into_iter().chain((0..n).map(|i| pod_elsewhere(i, 0))).collect()
+            }
+            Self::Large => (0..n).map(|i| pod_elsewhere(i, 1 << 20)).collect(),
         }
     }
 }
@@ -137,10 +155,56 @@ fn block(number: u32, length: u8) -> Value {
     json!({"ipBlock": {"cidr": format!("{address}/{length}")}})
 }
 
-fn services(n: u32) -> Vec<Value> {
+/// A pod of the tenant's on another node, with so many bytes of annotations.
+fn pod_elsewhere(number: u32, n_bytes: usize) -> Value {
+    let name = format!("elsewhere-{number}");
+    let address = Ipv4Addr::from(FIRST_BLOCK + 1 + number);
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": NAMESPACE, "uid": name,
+            "labels": {"n": format!("n{}", number % 200)},
+            "annotations": {"text": "x".repeat(n_bytes)},
+        },
+        "spec": {"nodeName": "elsewhere", "containers": [{"name": "c"}]},
+        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
+    })
+}
+
+/// A policy that isolates for egress, so that Services matter.
+fn egress() -> Value {
     let egress = json!([{"to": [block(0, 16)]}]);
     let spec = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": egress});
-    let mut objects = vec![manifests::policy(NAMESPACE, "bulk-egress", &spec)];
+    manifests::policy(NAMESPACE, "bulk-egress", &spec)
+}
+
+/// Services of one port, each with a slice of as many addresses as one may have.
+fn slices(n: u32) -> Vec<Value> {
+    let mut objects = vec![egress()];
+    for i in 0..n {
+        let name = format!("bulk-{i:04}");
+        let address = Ipv4Addr::from(FIRST_SERVICE + 1 + i);
+        objects.push(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {"clusterIP": address, "clusterIPs": [address], "ports": [{"port": 80}],
+                "selector": {"app": name}},
+        }));
+        let endpoints = (0..1_000)
+            .map(|j| json!({"addresses": [Ipv4Addr::from(FIRST_BLOCK + 1 + i * 1_000 + j)]}));
+        objects.push(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": NAMESPACE,
+                "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "endpoints": endpoints.collect::<Vec<_>>(),
+            "ports": [{"port": 80}],
+        }));
+    }
+    objects
+}
+
+fn services(n: u32) -> Vec<Value> {
+    let mut objects = vec![egress()];
     let ports = |key: &str| -> Vec<Value> {
         (0..100).map(|j| json!({"name": format!("p{j}"), key: 1_000 + j})).collect()
     };
