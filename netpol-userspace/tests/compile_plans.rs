@@ -486,6 +486,17 @@ fn rules_in_words() {
         ]
     );
     assert_eq!(compiler.rules(ONE, Direction::Egress), []);
+    // Of a rule that has too many peers to be told in full, those that are within the limit are.
+    assert_eq!(
+        compiler.first_rules(ONE, Direction::Ingress, 2),
+        (
+            vec![
+                view("all pods in namespaces team=red", ports, &["x/r"]),
+                view("pods app=b in namespace x", "TCP 80", &["x/p", "x/q"]),
+            ],
+            1
+        )
+    );
     let class = compiler.tables().class_of("10.0.0.3".parse().expect("an address"));
     assert_eq!(compiler.class_names(class), ["10.0.0.0/8", "pods app=b in namespace x"]);
     assert!(compiler.class_names(ClassId::NONE).is_empty());

@@ -116,13 +116,14 @@ impl Compiler {
             std::collections::BTreeMap::new();
         for policy in isolating(&self.cluster, pod, direction) {
             for rule in policy.rules(direction).unwrap_or_default() {
-                let n_peers = rule.peers.count();
-                if seen.len() + n_peers > n_most {
-                    n_left_out += n_peers;
+                // No text is made of what is not told.
+                let n_told = rule.peers.count().min(n_most.saturating_sub(seen.len()));
+                n_left_out += rule.peers.count() - n_told;
+                if n_told == 0 {
                     continue;
                 }
                 let ports = ports_text(&rule.ports, direction, pod);
-                for peer in peers_text(rule) {
+                for peer in peers_text(rule).take(n_told) {
                     seen.entry((peer, ports.clone())).or_default().insert(policy.id.clone());
                 }
             }
@@ -232,11 +233,9 @@ pub struct Size {
     pub atoms: usize,
 }
 
-fn peers_text(rule: &Rule) -> Vec<String> {
-    match &rule.peers {
-        Peers::Any => vec!["any peer".into()],
-        Peers::Only(peers) => peers.iter().map(peer_text).collect(),
-    }
+fn peers_text(rule: &Rule) -> impl Iterator<Item = String> {
+    let any = matches!(rule.peers, Peers::Any).then(|| "any peer".to_owned());
+    any.into_iter().chain(rule.peers.named().iter().map(peer_text))
 }
 
 fn peer_text(peer: &Peer) -> String {
