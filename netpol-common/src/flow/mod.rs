@@ -30,7 +30,9 @@
 //! Packets of one flow, and of flows that share a bucket, run on all CPUs at once, without locks.
 //!
 //! - *Inserting*: compare-and-swap the state word to [`BUSY`]; who succeeds owns the slot, writes
-//!   key and meta, and publishes by storing the new state word. Two writers never share a slot.
+//!   key and meta, and publishes by compare-and-swapping the new state word, which is a barrier:
+//!   a weakly ordered CPU would else let a slot's next owner, who saw the state word, be overtaken
+//!   by these stores. Two writers never share a slot.
 //! - *Looking up*: key words and the tag must match. The tag is a function of the key, so a
 //!   reader that saw the new state word with old key words, or the reverse (weakly ordered CPUs),
 //!   sees a mismatch and misses.
@@ -54,6 +56,9 @@
 //! - Two CPUs that insert the same flow at once may leave two equal entries. Both were judged;
 //!   look-ups find the first. So it is with a flow that has moved out of the reserve: what it left
 //!   behind says nothing else than what moved, and is the first to make room.
+//!
+//! `tests/flow_orders.rs` runs this under every order of two CPUs' loads and stores that a weakly
+//! ordered machine allows, `tests/flow_hammer.rs` on the real ones of this machine.
 
 mod place;
 mod slot;

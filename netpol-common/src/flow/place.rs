@@ -414,7 +414,9 @@ fn write<B: Bucket, const KEY: usize>(bucket: B, base: usize, written: &Written<
         i += 1;
     }
     bucket.store(base + KEY + 1, written.meta);
-    bucket.store(base + KEY, written.state);
+    // Always does: the slot is ours. A plain store could be seen before those above it, and they
+    // after what the slot's next owner stores.
+    bucket.compare_and_swap(base + KEY, BUSY, written.state);
 }
 
 /// Adds `change` to the answered flows if this state word says that the flow is one.
