@@ -17,6 +17,7 @@ use super::attach::{AttachMode, Attacher, Part};
 use super::classes::Classes;
 use super::error::{DatapathError, bpf_error, io_error};
 use super::features;
+use super::grace::grace_period;
 use super::guards::{Guard, Guards};
 use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
@@ -41,6 +42,9 @@ pub(super) const OWN4: usize = 3;
 pub(super) const LINK: usize = 4;
 /// Word index of [`layout::Control::epoch`].
 const CONTROL_EPOCH: usize = 4;
+
+/// Whether this machine's processors may do a load before one that comes earlier in the program.
+const IS_WEAKLY_ORDERED: bool = !cfg!(any(target_arch = "x86_64", target_arch = "x86"));
 
 /// Something that could not be done for one endpoint or table; everything else was.
 #[derive(Debug)]
@@ -546,6 +550,11 @@ impl Datapath {
 
     /// Makes every flow of these endpoints be judged again at its next packet.
     pub(super) fn rejudge(&mut self, ids: &[EndpointId]) {
+        if IS_WEAKLY_ORDERED {
+            // A program could have read an address's old class before the new epoch, and enter what
+            // it made of it as judged in that. The kernel always has this call.
+            let _ = grace_period();
+        }
         let epoch = self.next_epoch();
         for id in ids {
             let Some(endpoint) = self.endpoints.get_mut(id) else { continue };
@@ -607,7 +616,7 @@ impl Datapath {
         }
         let garbage = std::mem::take(&mut self.rows.garbage);
         let old_backends = std::mem::take(&mut self.old_backends);
-        super::grace::grace_period()?;
+        grace_period()?;
         for pair in garbage {
             self.take_row_out(pair)?;
         }
@@ -616,7 +625,7 @@ impl Datapath {
         for backends in old_backends {
             self.backend_arena.release(&backends);
         }
-        super::grace::grace_period()?;
+        grace_period()?;
         self.arena.reclaim();
         self.backend_arena.reclaim();
         self.rows.has_new_room = true;
