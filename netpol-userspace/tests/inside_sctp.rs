@@ -151,10 +151,10 @@ fn an_association_follows_the_policies() {
     let both = "podSelector: {matchLabels: {app: asked}}, policyTypes: [Ingress, Egress]";
     scene.policy("asked", both);
     scene.settle();
-    let dropped = lab.counted(&asked, Direction::Ingress, Reason::Policy);
+    let dropped = lab.counted(&asked, Direction::Ingress, Reason::PolicyCut);
     stream.write_all(&[7; 100]).unwrap();
     eventually("the next packet is dropped", || {
-        lab.counted(&asked, Direction::Ingress, Reason::Policy) > dropped
+        lab.counted(&asked, Direction::Ingress, Reason::PolicyCut) > dropped
     });
     scene.policy("asked", &format!("{both}, ingress: [{{{SCTP_ONLY}}}]"));
     scene.settle();
@@ -185,7 +185,7 @@ fn an_association_of_several_addresses_goes_on_by_the_others() {
     let mut stream = associate(&asks.netns, (any, 0).into(), (*v6, PORT).into());
     exchange(&mut stream, 1000);
     // Where the first path led.
-    asks.ip("-6 route replace blackhole default");
+    asks.ip(&format!("route add blackhole {v6}"));
     exchange(&mut stream, 1000);
     let dropped = [(&asks, Direction::Egress), (&asked, Direction::Ingress)];
     let dropped = dropped.map(|(pod, way)| lab.counted(pod, way, Reason::Policy));

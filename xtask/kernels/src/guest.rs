@@ -24,7 +24,8 @@ const LINE: &str = "/dev/ttyS1";
 const MOST: u64 = 192 << 10;
 
 /// Modules that are there before the first job; others the kernel asks for.
-const MODULES: [&str; 6] = ["veth", "bridge", "sch_ingress", "cls_bpf", "vxlan", "dummy"];
+const MODULES: [&str; 7] =
+    ["veth", "bridge", "br_netfilter", "sch_ingress", "cls_bpf", "vxlan", "dummy"];
 
 /// Filesystems: what, where, kind.
 const MOUNTS: [(&str, &str, &str); 8] = [
