@@ -2,8 +2,11 @@
 
 mod compile_support;
 
+use std::sync::Arc;
+
 use compile_support::{judge, name, namespace, pod, policy};
 use compile_support::{put_namespace, put_pod, put_policy};
+use netpol_userspace::compile::ids::{ClassKey, Ids};
 use netpol_userspace::compile::{
     ClassId, Compiler, EndpointId, EndpointSets, Plan, Problem, RuleView, SetId, Step, Tables,
 };
@@ -193,6 +196,61 @@ fn a_restart_finds_the_same_numbers() {
     assert_eq!(after.tables(), before.tables());
 }
 
+/// As releases have written numbers that wrote the whole text of each class.
+const EARLIER_NUMBERS: &str = r##"{
+    "sets": {
+        "[[{\"Pods\":{\"Pods\":[[],[]]}},{\"Ports\":[[[],[[53,53]],[]],[[6,\"http\"]]]}]]": 30,
+        "[[{\"Pods\":{\"PodsIn\":[\"x\",[{\"In\":[\"app\",[\"b\"]]}]]}},{\"Ports\":[[[[80,80]],[],[]],[]]}],[{\"Block\":[{\"Cidr\":\"10.0.0.0/8\"},[{\"Cidr\":\"10.1.0.0/16\"}]]},\"Everything\"],[{\"Block\":[{\"Cidr\":\"192.0.2.0/24\"},[]]},\"Everything\"]]": 20,
+        "[]": 1
+    },
+    "classes": {
+        "[{\"Cidr\":\"10.0.0.0/8\"},{\"Cidr\":\"10.1.0.0/16\"}]": 33,
+        "[{\"Cidr\":\"10.0.0.0/8\"}]": 22,
+        "[{\"Cidr\":\"192.0.2.0/24\"}]": 66,
+        "[{\"Pods\":[[],[]]},{\"Cidr\":\"10.0.0.0/8\"}]": 44,
+        "[{\"PodsIn\":[\"x\",[{\"In\":[\"app\",[\"b\"]]}]]},{\"Pods\":[[],[]]},{\"Cidr\":\"10.0.0.0/8\"},{\"Port\":[6,\"http\",8080]}]": 55
+    },
+    "next_set": 40,
+    "next_class": 70
+}"##;
+
+/// An upgrade is no reason to write everything anew.
+#[test]
+fn numbers_that_an_earlier_release_has_written_are_kept() {
+    let mut compiler = Compiler::new();
+    compiler.adopt(&serde_json::from_str(EARLIER_NUMBERS).expect("readable"));
+    compiler.apply_all([
+        put_pod(&pod("x/a", "app=a", "10.0.0.1", "")),
+        put_pod(&pod("x/b", "app=b", "10.0.0.3", "http=TCP:8080")),
+        put_policy(&policy(
+            "x/p",
+            r#"{"podSelector": {"matchLabels": {"app": "a"}}, "policyTypes": ["Ingress", "Egress"],
+                "ingress": [
+                    {"from": [{"podSelector": {"matchLabels": {"app": "b"}}}],
+                     "ports": [{"port": 80}]},
+                    {"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
+                              {"ipBlock": {"cidr": "192.0.2.0/24"}}]}],
+                "egress": [{"to": [{"namespaceSelector": {}}],
+                            "ports": [{"port": "http"}, {"port": 53, "protocol": "UDP"}]}]}"#,
+        )),
+    ]);
+    compiler.set_endpoint(ONE, name("x/a"));
+    let tables = compiler.tables();
+    let sets = tables.endpoints[&ONE];
+    assert_eq!((sets.ingress, sets.egress), (SetId(20), SetId(30)));
+    let class = |block: &str| tables.classes[&block.parse().expect("a block")].0;
+    assert_eq!(
+        ["10.0.0.0/8", "10.1.0.0/16", "10.0.0.1/32", "10.0.0.3/32", "192.0.2.0/24"].map(class),
+        [22, 33, 44, 55, 66]
+    );
+    // And so they are by this one, as it writes them.
+    let ids = compiler.export_ids();
+    let text = serde_json::to_string(&ids).expect("serializable");
+    assert_eq!(serde_json::from_str::<Ids>(&text).expect("readable"), ids);
+    assert_eq!(ids.classes[&ClassKey::from("192.0.2.0/24")], 66);
+    assert_eq!(compiler.forget_adopted(), []);
+}
+
 /// What the source says before it has said everything is taken in object by object, in any order.
 #[test]
 fn a_restart_finds_the_same_numbers_whatever_is_read_first() {
@@ -233,9 +291,9 @@ fn new_numbers_are_those_that_were_not_there_before() {
         compiler.apply(put_policy(&policy("x/p", rule)));
         let (now, new) = (compiler.export_ids(), compiler.new_ids());
         assert_eq!((new.next_set, new.next_class), (now.next_set, now.next_class));
-        let is_new = |(key, id): &(&String, &u16)| before.sets.get(*key) != Some(*id);
+        let is_new = |(key, id): &(&Arc<str>, &u16)| before.sets.get(*key) != Some(*id);
         assert!(new.sets.iter().eq(now.sets.iter().filter(is_new)), "{new:?}");
-        let is_new = |(key, id): &(&String, &u32)| before.classes.get(*key) != Some(*id);
+        let is_new = |(key, id): &(&ClassKey, &u32)| before.classes.get(*key) != Some(*id);
         assert!(new.classes.iter().eq(now.classes.iter().filter(is_new)), "{new:?}");
         noted.sets.extend(new.sets);
         noted.classes.extend(new.classes);
@@ -287,8 +345,8 @@ fn a_restart_into_another_world_keeps_old_sets_whole() {
 #[test]
 fn numbers_of_a_former_run_that_cannot_be_read_are_left_alone() {
     let mut ids = compiler(FROM_B).export_ids();
-    ids.sets = [("of another version".to_owned(), 2)].into();
-    ids.classes = [("of another version".to_owned(), 2)].into();
+    ids.sets = [("of another version".into(), 2)].into();
+    ids.classes = [("of another version".into(), 2)].into();
     (ids.next_set, ids.next_class) = (2, 2);
     let mut after = Compiler::new();
     after.adopt(&ids);

@@ -8,8 +8,10 @@ mod compile_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use compile_support::{change, name, namespace, namespace_of, pod, policy, shrink_sequence};
+use netpol_userspace::compile::ids::ClassKey;
 use netpol_userspace::compile::{Compiler, EndpointId, Ids, Plan, Row, SetId, Step, Tables};
 use netpol_userspace::model::{Change, Direction, ObjectName};
 use netpol_userspace::reference::generate::Rng;
@@ -36,10 +38,11 @@ fn own_addresses(pod: &Pod) -> Vec<IpAddr> {
 /// The tables with contents instead of numbers, which two compilers may give differently.
 fn by_content(compiler: &Compiler) -> impl PartialEq + std::fmt::Debug + use<> {
     let ids = compiler.export_ids();
-    let sets: BTreeMap<u16, &String> = ids.sets.iter().map(|(key, &id)| (id, key)).collect();
-    let classes: BTreeMap<u32, &String> = ids.classes.iter().map(|(key, &id)| (id, key)).collect();
-    let set = |id: SetId| sets.get(&id.0).map_or_else(String::new, |key| (*key).clone());
-    let class = |id: u32| classes.get(&id).map_or_else(String::new, |key| (*key).clone());
+    let sets: BTreeMap<u16, &Arc<str>> = ids.sets.iter().map(|(key, &id)| (id, key)).collect();
+    let classes: BTreeMap<u32, &ClassKey> =
+        ids.classes.iter().map(|(key, &id)| (id, key)).collect();
+    let set = |id: SetId| sets.get(&id.0).map_or_else(String::new, |key| key.to_string());
+    let class = |id: u32| classes.get(&id).map_or_else(String::new, |key| key.to_string());
     let tables = compiler.tables();
     let blocks: BTreeMap<_, _> =
         tables.classes.iter().map(|(block, id)| (*block, class(id.0))).collect();

@@ -92,7 +92,7 @@ fn policies(index: usize) -> [Policy; 2] {
         cidr: format!("192.168.{}.0/24", index % 200).parse().expect("a block"),
         except: Vec::new(),
     });
-    let rule = |peers: Vec<Peer>, ports| Rule { peers: Peers::Only(peers), ports };
+    let rule = |peers: Vec<Peer>, ports| Rule { peers: Peers::Only(peers.into()), ports };
     let policy = |kind: &str, ingress, egress| Policy {
         id: ObjectName::new(name.clone(), kind),
         pods: Selector::everything(),
@@ -190,10 +190,13 @@ fn a_large_cluster_costs_what_its_local_policies_need() {
     // A policy that selects one endpoint: one switch, and no address outside its team moves.
     let [mut policy, _] = policies(37);
     policy.ingress = Some(vec![Rule {
-        peers: Peers::Only(vec![Peer::Pods {
-            namespaces: NamespaceScope::Matching(Selector::everything()),
-            pods: is("app", "app-3".to_owned()),
-        }]),
+        peers: Peers::Only(
+            [Peer::Pods {
+                namespaces: NamespaceScope::Matching(Selector::everything()),
+                pods: is("app", "app-3".to_owned()),
+            }]
+            .into(),
+        ),
         ports: Ports::Any,
     }]);
     let plan = timed("a policy here, on 10,000 pods", || compiler.apply(Change::Policy(policy)));
@@ -216,7 +219,7 @@ const N_CROWD: usize = 1_500;
 fn crowd_policy(index: usize, port: u16) -> Change {
     let bits = (172 << 24) + (u32::try_from(index).expect("fits") << 4);
     let cidr = ipnet::IpNet::new(Ipv4Addr::from_bits(bits).into(), 28).expect("a length");
-    let peers = Peers::Only(vec![Peer::Block(IpBlock { cidr, except: Vec::new() })]);
+    let peers = Peers::Only([Peer::Block(IpBlock { cidr, except: Vec::new() })].into());
     Change::Policy(Policy {
         id: ObjectName::new(namespace_name(0), format!("crowd-{index}")),
         pods: Selector::everything(),

@@ -377,7 +377,7 @@ fn nets(policy: &Policy) -> Vec<Vec<IpNet>> {
     let of_rule = |rule: &netpol_userspace::model::Rule| {
         let Peers::Only(peers) = &rule.peers else { return Vec::new() };
         let mut nets = Vec::new();
-        for peer in peers {
+        for peer in peers.iter() {
             if let Peer::Block(block) = peer {
                 nets.extend([block.cidr].iter().chain(&block.except));
             }

@@ -19,7 +19,7 @@ use super::state::{
 };
 use super::turns::Turns;
 use super::{answers, capacity, files, journal, memory, sandbox, view};
-use crate::compile::ids::Ids;
+use crate::compile::ids::{ClassKey, Ids};
 use crate::compile::{Compiler, EndpointId, Plan, Step};
 use crate::datapath::{Datapath, EndpointFailure, NumbersInMaps, Part};
 use crate::endpoint::{Endpoint, Finding, Snapshot, Watcher};
@@ -267,8 +267,8 @@ impl Core {
         self.note_node();
         self.note_policies();
         self.rematch();
-        // The tables are reconciled as a whole below.
-        let _plan = self.compiler.apply_all([]);
+        // The tables are reconciled as a whole below, and the plan is as long as they are.
+        drop(self.compiler.apply_all([]));
         self.note_links();
         self.note_prefixes();
         self.reconcile();
@@ -567,14 +567,13 @@ impl Core {
         }
         ids.edits.extend(written.edits.iter().filter(|(id, _)| !in_use.contains(id)).cloned());
         for (content, id) in &written.classes {
-            ids.classes.entry(content.clone()).or_insert(*id);
+            ids.classes.entry(*content).or_insert(*id);
         }
         let state = match self.told.is_costly() {
             true => self.told.brief(self.state_in_brief(ids)),
             false => self.state_with(ids),
         };
-        self.store(&state);
-        self.told.note(state);
+        self.store(state);
     }
 
     /// The same where only numbers are new: what people read of a change can wait until it is in
@@ -588,11 +587,12 @@ impl Core {
         self.written.add(news);
     }
 
-    fn store(&mut self, state: &State) {
-        if let Err(error) = files::write_state(&self.run_dir, state) {
+    fn store(&mut self, mut state: State) {
+        if let Err(error) = files::write_state(&self.run_dir, &state) {
             self.note_unwritten(&error);
         }
-        self.written = journal::Written::of(state.ids.clone());
+        self.written = journal::Written::of(std::mem::take(&mut state.ids));
+        self.told.note(state);
         self.are_endpoints_written = true;
         // All of them are written now.
         let _ = self.compiler.new_ids();
@@ -607,7 +607,7 @@ impl Core {
     fn state_with(&self, ids: Ids) -> State {
         let endpoints = view::endpoints(&self.compiler, self.numbered_endpoints(), true);
         let brief = self.state_in_brief(ids).with_endpoints(endpoints);
-        State { classes: view::classes(&self.compiler), ..brief }
+        State { classes: Arc::new(view::classes(&self.compiler)), ..brief }
     }
 
     /// The same without what policies say.
@@ -620,7 +620,7 @@ impl Core {
             status: self.status(),
             endpoints: view::endpoints(&self.compiler, self.numbered_endpoints(), false),
             isolations: Vec::new(),
-            classes: BTreeMap::new(),
+            classes: Arc::default(),
             ids,
             remembered: memory::write(&self.endpoints, self.holders.pods()),
             placed: self.holders.placed().map(ToString::to_string).collect(),
@@ -731,11 +731,11 @@ fn is_unused(object: &str) -> bool {
 fn reserve_unknown(ids: &mut Ids, in_maps: &NumbersInMaps) {
     let known: BTreeSet<u16> = ids.sets.values().copied().collect();
     for set in in_maps.sets.iter().filter(|set| !known.contains(set)) {
-        ids.sets.insert(format!("unknown {set}"), *set);
+        ids.sets.insert(format!("unknown {set}").into(), *set);
     }
     let known: BTreeSet<u32> = ids.classes.values().copied().collect();
     for class in in_maps.classes.iter().filter(|class| !known.contains(class)) {
-        ids.classes.insert(format!("unknown {class}"), *class);
+        ids.classes.insert(ClassKey::of_text(&format!("unknown {class}")), *class);
     }
 }
 

@@ -2,7 +2,7 @@
 //! depends on while the agent runs.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use crate::lock::Lock;
 
 /// An unfinished state file.
 const DRAFT: &str = "state.json.new";
+const WRITTEN_AT_ONCE: usize = 1 << 16;
 
 /// Makes the directory and takes it for this process.
 pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
@@ -81,14 +82,18 @@ pub fn write_state(run_dir: &Path, state: &State) -> Result<()> {
     let draft = run_dir.join(DRAFT);
     // An earlier release has left a draft that everybody could read.
     let _ = fs::remove_file(&draft);
-    let mut file = File::options()
+    let file = File::options()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&draft)
         .with_context(|| format!("create {}", draft.display()))?;
-    let text = serde_json::to_vec(state).context("encode the state")?;
-    file.write_all(&text).with_context(|| format!("write {}", draft.display()))?;
+    // Its text may be long, and is not needed at once.
+    let mut file = BufWriter::with_capacity(WRITTEN_AT_ONCE, file);
+    serde_json::to_writer(&mut file, state)
+        .map_err(std::io::Error::from)
+        .and_then(|()| file.flush())
+        .with_context(|| format!("write {}", draft.display()))?;
     fs::rename(&draft, &path).with_context(|| format!("replace {}", path.display()))?;
     journal::clear(run_dir)
 }

@@ -90,13 +90,13 @@ impl Written {
     }
 }
 
-fn add_kind<N: Copy + Eq + Hash>(
-    ids: &mut BTreeMap<String, N>,
+fn add_kind<K: Clone + Ord, N: Copy + Eq + Hash>(
+    ids: &mut BTreeMap<K, N>,
     numbers: &mut HashSet<N>,
-    news: BTreeMap<String, N>,
+    news: BTreeMap<K, N>,
 ) {
     for (content, id) in news {
-        let is_other = |(other, known): &(&String, &N)| **known == id && **other != content;
+        let is_other = |(other, known): &(&K, &N)| **known == id && **other != content;
         // A look at all of them only for the few numbers that were given before.
         let other = if numbers.insert(id) { None } else { ids.iter().find(is_other) };
         match other.map(|(other, _)| other.clone()) {
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn ids(sets: &[(&str, u16)], next_set: u32) -> Ids {
-        let sets = sets.iter().map(|&(content, id)| (content.to_owned(), id)).collect();
+        let sets = sets.iter().map(|&(content, id)| (content.into(), id)).collect();
         Ids { sets, next_set, ..Ids::default() }
     }
 

@@ -16,8 +16,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use self::classes::ClassWords;
 use super::questions::NamedPort;
 use crate::compile::ids::Ids;
+
+mod classes;
 
 /// Version of [`State`]; a file of another version is not read.
 pub const VERSION: u32 = 1;
@@ -59,8 +62,8 @@ pub struct State {
     #[serde(default)]
     pub isolations: Vec<Arc<Isolation>>,
     /// Names of the classes in use, by number.
-    pub classes: BTreeMap<u32, Vec<String>>,
-    /// Numbers in use and what they stand for, for the next agent.
+    pub classes: Arc<ClassWords>,
+    /// Numbers in use and what they stand for, for the next agent: none in what the agent answers.
     pub ids: Ids,
     /// Whose the interfaces are, for the next agent, whatever becomes of the pods' objects.
     #[serde(default)]

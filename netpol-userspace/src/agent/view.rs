@@ -1,9 +1,9 @@
 //! Turns what the compiler knows of an endpoint into what people read. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::state::{DirectionView, EndpointView, Isolation, Rule, WatchView};
+use super::state::{ClassWords, DirectionView, EndpointView, Isolation, Rule, WatchView};
 use crate::compile::{ClassId, Compiler, EndpointId, RuleView};
 use crate::endpoint::{Endpoint, Holder};
 use crate::model::{Direction, NamedPort, ObjectName};
@@ -99,7 +99,8 @@ impl Isolations<'_> {
 }
 
 /// Names of the classes in use. Any block may get the closed class, when the tables are full.
-pub fn classes(compiler: &Compiler) -> BTreeMap<u32, Vec<String>> {
-    let classes = compiler.classes_in_use().chain([ClassId::CLOSED]);
-    classes.map(|class| (class.0, compiler.class_names(class))).collect()
+pub fn classes(compiler: &Compiler) -> ClassWords {
+    let mut classes: Vec<ClassId> = compiler.classes_in_use().chain([ClassId::CLOSED]).collect();
+    classes.sort_unstable();
+    classes.into_iter().map(|class| (class.0, compiler.class_names(class))).collect()
 }

@@ -12,7 +12,7 @@ use crate::model::{Change, Cluster};
 use crate::source::advice::{self, Known, Subject};
 use crate::source::catalog::{Catalog, FileState, Files};
 use crate::source::directory::{self, Reader};
-use crate::source::parse::{Entry, Object};
+use crate::source::parse::{Entry, Object, Originals};
 use crate::source::{Event, convert, explain};
 
 /// What is said about one object, or about a file that cannot be read.
@@ -70,10 +70,11 @@ fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
         std::io::stdin().lock().read_to_end(&mut bytes).with_context(what)?;
         // JSON piped from kubectl, else YAML.
         let json = bytes.trim_ascii_start().first() == Some(&b'{');
-        let mut contents = directory::parse_bytes(if json { "-.json" } else { "-" }, &bytes);
+        let mut contents =
+            directory::parse_bytes(if json { "-.json" } else { "-" }, &bytes, Originals::Kept);
         if contents.malformed.is_some() && json {
             // A flow mapping is YAML, too.
-            let yaml = directory::parse_bytes("-", &bytes);
+            let yaml = directory::parse_bytes("-", &bytes, Originals::Kept);
             contents = if yaml.malformed.is_none() { yaml } else { contents };
         }
         to.insert("-".into(), FileState::Read(Arc::new(contents)));
@@ -81,7 +82,7 @@ fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
     }
     let label = path.display().to_string();
     if std::fs::metadata(path).with_context(what)?.is_dir() {
-        let found = Reader::new(path).read(&Default::default(), |_| {}).files;
+        let found = Reader::new(path, Originals::Kept).read(&Default::default(), |_| {}).files;
         let label = label.trim_end_matches('/');
         to.extend(found.into_iter().map(|(name, state)| match name.as_str() {
             "." => (label.to_owned(), state),
@@ -89,7 +90,7 @@ fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
         }));
     } else {
         let bytes = std::fs::read(path).with_context(what)?;
-        let contents = Arc::new(directory::parse_bytes(&label, &bytes));
+        let contents = Arc::new(directory::parse_bytes(&label, &bytes, Originals::Kept));
         to.insert(label, FileState::Read(contents));
     }
     Ok(())
@@ -166,7 +167,7 @@ fn unreadable(file: &str, reason: &str) -> Report {
 
 fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
     let (explanation, warnings) = match &entry.object {
-        Some(Object::Policy(object, policy)) => {
+        Some(Object::Policy(Some(object), policy)) => {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
             let warnings = advice::warnings(subject, cluster, Known::SomeFiles);
             let warnings = warnings.iter().map(ToString::to_string).collect();

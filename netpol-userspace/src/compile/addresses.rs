@@ -16,7 +16,7 @@ use crate::model::{Cluster, ObjectName};
 #[derive(Debug)]
 pub(super) struct Entry {
     /// The pod that has the address.
-    pub owner: Option<ObjectName>,
+    pub owner: Option<Box<ObjectName>>,
     /// A block atom, if a policy in use names exactly this block.
     pub cidr: Option<AtomId>,
     /// The class it is stored with, `NONE` if it is not stored.
@@ -61,13 +61,13 @@ impl Addresses {
         let entry = self.entries.entry(IpNet::from(address)).or_default();
         match &entry.owner {
             None => {
-                entry.owner = Some(pod.clone());
+                entry.owner = Some(Box::new(pod.clone()));
                 true
             }
             Some(owner) => {
-                if owner != pod || self.contested.contains_key(&address) {
+                if **owner != *pod || self.contested.contains_key(&address) {
                     let claimants =
-                        self.contested.entry(address).or_insert_with(|| vec![owner.clone()]);
+                        self.contested.entry(address).or_insert_with(|| vec![(**owner).clone()]);
                     if !claimants.contains(pod) {
                         claimants.push(pod.clone());
                     }
@@ -84,7 +84,7 @@ impl Addresses {
             return self.elect(address, cluster);
         }
         match self.entries.get_mut(&IpNet::from(address)) {
-            Some(entry) if entry.owner.as_ref() == Some(pod) => {
+            Some(entry) if entry.owner.as_deref() == Some(pod) => {
                 entry.owner = None;
                 true
             }
@@ -103,8 +103,8 @@ impl Addresses {
             self.contested.remove(&address);
         }
         let entry = self.entries.entry(IpNet::from(address)).or_default();
-        let changed = entry.owner != winner;
-        entry.owner = winner;
+        let changed = entry.owner.as_deref() != winner.as_ref();
+        entry.owner = winner.map(Box::new);
         changed
     }
 
@@ -114,14 +114,14 @@ impl Addresses {
             return claimants.clone();
         }
         let entry = self.entries.get(&IpNet::from(address));
-        entry.and_then(|entry| entry.owner.clone()).into_iter().collect()
+        entry.and_then(|entry| entry.owner.as_deref().cloned()).into_iter().collect()
     }
 
     /// Addresses with several claimants: the address, who has it, all who claim it.
     pub fn contested(&self) -> impl Iterator<Item = (IpAddr, Option<&ObjectName>, &[ObjectName])> {
         self.contested.iter().map(|(&address, claimants)| {
             let entry = self.entries.get(&IpNet::from(address));
-            (address, entry.and_then(|entry| entry.owner.as_ref()), claimants.as_slice())
+            (address, entry.and_then(|entry| entry.owner.as_deref()), claimants.as_slice())
         })
     }
 

@@ -2,20 +2,41 @@
 //! a class while it is in use.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
 use super::atoms::{AtomId, Atoms};
 use super::few::Few;
-use super::ids::IdPool;
+use super::ids::{ClassKey, IdPool};
 use super::{ClassId, SetId};
+
+/// Atoms, sorted: mostly one, which takes no memory of its own.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    /// This one.
+    One(AtomId),
+    /// None or several.
+    Others(Arc<[AtomId]>),
+}
+
+impl Deref for Content {
+    type Target = [AtomId];
+
+    fn deref(&self) -> &[AtomId] {
+        match self {
+            Self::One(atom) => std::slice::from_ref(atom),
+            Self::Others(atoms) => atoms,
+        }
+    }
+}
 
 /// A class in use.
 #[derive(Debug)]
 pub(super) struct Class {
-    /// Its atoms, sorted.
-    pub atoms: Arc<[AtomId]>,
+    /// Its atoms.
+    pub atoms: Content,
     /// Sets that have a row for it.
     pub sets: Few<SetId>,
     /// How many addresses and blocks have it.
@@ -26,11 +47,13 @@ pub(super) struct Class {
 #[derive(Debug)]
 pub(super) struct Classes {
     by_id: FxHashMap<ClassId, Class>,
+    by_atom: FxHashMap<AtomId, ClassId>,
+    /// Those that have not one atom.
     by_content: HashMap<Arc<[AtomId]>, ClassId>,
     /// Free numbers.
     pub ids: IdPool,
-    /// Numbers that a former run gave, by the text of their content.
-    pub adopted: HashMap<String, u32>,
+    /// Numbers that a former run gave, by their content.
+    pub adopted: HashMap<ClassKey, u32>,
     /// Classes whose rows are still to be computed.
     pub fresh: Vec<ClassId>,
     /// Classes whose numbers have not been asked for yet.
@@ -45,6 +68,7 @@ impl Classes {
     pub fn new(last: u32) -> Self {
         Self {
             by_id: FxHashMap::default(),
+            by_atom: FxHashMap::default(),
             by_content: HashMap::new(),
             ids: IdPool::new(ClassId::CLOSED.0 + 1, last),
             adopted: HashMap::new(),
@@ -67,7 +91,11 @@ impl Classes {
 
     /// The class with these sorted atoms, for one more address.
     pub fn acquire(&mut self, content: &[AtomId], atoms: &mut Atoms) -> ClassId {
-        if let Some(&id) = self.by_content.get(content) {
+        let known = match content {
+            [atom] => self.by_atom.get(atom),
+            _ => self.by_content.get(content),
+        };
+        if let Some(&id) = known {
             self.retain(id);
             return id;
         }
@@ -79,11 +107,20 @@ impl Classes {
             self.exhausted = true;
             return ClassId::CLOSED;
         };
-        let content: Arc<[AtomId]> = content.into();
-        for &atom in &*content {
+        for &atom in content {
             atoms.get_mut(atom).classes.insert(id);
         }
-        self.by_content.insert(content.clone(), id);
+        let content = match content {
+            [atom] => {
+                self.by_atom.insert(*atom, id);
+                Content::One(*atom)
+            }
+            _ => {
+                let content: Arc<[AtomId]> = content.into();
+                self.by_content.insert(content.clone(), id);
+                Content::Others(content)
+            }
+        };
         self.by_id.insert(id, Class { atoms: content, sets: Few::None, n_addresses: 1 });
         self.fresh.push(id);
         self.unnoted.push(id);
@@ -127,7 +164,10 @@ impl Classes {
             for &atom in &*class.atoms {
                 atoms.leave(atom, id);
             }
-            self.by_content.remove(&class.atoms);
+            match &class.atoms {
+                Content::One(atom) => self.by_atom.remove(atom),
+                Content::Others(atoms) => self.by_content.remove(atoms),
+            };
             self.ids.release(id.0);
             dead.push((id, class.sets));
         }

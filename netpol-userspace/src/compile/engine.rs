@@ -123,7 +123,7 @@ impl Engine {
     /// Whether a block will have an entry of its own.
     pub fn stays(&self, block: &IpNet) -> bool {
         self.addresses.get(block).is_some_and(|entry| {
-            let owner = entry.owner.as_ref();
+            let owner = entry.owner.as_deref();
             entry.cidr.is_some() || owner.is_some_and(|owner| self.held.contains_key(owner))
         })
     }
@@ -270,7 +270,7 @@ impl Engine {
         for block in blocks {
             let Some(entry) = self.addresses.get(&block) else { continue };
             let old = entry.class;
-            let owner = entry.owner.as_ref();
+            let owner = entry.owner.as_deref();
             // An address without atoms of its own has those of the longest block around it.
             content.clear();
             content.extend(owner.into_iter().flat_map(|owner| self.held(owner)));

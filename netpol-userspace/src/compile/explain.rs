@@ -54,7 +54,7 @@ impl Compiler {
     /// The pod that has an address.
     pub fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
         let entry = self.engine.addresses.get(&IpNet::from(address))?;
-        self.cluster.pod(entry.owner.as_ref()?)
+        self.cluster.pod(entry.owner.as_deref()?)
     }
 
     /// All networked pods that claim an address.

@@ -1,5 +1,5 @@
-//! Numbers for sets and classes: handing them out, and the text form of what they stand for, by
-//! which a restarted agent gives equal content the same numbers. Must never reuse a number while
+//! Numbers for sets and classes: handing them out, and what they stand for in a form that can be
+//! written, by which a restarted agent gives equal content the same numbers. Must never reuse a number while
 //! anything of its former meaning may be left.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
 use super::atoms::{Atom, AtomId, Atoms};
+pub use super::keys::ClassKey;
 use super::ports::Allowed;
 use super::sets::{Changes, Predicate, Set};
 use crate::model::{NamedPort, NamespaceScope, Operator, Protocol, Requirement, Selector, Str};
@@ -82,17 +83,17 @@ impl IdPool {
 }
 
 /// The numbers in use and what they stand for, to be written down and given to
-/// [`Compiler::adopt`](super::Compiler::adopt) of the next run. The keys are text of this
-/// module's making: to be stored and compared, not read.
+/// [`Compiler::adopt`](super::Compiler::adopt) of the next run. The keys are of this module's
+/// making: to be stored and compared, not read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ids {
     /// Set numbers by content.
-    pub sets: BTreeMap<String, u16>,
+    pub sets: BTreeMap<Arc<str>, u16>,
     /// What sets say since, each with the set's number, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub edits: Vec<(u16, String)>,
     /// Class numbers by content.
-    pub classes: BTreeMap<String, u32>,
+    pub classes: BTreeMap<ClassKey, u32>,
     /// Where the search for the next free set number starts.
     pub next_set: u32,
     /// Where the search for the next free class number starts.
@@ -122,37 +123,63 @@ enum PredicateKey {
     Block(AtomKey, Vec<AtomKey>),
 }
 
-#[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 enum AllowedKey {
     Everything,
     Ports([Vec<(u16, u16)>; 3], Vec<(u8, String)>),
 }
 
+/// A set as it is written. Those who are allowed the same stand together, most of which are blocks
+/// without exceptions.
+#[derive(Serialize, Deserialize)]
+struct SetText {
+    allowed: Vec<(AllowedKey, Vec<IpNet>, Vec<PredicateKey>)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    turns: TurnKeys,
+}
+
+/// A set as earlier releases have written it, alone or with its turns.
 type SetKey = Vec<(PredicateKey, AllowedKey)>;
 /// Which renewals of atoms are meant; 0 is the atom itself.
 type TurnKeys = Vec<(AtomKey, u32)>;
 type EditKey = (Vec<(PredicateKey, Option<AllowedKey>)>, TurnKeys);
 
-/// The text of a class with these atoms.
-pub(super) fn class_key(content: &[AtomId], atoms: &Atoms) -> String {
+/// The key of a class with these atoms.
+pub(super) fn class_key(content: &[AtomId], atoms: &Atoms) -> ClassKey {
+    if let [id] = content
+        && let (Atom::Cidr(block), 0) = (&*atoms.get(*id).atom, atoms.get(*id).turn)
+    {
+        return ClassKey::of_block(*block);
+    }
     let mut key: Vec<(AtomKey, u32)> =
         content.iter().map(|&id| (atom_key(id, atoms), atoms.get(id).turn)).collect();
     key.sort();
     match key.iter().all(|(_, turn)| *turn == 0) {
-        true => text(&key.iter().map(|(atom, _)| atom).collect::<Vec<_>>()),
-        false => text(&key),
+        true => ClassKey::of_json(&key.iter().map(|(atom, _)| atom).collect::<Vec<_>>()),
+        false => ClassKey::of_json(&key),
     }
 }
 
 /// The text of a set.
-pub(super) fn set_key(set: &Set, atoms: &Atoms) -> String {
-    let mut key: SetKey = set
-        .entries()
-        .map(|(predicate, allowed)| (predicate_key(predicate, atoms), allowed_key(allowed)))
-        .collect();
-    key.sort();
-    let turns = turn_keys(set, set.renewed(), atoms);
-    if turns.is_empty() { text(&key) } else { text(&(key, turns)) }
+pub(super) fn set_key(set: &Set, atoms: &Atoms) -> Arc<str> {
+    let mut groups: FxHashMap<&Allowed, (Vec<IpNet>, Vec<PredicateKey>)> = FxHashMap::default();
+    for (predicate, allowed) in set.entries() {
+        let (blocks, others) = groups.entry(&**allowed).or_default();
+        match predicate_key(predicate, atoms) {
+            PredicateKey::Block(AtomKey::Cidr(block), except) if except.is_empty() => {
+                blocks.push(block);
+            }
+            other => others.push(other),
+        }
+    }
+    let group = |(allowed, (mut blocks, mut others)): (_, (Vec<IpNet>, Vec<PredicateKey>))| {
+        blocks.sort_unstable();
+        others.sort();
+        (allowed_key(allowed), blocks, others)
+    };
+    let mut allowed: Vec<_> = groups.into_iter().map(group).collect();
+    allowed.sort();
+    text(&SetText { allowed, turns: turn_keys(set, set.renewed(), atoms) }).into()
 }
 
 /// The text of what changed of a set.
@@ -236,11 +263,7 @@ pub(super) fn read_set<'a>(
     edits: impl Iterator<Item = &'a str>,
     atoms: &mut Atoms,
 ) -> Option<ReadSet> {
-    let (key, mut turns): (SetKey, TurnKeys) = match serde_json::from_str(key) {
-        Ok(key) => (key, TurnKeys::new()),
-        Err(_) => serde_json::from_str(key).ok()?,
-    };
-    let mut content: BTreeMap<PredicateKey, AllowedKey> = key.into_iter().collect();
+    let (mut content, mut turns) = read_text(key)?;
     for edit in edits {
         let (changes, since): EditKey = serde_json::from_str(edit).ok()?;
         for (predicate, allowed) in changes {
@@ -261,6 +284,24 @@ pub(super) fn read_set<'a>(
         renewals.insert(meaning, atoms.renewal(meaning, turn));
     }
     Some((read, renewals))
+}
+
+fn read_text(key: &str) -> Option<(BTreeMap<PredicateKey, AllowedKey>, TurnKeys)> {
+    if key.starts_with('{') {
+        let SetText { allowed, turns } = serde_json::from_str(key).ok()?;
+        let mut content = BTreeMap::new();
+        for (allowed, blocks, others) in allowed {
+            let block = |block| PredicateKey::Block(AtomKey::Cidr(block), Vec::new());
+            let predicates = blocks.into_iter().map(block).chain(others);
+            content.extend(predicates.map(|predicate| (predicate, allowed.clone())));
+        }
+        return Some((content, turns));
+    }
+    let (key, turns): (SetKey, TurnKeys) = match serde_json::from_str(key) {
+        Ok(key) => (key, TurnKeys::new()),
+        Err(_) => serde_json::from_str(key).ok()?,
+    };
+    Some((key.into_iter().collect(), turns))
 }
 
 fn read_predicate(key: PredicateKey, atoms: &mut Atoms) -> Option<Predicate> {
@@ -360,6 +401,24 @@ mod tests {
     fn text_of_another_making_is_not_understood() {
         for key in ["", "x", "{}", "[[\"Every\",1]]", "[[\"Any\",{\"Ports\":[[[]],[]]}]]"] {
             assert!(read_set(key, [].into_iter(), &mut Atoms::default()).is_none(), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_class_is_that_of_its_text() {
+        let mut atoms = Atoms::default();
+        let mut block =
+            |text: &str| atoms.intern(Atom::Cidr(text.parse().expect("invariant: a block")));
+        let (ten, doc) = (block("10.0.0.0/8"), block("2001:db8::/32"));
+        let renewed = atoms.renewal(ten, 3);
+        for (content, text) in [
+            (&[ten][..], "[{\"Cidr\":\"10.0.0.0/8\"}]"),
+            (&[doc], "[{\"Cidr\":\"2001:db8::/32\"}]"),
+            (&[ten, doc], "[{\"Cidr\":\"10.0.0.0/8\"},{\"Cidr\":\"2001:db8::/32\"}]"),
+            (&[renewed], "[[{\"Cidr\":\"10.0.0.0/8\"},3]]"),
+            (&[], "[]"),
+        ] {
+            assert_eq!(class_key(content, &atoms), ClassKey::of_text(text), "{text}");
         }
     }
 }

@@ -17,6 +17,7 @@ mod engine;
 mod explain;
 mod few;
 pub mod ids;
+mod keys;
 mod lookup;
 pub mod plan;
 mod ports;
@@ -32,6 +33,7 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use admit::LeftOut;
 pub use describe::{Problem, RuleView, Size};
@@ -272,7 +274,7 @@ impl Compiler {
     pub fn new_ids(&mut self) -> Ids {
         let Engine { atoms, sets, classes, .. } = &mut self.engine;
         let new_sets = std::mem::take(&mut sets.unnoted).into_iter();
-        let new_sets: BTreeMap<String, u16> =
+        let new_sets: BTreeMap<Arc<str>, u16> =
             new_sets.filter_map(|id| Some((ids::set_key(sets.get(id)?, atoms), id.0))).collect();
         let edits = std::mem::take(&mut sets.unnoted_edits);
         let new_classes = std::mem::take(&mut classes.unnoted).into_iter();
@@ -294,7 +296,7 @@ impl Compiler {
         let mut ids = Ids {
             next_set: sets.ids.next(),
             next_class: classes.ids.next(),
-            classes: classes.adopted.iter().map(|(key, id)| (key.clone(), *id)).collect(),
+            classes: classes.adopted.iter().map(|(key, id)| (*key, *id)).collect(),
             ..Ids::default()
         };
         for (id, set) in sets.iter() {
@@ -336,7 +338,7 @@ impl Compiler {
         }
         for (key, &id) in &ids.classes {
             if classes.ids.take(id) {
-                classes.adopted.insert(key.clone(), id);
+                classes.adopted.insert(*key, id);
             }
         }
     }

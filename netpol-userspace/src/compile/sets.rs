@@ -645,7 +645,7 @@ pub(super) fn content<'a>(
         match &rule.peers {
             Peers::Any => any.push(index),
             Peers::Only(peers) => {
-                for peer in peers {
+                for peer in &**peers {
                     match union.entry(Predicate::of(peer, atoms)) {
                         Entry::Vacant(entry) => {
                             entry.insert(Rules::One(index));

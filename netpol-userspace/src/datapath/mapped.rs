@@ -1,11 +1,13 @@
-//! An array map in our address space: reads and single-word atomic writes without system calls.
+//! An array map in our address space: reads and single-word atomic writes without system calls. Must
+//! never unmap what somebody may still look at.
 
-use std::os::fd::AsFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use netpol_common::flow;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::error::{DatapathError, io_error};
 
@@ -16,7 +18,22 @@ pub struct Mapped {
     /// Words of one value.
     stride: usize,
     entries: usize,
+    /// `None`: all of it is mapped.
+    windows: Option<Windows>,
 }
+
+/// Parts of a map that are mapped once somebody looks at them.
+#[derive(Debug)]
+struct Windows {
+    fd: OwnedFd,
+    protection: ProtFlags,
+    is_mapped: Vec<AtomicBool>,
+    /// Taken by who maps one.
+    mapping: Mutex<()>,
+}
+
+/// Bytes of a window: whole pages, and whole values.
+const WINDOW: usize = 1 << 14;
 
 // SAFETY: the memory is shared with the kernel anyway and is only accessed through atomics.
 unsafe impl Send for Mapped {}
@@ -27,27 +44,90 @@ impl Mapped {
     /// Maps `entries` values of `value_size` bytes (a multiple of 8) of the array map `fd`.
     pub fn new(
         name: &str,
-        fd: impl AsFd,
+        fd: BorrowedFd<'_>,
         value_size: usize,
         entries: usize,
         is_writable: bool,
     ) -> Result<Self, DatapathError> {
-        let protection =
-            if is_writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
         let base = unsafe {
             mmap(
                 std::ptr::null_mut(),
                 entries * value_size,
-                protection,
+                protection(is_writable),
                 MapFlags::SHARED,
-                fd.as_fd(),
+                fd,
                 0,
             )
         }
         .map_err(|error| io_error(format!("mmap map {name}"))(error.into()))?;
         let base = NonNull::new(base.cast()).expect("invariant: mmap never returns null");
-        Ok(Self { base, stride: value_size / 8, entries })
+        Ok(Self { base, stride: value_size / 8, entries, windows: None })
+    }
+
+    /// The same of a map that is large and of which little is looked at, mostly: what is mapped of a
+    /// map is resident in full, though it takes no more memory. Values are of a size that divides a
+    /// window's.
+    pub fn in_windows(
+        name: &str,
+        fd: BorrowedFd<'_>,
+        value_size: usize,
+        entries: usize,
+        is_writable: bool,
+    ) -> Result<Self, DatapathError> {
+        assert!(WINDOW.is_multiple_of(value_size), "values of {value_size} bytes in windows");
+        let what = || format!("mmap map {name}");
+        let length = entries * value_size;
+        let fd = fd.try_clone_to_owned().map_err(io_error(what()))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        let base = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(|error| io_error(what())(error.into()))?;
+        let base = NonNull::new(base.cast()).expect("invariant: mmap never returns null");
+        let windows = Windows {
+            fd,
+            protection: protection(is_writable),
+            is_mapped: (0..length.div_ceil(WINDOW)).map(|_| AtomicBool::new(false)).collect(),
+            mapping: Mutex::new(()),
+        };
+        Ok(Self { base, stride: value_size / 8, entries, windows: Some(windows) })
+    }
+
+    /// Maps the window around a byte, if it is not.
+    fn map_around(&self, offset: usize) {
+        let Some(windows) = &self.windows else { return };
+        let number = offset / WINDOW;
+        let is_mapped = &windows.is_mapped[number];
+        if is_mapped.load(Ordering::Acquire) {
+            return;
+        }
+        let _mapping = windows.mapping.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_mapped.load(Ordering::Acquire) {
+            return;
+        }
+        let begin = number * WINDOW;
+        let length = WINDOW.min(self.entries * self.stride * 8 - begin);
+        // SAFETY: the window is part of what `in_windows` has mapped for this, and nobody has a
+        // reference into it yet: `value` gives none before.
+        let mapped = unsafe {
+            mmap(
+                self.base.as_ptr().cast::<u8>().add(begin).cast(),
+                length,
+                windows.protection,
+                MapFlags::SHARED | MapFlags::FIXED,
+                &windows.fd,
+                begin as u64,
+            )
+        };
+        // As where memory cannot be had.
+        mapped.expect("map a part of a map");
+        is_mapped.store(true, Ordering::Release);
     }
 
     /// Number of values.
@@ -58,8 +138,9 @@ impl Mapped {
     /// The words of one value.
     pub fn value(&self, index: usize) -> &[AtomicU64] {
         assert!(index < self.entries, "index {index} of a map of {} values", self.entries);
-        // SAFETY: the mapping covers entries * stride words, lives as long as self, and is
-        // page-aligned; other parties (kernel, processes) access it with word-sized operations.
+        self.map_around(index * self.stride * 8);
+        // SAFETY: the mapping covers entries * stride words, of which these are mapped now and as
+        // long as self lives, and is page-aligned; other parties (kernel, processes) access it with word-sized operations.
         unsafe {
             std::slice::from_raw_parts(self.base.as_ptr().add(index * self.stride), self.stride)
         }
@@ -79,10 +160,14 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         let length = self.entries * self.stride * 8;
-        // SAFETY: exactly the mapping made in `new`; no reference outlives self.
+        // SAFETY: exactly the mapping made in `new` or `in_windows`; no reference outlives self.
         // A failure leaves address space behind and nothing else.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), length) };
     }
+}
+
+fn protection(is_writable: bool) -> ProtFlags {
+    if is_writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
 }
 
 /// A flow bucket in a mapped table.

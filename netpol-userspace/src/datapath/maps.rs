@@ -1,7 +1,7 @@
 //! The pinned maps, opened and checked. aya adopts whatever stands at a pin path; every map is
 //! compared with what this build expects before anything is read from or written to it.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -198,7 +198,14 @@ impl Maps {
         check_pinned(pins)?;
         // Observers write the leases that turn events on.
         let is_writable = |name: &str| is_writer || name == names::CONTROL;
-        Self::around(pins, |name| mapped(pins, name, is_writable(name)).map(Arc::new))
+        Self::around(pins, |name| {
+            // The agent enters few flows and reads none; who lists them reads all.
+            let map = match name {
+                names::FLOWS4 | names::FLOWS6 if is_writer => Mapped::in_windows,
+                _ => Mapped::new,
+            };
+            mapped_by(map, &pins.map(name), name, is_writable(name)).map(Arc::new)
+        })
     }
 
     /// The same maps once more, for another task of this process: their memory is mapped once,
@@ -268,14 +275,20 @@ fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, Datapath
 
 /// The map of this name that is pinned at `path`.
 pub fn mapped_at(path: &Path, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
+    mapped_by(Mapped::new, path, name, is_writable)
+}
+
+/// A way to map a map.
+type Mapping = fn(&str, BorrowedFd<'_>, usize, usize, bool) -> Result<Mapped, DatapathError>;
+
+fn mapped_by(
+    map: Mapping,
+    path: &Path,
+    name: &str,
+    is_writable: bool,
+) -> Result<Mapped, DatapathError> {
     let what = format!("open pinned map {}", path.display());
     let info = MapInfo::from_pin(path).map_err(bpf_error(what.clone()))?;
     let fd = info.fd().map_err(bpf_error(what))?;
-    Mapped::new(
-        name,
-        fd.as_fd(),
-        info.value_size() as usize,
-        info.max_entries() as usize,
-        is_writable,
-    )
+    map(name, fd.as_fd(), info.value_size() as usize, info.max_entries() as usize, is_writable)
 }

@@ -94,7 +94,8 @@ impl Datapath {
     /// before. Everything that is not in `tables` goes.
     pub fn reconcile(&mut self, tables: &Tables) -> Result<Vec<EndpointFailure>, DatapathError> {
         let classes = observe::classes(&self.maps)?;
-        let mut plan = Vec::new();
+        // Rows and classes one by one: as a plan they take as much again as the tables do.
+        let mut failures = Vec::new();
         for (&(set, class), row) in &tables.rows {
             let is_there =
                 self.rows.stored.get(&(set, class)).is_some_and(|known| match (known, row) {
@@ -103,7 +104,8 @@ impl Datapath {
                     _ => false,
                 });
             if !is_there {
-                plan.push(Step::AddRow(set, class, row.clone()));
+                let step = Step::AddRow(set, class, row.clone());
+                failures.extend(self.apply_step(&step).err());
             }
         }
         // Blocks after what is inside them: should that not fit, they are closed before they are
@@ -114,7 +116,10 @@ impl Datapath {
             .filter(|(block, class)| classes.get(block) != Some(class))
             .collect();
         changed.sort_by_key(|(block, _)| std::cmp::Reverse(block.prefix_len()));
-        plan.extend(changed.into_iter().map(|(&block, &class)| Step::SetClass(block, class)));
+        for (&block, &class) in changed {
+            failures.extend(self.apply_step(&Step::SetClass(block, class)).err());
+        }
+        let mut plan = Vec::new();
         for (key, backends) in &tables.services {
             if self.services.get(key) != Some(backends) {
                 plan.push(Step::SetService(*key, Arc::clone(backends)));
@@ -141,7 +146,7 @@ impl Datapath {
         self.rows.missing.retain(|pair, _| tables.rows.contains_key(pair));
         plan.extend(stale_rows.into_iter().map(|(set, class)| Step::RemoveRow(set, class)));
 
-        let failures = self.apply(&plan);
+        failures.extend(self.apply(&plan));
         for endpoint in self.endpoints.values().filter(|endpoint| endpoint.slot.is_some()) {
             self.attacher.detach_other_mode(endpoint.ifindex);
         }

@@ -407,7 +407,7 @@ impl Datapath {
         failures
     }
 
-    fn apply_step(&mut self, step: &Step) -> Result<(), EndpointFailure> {
+    pub(super) fn apply_step(&mut self, step: &Step) -> Result<(), EndpointFailure> {
         let general = |error| EndpointFailure { endpoint: None, error };
         match step {
             Step::AddRow(set, class, row) => self.add_row(*set, *class, row).map_err(general),

@@ -2,6 +2,7 @@
 //! hold anything that a verdict cannot depend on.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -46,8 +47,8 @@ pub enum Peers {
     /// Absent or empty: any peer, pods and everything else.
     Any,
     /// Any of these (an entry in which nothing was understood is left out, so this may be empty
-    /// and then selects nothing).
-    Only(Vec<Peer>),
+    /// and then selects nothing). Shared by all who know the policy.
+    Only(Arc<[Peer]>),
 }
 
 impl Peers {

@@ -125,7 +125,10 @@ impl Strings {
         self.share_selector(&mut policy.pods);
         for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
             if let Peers::Only(peers) = &mut rule.peers {
-                peers.iter_mut().for_each(|peer| self.share_peer(peer));
+                let has_strings = |peer: &Peer| matches!(peer, Peer::Pods { .. });
+                if peers.iter().any(has_strings) {
+                    Arc::make_mut(peers).iter_mut().for_each(|peer| self.share_peer(peer));
+                }
             }
             if let Ports::Only(ports) = &mut rule.ports {
                 for port in ports {

@@ -162,7 +162,7 @@ fn text_of(
     add_agent(&mut registry, extra);
     add_watches(&mut registry, watches);
     add_packets(&mut registry, counted);
-    add_tables(&mut registry, status, state, flow_table);
+    add_tables(&mut registry, status, flow_table);
     add_flow_uses(&mut registry, uses);
     let mut text = String::new();
     let result: fmt::Result = text::encode(&mut text, &registry);
@@ -325,7 +325,7 @@ where
     family.get_or_create(labels).inc_by(packets);
 }
 
-fn add_tables(registry: &mut Registry, status: &Status, state: &State, flows: FlowTable) {
+fn add_tables(registry: &mut Registry, status: &Status, flows: FlowTable) {
     let [entries, limits, overflow] = [(); 3].map(|()| Family::<TableLabel, Gauge>::default());
     let tables = status.datapath.tables.iter();
     let tables = tables.map(|t| (t.table.as_str(), t.used, t.limit, Some(t.left_out)));
@@ -359,10 +359,11 @@ fn add_tables(registry: &mut Registry, status: &Status, state: &State, flows: Fl
         "Rules that are not in force, since their namespace wants more than its share",
         left_out,
     );
+    let classes = status.datapath.tables.iter().find(|table| table.table == "classes");
     registry.register(
         "classes",
         "Classes of addresses",
-        ConstGauge::new(state.ids.classes.len() as i64),
+        ConstGauge::new(classes.map_or(0, |table| table.used as i64)),
     );
 }
 

@@ -29,7 +29,11 @@ impl Names {
                 .iter()
                 .flat_map(|endpoint| endpoint.ips.iter().map(|&ip| (ip, endpoint.id)))
                 .collect(),
-            classes: state.classes.iter().map(|(&class, names)| (class, names.clone())).collect(),
+            classes: state
+                .classes
+                .iter()
+                .map(|(class, names)| (class, names.into_iter().map(String::from).collect()))
+                .collect(),
             owners: HashMap::new(),
         }
     }
@@ -168,7 +172,7 @@ pub(crate) mod tests {
             },
             endpoints,
             isolations: vec![],
-            classes: [(3, vec!["10.0.0.0/8".to_owned()])].into(),
+            classes: Arc::new([(3, vec!["10.0.0.0/8"])].into_iter().collect()),
             ids: crate::compile::Ids::default(),
             remembered: vec![],
             placed: vec![],

@@ -35,9 +35,9 @@ impl Expectations {
         let mut pods = BTreeMap::new();
         for entry in &contents.entries {
             match (&entry.object, &entry.key) {
-                (Some(Object::Namespace(raw, _)), _) => namespaces.push((**raw).clone()),
-                (Some(Object::Policy(raw, _)), _) => policies.push((**raw).clone()),
-                (Some(Object::Pod(raw, _)), Some(Key::Pod(id))) => {
+                (Some(Object::Namespace(Some(raw), _)), _) => namespaces.push((**raw).clone()),
+                (Some(Object::Policy(Some(raw), _)), _) => policies.push((**raw).clone()),
+                (Some(Object::Pod(Some(raw), ..)), Some(Key::Pod(id))) => {
                     pods.insert(id.clone(), (**raw).clone());
                 }
                 _ => {}

@@ -14,7 +14,7 @@ use crate::model::Cluster;
 use crate::source::Event;
 use crate::source::advice::{self, Known, Subject, Warning};
 use crate::source::catalog::{Catalog, FileState, Files};
-use crate::source::parse::{self, Contents, Object};
+use crate::source::parse::{self, Contents, Object, Originals};
 
 /// What the manifests mean.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Reading {
 
 /// The manifests as the agents will understand them.
 fn understand(manifest: &str) -> Result<(Arc<Contents>, Cluster)> {
-    let contents = Arc::new(parse::file("manifests", manifest));
+    let contents = Arc::new(parse::file("manifests", manifest, Originals::Kept));
     let files = Files::from([("manifests".to_owned(), FileState::Read(contents.clone()))]);
     let (mut catalog, mut cluster) = (Catalog::default(), Cluster::default());
     for event in catalog.update(&files) {
@@ -92,7 +92,7 @@ fn understand(manifest: &str) -> Result<(Arc<Contents>, Cluster)> {
 fn warnings(contents: &Contents, cluster: &Cluster) -> Vec<(String, Warning)> {
     let mut all = Vec::new();
     for entry in &contents.entries {
-        if let Some(Object::Policy(object, policy)) = &entry.object {
+        if let Some(Object::Policy(Some(object), policy)) = &entry.object {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
             let found = advice::warnings(subject, cluster, Known::Everything);
             all.extend(found.into_iter().map(|warning| (entry.title.clone(), warning)));

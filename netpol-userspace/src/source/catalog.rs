@@ -253,11 +253,11 @@ fn entry_message(problems: &[Problem], accepted: bool, kept: bool) -> String {
 fn model(object: &Object) -> (Model, Aside) {
     match object {
         Object::Namespace(_, namespace) => (Model::Namespace(namespace.clone()), Aside::Nothing),
-        Object::Pod(raw, pod) => (Model::Pod(pod.clone()), Aside::Pod(Condition::of(raw))),
+        Object::Pod(_, pod, condition) => (Model::Pod(pod.clone()), Aside::Pod(*condition)),
         Object::Policy(_, policy) => (Model::Policy(policy.clone()), Aside::Nothing),
-        Object::Service(raw, service) => {
-            let selecting = Selecting::of(raw).map(Arc::new);
-            (Model::Service(service.clone()), selecting.map_or(Aside::Nothing, Aside::Service))
+        Object::Service(_, service, selecting) => {
+            let aside = selecting.clone().map_or(Aside::Nothing, Aside::Service);
+            (Model::Service(service.clone()), aside)
         }
         Object::Slice(_, slice) => (Model::Slice(slice.clone()), Aside::Nothing),
         Object::Node(_, node) => (Model::Node(node.clone()), Aside::Nothing),
@@ -296,7 +296,7 @@ mod tests {
 
     use super::*;
     use crate::model::{Cluster, ObjectName};
-    use crate::source::parse;
+    use crate::source::parse::{self, Originals};
 
     /// Files as they are edited, and the cluster that results from the events.
     #[derive(Default)]
@@ -308,7 +308,7 @@ mod tests {
 
     impl World {
         fn write(&mut self, path: &str, text: &str) -> Vec<Event> {
-            let contents = parse::file(path, text);
+            let contents = parse::file(path, text, Originals::Dropped);
             self.files.insert(path.into(), FileState::Read(Arc::new(contents)));
             self.scan()
         }

@@ -15,7 +15,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::Event;
 use super::catalog::{Catalog, FileState, Files};
-use super::parse::{self, Contents, Object};
+use super::parse::{self, Contents, Object, Originals};
 use crate::model::Cluster;
 
 /// Everything a directory of manifests defines.
@@ -44,7 +44,7 @@ pub fn load_dir(dir: &Path) -> anyhow::Result<Loaded> {
     let metadata =
         fs::metadata(dir).with_context(|| format!("cannot read manifests in {}", dir.display()))?;
     ensure!(metadata.is_dir(), "cannot read manifests in {}: not a directory", dir.display());
-    let files = Reader::new(dir).read(&BTreeSet::new(), |_| {}).files;
+    let files = Reader::new(dir, Originals::Kept).read(&BTreeSet::new(), |_| {}).files;
     let mut loaded = Loaded::default();
     let mut seen = BTreeSet::new();
     for state in files.values() {
@@ -55,12 +55,14 @@ pub fn load_dir(dir: &Path) -> anyhow::Result<Loaded> {
                 continue;
             }
             match &entry.object {
-                Some(Object::Namespace(raw, _)) => loaded.namespaces.push((**raw).clone()),
-                Some(Object::Pod(raw, _)) => loaded.pods.push((**raw).clone()),
-                Some(Object::Policy(raw, _)) => loaded.policies.push((**raw).clone()),
-                Some(Object::Service(raw, _)) => loaded.services.push((**raw).clone()),
-                Some(Object::Slice(raw, _)) => loaded.slices.push((**raw).clone()),
-                Some(Object::Node(raw, _)) => loaded.nodes.push((**raw).clone()),
+                Some(Object::Namespace(raw, ..)) => {
+                    loaded.namespaces.extend(raw.as_deref().cloned())
+                }
+                Some(Object::Pod(raw, ..)) => loaded.pods.extend(raw.as_deref().cloned()),
+                Some(Object::Policy(raw, ..)) => loaded.policies.extend(raw.as_deref().cloned()),
+                Some(Object::Service(raw, ..)) => loaded.services.extend(raw.as_deref().cloned()),
+                Some(Object::Slice(raw, ..)) => loaded.slices.extend(raw.as_deref().cloned()),
+                Some(Object::Node(raw, ..)) => loaded.nodes.extend(raw.as_deref().cloned()),
                 None => {}
             }
         }
@@ -91,6 +93,7 @@ fn is_hidden(name: &str) -> bool {
 #[derive(Debug)]
 pub struct Reader {
     root: PathBuf,
+    originals: Originals,
     cache: Cache,
 }
 
@@ -109,8 +112,8 @@ pub struct Snapshot {
 
 impl Reader {
     /// A reader of `root`.
-    pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), cache: BTreeMap::new() }
+    pub fn new(root: &Path, originals: Originals) -> Self {
+        Self { root: root.to_owned(), originals, cache: BTreeMap::new() }
     }
 
     /// What the files say now. Files in `busy` are being written: they count as they were in the
@@ -202,8 +205,9 @@ impl<F: FnMut(&Path)> Walk<'_, F> {
                 if bytes.is_empty() && cached.is_some() {
                     to.emptied.insert(label.clone());
                 }
-                let contents = Arc::new(parse_bytes(&label, &bytes));
-                to.add(label, bytes.into(), contents);
+                let bytes: Arc<[u8]> = bytes.into();
+                let contents = Arc::new(parse_bytes(&label, &bytes, self.reader.originals));
+                to.add(label, bytes, contents);
             }
         }
     }
@@ -217,9 +221,9 @@ impl Snapshot {
 }
 
 /// Parses the bytes of a file; its name tells JSON from YAML.
-pub fn parse_bytes(name: &str, bytes: &[u8]) -> Contents {
+pub fn parse_bytes(name: &str, bytes: &[u8], originals: Originals) -> Contents {
     match std::str::from_utf8(bytes) {
-        Ok(text) => parse::file(name, text),
+        Ok(text) => parse::file(name, text, originals),
         Err(error) => {
             let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
             let malformed = Some(format!("line {}: is not UTF-8 text", line + 1));
@@ -312,7 +316,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         write(path.clone(), "a");
-        let mut reader = Reader::new(dir.path());
+        let mut reader = Reader::new(dir.path(), Originals::Kept);
         let busy = BTreeSet::from([path.clone()]);
         let entries = |snapshot: &Snapshot| match &snapshot.files["a.yaml"] {
             FileState::Read(contents) => contents.entries.len(),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::catalog::{FileState, Files};
 use super::directory::parse_bytes;
-use super::parse::Contents;
+use super::parse::{Contents, Originals};
 
 /// Where the copies are.
 fn directory(run_dir: &Path) -> PathBuf {
@@ -113,7 +113,7 @@ impl Kept {
                 FileState::Read(_) => copy == label,
             };
             for (copy, bytes) in self.copies.iter().filter(|(copy, _)| is_within(copy)) {
-                let contents = Arc::new(parse_bytes(copy, bytes));
+                let contents = Arc::new(parse_bytes(copy, bytes, Originals::Dropped));
                 earlier.insert(copy.clone(), FileState::Read(contents));
                 any = true;
             }
@@ -208,9 +208,12 @@ mod tests {
 
     const GOOD: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
 
+    fn parsed(name: &str, text: &str) -> Contents {
+        parse_bytes(name, text.as_bytes(), Originals::Dropped)
+    }
+
     fn files(all: &[(&str, &str)]) -> Files {
-        let state =
-            |name: &str, text: &str| FileState::Read(Arc::new(parse_bytes(name, text.as_bytes())));
+        let state = |name: &str, text: &str| FileState::Read(Arc::new(parsed(name, text)));
         all.iter().map(|(name, text)| ((*name).to_owned(), state(name, text))).collect()
     }
 
@@ -219,7 +222,7 @@ mod tests {
             .iter()
             .map(|(name, text)| {
                 let bytes: Arc<[u8]> = text.as_bytes().into();
-                (*name, bytes, parse_bytes(name, text.as_bytes()))
+                (*name, bytes, parsed(name, text))
             })
             .collect();
         let files = all.iter().map(|(name, _, contents)| {

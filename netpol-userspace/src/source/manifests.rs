@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::catalog::{Catalog, Files};
 use super::directory::{Reader, is_manifest};
 use super::kept::Kept;
+use super::parse::Originals;
 use super::{Event, Handle};
 
 /// How long the directory must be quiet before it is read.
@@ -47,7 +48,7 @@ pub fn spawn_manifests(
     let bell = Arc::new(rustix::event::eventfd(0, flags).with_context(what)?);
     let (asked, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let source = Manifests {
-        reader: Reader::new(dir),
+        reader: Reader::new(dir, Originals::Dropped),
         kept: Kept::open(run_dir, dir),
         catalog: Catalog::default(),
         watcher: Watcher::new(),

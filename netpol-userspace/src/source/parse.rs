@@ -1,14 +1,20 @@
 //! The text of one manifest file -> Kubernetes objects and their model. Pure; must never touch
 //! the file system, and never let an object disappear without a problem that names it.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::Value;
 
+use self::document::Twice;
 use super::convert::{self, Problem};
 use super::schema::{self, Unknown};
+use super::slices::{Condition, Selecting};
 use crate::model::{self, ObjectName, Str};
+
+mod document;
 
 /// What one file says.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +33,22 @@ impl Contents {
     /// must then stay.
     pub fn is_incomplete(&self) -> bool {
         self.malformed.is_some() || self.entries.iter().any(|entry| entry.key.is_none())
+    }
+
+    fn add(&mut self, document: Document) {
+        match document {
+            Ok(contents) => self.append(contents),
+            Err(message) => match &mut self.malformed {
+                Some(all) => *all = format!("{all}; {message}"),
+                none => *none = Some(message),
+            },
+        }
+    }
+
+    /// Adds what another part of the file says.
+    fn append(&mut self, mut other: Self) {
+        self.entries.append(&mut other.entries);
+        self.templates.append(&mut other.templates);
     }
 }
 
@@ -65,82 +87,116 @@ pub struct Entry {
     pub left_empty: Vec<String>,
 }
 
-/// An accepted object, as it was written and as policy sees it.
+/// An accepted object, as it was written, if that is kept, and as policy sees it.
 #[derive(Debug, Clone)]
 pub enum Object {
     /// A namespace.
-    Namespace(Box<Namespace>, model::Namespace),
-    /// A pod.
-    Pod(Box<Pod>, model::Pod),
+    Namespace(Original<Namespace>, model::Namespace),
+    /// A pod, and what decides whether it is a ready backend.
+    Pod(Original<Pod>, model::Pod, Condition),
     /// A NetworkPolicy.
-    Policy(Box<NetworkPolicy>, model::Policy),
-    /// A Service.
-    Service(Box<Service>, model::Service),
+    Policy(Original<NetworkPolicy>, model::Policy),
+    /// A Service, and what selects its backends.
+    Service(Original<Service>, model::Service, Option<Arc<Selecting>>),
     /// An EndpointSlice.
-    Slice(Box<EndpointSlice>, model::EndpointSlice),
+    Slice(Original<EndpointSlice>, model::EndpointSlice),
     /// A node.
-    Node(Box<Node>, model::Node),
+    Node(Original<Node>, model::Node),
+}
+
+/// An object as it was written.
+pub type Original<T> = Option<Box<T>>;
+
+/// Whether objects are kept as they were written: people are told about these, and they take many
+/// times the room of what policy sees of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Originals {
+    /// They are.
+    Kept,
+    /// They are not.
+    Dropped,
+}
+
+impl Originals {
+    fn of<T>(self, object: T) -> Original<T> {
+        (self == Self::Kept).then(|| Box::new(object))
+    }
 }
 
 /// Reads a file. Its name only tells JSON from YAML.
-pub fn file(name: &str, text: &str) -> Contents {
+pub fn file(name: &str, text: &str, originals: Originals) -> Contents {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let documents = match name.ends_with(".json") {
-        true => json_documents(text),
-        false => yaml_documents(text),
-    };
+    match name.ends_with(".json") {
+        true => json_documents(text, originals),
+        false => yaml_documents(text, originals),
+    }
+}
+
+/// A document, or why it cannot be read.
+type Document = Result<Contents, String>;
+
+fn json_documents(text: &str, originals: Originals) -> Contents {
     let mut contents = Contents::default();
-    for (line, document) in documents {
-        match document {
-            Ok(document) => add_document(document, line, &mut contents),
-            Err(message) => match &mut contents.malformed {
-                Some(all) => *all = format!("{all}; {message}"),
-                none => *none = Some(message),
-            },
+    let mut rest = serde_json::Deserializer::from_str(text);
+    while rest.end().is_err() {
+        let document = document(1, originals, |elements| elements.read(Twice::Allowed, &mut rest));
+        let is_end = document.is_err();
+        contents.add(document.map_err(|error| {
+            let message = error.to_string();
+            let what = message.split(" at line ").next().unwrap_or_default();
+            format!("line {}: malformed JSON: {what}", error.line())
+        }));
+        // Nobody knows where the next document would begin.
+        if is_end {
+            break;
         }
     }
     contents
 }
 
-/// The number of its first line, and the document or why it cannot be read.
-type Document = (usize, Result<Value, String>);
-
-fn json_documents(text: &str) -> Vec<Document> {
-    let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-    // After an error it ends: nobody knows where the next document would begin.
-    stream
-        .map(|document| {
-            let document = document.map_err(|error| {
-                let message = error.to_string();
-                let what = message.split(" at line ").next().unwrap_or_default();
-                format!("line {}: malformed JSON: {what}", error.line())
-            });
-            (1, document)
-        })
-        .collect()
+fn yaml_documents(text: &str, originals: Originals) -> Contents {
+    let mut contents = Contents::default();
+    for (line, chunk) in split_documents(text) {
+        let document = json_in_yaml(line, chunk, originals);
+        contents.add(document.map_or_else(|| yaml(line, chunk, originals), Ok));
+    }
+    contents
 }
 
-fn yaml_documents(text: &str) -> Vec<Document> {
-    split_documents(text).into_iter().map(|(line, chunk)| (line, yaml(line, chunk))).collect()
+/// What begins like JSON mostly is JSON, as for kubectl, and read in a fraction of the time; `None`
+/// if it is not, or if YAML could take offence at it.
+fn json_in_yaml(line: usize, chunk: &str, originals: Originals) -> Option<Contents> {
+    let text = chunk.strip_prefix("---").unwrap_or(chunk).trim_start();
+    if !text.starts_with('{') {
+        return None;
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let read = |elements: &mut Elements<'_>| {
+        let document = elements.read(Twice::Refused, &mut json)?;
+        json.end().map(|()| document)
+    };
+    document(line, originals, read).ok()
 }
 
-fn yaml(line: usize, chunk: &str) -> Result<Value, String> {
+fn yaml(line: usize, chunk: &str, originals: Originals) -> Document {
     // Whatever its length: the limits are for what aliases make of a short one.
     let most = serde_saphyr::Budget::default();
-    let document = serde_saphyr::from_str_with_options(
-        chunk,
-        serde_saphyr::options! {
-            budget: serde_saphyr::budget! {
-                max_events: most.max_events.max(2 * chunk.len()),
-                max_nodes: most.max_nodes.max(chunk.len()),
-                max_total_scalar_bytes: most.max_total_scalar_bytes.max(chunk.len()),
-            },
-            duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
-            // kubectl reads YAML 1.1: `port: 010` is 8.
-            legacy_octal_numbers: true,
-            with_snippet: false,
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: most.max_events.max(2 * chunk.len()),
+            max_nodes: most.max_nodes.max(chunk.len()),
+            max_total_scalar_bytes: most.max_total_scalar_bytes.max(chunk.len()),
         },
-    );
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
+        // kubectl reads YAML 1.1: `port: 010` is 8.
+        legacy_octal_numbers: true,
+        with_snippet: false,
+    };
+    let document = document(line, originals, |elements| {
+        serde_saphyr::with_deserializer_from_str_with_options(chunk, options, |document| {
+            elements.read(Twice::Allowed, document)
+        })
+    });
     document.map_err(|error| {
         let inside = error.location().map_or(1, |l| usize::try_from(l.line()).unwrap_or(1));
         let message = error.to_string();
@@ -175,8 +231,46 @@ fn holds_content(line: &str) -> bool {
     !marker && !text.is_empty() && !text.starts_with('#')
 }
 
-/// Adds the object of one document, or the objects of a list.
-fn add_document(mut document: Value, line: usize, contents: &mut Contents) {
+/// What a document says that `read` reads.
+fn document<E>(
+    line: usize,
+    originals: Originals,
+    read: impl FnOnce(&mut Elements<'_>) -> Result<Value, E>,
+) -> Result<Contents, E> {
+    // What does not say what it is may be told by its list, whose kind may come last.
+    let mut make = |element: Value| match ["kind", "apiVersion"].map(|key| element.get(key)) {
+        [Some(_), Some(_)] => {
+            let mut contents = Contents::default();
+            add_document(element, None, line, originals, &mut contents);
+            Element::Read(contents)
+        }
+        _ => Element::Untold(element),
+    };
+    let mut elements = Elements::new(&mut make);
+    let document = read(&mut elements)?;
+    let mut contents = Contents::default();
+    add_document(document, elements.made(), line, originals, &mut contents);
+    Ok(contents)
+}
+
+type Elements<'a> = document::Elements<Element, &'a mut dyn FnMut(Value) -> Element>;
+
+/// An element of a list.
+enum Element {
+    /// What it says.
+    Read(Contents),
+    /// It does not say what it is.
+    Untold(Value),
+}
+
+/// Adds the object of one document, or the objects of a list, whose `elements` were taken out.
+fn add_document(
+    mut document: Value,
+    elements: Option<Vec<Element>>,
+    line: usize,
+    originals: Originals,
+    contents: &mut Contents,
+) {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(String::from);
     let (kind, version) = (text(&document, "kind"), text(&document, "apiVersion"));
     let Some(fields) = document.as_object_mut() else {
@@ -185,8 +279,16 @@ fn add_document(mut document: Value, line: usize, contents: &mut Contents) {
         return contents.entries.push(Entry::unknown(title, line, problem));
     };
     let element = kind.as_deref().and_then(|kind| kind.strip_suffix("List"));
-    if let (Some(element), Some(Value::Array(items))) = (element, fields.get_mut("items")) {
-        for mut item in std::mem::take(items) {
+    if let (Some(element), Some(Value::Array(items))) = (element, fields.get_mut(document::ITEMS)) {
+        let items = std::mem::take(items).into_iter().map(Element::Untold);
+        for item in elements.into_iter().flatten().chain(items) {
+            let mut item = match item {
+                Element::Read(of_it) => {
+                    contents.append(of_it);
+                    continue;
+                }
+                Element::Untold(item) => item,
+            };
             // The items of a typed list carry no type of their own.
             if let (false, Some(fields)) = (element.is_empty(), item.as_object_mut()) {
                 fields.entry("kind").or_insert_with(|| element.into());
@@ -194,15 +296,15 @@ fn add_document(mut document: Value, line: usize, contents: &mut Contents) {
                     fields.entry("apiVersion").or_insert_with(|| version.as_str().into());
                 }
             }
-            add_document(item, line, contents);
+            add_document(item, None, line, originals, contents);
         }
         return;
     }
-    if element.is_some() && matches!(fields.get("items"), None | Some(Value::Null)) {
+    if element.is_some() && matches!(fields.get(document::ITEMS), None | Some(Value::Null)) {
         return;
     }
     contents.templates.extend(kind.as_deref().and_then(|kind| template(kind, &document)));
-    contents.entries.extend(entry(kind.as_deref(), version.as_deref(), document, line));
+    contents.entries.extend(entry(kind.as_deref(), version.as_deref(), document, line, originals));
 }
 
 /// The pod that a workload makes, under a name that no pod has.
@@ -225,7 +327,13 @@ fn template(kind: &str, workload: &Value) -> Option<model::Pod> {
     Some(convert::pod(&pod).0)
 }
 
-fn entry(kind: Option<&str>, version: Option<&str>, value: Value, line: usize) -> Option<Entry> {
+fn entry(
+    kind: Option<&str>,
+    version: Option<&str>,
+    value: Value,
+    line: usize,
+    originals: Originals,
+) -> Option<Entry> {
     let metadata = |key| value.pointer(key).and_then(Value::as_str).unwrap_or_default();
     let (name, namespace) = (metadata("/metadata/name"), metadata("/metadata/namespace"));
     let id = ObjectName::new(if namespace.is_empty() { "default" } else { namespace }, name);
@@ -266,7 +374,7 @@ fn entry(kind: Option<&str>, version: Option<&str>, value: Value, line: usize) -
     let spec = value.get("spec").filter(|_| kind == "NetworkPolicy");
     let left_empty = spec.map(schema::left_empty).unwrap_or_default();
     let left_empty = left_empty.iter().map(|path| format!("spec.{path}")).collect();
-    let (object, problems) = match object(kind, value) {
+    let (object, problems) = match object(kind, value, originals) {
         Ok((object, problems)) => (Some(object), problems),
         Err(problems) => (None, problems),
     };
@@ -317,38 +425,40 @@ fn unused_kind(kind: &str, version: &str, id: &ObjectName, line: usize) -> Optio
 
 type Accepted = Result<(Object, Vec<Problem>), Vec<Problem>>;
 
-fn object(kind: &str, value: Value) -> Accepted {
+fn object(kind: &str, value: Value, originals: Originals) -> Accepted {
     match kind {
         "NetworkPolicy" => {
             read(schema::NETWORK_POLICY, Unknown::Refused, value, |policy: NetworkPolicy| {
                 let model = convert::policy(&policy)?;
-                Ok((Object::Policy(Box::new(policy), model), Vec::new()))
+                Ok((Object::Policy(originals.of(policy), model), Vec::new()))
             })
         }
         "Pod" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |pod: Pod| {
             refuse(convert::namespaced_problems(&pod.metadata))?;
             let (model, problems) = convert::pod(&pod);
-            Ok((Object::Pod(Box::new(pod), model), problems))
+            let condition = Condition::of(&pod);
+            Ok((Object::Pod(originals.of(pod), model, condition), problems))
         }),
         "Namespace" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |namespace: Namespace| {
             refuse(convert::namespace_problems(&namespace))?;
             let model = convert::namespace(&namespace);
-            Ok((Object::Namespace(Box::new(namespace), model), Vec::new()))
+            Ok((Object::Namespace(originals.of(namespace), model), Vec::new()))
         }),
         "Service" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |service: Service| {
             refuse(convert::namespaced_problems(&service.metadata))?;
             let (model, problems) = convert::service(&service);
-            Ok((Object::Service(Box::new(service), model), problems))
+            let selecting = Selecting::of(&service).map(Arc::new);
+            Ok((Object::Service(originals.of(service), model, selecting), problems))
         }),
         "Node" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |node: Node| {
             refuse(convert::node_problems(&node))?;
             let (model, problems) = convert::node(&node);
-            Ok((Object::Node(Box::new(node), model), problems))
+            Ok((Object::Node(originals.of(node), model), problems))
         }),
         _ => read(schema::ANY_OBJECT, Unknown::Ignored, value, |slice: EndpointSlice| {
             refuse(convert::namespaced_problems(&slice.metadata))?;
             let (model, problems) = convert::endpoint_slice(&slice);
-            Ok((Object::Slice(Box::new(slice), model), problems))
+            Ok((Object::Slice(originals.of(slice), model), problems))
         }),
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::Core;
 use crate::agent::serve::Published;
 use crate::agent::state::{EndpointView, Isolation, State};
+use crate::compile::ids::Ids;
 
 /// From how long on it is costly to tell everything, and how many times as long is waited then before
 /// it is told again.
@@ -125,12 +126,11 @@ impl Core {
         let mut ids = self.compiler.export_ids();
         if !self.is_reconciled {
             // The maps are still an earlier agent's, and so are the numbers in them.
-            ids.clone_from(&self.written.ids);
+            ids = std::mem::take(&mut self.written.ids);
         }
         let state = self.state_with(ids);
-        self.store(&state);
+        self.store(state);
         self.is_dirty = false;
-        self.told.note(state);
         self.told.cost = processor_time().saturating_sub(begun);
         self.told.at = Some(Instant::now());
         self.told.rest = Some(Instant::now() + self.told.cost * COSTLY_SHARE);
@@ -140,7 +140,7 @@ impl Core {
     /// The status of this moment, and what else was told last.
     pub fn published(&self) -> Published {
         let state = self.told.state.clone();
-        let nothing = || Arc::new(self.state_in_brief(self.written.ids.clone()));
+        let nothing = || Arc::new(self.state_in_brief(Ids::default()));
         Published {
             status: self.status(),
             state: state.unwrap_or_else(nothing),

@@ -262,11 +262,11 @@ fn namespaces_that_the_files_say_nothing_of_may_be_elsewhere() {
 
 /// The warnings about each policy of a file, as `object: warning`.
 fn of_file(text: &str) -> Vec<String> {
-    let contents = parse::file("a.yaml", text);
+    let contents = parse::file("a.yaml", text, parse::Originals::Kept);
     let mut cluster = Cluster::default();
     for entry in &contents.entries {
         assert_eq!(entry.problems, []);
-        if let Some(Object::Pod(_, pod)) = &entry.object {
+        if let Some(Object::Pod(_, pod, _)) = &entry.object {
             cluster.apply(Change::Pod(pod.clone()));
             let namespace = convert::named_namespace(&pod.id.namespace, []);
             cluster.apply(Change::Namespace(namespace));
@@ -274,7 +274,7 @@ fn of_file(text: &str) -> Vec<String> {
     }
     let mut found = Vec::new();
     for entry in &contents.entries {
-        if let Some(Object::Policy(object, policy)) = &entry.object {
+        if let Some(Object::Policy(Some(object), policy)) = &entry.object {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
             let warnings = warnings(subject, &cluster, Known::Everything);
             found.extend(warnings.iter().map(|warning| format!("{}: {warning}", entry.title)));

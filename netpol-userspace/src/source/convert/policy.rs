@@ -122,13 +122,12 @@ impl Converter {
             .collect();
         let peers = peers.as_deref().unwrap_or_default();
         let only = peers.iter().enumerate();
-        let mut only: Vec<Peer> = only
+        let only: Vec<Peer> = only
             .filter_map(|(index, peer)| self.peer(&format!("{field}.{side}[{index}]"), peer))
             .collect();
         matches.shrink_to_fit();
-        only.shrink_to_fit();
         Rule {
-            peers: if peers.is_empty() { Peers::Any } else { Peers::Only(only) },
+            peers: if peers.is_empty() { Peers::Any } else { Peers::Only(only.into()) },
             ports: if ports.is_empty() { Ports::Any } else { Ports::Only(matches) },
         }
     }

@@ -124,7 +124,7 @@ fn peers_are_read() {
     ];
     for (peer, expected) in table {
         let rule = ingress_rule(json!({"from": [peer]}));
-        assert_eq!(rule.peers, Peers::Only(vec![expected]), "{peer}");
+        assert_eq!(rule.peers, Peers::Only([expected].into()), "{peer}");
     }
 }
 
@@ -295,7 +295,7 @@ fn a_stored_policy_keeps_isolating_and_never_opens_more() {
     assert_eq!(problems, []);
     assert_eq!(
         policy.ingress,
-        Some(vec![Rule { peers: Peers::Only(vec![Peer::Block(block)]), ports: Ports::Any }])
+        Some(vec![Rule { peers: Peers::Only([Peer::Block(block)].into()), ports: Ports::Any }])
     );
     // A peer of a kind this version does not know arrives as an empty one; a block with an
     // exception that is not understood must not be opened without it.
@@ -305,7 +305,7 @@ fn a_stored_policy_keeps_isolating_and_never_opens_more() {
     assert_eq!(problems.len(), 3, "{problems:?}");
     assert_eq!(
         policy.ingress,
-        Some(vec![Rule { peers: Peers::Only(vec![]), ports: Ports::Only(vec![]) }])
+        Some(vec![Rule { peers: Peers::Only([].into()), ports: Ports::Only(vec![]) }])
     );
     let spec = json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}});
     assert_eq!(stored_policy(&object(spec)).unwrap_err().len(), 1);

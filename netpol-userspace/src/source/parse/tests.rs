@@ -4,6 +4,10 @@ use super::*;
 
 const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n";
 
+fn file(name: &str, text: &str) -> Contents {
+    super::file(name, text, Originals::Kept)
+}
+
 fn only(name: &str, text: &str) -> Entry {
     let mut contents = file(name, text);
     assert_eq!(contents.malformed, None, "{text}");
@@ -52,6 +56,69 @@ fn lists_of_both_kinds_are_opened() {
         found,
         [("Pod default/p", 0, true), ("Namespace ns", 0, true), ("NetworkPolicy shop/x", 0, true)]
     );
+}
+
+/// What says itself what it is, and what its list says it is, in the order in which they are listed.
+#[test]
+fn elements_are_what_they_say_or_what_their_list_says_wherever_it_does() {
+    let own = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "own"}}"#;
+    let untold = r#"{"metadata": {"name": "a"}}"#;
+    let half = r#"{"kind": "Pod", "metadata": {"name": "half"}}"#;
+    let items = format!(r#""items": [{untold}, {own}, {half}, {untold}]"#);
+    let of = |text: &str| -> Vec<String> {
+        // As JSON in a file of that name, in one of YAML, and as a flow that is no JSON.
+        let all = [("a.json", text), ("a.yaml", text), ("b.yaml", &format!("# x\n{text} # x\n"))];
+        let [first, second, third] = all.map(|(name, text)| {
+            let contents = file(name, text);
+            assert_eq!(contents.malformed, None, "{text}");
+            contents.entries.iter().map(|entry| entry.title.clone()).collect()
+        });
+        assert_eq!((&first, &first), (&second, &third), "{text}");
+        first
+    };
+    let expected = ["Pod default/a", "Namespace own", "Pod default/half", "Pod default/a"];
+    assert_eq!(of(&format!(r#"{{"apiVersion": "v1", {items}, "kind": "PodList"}}"#)), expected);
+    assert_eq!(of(&format!(r#"{{"kind": "PodList", "apiVersion": "v1", {items}}}"#)), expected);
+    assert_eq!(
+        of(&format!(r#"{{"kind": "List", "apiVersion": "v1", {items}}}"#)),
+        ["object a at line 1", "Namespace own", "Pod half at line 1", "object a at line 1"]
+    );
+    let policy =
+        format!(r#"{{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", {items}}}"#);
+    let entry = only("a.yaml", &policy);
+    assert_eq!(entry.title, "NetworkPolicy default/");
+    assert!(convert::join(&entry.problems).contains("unknown field \"items\""), "{entry:?}");
+    assert_eq!(of(r#"{"kind": "PodList", "apiVersion": "v1", "items": null}"#), [""; 0]);
+    assert_eq!(of(r#"{"kind": "PodList", "apiVersion": "v1", "items": 5}"#).len(), 1);
+}
+
+#[test]
+fn what_is_read_as_json_is_what_yaml_would_take() {
+    let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}"#;
+    for (text, n_entries, message) in [
+        (format!("--- {pod}\n--- {pod}\n"), 2, None),
+        (pod.replace("\"a\"", "a"), 1, None),
+        (
+            pod.replace("\"v1\"", "\"v1\", \"kind\": \"Pod\""),
+            0,
+            Some("line 1: malformed YAML: duplicate"),
+        ),
+        (
+            pod.replace("\"a\"", "\"a\", \"name\": \"b\""),
+            0,
+            Some("line 1: malformed YAML: duplicate"),
+        ),
+        (format!("{pod}{pod}"), 0, Some("malformed YAML")),
+        // What comes before the place is not in force either.
+        (format!(r#"{{"kind": "List", "items": [{pod}, {{]}}"#), 0, Some("malformed YAML")),
+        (format!("{{\"port\": 010, \"pod\": {pod}}}"), 1, None),
+    ] {
+        let contents = file("a.yaml", &text);
+        assert_eq!(contents.entries.len(), n_entries, "{text}");
+        let malformed = contents.malformed.unwrap_or_default();
+        assert_eq!(malformed.is_empty(), message.is_none(), "{text}: {malformed}");
+        assert!(malformed.contains(message.unwrap_or_default()), "{text}: {malformed}");
+    }
 }
 
 #[test]
@@ -266,7 +333,7 @@ fn services_slices_and_nodes_are_read_with_what_is_wrong_in_them() {
     let entry = only("a.yaml", service);
     assert_eq!(entry.key, Some(Key::Service(ObjectName::new("default", "web"))));
     assert_eq!(entry.problems[0].field, "spec.ports[1].port");
-    let Some(Object::Service(_, model)) = entry.object else { panic!("no Service") };
+    let Some(Object::Service(_, model, _)) = entry.object else { panic!("no Service") };
     assert_eq!(model.ports.len(), 1);
     let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n";
     assert_eq!(only("a.yaml", node).key, Some(Key::Node("n1".into())));

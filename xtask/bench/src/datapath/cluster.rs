@@ -131,7 +131,7 @@ fn pod(id: ObjectName, label: (&str, String), addresses: Vec<IpAddr>) -> Pod {
 
 /// Both directions alike.
 fn policy(number: u32, peers: Vec<Peer>, ports: Ports) -> Policy {
-    let rules = vec![Rule { peers: Peers::Only(peers), ports }];
+    let rules = vec![Rule { peers: Peers::Only(peers.into()), ports }];
     Policy {
         id: ObjectName::new(NAMESPACE, format!("policy-{number}")),
         pods: is("measured", "yes".into()),

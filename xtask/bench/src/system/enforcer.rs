@@ -213,10 +213,13 @@ fn pod(address: Ipv4Addr, node: Option<&str>, labels: &[(&str, &str)]) -> Change
 
 fn policy_object(number: u32, app: &str, group: &str) -> Change {
     let rule = Rule {
-        peers: Peers::Only(vec![Peer::Pods {
-            namespaces: NamespaceScope::Named(NAMESPACE.into()),
-            pods: select("group", group),
-        }]),
+        peers: Peers::Only(
+            [Peer::Pods {
+                namespaces: NamespaceScope::Named(NAMESPACE.into()),
+                pods: select("group", group),
+            }]
+            .into(),
+        ),
         ports: Ports::Only(
             [Protocol::Tcp, Protocol::Udp]
                 .map(|protocol| PortMatch {

@@ -107,7 +107,7 @@ fn count(policies: &[Understood]) -> BTreeMap<&'static str, usize> {
                     note("anybody");
                     continue;
                 };
-                for peer in peers {
+                for peer in peers.iter() {
                     note(match peer {
                         Peer::Block(block) if block.except.is_empty() => "block",
                         Peer::Block(_) => "block with exceptions",
