@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use netpol_debian::Arch;
 
+use crate::cross::{self, Compiler};
 use crate::run::{self, Stage, announce};
 use crate::toolchain::Wanted;
 use crate::workspace::Workspace;
@@ -19,14 +21,18 @@ pub(crate) struct Args {
     /// Stop after the eBPF object
     #[arg(long)]
     ebpf_only: bool,
+    /// The processor that it is for, amd64 or arm64 [default: this machine's]
+    #[arg(long, conflicts_with = "ebpf_only")]
+    arch: Option<Arch>,
 }
 
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let built = if args.ebpf_only {
         object(workspace)?
     } else {
-        let _object = object(workspace)?;
-        netpol(workspace, args.release)?
+        let cross = cross::other(args.arch);
+        let _object = object_for(workspace, &Wanted { cross, ..Wanted::build() })?;
+        netpol_by(&Compiler::of(args.arch)?, workspace, args.release)?
     };
     run::say(built.display());
     Ok(ExitCode::SUCCESS)
@@ -50,16 +56,25 @@ pub(crate) fn object_for(workspace: &Workspace, wanted: &Wanted) -> Result<PathB
 
 /// Builds the binary around an object that is already there.
 pub(crate) fn netpol(workspace: &Workspace, release: bool) -> Result<PathBuf> {
+    netpol_by(&Compiler::host(), workspace, release)
+}
+
+/// The same with this compiler.
+pub(crate) fn netpol_by(
+    compiler: &Compiler,
+    workspace: &Workspace,
+    release: bool,
+) -> Result<PathBuf> {
     let usual =
         if release { "usually 4 min the first time" } else { "usually 1 min the first time" };
     let stage = Stage::start(format!("building netpol ({usual})"));
-    let mut command = run::cargo();
+    let mut command = compiler.cargo("build", &[]);
     command.current_dir(workspace.root());
-    command.args(["build", "--package", "netpol-userspace", "--bin", "netpol"]);
+    command.args(["--package", "netpol-userspace", "--bin", "netpol"]);
     if release {
         command.arg("--release");
     }
     run::visible(command, "fix the error above")?;
     stage.done();
-    Ok(workspace.netpol(if release { "release" } else { "debug" }))
+    Ok(compiler.target(workspace, if release { "release" } else { "debug" }).join("netpol"))
 }

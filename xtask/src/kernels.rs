@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use netpol_debian::Arch;
+use netpol_needs::Need;
 
+use crate::cross::{self, Compiler};
 use crate::run::{self, Stage};
 use crate::selection::{Scope, Selection};
 use crate::toolchain::Wanted;
@@ -18,6 +21,8 @@ const VARIABLE: &str = "NETPOL_TEST_PROGRAMS";
 
 /// Options of the scope.
 pub(crate) struct Options<'a> {
+    /// Whose kernels; `None`: this machine's.
+    pub(crate) arch: Option<Arch>,
     /// Starts of the kernels' releases; none: all of the table.
     pub(crate) versions: &'a [String],
     /// Only programs whose name contains this.
@@ -33,15 +38,33 @@ pub(crate) struct Options<'a> {
 }
 
 pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<ExitCode> {
-    let mut selection =
-        Selection { scope: Scope::Kernels, package: None, filter: None, has_library: true };
-    let _object = build::object_for(workspace, &Wanted::with(selection.possible_needs()))?;
-    selection.package = Some("netpol-userspace".to_owned());
-    build(workspace, &selection)?;
-    let netpol = build::netpol(workspace, false)?;
+    let built = match cross::other(options.arch) {
+        Some(arch) => for_another(workspace, options, arch)?,
+        None => for_this(workspace)?,
+    };
     let mut command = cluster::package(workspace, "netpol-kernels");
-    command.arg("--").env("NETPOL_PROGRAM", netpol);
-    command.env(VARIABLE, programs(workspace, &selection)?);
+    command.arg("--").env("NETPOL_PROGRAM", built.netpol);
+    command.env(VARIABLE, built.programs);
+    if let Some(first) = built.first {
+        command.arg("--first").arg(first);
+    }
+    pass_on(&mut command, options);
+    for (is_given, name) in [(options.prepare, "--prepare"), (options.show_output, "--show-output")]
+    {
+        if is_given {
+            command.arg(name);
+        }
+    }
+    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// What says which kernels and tests are meant.
+fn pass_on(command: &mut Command, options: &Options<'_>) {
+    if let Some(arch) = options.arch {
+        command.args(["--arch", arch.name()]);
+    }
     for version in options.versions {
         command.args(["--kernel", version]);
     }
@@ -51,18 +74,62 @@ pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<Ex
     if let Some(cases) = options.cases {
         command.args(["--cases", &cases.to_string()]);
     }
-    for (is_given, name) in [
-        (options.quick, "--quick"),
-        (options.prepare, "--prepare"),
-        (options.show_output, "--show-output"),
-    ] {
-        if is_given {
-            command.arg(name);
-        }
+    if options.quick {
+        command.arg("--quick");
     }
-    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// What runs inside.
+struct Built {
+    netpol: PathBuf,
+    /// The test programs, with colons between them.
+    programs: OsString,
+    /// A machine's first process; `None`: the program that starts the machines.
+    first: Option<PathBuf>,
+}
+
+fn for_this(workspace: &Workspace) -> Result<Built> {
+    let mut selection =
+        Selection { scope: Scope::Kernels, package: None, filter: None, has_library: true };
+    let _object = build::object_for(workspace, &Wanted::with(selection.possible_needs()))?;
+    selection.package = Some("netpol-userspace".to_owned());
+    build(workspace, &selection)?;
+    let programs = programs(workspace, &selection)?;
+    Ok(Built { netpol: build::netpol(workspace, false)?, programs, first: None })
+}
+
+/// The same for another processor's machines: only the programs that are going to be run, which are
+/// compiled from the beginning, all in one go, so that everything is compiled once.
+fn for_another(workspace: &Workspace, options: &Options<'_>, arch: Arch) -> Result<Built> {
+    let wanted = Wanted { cross: Some(arch), ..Wanted::with([Need::Kernels]) };
+    let _object = build::object_for(workspace, &wanted)?;
+    let mut list = cluster::package(workspace, "netpol-kernels");
+    list.args(["--", "--list"]);
+    pass_on(&mut list, options);
+    let names = run::output(list, "fix the error above")?;
+    let compiler = Compiler::named(arch)?;
+    let cargo_test = || {
+        let mut command = compiler.cargo("test", &[]);
+        command.current_dir(workspace.root()).arg("--no-run");
+        command.args(["--package", "netpol-userspace", "--package", "netpol-kernels"]);
+        // With the last one the program is built that it tests, which runs first inside.
+        for name in names.lines().chain(["kernels"]) {
+            command.args(["--test", name]);
+        }
+        command
+    };
+    let stage = Stage::start(format!(
+        "building the test programs for {} (usually 6 min the first time)",
+        arch.target()
+    ));
+    run::visible(cargo_test(), "fix the error above")?;
+    stage.done();
+    let directory = compiler.target(workspace, "debug");
+    Ok(Built {
+        netpol: directory.join("netpol"),
+        programs: executables(workspace, cargo_test())?,
+        first: Some(directory.join("netpol-kernels")),
+    })
 }
 
 fn build(workspace: &Workspace, selection: &Selection) -> Result<()> {
@@ -98,7 +165,13 @@ pub(crate) fn tell(
 /// Where the test programs are, with colons between them.
 fn programs(workspace: &Workspace, selection: &Selection) -> Result<OsString> {
     let mut command = selection.cargo_test(workspace);
-    command.arg("--no-run").env("CARGO_TERM_COLOR", "never").stdin(Stdio::null());
+    command.arg("--no-run");
+    executables(workspace, command)
+}
+
+/// Those of such a command.
+fn executables(workspace: &Workspace, mut command: Command) -> Result<OsString> {
+    command.env("CARGO_TERM_COLOR", "never").stdin(Stdio::null());
     let shown = run::display(&command);
     let output = command.output().with_context(|| format!("cannot start `{shown}`"))?;
     let text = String::from_utf8_lossy(&output.stderr);

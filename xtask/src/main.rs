@@ -18,6 +18,7 @@ mod capabilities;
 mod check;
 mod cluster;
 mod conformance;
+mod cross;
 mod ebpf;
 mod fresh;
 mod image;

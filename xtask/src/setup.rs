@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
+use netpol_debian::Arch;
 use netpol_needs::Need;
 
+use crate::cross;
 use crate::run::{self, announce};
-use crate::toolchain::{Cross, CrossFacts, Facts, MINIMUM_RUST, Plan, Step, Toolchain, Version};
+use crate::toolchain::{CrossFacts, Facts, MINIMUM_RUST, Plan, Step, Toolchain, Version};
 use crate::toolchain::{Wanted, plan};
 use crate::workspace::Workspace;
 
@@ -37,10 +39,14 @@ pub(crate) struct Args {
     /// Print what would be installed and how, and change nothing
     #[arg(long)]
     print: bool,
+    /// Also what building and testing for this other processor needs: amd64 or arm64
+    #[arg(long)]
+    arch: Option<Arch>,
 }
 
 pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let wanted = Wanted::with(Need::ALL);
+    let cross = args.arch.filter(|arch| Arch::host() != Some(*arch));
+    let wanted = Wanted { cross, ..Wanted::with(Need::ALL) };
     if args.print {
         let plan = plan(&facts(&wanted), &wanted);
         run::say(describe(&plan));
@@ -107,6 +113,9 @@ fn install(step: &Step) -> Result<()> {
              gone, and it goes on with what is missing",
         )?;
     }
+    if let Some(arch) = step.library {
+        cross::fetch_library(arch)?;
+    }
     stage.done();
     Ok(())
 }
@@ -141,6 +150,9 @@ fn describe(plan: &Plan) -> String {
         for command in &step.commands {
             text.push_str(&format!("\n    {}", command.join(" ")));
         }
+        if step.library.is_some() {
+            text.push_str("\n    Debian's package of it is fetched and unpacked, not installed");
+        }
     }
     text
 }
@@ -162,7 +174,7 @@ fn facts(wanted: &Wanted) -> Facts {
             || env::var_os("KUBEBUILDER_ASSETS").is_some(),
         debootstrap: find_program("debootstrap").is_some(),
         interrupted: fs::read_dir(DPKG_UPDATES).is_ok_and(|mut files| files.next().is_some()),
-        cross: wanted.cross.map_or_else(CrossFacts::default, cross),
+        cross: wanted.cross.map_or_else(CrossFacts::default, cross_facts),
     }
 }
 
@@ -179,11 +191,13 @@ fn packaged_programs() -> BTreeSet<&'static str> {
     all.map(|program| program.0).filter(|name| is_there(name)).collect()
 }
 
-fn cross(cross: Cross) -> CrossFacts {
-    let mut rustc = Command::new("rustc");
-    rustc.args(["--print", "target-libdir", "--target", cross.target]);
-    let library = run::output(rustc, "").is_ok_and(|path| Path::new(path.trim()).exists());
-    CrossFacts { compiler: find_program(cross.compiler).is_some(), library }
+fn cross_facts(arch: Arch) -> CrossFacts {
+    CrossFacts {
+        compiler: find_program(&arch.tool("gcc")).is_some()
+            && Path::new(&arch.c_library()).exists(),
+        library: cross::way(arch).is_some(),
+        emulator: find_program(arch.emulator()).is_some(),
+    }
 }
 
 fn is_debian(os_release: &str) -> bool {

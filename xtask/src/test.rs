@@ -11,6 +11,7 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use netpol_debian::Arch;
 use netpol_needs::Need;
 
 use crate::run::{self, Stage, announce};
@@ -42,12 +43,16 @@ pub(crate) struct Args {
     /// Show what tests print
     #[arg(long)]
     show_output: bool,
-    /// With `kernels`: the start of a kernel's release, such as 6.1; several can be given
+    /// With `kernels`: the start of a kernel's release, such as 6.1; several can be given. With `--arch arm64`
+    /// 7-16k is one with pages of 16 KiB
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
     /// With `kernels`: a few tests of each kind, and only the oldest and the newest kernel if none is named
     #[arg(long)]
     quick: bool,
+    /// With `kernels`: those of this processor, amd64 or arm64 [default: this machine's]
+    #[arg(long)]
+    arch: Option<Arch>,
     /// Make ready what these tests need, and stop before the first one
     #[arg(long)]
     prepare: bool,
@@ -58,6 +63,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         return kernels::command(
             workspace,
             &kernels::Options {
+                arch: args.arch,
                 versions: &args.kernel,
                 filter: args.filter.as_deref(),
                 cases: args.cases,
@@ -67,9 +73,9 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             },
         );
     }
-    if args.quick || !args.kernel.is_empty() {
+    if args.quick || !args.kernel.is_empty() || args.arch.is_some() {
         bail!(
-            "--kernel and --quick go with the tests inside other kernels: `cargo xtask test kernels`"
+            "--kernel, --arch and --quick go with the tests inside other kernels: `cargo xtask test kernels`"
         );
     }
     let privilege = Privilege::find()?;

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use netpol_debian::Arch;
 use netpol_needs::Need;
 
 /// The bpf-linker release that this repository is built and tested with.
@@ -52,8 +53,8 @@ pub(crate) struct Wanted {
     pub(crate) namespaces: bool,
     /// A fresh root file system is made.
     pub(crate) fresh: bool,
-    /// netpol is compiled for this other processor, as Debian calls it.
-    pub(crate) cross: Option<Cross>,
+    /// netpol is compiled for this other processor, and its kernels are booted if any are.
+    pub(crate) cross: Option<Arch>,
     /// What tests, clusters and benchmarks need besides.
     pub(crate) needs: BTreeSet<Need>,
 }
@@ -68,17 +69,6 @@ impl Wanted {
     pub(crate) fn with(needs: impl IntoIterator<Item = Need>) -> Self {
         Self { needs: needs.into_iter().collect(), ..Self::build() }
     }
-}
-
-/// Another processor that netpol is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cross {
-    /// As rustc calls it.
-    pub(crate) target: &'static str,
-    /// Its C compiler, as Debian calls it.
-    pub(crate) compiler: &'static str,
-    /// The Debian package of that.
-    pub(crate) package: &'static str,
 }
 
 /// What was seen on this machine.
@@ -113,10 +103,12 @@ pub(crate) struct Facts {
 /// What is there for another processor.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CrossFacts {
-    /// Its compiler.
+    /// The C compiler for it, and its C library.
     pub(crate) compiler: bool,
     /// Rust's standard library for it.
     pub(crate) library: bool,
+    /// The program that is such a machine.
+    pub(crate) emulator: bool,
 }
 
 /// A compiler that can build for bpfel-unknown-none.
@@ -137,6 +129,8 @@ pub(crate) struct Step {
     pub(crate) why: String,
     /// How: commands, each as its words.
     pub(crate) commands: Vec<Vec<String>>,
+    /// Or: by fetching Debian's standard library of Rust for this processor.
+    pub(crate) library: Option<Arch>,
 }
 
 /// The compiler to use, and what has to be installed first.
@@ -187,25 +181,44 @@ pub(crate) fn plan(facts: &Facts, wanted: &Wanted) -> Plan {
     if wanted.fresh && !facts.debootstrap {
         packages.add("debootstrap", "make a root file system that has nothing yet");
     }
-    if let Some(cross) = wanted.cross
-        && !facts.cross.compiler
-    {
-        packages.add(cross.package, "compile netpol for another processor");
-    }
-    steps.extend(packages.step(facts));
-    if let Some(cross) = wanted.cross
-        && !facts.cross.library
-    {
-        steps.push(Step {
-            what: format!("Rust's standard library for {}", cross.target),
-            why: "compile netpol for another processor".to_owned(),
-            commands: vec![words(&["rustup", "target", "add", cross.target])],
-        });
+    if let Some(arch) = wanted.cross {
+        let library = library(facts, arch);
+        if !facts.cross.compiler {
+            arch.compiler_packages().into_iter().for_each(|name| packages.add(name, CROSS));
+        }
+        // Its library is of use to itself only.
+        if library.is_some() && automatic && facts.packaged_rust < Some(MINIMUM_RUST) {
+            DEBIAN_RUST.iter().for_each(|name| packages.add(name, CROSS));
+        }
+        if wanted.needs.contains(&Need::Kernels) && !facts.cross.emulator {
+            packages.add(arch.emulator_package(), Need::Kernels.purpose());
+        }
+        steps.extend(packages.step(facts));
+        steps.extend(library);
+    } else {
+        steps.extend(packages.step(facts));
     }
     if wanted.build && facts.linker < Some(LINKER_VERSION) {
         steps.push(linker());
     }
     Plan { toolchain, steps, automatic }
+}
+
+/// What is done with another processor's compiler.
+const CROSS: &str = "compile netpol for another processor";
+
+/// How to get Rust's standard library for another processor. Debian has it for the compiler that
+/// builds the eBPF object; it is unpacked beside it and not installed, since it could only be that
+/// on a machine of two processors.
+fn library(facts: &Facts, arch: Arch) -> Option<Step> {
+    let is_fetched = facts.debian && facts.root;
+    let rustup = || vec![words(&["rustup", "target", "add", arch.target()])];
+    (!facts.cross.library).then(|| Step {
+        what: format!("Rust's standard library for {}", arch.target()),
+        why: CROSS.to_owned(),
+        commands: if is_fetched { Vec::new() } else { rustup() },
+        library: is_fetched.then_some(arch),
+    })
 }
 
 /// Packages to install, in the order in which they were asked for, and what for.
@@ -246,7 +259,7 @@ impl Packages {
             vec![words(&[&[manager, "install"], names].concat())]
         };
         let (what, why) = (names.join(", "), self.reasons.join("; "));
-        Some(Step { what, why, commands })
+        Some(Step { what, why, commands, library: None })
     }
 }
 
@@ -262,6 +275,7 @@ fn nightly() -> Step {
             "--component",
             "rust-src",
         ])],
+        library: None,
     }
 }
 
@@ -286,6 +300,7 @@ fn linker() -> Step {
             "--config",
             "profile.release.debug=false",
         ])],
+        library: None,
     }
 }
 
@@ -328,19 +343,13 @@ mod tests {
             go: true,
             debootstrap: true,
             interrupted: false,
-            cross: CrossFacts { compiler: true, library: true },
+            cross: CrossFacts { compiler: true, library: true, emulator: true },
         }
     }
 
     fn everything() -> Wanted {
-        Wanted { fresh: true, cross: Some(ARM), ..Wanted::with(Need::ALL) }
+        Wanted { fresh: true, cross: Some(Arch::Arm64), ..Wanted::with(Need::ALL) }
     }
-
-    const ARM: Cross = Cross {
-        target: "aarch64-unknown-linux-gnu",
-        compiler: "aarch64-linux-gnu-gcc",
-        package: "gcc-aarch64-linux-gnu",
-    };
 
     fn build(facts: &Facts) -> Plan {
         plan(facts, &Wanted::build())
@@ -371,12 +380,36 @@ mod tests {
                  rustc-web cargo-web libstd-rust-web-dev-bpf iproute2 nftables iptables conntrack ipset \
                  containernetworking-plugins python3-minimal golang-go containerd runc busybox-static \
                  qemu-system-x86 xz-utils binutils wireguard-tools debootstrap \
-                 gcc-aarch64-linux-gnu",
-                "rustup target add aarch64-unknown-linux-gnu",
+                 gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-system-arm",
                 "cargo install bpf-linker --version 0.10.3 --locked --force \
                  --config profile.release.opt-level=0 --config profile.release.debug=false",
             ]
         );
+        let library = plan.steps.iter().find_map(|step| step.library);
+        assert_eq!(library, Some(Arch::Arm64));
+    }
+
+    #[test]
+    fn another_processors_library_is_for_the_compiler_that_uses_it() {
+        let wanted = Wanted { cross: Some(Arch::Arm64), ..Wanted::build() };
+        let cross = CrossFacts { library: false, ..complete_debian().cross };
+        let debian = plan(&Facts { cross, ..complete_debian() }, &wanted);
+        assert_eq!((shell(&debian), debian.steps[0].library), (vec![], Some(Arch::Arm64)));
+        let nightly = Facts {
+            cross,
+            nightly_with_src: true,
+            packaged_rust: None,
+            packaged_bpf_core: false,
+            ..complete_debian()
+        };
+        let text = shell(&plan(&nightly, &wanted)).join("\n");
+        assert!(text.contains("rustc-web cargo-web"), "{text}");
+        let person = plan(&Facts { cross, root: false, ..complete_debian() }, &wanted);
+        assert_eq!(shell(&person), ["rustup target add aarch64-unknown-linux-gnu"]);
+        let kernels = Wanted { cross: Some(Arch::Arm64), ..Wanted::with([Need::Kernels]) };
+        let cross = CrossFacts { emulator: false, ..complete_debian().cross };
+        let text = shell(&plan(&Facts { cross, ..complete_debian() }, &kernels)).join("\n");
+        assert!(text.contains("qemu-system-arm") && !text.contains("gcc"), "{text}");
     }
 
     #[test]

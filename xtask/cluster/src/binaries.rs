@@ -9,6 +9,7 @@ use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+pub use netpol_debian::cache;
 use netpol_needs::Need;
 
 /// The version that `kubernetes/go.mod` and `e2e/go.mod` pin.
@@ -207,21 +208,6 @@ fn given(program: Program) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
-}
-
-/// Where things are kept that outlive the checkout: `NETPOL_CACHE`, or `netpol` in the user's
-/// cache directory.
-///
-/// # Errors
-/// Neither `NETPOL_CACHE` nor `XDG_CACHE_HOME` nor `HOME` is set.
-pub fn cache() -> Result<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(directory) = set("NETPOL_CACHE") {
-        return Ok(directory);
-    }
-    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let cache = cache.context("no place to keep built programs: set NETPOL_CACHE or HOME")?;
-    Ok(cache.join("netpol"))
 }
 
 impl Module {

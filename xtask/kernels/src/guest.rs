@@ -18,8 +18,8 @@ use crate::frames::{Frame, Kind};
 
 /// Where the jobs are told.
 pub const JOBS: &str = "/jobs";
-/// The serial line of results; the kernel's messages are on the first one.
-const LINE: &str = "/dev/ttyS1";
+/// The serial line of results; the kernel's messages are on another one.
+const LINE: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyS0" } else { "/dev/ttyS1" };
 /// Of what a job printed, at most so much comes out: its end.
 const MOST: u64 = 192 << 10;
 

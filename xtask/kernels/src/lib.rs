@@ -13,4 +13,5 @@ pub mod programs;
 pub mod report;
 pub mod results;
 pub mod run;
+mod tree;
 mod turns;

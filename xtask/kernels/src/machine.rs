@@ -1,6 +1,7 @@
 //! One virtual machine from its start to its end: QEMU without disk, network and display, two serial
 //! lines into files. Must never outlive its time, nor this process.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -10,21 +11,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use netpol_cluster::process;
+use netpol_debian::Arch;
 
 use crate::frames::{self, Frame, Kind, Read};
 use crate::packages::Kernel;
 
-const QEMU: &str = "qemu-system-x86_64";
 /// Memory of the machine, in MiB.
 pub const MEMORY: u64 = 2560;
 /// What QEMU takes besides, in MiB.
 const OVERHEAD: u64 = 512;
-/// What the kernel is told. It must not check its clocks against each other at the start: on a host
-/// that is busy the machine stands still for long, and the kernel gives up on its timer.
-const KERNEL_LINE: &str =
-    "console=ttyS0 panic=-1 loglevel=5 mitigations=off tsc=reliable no_timer_check";
+/// What every kernel is told.
+const KERNEL_LINE: &str = "panic=-1 loglevel=5 mitigations=off";
+/// And one for x86: it must not check its clocks against each other at the start. On a host that is
+/// busy the machine stands still for long, and the kernel gives up on its timer.
+const KERNEL_LINE_X86: &str = "console=ttyS0 tsc=reliable no_timer_check";
+const KERNEL_LINE_ARM: &str = "console=ttyAMA0";
 /// A kernel that has not come so far hangs.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(600);
 /// How long a machine that was killed may take to be gone.
 const ENDING: Duration = Duration::from_secs(10);
 /// With hardware acceleration it takes a second; some devices promise it and hang.
@@ -52,9 +55,11 @@ pub enum Ending {
 ///
 /// # Errors
 /// There is no QEMU, or not enough memory.
-pub fn check() -> Result<()> {
-    if process::on_path(QEMU).next().is_none() {
-        bail!("{QEMU} is not here, which runs the kernels: apt-get install qemu-system-x86");
+pub fn check(arch: Arch) -> Result<()> {
+    let qemu = arch.emulator();
+    if process::on_path(qemu).next().is_none() {
+        let package = arch.emulator_package();
+        bail!("{qemu} is not here, which runs the kernels: apt-get install {package}");
     }
     let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     check_memory(available(&text))
@@ -90,10 +95,13 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
 }
 
-/// What to try first: the processor, where its device is there and did not hang since this machine
-/// started.
+/// What to try first: the processor, where it is the same, its device is there and did not hang since
+/// this machine started.
 #[must_use]
-pub fn accelerator(cache: &Path) -> Accelerator {
+pub fn accelerator(arch: Arch, cache: &Path) -> Accelerator {
+    if Arch::host() != Some(arch) {
+        return Accelerator::Software;
+    }
     let is_there = File::options().read(true).write(true).open("/dev/kvm").is_ok();
     let hangs = fs::read_to_string(note(cache)).is_ok_and(|text| text == boot());
     if is_there && !hangs { Accelerator::Kvm } else { Accelerator::Software }
@@ -111,6 +119,37 @@ fn boot() -> String {
 pub fn remember_hang(cache: &Path) {
     // Without the note the next run tries again, which only takes longer.
     let _ = fs::write(note(cache), boot());
+}
+
+/// QEMU's arguments for such a machine, but for what is in it; its two serial lines go into files.
+fn arguments(arch: Arch, accelerator: Accelerator, lines: [&Path; 2]) -> Vec<OsString> {
+    let [console, results] = lines.map(|path| format!("file:{}", path.display()));
+    let memory = MEMORY.to_string();
+    let mut words = vec!["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"];
+    words.extend(["-nic", "none", "-smp", "1", "-m", &memory]);
+    words.extend(match (arch, accelerator) {
+        (_, Accelerator::Kvm) => ["-accel", "kvm", "-cpu", "host"],
+        // Five levels of page tables would only cost.
+        (Arch::Amd64, Accelerator::Software) => ["-accel", "tcg", "-cpu", "max,la57=off"],
+        // Pointers are signed by the algorithm that costs least: nobody here forges one.
+        (Arch::Arm64, Accelerator::Software) => ["-accel", "tcg", "-cpu", "max,pauth-impdef=on"],
+    });
+    let own = match arch {
+        Arch::Amd64 => KERNEL_LINE_X86,
+        Arch::Arm64 => KERNEL_LINE_ARM,
+    };
+    let told = format!("{own} {KERNEL_LINE}");
+    words.extend(["-append", &told, "-serial", &console]);
+    let second = match arch {
+        Arch::Amd64 => vec!["-serial".to_owned(), results],
+        // That board has one line, and any number of devices.
+        Arch::Arm64 => {
+            words.extend(["-machine", "virt,gic-version=max"]);
+            let path = results.replacen("file:", "file,id=results,path=", 1);
+            ["-chardev", &path, "-device", "pci-serial,chardev=results"].map(str::to_owned).into()
+        }
+    };
+    words.into_iter().map(OsString::from).chain(second.into_iter().map(OsString::from)).collect()
 }
 
 /// A started machine.
@@ -142,29 +181,20 @@ impl Machine {
             File::create(path).with_context(|| format!("create {}", path.display()))?;
         }
         // What is killed takes the machine with it.
+        let qemu = kernel.arch.emulator();
         let mut command = match process::on_path("setpriv").next() {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "KILL", "--", QEMU]);
+                command.args(["--pdeathsig", "KILL", "--", qemu]);
                 command
             }
-            None => Command::new(QEMU),
+            None => Command::new(qemu),
         };
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(["-nic", "none", "-smp", "1", "-m", &MEMORY.to_string()]);
-        match accelerator {
-            Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-            // Five levels of page tables would only cost.
-            Accelerator::Software => command.args(["-accel", "tcg", "-cpu", "max,la57=off"]),
-        };
+        command.args(arguments(kernel.arch, accelerator, [&console, &results]));
         command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(memory);
-        command.args(["-append", KERNEL_LINE]);
-        for path in [&console, &results] {
-            command.arg("-serial").arg(format!("file:{}", path.display()));
-        }
         let errors = File::create(directory.join("qemu")).context("create a file for QEMU")?;
         command.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
-        let child = command.spawn().with_context(|| format!("start {QEMU}"))?;
+        let child = command.spawn().with_context(|| format!("start {qemu}"))?;
         Ok(Self {
             child,
             word: word.to_owned(),
@@ -253,6 +283,29 @@ impl Drop for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_processor_has_its_board_and_its_two_lines() {
+        let words = |arch, accelerator| {
+            let words = arguments(arch, accelerator, [Path::new("/c"), Path::new("/r")]);
+            words
+                .iter()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let x86 = words(Arch::Amd64, Accelerator::Software);
+        assert!(x86.contains("-serial file:/c -serial file:/r"), "{x86}");
+        assert!(x86.contains("console=ttyS0") && !x86.contains("-machine"), "{x86}");
+        let arm = words(Arch::Arm64, Accelerator::Software);
+        assert!(arm.contains("-machine virt") && arm.contains("console=ttyAMA0"), "{arm}");
+        assert!(
+            arm.contains("-chardev file,id=results,path=/r -device pci-serial,chardev=results"),
+            "{arm}"
+        );
+        assert!(arm.contains("-serial file:/c") && arm.contains("-accel tcg"), "{arm}");
+        assert!(words(Arch::Arm64, Accelerator::Kvm).contains("-accel kvm -cpu host"));
+    }
 
     #[test]
     fn too_little_memory_is_told_before_anything_is_started() {

@@ -7,14 +7,21 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use netpol_debian::Arch;
 use netpol_kernels::guest;
-use netpol_kernels::matrix::{ENDS, Extent, KERNELS};
+use netpol_kernels::matrix::{self, ENDS, Extent, KERNELS};
 use netpol_kernels::run::{self, Options};
 
 /// netpol's tests inside real kernels, in virtual machines.
 #[derive(Parser)]
 #[command(name = "cargo xtask test kernels", bin_name = "cargo xtask test kernels")]
 struct Cli {
+    /// Whose kernels: amd64 or arm64 [default: this machine's]
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// The program that is a machine's first process [default: this one, built for this machine]
+    #[arg(long, value_name = "FILE", hide = true)]
+    first: Option<PathBuf>,
     /// The start of a kernel's release, such as 6.1; several can be given. All of the table if none is
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
@@ -33,6 +40,9 @@ struct Cli {
     /// Fetch the kernels, and stop before the first one is booted
     #[arg(long)]
     prepare: bool,
+    /// List the test programs that would be run, and stop
+    #[arg(long, hide = true)]
+    list: bool,
 }
 
 fn main() -> ExitCode {
@@ -57,21 +67,36 @@ fn command(cli: Cli) -> Result<bool> {
             if cli.quick { ENDS.to_vec() } else { KERNELS.iter().map(|row| row.version).collect() };
         versions = all.into_iter().map(str::to_owned).collect();
     }
+    let extent = if cli.quick { Extent::Quick } else { Extent::Full };
+    if cli.list {
+        for name in matrix::programs(extent, &cli.filter) {
+            println!("{name}");
+        }
+        return Ok(true);
+    }
+    let arch = cli.arch.or_else(Arch::host).context("name the kernels' processor with --arch")?;
     if cli.prepare {
-        for kernel in run::prepare(&versions)? {
+        for kernel in run::prepare(arch, &versions)? {
             eprintln!("==> Linux {} is ready", kernel.release);
         }
         return Ok(true);
     }
     let netpol = env::var_os("NETPOL_PROGRAM").map(PathBuf::from);
     let netpol = netpol.context("NETPOL_PROGRAM is not set: run `cargo xtask test kernels`")?;
-    run::check_netpol(&netpol)?;
+    let first = match cli.first {
+        Some(first) => first,
+        None => env::current_exe().context("cannot tell where this program is")?,
+    };
+    if Arch::host() == Some(arch) {
+        run::check_netpol(&netpol)?;
+    }
     let report = run::run(&Options {
+        arch,
         versions,
-        extent: if cli.quick { Extent::Quick } else { Extent::Full },
+        extent,
         filter: cli.filter,
         cases: cli.cases,
-        first: env::current_exe().context("cannot tell where this program is")?,
+        first,
         netpol,
         show_output: cli.show_output,
     })?;

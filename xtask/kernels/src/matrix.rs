@@ -4,6 +4,7 @@
 //! netpol's probing, fails.
 
 use crate::guest::Job;
+use crate::packages::LARGE_PAGES;
 use crate::programs;
 
 /// A kernel that netpol's tests run on.
@@ -32,6 +33,7 @@ pub const ENDS: [&str; 2] = ["6.1", "7"];
 /// The row of a kernel; one that is not in the table lacks nothing.
 #[must_use]
 pub fn row(version: &str) -> Row {
+    let version = version.strip_suffix(LARGE_PAGES).unwrap_or(version);
     let found = KERNELS.iter().find(|row| row.version == version);
     found.copied().unwrap_or(Row { version: "", is_refused: false, lacks: &[] })
 }

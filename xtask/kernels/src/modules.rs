@@ -12,7 +12,13 @@ use netpol_cluster::process;
 use crate::archive::Archive;
 
 /// Directories of modules that tests may need; the rest is drivers of real devices.
-const WANTED: [&str; 4] = ["kernel/net", "kernel/lib", "kernel/crypto", "kernel/arch/x86/crypto"];
+const WANTED: [&str; 5] = [
+    "kernel/net",
+    "kernel/lib",
+    "kernel/crypto",
+    "kernel/arch/x86/crypto",
+    "kernel/arch/arm64/crypto",
+];
 /// Drivers of what exists in software only: files and directories below `kernel/drivers/net`.
 const DEVICES: [&str; 18] = [
     "veth",

@@ -10,8 +10,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netpol_cluster::process;
+use netpol_debian::Arch;
 
 use crate::archive::Archive;
+use crate::tree;
 
 /// Where `netpol` is inside.
 pub const NETPOL: &str = "/usr/bin/netpol";
@@ -71,12 +73,31 @@ pub fn place(test: &str) -> String {
     format!("{TESTS}/{test}")
 }
 
-/// Packs all of it. `first` is the machine's first process.
+/// What a machine's memory is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents<'a> {
+    /// The machine's first process.
+    pub first: &'a Path,
+    /// The program `netpol`.
+    pub netpol: &'a Path,
+    /// The test programs, by name.
+    pub tests: &'a [(String, PathBuf)],
+    /// Another processor than this machine's, and Debian's packages for it, unpacked: its programs
+    /// and libraries are not to be had from this machine.
+    pub other: Option<(Arch, &'a Path)>,
+}
+
+/// Packs all of it.
 ///
 /// # Errors
 /// Something is missing, named with its package, or cannot be read or written.
-pub fn pack(first: &Path, netpol: &Path, tests: &[(String, PathBuf)], into: &Path) -> Result<()> {
-    let mut tree = Tree { archive: Archive::create(into)?, libraries: BTreeSet::new() };
+pub fn pack(contents: &Contents<'_>, into: &Path) -> Result<()> {
+    let Contents { first, netpol, tests, other } = *contents;
+    let archive = Archive::create(into)?;
+    let mut tree = Tree { archive, libraries: BTreeSet::new(), other: other.map(|other| other.0) };
+    if let Some((_, packages)) = other {
+        tree::pack(&mut tree.archive, packages)?;
+    }
     let stripped = tempfile::tempdir().context("a temporary directory")?;
     tree.stripped(Path::new("/init"), first, stripped.path())?;
     tree.stripped(Path::new(NETPOL), netpol, stripped.path())?;
@@ -85,22 +106,14 @@ pub fn pack(first: &Path, netpol: &Path, tests: &[(String, PathBuf)], into: &Pat
     for (name, path) in tests {
         tree.stripped(Path::new(&place(name)), path, stripped.path())?;
     }
-    for (name, package) in TOOLS {
-        let found = process::on_path(name).chain(administrators(name)).find(|path| is_system(path));
-        let Some(path) = found else { bail!("{name} is not here: apt-get install {package}") };
-        tree.program(&path, &path)?;
-        tree.archive.link(&Path::new("/usr/bin").join(name), &path.to_string_lossy())?;
+    if other.is_none() {
+        tree.of_this_machine()?;
     }
-    tree.archive
-        .copy(Path::new("/bin/busybox"), Path::new("/bin/busybox"))
-        .context("the static busybox is the machine's shell: apt-get install busybox-static")?;
     for name in APPLETS {
         tree.archive.link(&Path::new("/bin").join(name), "/bin/busybox")?;
     }
     // The kernel looks for it there.
     tree.archive.link(Path::new("/sbin/modprobe"), "/bin/busybox")?;
-    tree.extensions()?;
-    tree.python()?;
     for (path, text) in [
         ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"),
         ("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
@@ -113,7 +126,6 @@ pub fn pack(first: &Path, netpol: &Path, tests: &[(String, PathBuf)], into: &Pat
     }
     tree.archive.finish().map(drop)
 }
-
 /// Directories that a user's PATH may lack.
 fn administrators(name: &str) -> impl Iterator<Item = PathBuf> {
     let places = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
@@ -130,16 +142,39 @@ fn is_system(path: &Path) -> bool {
 struct Tree {
     archive: Archive<std::io::BufWriter<fs::File>>,
     libraries: BTreeSet<PathBuf>,
+    /// Programs are not this machine's.
+    other: Option<Arch>,
 }
 
 impl Tree {
+    /// The programs that tests run, as they are here.
+    fn of_this_machine(&mut self) -> Result<()> {
+        for (name, package) in TOOLS {
+            let found =
+                process::on_path(name).chain(administrators(name)).find(|path| is_system(path));
+            let Some(path) = found else { bail!("{name} is not here: apt-get install {package}") };
+            self.program(&path, &path)?;
+            self.archive.link(&Path::new("/usr/bin").join(name), &path.to_string_lossy())?;
+        }
+        self.archive
+            .copy(Path::new("/bin/busybox"), Path::new("/bin/busybox"))
+            .context("the static busybox is the machine's shell: apt-get install busybox-static")?;
+        self.extensions()?;
+        self.python()
+    }
+
     /// A program without what only debuggers need, which is most of it.
     fn stripped(&mut self, to: &Path, from: &Path, directory: &Path) -> Result<()> {
         let small = directory.join("stripped");
-        process::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(from))
-            .context("strip (package binutils) is needed to make test programs small")?;
+        let (strip, package) = match self.other {
+            Some(arch) => (arch.tool("strip"), arch.compiler_packages()[0]),
+            None => ("strip".to_owned(), "binutils"),
+        };
+        process::run(Command::new(&strip).arg("--strip-debug").arg("-o").arg(&small).arg(from))
+            .with_context(|| format!("{strip} (package {package}) makes test programs small"))?;
         self.archive.copy(to, &small)?;
-        self.libraries_of(from)
+        // Another processor's libraries are those of its packages.
+        if self.other.is_none() { self.libraries_of(from) } else { Ok(()) }
     }
 
     fn program(&mut self, to: &Path, from: &Path) -> Result<()> {

@@ -265,7 +265,8 @@ impl Report {
 
 /// A release without what all of them have.
 fn short(release: &str) -> String {
-    release.replace("-cloud-amd64", "")
+    let of_arm = release.replace("-cloud-arm64", " arm64").replace("-arm64-16k", " arm64 16k");
+    of_arm.replace("-cloud-amd64", "")
 }
 
 fn aligned(rows: &[Vec<String>]) -> String {

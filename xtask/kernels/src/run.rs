@@ -9,20 +9,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use netpol_cluster::binaries;
+use netpol_debian::Arch;
 
 use crate::frames::Kind;
 use crate::guest;
 use crate::machine::{self, Accelerator, Ending, Machine};
 use crate::matrix::{self, Extent, Row};
 use crate::packages::{self, Kernel};
-use crate::programs;
+use crate::programs::{self, Contents};
 use crate::report::{Column, Report};
 use crate::turns::Turn;
 
 /// What is to be run.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Whose kernels.
+    pub arch: Arch,
     /// Starts of the kernels' releases.
     pub versions: Vec<String>,
     /// How much.
@@ -43,9 +45,12 @@ pub struct Options {
 ///
 /// # Errors
 /// One cannot be had: the error says what to do.
-pub fn prepare(versions: &[String]) -> Result<Vec<Kernel>> {
-    machine::check()?;
-    versions.iter().map(|version| packages::ensure_kernel(version)).collect()
+pub fn prepare(arch: Arch, versions: &[String]) -> Result<Vec<Kernel>> {
+    machine::check(arch)?;
+    if Arch::host() != Some(arch) {
+        packages::ensure_tree(arch)?;
+    }
+    versions.iter().map(|version| packages::ensure_kernel(arch, version)).collect()
 }
 
 /// Runs it.
@@ -53,11 +58,19 @@ pub fn prepare(versions: &[String]) -> Result<Vec<Kernel>> {
 /// # Errors
 /// Nothing could be run: the error says what to do. What fails inside is in the report.
 pub fn run(options: &Options) -> Result<Report> {
-    let kernels = prepare(&options.versions)?;
+    let kernels = prepare(options.arch, &options.versions)?;
     let directory = tempfile::tempdir().context("a temporary directory")?;
     let tests = programs::tests(&matrix::programs(options.extent, &options.filter))?;
     let base = directory.path().join("base.cpio");
-    programs::pack(&options.first, &options.netpol, &tests, &base)?;
+    let is_other = Arch::host() != Some(options.arch);
+    let tree = is_other.then(|| packages::ensure_tree(options.arch)).transpose()?;
+    let contents = Contents {
+        first: &options.first,
+        netpol: &options.netpol,
+        tests: &tests,
+        other: tree.as_deref().map(|tree| (options.arch, tree)),
+    };
+    programs::pack(&contents, &base)?;
     let columns = thread::scope(|scope| {
         let running: Vec<_> = options
             .versions
@@ -86,8 +99,8 @@ fn column(
 ) -> Result<Column> {
     let _turn = Turn::wait();
     let started = Instant::now();
-    let cache = binaries::cache()?.join("kernels");
-    let mut accelerator = machine::accelerator(&cache);
+    let cache = netpol_debian::cache()?.join("kernels");
+    let mut accelerator = machine::accelerator(kernel.arch, &cache);
     let mut column = Column::new(&kernel.release);
     let all = matrix::jobs(row, options.extent, &options.filter, options.cases);
     eprintln!("==> Linux {}: {} programs", kernel.release, all.len());

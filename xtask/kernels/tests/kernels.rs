@@ -6,12 +6,14 @@
 use std::env;
 use std::path::PathBuf;
 
+use netpol_debian::Arch;
 use netpol_kernels::matrix::{ENDS, Extent};
 use netpol_kernels::run::{self, Options};
 
 fn works_on(version: &str) {
     let netpol = env::var_os("NETPOL_PROGRAM").expect("`cargo xtask test` sets it");
     let report = run::run(&Options {
+        arch: Arch::host().unwrap(),
         versions: vec![version.to_owned()],
         extent: Extent::Quick,
         filter: String::new(),
