@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{ID, POD, Rig, in_node, syn};
 use netpol_userspace::agent::state::{
-    DirectionView, EndpointView, Isolation, State, Status, VERSION, state_path,
+    ClassWords, DirectionView, EndpointView, Isolation, State, Status, VERSION, state_path,
 };
 use netpol_userspace::compile::Ids;
 use netpol_userspace::datapath::{AttachMode, LoadOptions};
@@ -81,7 +81,7 @@ fn write_state(rig: &Rig, run_dir: &Path) {
             egress: DirectionView::default(),
         }],
         isolations: vec![],
-        classes: [(3, vec![PEER.to_owned()])].into(),
+        classes: [(3, vec![PEER])].into_iter().collect::<ClassWords>().into(),
         ids: Ids::default(),
         remembered: vec![],
         placed: vec![],

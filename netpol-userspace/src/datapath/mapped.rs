@@ -27,12 +27,14 @@ pub struct Mapped {
 struct Windows {
     fd: OwnedFd,
     protection: ProtFlags,
+    /// Bytes of each.
+    size: usize,
     is_mapped: Vec<AtomicBool>,
     /// Taken by who maps one.
     mapping: Mutex<()>,
 }
 
-/// Bytes of a window: whole pages, and whole values.
+/// Bytes of a window, or a page where those are larger: whole pages, and whole values.
 const WINDOW: usize = 1 << 14;
 
 // SAFETY: the memory is shared with the kernel anyway and is only accessed through atomics.
@@ -90,10 +92,12 @@ impl Mapped {
         }
         .map_err(|error| io_error(what())(error.into()))?;
         let base = NonNull::new(base.cast()).expect("invariant: mmap never returns null");
+        let size = WINDOW.max(rustix::param::page_size());
         let windows = Windows {
             fd,
+            size,
             protection: protection(is_writable),
-            is_mapped: (0..length.div_ceil(WINDOW)).map(|_| AtomicBool::new(false)).collect(),
+            is_mapped: (0..length.div_ceil(size)).map(|_| AtomicBool::new(false)).collect(),
             mapping: Mutex::new(()),
         };
         Ok(Self { base, stride: value_size / 8, entries, windows: Some(windows) })
@@ -102,7 +106,7 @@ impl Mapped {
     /// Maps the window around a byte, if it is not.
     fn map_around(&self, offset: usize) {
         let Some(windows) = &self.windows else { return };
-        let number = offset / WINDOW;
+        let number = offset / windows.size;
         let is_mapped = &windows.is_mapped[number];
         if is_mapped.load(Ordering::Acquire) {
             return;
@@ -111,8 +115,8 @@ impl Mapped {
         if is_mapped.load(Ordering::Acquire) {
             return;
         }
-        let begin = number * WINDOW;
-        let length = WINDOW.min(self.entries * self.stride * 8 - begin);
+        let begin = number * windows.size;
+        let length = windows.size.min(self.entries * self.stride * 8 - begin);
         // SAFETY: the window is part of what `in_windows` has mapped for this, and nobody has a
         // reference into it yet: `value` gives none before.
         let mapped = unsafe {
@@ -140,7 +144,8 @@ impl Mapped {
         assert!(index < self.entries, "index {index} of a map of {} values", self.entries);
         self.map_around(index * self.stride * 8);
         // SAFETY: the mapping covers entries * stride words, of which these are mapped now and as
-        // long as self lives, and is page-aligned; other parties (kernel, processes) access it with word-sized operations.
+        // long as self lives, and is page-aligned; other parties (kernel, processes) access it with
+        // word-sized operations.
         unsafe {
             std::slice::from_raw_parts(self.base.as_ptr().add(index * self.stride), self.stride)
         }
