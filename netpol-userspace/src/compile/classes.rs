@@ -2,6 +2,8 @@
 //! a class while it is in use.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -26,7 +28,9 @@ pub(super) struct Class {
 #[derive(Debug)]
 pub(super) struct Classes {
     by_id: FxHashMap<ClassId, Class>,
-    by_content: HashMap<Arc<[AtomId]>, ClassId>,
+    /// By the hash of their content: to make room for more of them must not look at each.
+    by_hash: FxHashMap<u64, Few<ClassId>>,
+    hasher: RandomState,
     /// Free numbers.
     pub ids: IdPool,
     /// Numbers that a former run gave, by the text of their content.
@@ -45,7 +49,8 @@ impl Classes {
     pub fn new(last: u32) -> Self {
         Self {
             by_id: FxHashMap::default(),
-            by_content: HashMap::new(),
+            by_hash: FxHashMap::default(),
+            hasher: RandomState::new(),
             ids: IdPool::new(ClassId::CLOSED.0 + 1, last),
             adopted: HashMap::new(),
             fresh: Vec::new(),
@@ -67,7 +72,12 @@ impl Classes {
 
     /// The class with these sorted atoms, for one more address.
     pub fn acquire(&mut self, content: &[AtomId], atoms: &mut Atoms) -> ClassId {
-        if let Some(&id) = self.by_content.get(content) {
+        let hash = self.hasher.hash_one(content);
+        let known = {
+            let mut alike = self.by_hash.get(&hash).into_iter().flat_map(Few::iter);
+            alike.find(|id| *self.by_id[id].atoms == *content)
+        };
+        if let Some(id) = known {
             self.retain(id);
             return id;
         }
@@ -83,7 +93,7 @@ impl Classes {
         for &atom in &*content {
             atoms.get_mut(atom).classes.insert(id);
         }
-        self.by_content.insert(content.clone(), id);
+        self.by_hash.entry(hash).or_default().insert(id);
         self.by_id.insert(id, Class { atoms: content, sets: Few::None, n_addresses: 1 });
         self.fresh.push(id);
         self.unnoted.push(id);
@@ -127,7 +137,13 @@ impl Classes {
             for &atom in &*class.atoms {
                 atoms.leave(atom, id);
             }
-            self.by_content.remove(&class.atoms);
+            let hash = self.hasher.hash_one(&*class.atoms);
+            if let Entry::Occupied(mut alike) = self.by_hash.entry(hash) {
+                alike.get_mut().remove(id);
+                if alike.get().is_empty() {
+                    alike.remove();
+                }
+            }
             self.ids.release(id.0);
             dead.push((id, class.sets));
         }
