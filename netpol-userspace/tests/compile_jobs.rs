@@ -70,6 +70,84 @@ fn rows_of_a_set_that_died() {
     }
 }
 
+/// Very much that is read together is looked at a part at a time: so many peers in each slice.
+#[test]
+fn what_is_much_is_looked_at_a_part_at_a_time() {
+    let mut compiler = two();
+    compiler.take_in([put("x/p", &blocks(20, 6_000)), put("x/q", &blocks(21, 6_000))]);
+    let mut n_seen = 0;
+    for n_slices in 1.. {
+        compiler.slice(100);
+        let n_atoms = compiler.size().atoms;
+        assert!(n_atoms <= 100 * n_slices, "{n_atoms} blocks after {n_slices} slices");
+        n_seen = n_seen.max(n_atoms);
+        if !compiler.has_work() {
+            break;
+        }
+        let under_way = compiler.under_way();
+        assert!(under_way.iter().all(|job| job.done <= 100 * n_slices), "{under_way:?}");
+    }
+    assert_eq!(n_seen, 12_000);
+    assert!(in_from(&compiler, X, "20.23.249.1") && in_from(&compiler, X, "21.23.249.1"));
+}
+
+/// The same where the endpoint goes meanwhile: nothing is left.
+#[test]
+fn what_is_gathered_for_an_endpoint_that_goes() {
+    for at in 0..40 {
+        let mut compiler = two().with_sets_gathered_from(0);
+        compiler.take_in([
+            put("x/p", &blocks(20, 300)),
+            put("x/q", &[except("20.0.0.0/8", "20.0.1.0/24")]),
+        ]);
+        for _ in 0..at {
+            compiler.slice(30);
+        }
+        compiler.take_out_endpoint(X);
+        finish(&mut compiler);
+        assert_eq!((compiler.size().atoms, compiler.tables().classes.len()), (0, 0), "after {at}");
+    }
+}
+
+/// What is edited while it is gathered is in force together with what was read with it.
+#[test]
+fn what_is_edited_while_it_is_gathered() {
+    for at in 0..40 {
+        let mut compiler = two().with_sets_gathered_from(0).with_sets_edited_from(0);
+        compiler.apply_all([put("x/p", &blocks(30, 5)), put("x/q", &blocks(31, 5))]);
+        compiler.take_in([put("x/p", &blocks(20, 200)), put("x/q", &blocks(21, 200))]);
+        for _ in 0..at {
+            compiler.slice(30);
+        }
+        compiler.take_in([put("x/p", &blocks(22, 200)), put("x/q", &blocks(23, 200))]);
+        let allowed = |compiler: &Compiler| {
+            [30, 31, 20, 21, 22, 23].map(|net| in_from(compiler, X, &format!("{net}.0.3.1")))
+        };
+        let together = |first: usize| [0, 1, 2, 3, 4, 5].map(|i| i / 2 == first);
+        while compiler.has_work() {
+            compiler.slice(30);
+            let now = allowed(&compiler);
+            assert!((0..3).any(|first| together(first) == now), "after {at}: {now:?}");
+        }
+        assert_eq!(allowed(&compiler), together(2));
+    }
+}
+
+/// A pod gets what another one has, of which one part is long: it is gathered and is the same set.
+#[test]
+fn what_is_gathered_is_the_set_that_is_there() {
+    let mut compiler = two();
+    compiler.apply_all([put("x/p", &blocks(20, 6_000))]);
+    let n_sets = compiler.size().sets;
+    compiler.take_in([put("y/p", &blocks(20, 6_000))]);
+    finish(&mut compiler);
+    assert_eq!(compiler.endpoint_sets(X), compiler.endpoint_sets(Y));
+    assert_eq!((compiler.size().sets, compiler.size().atoms), (n_sets, 6_000));
+    compiler.take_in([Change::PolicyGone(name("x/p")), Change::PolicyGone(name("y/p"))]);
+    finish(&mut compiler);
+    assert_eq!((compiler.size().sets, compiler.size().atoms), (1, 0));
+}
+
 /// Another job gives the surrounding block its class before the excepted one has an entry.
 #[test]
 fn an_except_that_is_pending() {

@@ -135,7 +135,8 @@ fn few_probes(world: &World, rng: &mut Rng, remotes: &[IpAddr]) -> Vec<Probe> {
 
 impl Run {
     fn new(seed: u64, slice: usize, edited_from: Option<usize>) -> Self {
-        let compiler = Compiler::new().with_slices_of(slice);
+        let gathered_from = [4_000, 0, 3, 10][(seed / 5) as usize % 4];
+        let compiler = Compiler::new().with_slices_of(slice).with_sets_gathered_from(gathered_from);
         let compiler = match edited_from {
             Some(n_rows) => compiler.with_sets_edited_from(n_rows),
             None => compiler,

@@ -221,7 +221,7 @@ fn a_wrong_verdict_is_reported_small() {
         assert!(text.contains("except"), "{text}");
         assert!(text.len() < 1_500, "{} bytes: {text}", text.len());
         // What is printed can be used.
-        let contents = parse::file("case.yaml", &small.manifests());
+        let contents = parse::file("case.yaml", &small.manifests(), parse::Originals::Dropped);
         assert!(contents.malformed.is_none(), "{:?}", contents.malformed);
         for entry in &contents.entries {
             assert!(entry.object.is_some() && entry.problems.is_empty(), "{entry:?}");

@@ -372,6 +372,15 @@ impl Atoms {
         self.maybe_dead.len()
     }
 
+    /// Whatever is written is not to be looked at, of those from the `first` on.
+    pub fn keep_written(&mut self, first: usize) {
+        for id in self.maybe_dead.split_off(first) {
+            if self.slots[id.index()].as_ref().is_some_and(|known| known.n_writers == 0) {
+                self.maybe_dead.push(id);
+            }
+        }
+    }
+
     /// Takes those that may have, from the `first` on.
     pub fn maybe_dead(&mut self, first: usize) -> Vec<AtomId> {
         self.maybe_dead.split_off(first)
@@ -447,21 +456,28 @@ impl Atoms {
         }
     }
 
-    /// Hands over the atoms that pods and addresses are to be held against by a job; with each,
-    /// whether another one has begun to.
-    pub fn take_fresh(&mut self, job: u32) -> Vec<(AtomId, bool)> {
-        let mut fresh = Vec::new();
-        for id in std::mem::take(&mut self.fresh) {
-            let Some(known) = self.slots[id.index()].as_mut() else { continue };
-            let is_begun = known.is_matched;
-            if !known.is_active || known.pending == job || (is_begun && known.pending == 0) {
-                continue;
+    /// Hands over the atoms that addresses are to get their classes with by a job.
+    pub fn take_fresh(&mut self, job: u32) -> Vec<AtomId> {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        // In about the order in which they were written, which mostly is theirs.
+        fresh.sort_unstable();
+        fresh.retain(|id| {
+            let Some(known) = self.slots[id.index()].as_mut() else { return false };
+            let is_ready = known.is_matched && known.pending == 0;
+            if !known.is_active || known.pending == job || is_ready {
+                return false;
             }
-            known.is_matched = true;
             known.pending = job;
-            fresh.push((id, is_begun));
-        }
+            true
+        });
         fresh
+    }
+
+    /// From now on pods and addresses are held against an atom. Returns whether they are already;
+    /// `None`: no set mentions it any more.
+    pub fn begin_matching(&mut self, id: AtomId) -> Option<bool> {
+        let known = self.slots[id.index()].as_mut().filter(|known| known.is_active)?;
+        Some(std::mem::replace(&mut known.is_matched, true))
     }
 
     /// The same of names.

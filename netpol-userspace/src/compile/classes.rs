@@ -2,6 +2,8 @@
 //! a class while it is in use.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -47,9 +49,12 @@ pub(super) struct Class {
 #[derive(Debug)]
 pub(super) struct Classes {
     by_id: FxHashMap<ClassId, Class>,
+    /// Those that have one atom.
     by_atom: FxHashMap<AtomId, ClassId>,
-    /// Those that have not one atom.
-    by_content: HashMap<Arc<[AtomId]>, ClassId>,
+    /// The others, by the hash of their content: to make room for more of them must not look at
+    /// each.
+    by_hash: FxHashMap<u64, Few<ClassId>>,
+    hasher: RandomState,
     /// Free numbers.
     pub ids: IdPool,
     /// Numbers that a former run gave, by their content.
@@ -69,7 +74,8 @@ impl Classes {
         Self {
             by_id: FxHashMap::default(),
             by_atom: FxHashMap::default(),
-            by_content: HashMap::new(),
+            by_hash: FxHashMap::default(),
+            hasher: RandomState::new(),
             ids: IdPool::new(ClassId::CLOSED.0 + 1, last),
             adopted: HashMap::new(),
             fresh: Vec::new(),
@@ -89,13 +95,19 @@ impl Classes {
         self.by_id.get_mut(&id)
     }
 
+    /// The class that has these sorted atoms.
+    fn known(&self, content: &[AtomId]) -> Option<ClassId> {
+        if let [atom] = content {
+            return self.by_atom.get(atom).copied();
+        }
+        let mut alike =
+            self.by_hash.get(&self.hasher.hash_one(content)).into_iter().flat_map(Few::iter);
+        alike.find(|id| *self.by_id[id].atoms == *content)
+    }
+
     /// The class with these sorted atoms, for one more address.
     pub fn acquire(&mut self, content: &[AtomId], atoms: &mut Atoms) -> ClassId {
-        let known = match content {
-            [atom] => self.by_atom.get(atom),
-            _ => self.by_content.get(content),
-        };
-        if let Some(&id) = known {
+        if let Some(id) = self.known(content) {
             self.retain(id);
             return id;
         }
@@ -116,9 +128,9 @@ impl Classes {
                 Content::One(*atom)
             }
             _ => {
-                let content: Arc<[AtomId]> = content.into();
-                self.by_content.insert(content.clone(), id);
-                Content::Others(content)
+                let hash = self.hasher.hash_one(content);
+                self.by_hash.entry(hash).or_default().insert(id);
+                Content::Others(content.into())
             }
         };
         self.by_id.insert(id, Class { atoms: content, sets: Few::None, n_addresses: 1 });
@@ -164,10 +176,16 @@ impl Classes {
             for &atom in &*class.atoms {
                 atoms.leave(atom, id);
             }
-            match &class.atoms {
-                Content::One(atom) => self.by_atom.remove(atom),
-                Content::Others(atoms) => self.by_content.remove(atoms),
-            };
+            if let Content::One(atom) = &class.atoms {
+                self.by_atom.remove(atom);
+            } else if let Entry::Occupied(mut alike) =
+                self.by_hash.entry(self.hasher.hash_one(&*class.atoms))
+            {
+                alike.get_mut().remove(id);
+                if alike.get().is_empty() {
+                    alike.remove();
+                }
+            }
             self.ids.release(id.0);
             dead.push((id, class.sets));
         }

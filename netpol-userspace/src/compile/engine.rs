@@ -99,25 +99,61 @@ impl Engine {
     /// Takes new atoms and names into account, what sets that were edited in place have given up, and
     /// what was touched: all of it that is looked at before addresses get their classes, which the
     /// job is to do. Nothing that a set in use mentions is dropped here, so for sets of before the
-    /// change nothing but what the change itself did to pods can differ.
+    /// change nothing but what the change itself did to pods can differ. New blocks are left to
+    /// [`Self::match_blocks`].
     pub fn begin(&mut self, cluster: &Cluster, job: &mut Job, mut touched: Touched) -> Plan {
         let (fresh, edited) = self.sets.take_fresh(job.number);
         self.match_fresh(cluster, job, &mut touched);
-        for block in &touched.blocks {
-            if self.stays(block) {
-                self.addresses.expect(*block);
-            }
+        self.note_found(job, touched.blocks);
+        if !edited.is_empty() {
+            // An address that gets a class meanwhile must not be without what a set has given up
+            // and without what it has in its place.
+            self.match_blocks(job, usize::MAX);
         }
-        job.blocks.extend(touched.blocks, |block| self.stays(block));
         let Self { sets, classes, atoms, shared, .. } = self;
         let mut plan = Plan::new();
         for id in fresh.iter().copied() {
             plan.extend(rows::add_first(id, sets, classes, atoms, shared));
-            let having = rows::atoms_of(id, sets, atoms).into_iter().map(Which::Having);
-            job.rows.extend(having.map(|which| (id, which)));
         }
+        job.fresh.extend(&fresh);
         job.sets.extend(fresh.into_iter().chain(edited));
         plan
+    }
+
+    /// Holds what is stored against so many new blocks.
+    pub fn match_blocks(&mut self, job: &mut Job, n_most: usize) {
+        let mut blocks = Vec::new();
+        for id in job.unmatched.split_off(job.unmatched.len().saturating_sub(n_most)) {
+            // Under this number there may be no atom by now, or another one.
+            let Some(Atom::Cidr(block)) = self.atoms.live(id).map(|known| &*known.atom) else {
+                continue;
+            };
+            let block = *block;
+            let Some(is_begun) = self.atoms.begin_matching(id) else { continue };
+            if !is_begun {
+                self.addresses.add_block(block, id);
+            }
+            blocks.push(block);
+        }
+        let found = self.addresses.inside(blocks);
+        self.note_found(job, found);
+    }
+
+    fn note_found(&mut self, job: &mut Job, blocks: Vec<IpNet>) {
+        for block in &blocks {
+            if self.stays(block) {
+                self.addresses.expect(*block);
+            }
+        }
+        job.blocks.extend(blocks, |block| self.stays(block));
+    }
+
+    /// Lists the rows that new sets need.
+    pub fn list_rows(&self, job: &mut Job) {
+        for id in std::mem::take(&mut job.fresh) {
+            let having = rows::atoms_of(id, &self.sets, &self.atoms).into_iter();
+            job.rows.extend(having.map(|atom| (id, Which::Having(atom))));
+        }
     }
 
     /// Whether a block will have an entry of its own.
@@ -150,29 +186,22 @@ impl Engine {
     /// Finds what satisfies the new atoms and names, and looks at touched pods again.
     fn match_fresh(&mut self, cluster: &Cluster, job: &mut Job, touched: &mut Touched) {
         let mut selectors = Vec::new();
-        let mut blocks = Vec::new();
-        for (id, is_begun) in self.atoms.take_fresh(job.number) {
+        for id in self.atoms.take_fresh(job.number) {
             job.atoms.push(id);
-            let atom = self.atoms.get(id).atom.clone();
-            match &*atom {
-                Atom::Cidr(block) => {
-                    if !is_begun {
-                        self.addresses.add_block(*block, id);
-                    }
-                    blocks.push(*block);
-                }
-                Atom::Pods { .. } | Atom::Port(_) => {
-                    if is_begun {
-                        // Its pods hold it, and another job has yet to give them their classes.
-                        let pods = pods_of(cluster, &atom).flat_map(|pod| &pod.addresses);
-                        touched.blocks.extend(pods.map(|&address| IpNet::from(address)));
-                    } else {
-                        selectors.push(atom);
-                    }
-                }
+            let atom = &self.atoms.get(id).atom;
+            if matches!(&**atom, Atom::Cidr(_)) {
+                job.unmatched.push(id);
+                continue;
+            }
+            let atom = atom.clone();
+            if self.atoms.begin_matching(id) == Some(true) {
+                // Its pods hold it, and another job has yet to give them their classes.
+                let pods = pods_of(cluster, &atom).flat_map(|pod| &pod.addresses);
+                touched.blocks.extend(pods.map(|&address| IpNet::from(address)));
+            } else {
+                selectors.push(atom);
             }
         }
-        touched.blocks.extend(self.addresses.inside(blocks));
         for (name, is_begun) in self.atoms.take_fresh_names(job.number) {
             let declaring = cluster.all_pods().filter(|pod| declares(pod, &name));
             if is_begun {

@@ -58,6 +58,10 @@ use crate::model::{Change, Cluster, Direction, Pod, Policy, Str, Strings};
 /// addresses, and for few rows costs no more.
 const EDITED_FROM: usize = 64;
 
+/// How many peers of policies are looked at for one namespace without leaving off: what is more is
+/// gathered a part at a time.
+const GATHERED_FROM: usize = 4_000;
+
 /// The compiler: the cluster, the local endpoints and everything derived from them.
 #[derive(Debug)]
 pub struct Compiler {
@@ -93,6 +97,8 @@ pub struct Compiler {
     mentions: FxHashMap<Str, Mentions>,
     /// From how many rows on a set is edited in place.
     edited_from: usize,
+    /// From how many peers on what policies say is gathered a part at a time.
+    gathered_from: usize,
 }
 
 /// What changes touched.
@@ -169,6 +175,7 @@ impl Compiler {
             slice_size: usize::MAX,
             mentions: FxHashMap::default(),
             edited_from: EDITED_FROM,
+            gathered_from: GATHERED_FROM,
         }
     }
 
@@ -177,6 +184,13 @@ impl Compiler {
     #[must_use]
     pub fn with_sets_edited_from(mut self, n_rows: usize) -> Self {
         self.edited_from = n_rows;
+        self
+    }
+
+    /// What policies with more peers than this say is gathered a part at a time, for tests.
+    #[must_use]
+    pub fn with_sets_gathered_from(mut self, n_peers: usize) -> Self {
+        self.gathered_from = n_peers;
         self
     }
 

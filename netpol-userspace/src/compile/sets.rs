@@ -4,6 +4,7 @@
 //! A large set that a few predicates change of is edited in place, so that an edit costs what it
 //! changes and not what the set holds: see [`Sets::edit`].
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
 use std::hash::{Hash, Hasher};
@@ -18,6 +19,10 @@ use super::plan::Row;
 use super::ports::Allowed;
 use super::{ClassId, SetId};
 use crate::model::{Direction, NamedPort, Peer, Peers, Pod, Policy, Ports, Protocol, Str};
+
+mod gathering;
+
+pub(super) use gathering::Gathering;
 
 /// Whom some ports are allowed to or from. Atoms are meanings.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,18 +129,30 @@ impl Set {
 
     fn put(&mut self, predicate: Predicate, allowed: Arc<Allowed>, atoms: &mut Atoms) {
         self.hash = self.hash.wrapping_add(entry_hash(&predicate, &allowed));
-        let (Some(needed), _) = predicate.parts() else {
-            self.any = Some(allowed);
-            return;
-        };
+        match predicate {
+            Predicate::Any => self.any = Some(allowed),
+            _ => self.place(predicate, allowed, atoms, Atoms::usable),
+        }
+    }
+
+    /// Puts an entry in, of which the hash does not know; `mark` tells what it mentions of a meaning
+    /// that it did not write before.
+    fn place(
+        &mut self,
+        predicate: Predicate,
+        allowed: Arc<Allowed>,
+        atoms: &mut Atoms,
+        mark: impl Fn(&mut Atoms, AtomId) -> AtomId,
+    ) {
+        let (needed, _) = predicate.parts();
         let at = u32::try_from(self.entries.len()).expect("invariant: predicates fit into memory");
         for atom in predicate.atoms() {
             let mention = self.mentions.entry(atom).or_insert_with(|| {
                 atoms.write(atom);
-                Mention { mark: atoms.usable(atom), n_predicates: 0, needed_at: Few::None }
+                Mention { mark: mark(atoms, atom), n_predicates: 0, needed_at: Few::None }
             });
             mention.n_predicates += 1;
-            if atom == needed {
+            if Some(atom) == needed {
                 mention.needed_at.insert(at);
             }
         }
@@ -184,6 +201,11 @@ impl Set {
     /// What it allows to everybody, if there is such a rule.
     pub fn to_any(&self) -> Option<&Allowed> {
         self.any.as_deref()
+    }
+
+    /// How many predicates there are.
+    pub fn n_entries(&self) -> usize {
+        self.entries.len()
     }
 
     /// All predicates and what they allow.
@@ -344,23 +366,35 @@ impl Sets {
     /// The set with this content, for one more user.
     pub fn acquire(&mut self, content: &[(Predicate, Arc<Allowed>)], atoms: &mut Atoms) -> SetId {
         if let Some(id) = self.find(content) {
-            if let Some(set) = self.by_id.get(&id).filter(|_| self.unready.contains_key(&id)) {
-                // Who began to make it ready may take longer than who wants it now.
-                atoms.await_pending(set.marks());
-                set.names().iter().for_each(|name| atoms.await_pending_name(name));
-                self.fresh.push(id);
-            }
-            self.retain(id);
-            return id;
+            return self.share(id, atoms);
         }
+        let Some(id) = self.number() else { return self.none_left() };
+        self.insert(id, content, None, atoms);
+        id
+    }
+
+    /// One user more of a set that is there.
+    fn share(&mut self, id: SetId, atoms: &mut Atoms) -> SetId {
+        if let Some(set) = self.by_id.get(&id).filter(|_| self.unready.contains_key(&id)) {
+            // Who began to make it ready may take longer than who wants it now.
+            atoms.await_pending(set.marks());
+            set.names().iter().for_each(|name| atoms.await_pending_name(name));
+            self.fresh.push(id);
+        }
+        self.retain(id);
+        id
+    }
+
+    fn number(&mut self) -> Option<SetId> {
         let number = self.ids.allocate().and_then(|number| u16::try_from(number).ok());
-        let Some(number) = number else {
-            self.exhausted = true;
-            self.retain(CLOSED);
-            return CLOSED;
-        };
-        self.insert(SetId(number), content, None, atoms);
-        SetId(number)
+        number.map(SetId)
+    }
+
+    /// What there is for one user more where numbers have run out.
+    fn none_left(&mut self) -> SetId {
+        self.exhausted = true;
+        self.retain(CLOSED);
+        CLOSED
     }
 
     /// Makes a new set under a number taken from the pool. With `renewals` it mentions these instead
@@ -377,10 +411,16 @@ impl Sets {
         for (predicate, allowed) in content {
             set.put(predicate.clone(), allowed.clone(), atoms);
         }
-        for (meaning, mention) in &mut set.mentions {
-            if let Some(renewals) = renewals {
+        if let Some(renewals) = renewals {
+            for (meaning, mention) in &mut set.mentions {
                 mention.mark = renewals.get(meaning).copied().unwrap_or(*meaning);
             }
+        }
+        self.register(id, set, atoms);
+    }
+
+    fn register(&mut self, id: SetId, set: Set, atoms: &mut Atoms) {
+        for mention in set.mentions.values() {
             atoms.mention(mention.mark, id);
         }
         for name in set.names() {
@@ -638,10 +678,10 @@ pub(super) fn content<'a>(
     let own = own_ports(pod, direction);
     let mut any = Vec::new();
     let mut union: FxHashMap<Predicate, Rules> = FxHashMap::default();
-    let mut ports: Vec<&Ports> = Vec::new();
+    let mut sums = Sums::default();
     for rule in policies.filter_map(|policy| policy.rules(direction)).flatten() {
-        let index = u32::try_from(ports.len()).expect("invariant: rules fit into memory");
-        ports.push(&rule.ports);
+        let index = u32::try_from(sums.ports.len()).expect("invariant: rules fit into memory");
+        sums.ports.push(&rule.ports);
         match &rule.peers {
             Peers::Any => any.push(index),
             Peers::Only(peers) => {
@@ -656,16 +696,12 @@ pub(super) fn content<'a>(
             }
         }
     }
-    let mut sums = Sums { ports, own, by_rules: FxHashMap::default(), known: FxHashMap::default() };
-    let any = sums.of(any);
+    let any = sums.of(any, own);
     let mut content = Vec::with_capacity(union.len() + 1);
     content.extend(any.clone().map(|allowed| (Predicate::Any, allowed)));
     for (predicate, rules) in union {
         // Not what everybody is allowed anyway.
-        let allowed = match rules {
-            Rules::One(rule) => sums.of(vec![rule]),
-            Rules::Many(rules) => sums.of(rules),
-        };
+        let allowed = sums.of(rules.into(), own);
         let allowed =
             allowed.filter(|allowed| !any.as_ref().is_some_and(|any| any.covers(allowed)));
         content.extend(allowed.map(|allowed| (predicate, allowed)));
@@ -674,6 +710,7 @@ pub(super) fn content<'a>(
 }
 
 /// Rules in their order, mostly one.
+#[derive(Debug)]
 enum Rules {
     One(u32),
     Many(Vec<u32>),
@@ -690,6 +727,15 @@ impl Rules {
     }
 }
 
+impl From<Rules> for Vec<u32> {
+    fn from(rules: Rules) -> Self {
+        match rules {
+            Rules::One(rule) => vec![rule],
+            Rules::Many(rules) => rules,
+        }
+    }
+}
+
 /// Where the names of a rule's ports are looked up now, if at all.
 pub(super) fn own_ports(pod: &Pod, direction: Direction) -> Option<&[NamedPort]> {
     match direction {
@@ -699,20 +745,27 @@ pub(super) fn own_ports(pod: &Pod, direction: Direction) -> Option<&[NamedPort]>
 }
 
 /// What rules allow together, each combination once.
-struct Sums<'a> {
-    ports: Vec<&'a Ports>,
-    own: Option<&'a [NamedPort]>,
+#[derive(Debug)]
+struct Sums<P> {
+    /// The ports of each rule.
+    ports: Vec<P>,
     by_rules: FxHashMap<Vec<u32>, Option<Arc<Allowed>>>,
     known: FxHashMap<Allowed, Arc<Allowed>>,
 }
 
-impl Sums<'_> {
-    /// `None`: nothing.
-    fn of(&mut self, rules: Vec<u32>) -> Option<Arc<Allowed>> {
+impl<P> Default for Sums<P> {
+    fn default() -> Self {
+        Self { ports: Vec::new(), by_rules: FxHashMap::default(), known: FxHashMap::default() }
+    }
+}
+
+impl<P: Borrow<Ports>> Sums<P> {
+    /// `None`: nothing. Names of ports are looked up in `own`, if at all.
+    fn of(&mut self, rules: Vec<u32>, own: Option<&[NamedPort]>) -> Option<Arc<Allowed>> {
         if let Some(known) = self.by_rules.get(&rules) {
             return known.clone();
         }
-        let allowed = sum(rules.iter().map(|&rule| self.ports[rule as usize]), self.own);
+        let allowed = sum(rules.iter().map(|&rule| self.ports[rule as usize].borrow()), own);
         let allowed = allowed.map(|allowed| match self.known.get(&allowed) {
             Some(known) => known.clone(),
             None => {

@@ -14,10 +14,11 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::engine::{Move, steps};
 use super::services::{Changed, Interest};
+use super::sets::Gathering;
 use super::wanted::Why;
-use super::work::{Job, Mark, UnderWay, Which, Whose};
+use super::work::{Coming, Job, Mark, UnderWay, Which, Whose};
 use super::{Compiler, Dirt, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
-use crate::model::Pod;
+use crate::model::{ObjectName, Pod};
 
 /// The sets of an endpoint that no policy selects.
 pub(super) const NOT_ISOLATED: EndpointSets =
@@ -239,27 +240,103 @@ impl Compiler {
         job.since = dirt.since;
         self.everybodys.0 += u64::from(*whose == Whose::Everybody);
         let first = self.engine.atoms.n_maybe_dead();
-        let switches = self.compile_endpoints(dirt.endpoints, &dirt.policies);
-        job.switches.extend(switches);
+        // Everybody's is done all at once where it has endpoints.
+        let may_gather = matches!(whose, Whose::Namespace(_));
+        let (coming, gatherings) =
+            self.compile_endpoints(dirt.endpoints, &dirt.policies, may_gather);
+        job.coming.extend(coming);
+        job.gatherings.extend(gatherings);
         // What only sets mentioned that were edited in place: see [`Sets::edit`](super::sets::Sets).
         let given_up = self.engine.atoms.maybe_dead(first);
         let blocks = self.engine.drop_dead_atoms(&self.cluster, Vec::new(), given_up);
         touched.blocks.extend(blocks);
+        let plan = self.take_up(&mut job, touched);
+        self.jobs.insert(whose.clone(), job);
+        plan
+    }
+
+    /// Finds what is to be done for the sets that a job has got.
+    fn take_up(&mut self, job: &mut Job, touched: super::engine::Touched) -> Plan {
         // Whoever has begun to edit a set may take longer than who wants it now. What it has not done
         // yet may be judged by what the set said before.
         let awaited = self.engine.sets.awaited();
         for other in self.jobs.values().filter(|other| awaited.contains(&other.number)) {
-            job.blocks.extend_by(&other.blocks);
+            let blocks = other.blocks.iter().copied().collect();
+            job.blocks.extend(blocks, |block| self.engine.stays(block));
         }
-        let plan = self.engine.begin(&self.cluster, &mut job, touched);
-        self.jobs.insert(whose.clone(), job);
+        self.engine.begin(&self.cluster, job, touched)
+    }
+
+    /// Gathers what new sets are to say, and finds what is to be done for them, as far as so many steps
+    /// go.
+    fn prepare(&mut self, whose: &Whose, job: &mut Job, left: &mut usize) -> Plan {
+        let mut plan = Plan::new();
+        while *left > 0
+            && let Some(mut gathering) = job.gatherings.pop_front()
+        {
+            if !job.is_gathering_wanted() {
+                gathering.give_up(&mut self.engine.atoms);
+                job.n_gathered += 1;
+                continue;
+            }
+            let before = *left;
+            // Policies as they were when the job began: what has changed since is the next one's.
+            let Self { cluster, taken_in, engine, .. } = self;
+            let since = match whose {
+                Whose::Namespace(name) => taken_in.of.get(name).map(|dirt| &dirt.policies),
+                Whose::Everybody | Whose::Nobody => None,
+            };
+            let policy = |id: &ObjectName| match since.and_then(|since| since.get(id)) {
+                Some(before) => before.as_ref(),
+                None => cluster.policy(id),
+            };
+            let first = engine.atoms.n_maybe_dead();
+            let is_done = gathering.go_on(left, policy, &mut engine.atoms);
+            engine.atoms.keep_written(first);
+            job.n_done += before - *left;
+            if !is_done {
+                job.gatherings.push_front(gathering);
+                break;
+            }
+            plan.extend(self.note_gathered(job, gathering));
+        }
+        job.note_switches();
+        if *left > 0 && job.gatherings.is_empty() && !job.unmatched.is_empty() {
+            let n = job.unmatched.len().min(*left);
+            self.engine.match_blocks(job, n);
+            *left -= n;
+            job.n_done += n;
+        }
+        if !job.is_unprepared() {
+            self.engine.list_rows(job);
+        }
         plan
+    }
+
+    /// What a job has gathered is a set, for whoever waits for it.
+    fn note_gathered(&mut self, job: &mut Job, gathering: Gathering) -> Plan {
+        let number = Coming::Gathered(job.n_gathered);
+        let engine = &mut self.engine;
+        engine.sets.exhausted = false;
+        let set = engine.sets.acquire_gathered(gathering, &mut engine.atoms);
+        if engine.sets.exhausted {
+            let without = job.coming.iter().filter(|(_, both)| both.contains(&number));
+            self.unnumbered.extend(without.map(|(id, _)| *id));
+        }
+        for _ in 1..job.note_gathered(set) {
+            self.engine.sets.retain(set);
+        }
+        self.take_up(job, super::engine::Touched::default())
     }
 
     /// Does a part of a job, and what concludes it if it was the last one.
     fn go_on(&mut self, whose: &Whose, left: &mut usize) -> Plan {
         let Some(mut job) = self.jobs.remove(whose) else { return Plan::new() };
-        let mut plan = Plan::new();
+        let mut plan = self.prepare(whose, &mut job, left);
+        if job.is_unprepared() {
+            self.jobs.insert(whose.clone(), job);
+            return plan;
+        }
         let mut moves = Vec::new();
         while *left > 0 && !job.blocks.is_empty() {
             let (rows, moved) = self.reclassify(&mut job, left);

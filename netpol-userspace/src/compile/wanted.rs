@@ -10,9 +10,10 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::atoms::Atoms;
 use super::edits::{Befores, Edits, Mentions, Selection};
-use super::sets::{Changes, Content, Renewed};
-use super::{Compiler, EndpointId, EndpointSets, SetId, isolating, sets};
-use crate::model::{Cluster, Direction, NamedPort, Pod, Str};
+use super::sets::{Changes, Content, Gathering, Renewed};
+use super::work::Coming;
+use super::{Compiler, EndpointId, SetId, isolating, sets};
+use crate::model::{Cluster, Direction, NamedPort, Pod, Policy, Str};
 
 /// Why an endpoint is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,30 +31,77 @@ enum Wanted {
     Set(SetId),
     Content(Content),
     Edited(SetId, Rc<Changes>),
+    /// What the gathering of this number leads to.
+    Gathered(usize),
 }
 
 /// Contents of pods that the same policies select and that declare the same ports.
 type Contents = FxHashMap<(bool, Vec<usize>, Vec<NamedPort>), Content>;
+
+/// What is to be gathered, and how much has been looked at without that.
+#[derive(Default)]
+struct Gatherings {
+    all: Vec<Gathering>,
+    /// As [`Contents`].
+    known: FxHashMap<(bool, Vec<usize>, Vec<NamedPort>), usize>,
+    n_looked_at: usize,
+}
+
+impl Gatherings {
+    /// The number of what these policies say of a pod in one direction.
+    fn of(&mut self, policies: &[&Policy], pod: &Pod, direction: Direction) -> usize {
+        let key = key(policies, pod, direction);
+        let own = sets::own_ports(pod, direction).map(<[_]>::to_vec);
+        *self.known.entry(key).or_insert_with(|| {
+            let names = policies.iter().map(|policy| policy.id.clone()).collect();
+            let n_peers = policies.iter().map(|policy| n_peers(policy, direction)).sum();
+            self.all.push(Gathering::new(names, direction, own, n_peers));
+            self.all.len() - 1
+        })
+    }
+}
+
+/// How many peers a policy names, and one more.
+fn n_peers(policy: &Policy, direction: Direction) -> usize {
+    let rules = policy.rules(direction).unwrap_or_default();
+    1 + rules.iter().map(|rule| rule.peers.count()).sum::<usize>()
+}
+
+/// What decides what policies say of a pod.
+fn key(
+    policies: &[&Policy],
+    pod: &Pod,
+    direction: Direction,
+) -> (bool, Vec<usize>, Vec<NamedPort>) {
+    let numbers = policies.iter().map(|policy| std::ptr::from_ref(*policy).addr()).collect();
+    let own = sets::own_ports(pod, direction).unwrap_or_default().to_vec();
+    (direction == Direction::Egress, numbers, own)
+}
 
 /// What is changed for pods of a namespace that have a set in a direction, are selected alike and
 /// declare the same ports.
 type Alike = (Str, Direction, SetId, Selection, Vec<NamedPort>);
 
 impl Compiler {
-    /// The sets that these endpoints should have, each with one user more.
+    /// The sets that these endpoints should have, each with one user more; and what is to be gathered
+    /// for those that are to have more than is looked at at once, if that may be.
     pub(super) fn compile_endpoints(
         &mut self,
         dirty: BTreeMap<EndpointId, Why>,
         befores: &Befores,
-    ) -> Vec<(EndpointId, EndpointSets)> {
-        let wanted = self.wanted(dirty, befores);
+        may_gather: bool,
+    ) -> (Vec<(EndpointId, [Coming; 2])>, Vec<Gathering>) {
+        let n_most = if may_gather { self.gathered_from } else { usize::MAX };
+        let mut gatherings = Gatherings::default();
+        let mut wanted = self.wanted(dirty, befores, n_most, &mut gatherings);
         let mut edits = self.edits_in_place(&wanted);
+        self.gather_what_is_copied(&mut wanted, &edits, n_most, &mut gatherings);
         let n_users = |sets: &sets::Sets, id| sets.get(id).map_or(0, |set| set.n_users);
         let n_wanting: FxHashMap<SetId, u32> =
             edits.keys().map(|id| (*id, n_users(&self.engine.sets, *id))).collect();
         let mut found: Vec<(EndpointId, [Option<SetId>; 2])> =
             wanted.iter().map(|(id, _)| (*id, [None, None])).collect();
-        let mut made: FxHashMap<SetId, Vec<(&Rc<Changes>, SetId)>> = FxHashMap::default();
+        let mut made: FxHashMap<SetId, Vec<(Rc<Changes>, SetId)>> = FxHashMap::default();
         let mut acquired: FxHashMap<*const [_], SetId> = FxHashMap::default();
         // Whatever is not edited in place first: it may mention what an edit would drop.
         let mut is_settled = false;
@@ -65,6 +113,7 @@ impl Compiler {
                     }
                     *found = match wanted {
                         Wanted::Edited(old, _) if edits.contains_key(old) => None,
+                        Wanted::Gathered(_) => None,
                         Wanted::Set(set) => {
                             self.engine.sets.retain(*set);
                             Some(*set)
@@ -83,7 +132,7 @@ impl Compiler {
                         },
                         Wanted::Edited(old, changes) => {
                             let made = made.entry(*old).or_default();
-                            let known = made.iter().find(|(known, _)| *known == changes);
+                            let known = made.iter().find(|(known, _)| known == changes);
                             Some(match known {
                                 Some((_, set)) if *set != sets::CLOSED => {
                                     self.engine.sets.retain(*set);
@@ -93,7 +142,7 @@ impl Compiler {
                                     let set = self.engine.sets.get(*old);
                                     let content = set.map(|set| set.content_with(changes));
                                     let set = self.acquire(*id, &content.unwrap_or_default());
-                                    made.push((changes, set));
+                                    made.push((changes.clone(), set));
                                     set
                                 }
                             })
@@ -107,23 +156,48 @@ impl Compiler {
             bound.extend(edits.keys().filter(has_others));
             is_settled = bound.is_empty();
             bound.iter().for_each(|id| drop(edits.remove(id)));
+            self.gather_what_is_copied(&mut wanted, &edits, n_most, &mut gatherings);
         }
         let mut renewed = Renewed::default();
         for (&id, changes) in &edits {
             self.engine.sets.edit(id, changes, &mut self.engine.atoms, &mut renewed);
         }
         let settled = found.into_iter().zip(wanted).map(|((id, found), (_, wanted))| {
-            let [ingress, egress] = [0, 1].map(|index| match (found[index], &wanted[index]) {
-                (Some(set), _) => set,
+            let both = [0, 1].map(|index| match (found[index], &wanted[index]) {
+                (Some(set), _) => Coming::Set(set),
                 (None, Wanted::Edited(set, _) | Wanted::Set(set)) => {
                     self.engine.sets.retain(*set);
-                    *set
+                    Coming::Set(*set)
                 }
-                (None, Wanted::Content(_)) => sets::CLOSED,
+                (None, Wanted::Content(_)) => Coming::Set(sets::CLOSED),
+                (None, Wanted::Gathered(number)) => Coming::Gathered(*number),
             });
-            (id, EndpointSets { ingress, egress })
+            (id, both)
         });
-        settled.collect()
+        (settled.collect(), gatherings.all)
+    }
+
+    /// Of sets that are not edited in place a new one is made, which is gathered if they are large.
+    fn gather_what_is_copied(
+        &self,
+        wanted: &mut [(EndpointId, [Wanted; 2])],
+        edits: &FxHashMap<SetId, Changes>,
+        n_most: usize,
+        gatherings: &mut Gatherings,
+    ) {
+        for (id, both) in wanted {
+            for (wanted, direction) in both.iter_mut().zip(Direction::BOTH) {
+                let Wanted::Edited(old, _) = wanted else { continue };
+                let n_entries = self.engine.sets.get(*old).map_or(0, sets::Set::n_entries);
+                if edits.contains_key(old) || n_entries <= n_most {
+                    continue;
+                }
+                if let Some([pod]) = self.endpoints.get(id).map(|endpoint| &*endpoint.pods) {
+                    let policies: Vec<_> = isolating(&self.cluster, pod, direction).collect();
+                    *wanted = Wanted::Gathered(gatherings.of(&policies, pod, direction));
+                }
+            }
+        }
     }
 
     fn acquire(&mut self, id: EndpointId, content: &Content) -> SetId {
@@ -139,9 +213,19 @@ impl Compiler {
         &mut self,
         dirty: BTreeMap<EndpointId, Why>,
         befores: &Befores,
+        n_most: usize,
+        gatherings: &mut Gatherings,
     ) -> Vec<(EndpointId, [Wanted; 2])> {
         self.mentions.retain(|namespace, _| self.endpoints_in.contains_key(namespace));
-        for id in befores.keys() {
+        let edited =
+            befores.iter().flat_map(|(id, before)| [before.as_ref(), self.cluster.policy(id)]);
+        let n_edited: usize = edited
+            .flatten()
+            .flat_map(|policy| Direction::BOTH.map(|direction| n_peers(policy, direction)))
+            .sum();
+        // Else it is less to look at all policies, a part at a time.
+        let are_edits_few = n_edited <= n_most;
+        for id in befores.keys().filter(|_| are_edits_few) {
             self.mentions.entry(id.namespace.clone()).or_insert_with(|| {
                 let policies = self.cluster.policies.get(&id.namespace);
                 Mentions::of(policies.into_iter().flat_map(|p| p.values()).map(|p| &**p))
@@ -161,7 +245,7 @@ impl Compiler {
             let endpoint = &*endpoint;
             engine.services.add_addresses(id, endpoint.addresses());
             let mut of = |direction: Direction, old: SetId| {
-                if let ([pod], Why::Policy) = (endpoint.pods.as_slice(), why) {
+                if let ([pod], Why::Policy, true) = (endpoint.pods.as_slice(), why, are_edits_few) {
                     let key = (pod.id.namespace.clone(), direction == Direction::Egress);
                     let Some(mentions) = mentions.get(&key.0) else { return Wanted::Set(old) };
                     let edits = edits.entry(key).or_insert_with_key(|(namespace, _)| {
@@ -191,6 +275,19 @@ impl Compiler {
                     return Wanted::Content(Arc::new([]));
                 }
                 let pods = &endpoint.pods;
+                if let [pod] = pods.as_slice() {
+                    let policies: Vec<_> = isolating(cluster, pod, direction).collect();
+                    if policies.is_empty() {
+                        return Wanted::Set(SetId::NONE);
+                    }
+                    if !contents.contains_key(&key(&policies, pod, direction)) {
+                        let n: usize = policies.iter().map(|p| n_peers(p, direction)).sum();
+                        if gatherings.n_looked_at.saturating_add(n) > n_most {
+                            return Wanted::Gathered(gatherings.of(&policies, pod, direction));
+                        }
+                        gatherings.n_looked_at += n;
+                    }
+                }
                 match strictest(cluster, pods, direction, &mut engine.atoms, &mut contents) {
                     Some(content) => Wanted::Content(content),
                     None => Wanted::Set(SetId::NONE),
@@ -248,11 +345,8 @@ fn strictest(
         if policies.is_empty() {
             continue;
         }
-        let numbers = policies.iter().map(|policy| std::ptr::from_ref(*policy).addr()).collect();
-        let own = sets::own_ports(pod, direction).unwrap_or_default().to_vec();
-        let key = (direction == Direction::Egress, numbers, own);
         let content = contents
-            .entry(key)
+            .entry(key(&policies, pod, direction))
             .or_insert_with(|| sets::content(policies.into_iter(), pod, direction, atoms));
         strictest = match strictest {
             Some(known) if !is_equal(&known, content) => Some(Arc::new([])),

@@ -176,9 +176,8 @@ impl Compiler {
     /// Whatever is under way for an endpoint is of no use any more.
     fn forget_work(&mut self, id: EndpointId) {
         self.taken_in.forget(id);
-        for sets in self.jobs.values_mut().flat_map(|job| job.forget(id)) {
-            self.engine.sets.release(sets.ingress);
-            self.engine.sets.release(sets.egress);
+        for set in self.jobs.values_mut().flat_map(|job| job.forget(id)) {
+            self.engine.sets.release(set);
         }
     }
 

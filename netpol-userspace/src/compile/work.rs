@@ -6,11 +6,17 @@
 //! meanwhile. What they may not do is to use what a job has not made ready: atoms and sets know
 //! which job makes them so, and whoever wants one of them does the same work for itself.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use ipnet::IpNet;
 
 use super::atoms::AtomId;
+use super::sets::Gathering;
 use super::{ClassId, EndpointId, EndpointSets, SetId};
 use crate::model::{Protocol, Str};
+
+/// Of how many parts of what is in order more is put into it all at once.
+const MANY: usize = 8;
 
 /// Whose work it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +57,15 @@ pub(super) enum Which {
     Class(ClassId),
 }
 
+/// What an endpoint gets in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// A set, which has a user more for it.
+    Set(SetId),
+    /// What the gathering of this number leads to.
+    Gathered(usize),
+}
+
 /// What is left to do for one.
 #[derive(Debug, Default)]
 pub(super) struct Job {
@@ -58,8 +73,17 @@ pub(super) struct Job {
     pub number: u32,
     /// How many marks there were when that changed for which it is.
     pub since: u64,
+    /// Contents of sets that are being gathered, and the number of the first one.
+    pub gatherings: VecDeque<Gathering>,
+    pub n_gathered: usize,
+    /// What endpoints get when all of them are sets.
+    pub coming: Vec<(EndpointId, [Coming; 2])>,
     /// The sets that endpoints get in the end, each with a user more.
     pub switches: Vec<(EndpointId, EndpointSets)>,
+    /// Atoms of blocks that addresses are still to be held against.
+    pub unmatched: Vec<AtomId>,
+    /// New sets whose rows are not listed yet.
+    pub fresh: Vec<SetId>,
     /// Addresses and blocks that are to get their classes.
     pub blocks: Blocks,
     /// New sets, and for which classes they need rows.
@@ -76,13 +100,54 @@ pub(super) struct Job {
 impl Job {
     /// How many steps are left, the last one aside.
     pub fn n_left(&self) -> usize {
-        self.blocks.len() + self.rows.len()
+        let gathering = self.gatherings.iter().map(Gathering::n_left).sum::<usize>();
+        gathering + self.unmatched.len() + self.blocks.len() + self.rows.len()
+    }
+
+    /// Whether it is not known yet what all of the work is.
+    pub fn is_unprepared(&self) -> bool {
+        !(self.gatherings.is_empty() && self.unmatched.is_empty())
+    }
+
+    /// Whether some endpoint is to get what is gathered first.
+    pub fn is_gathering_wanted(&self) -> bool {
+        let wanted = Coming::Gathered(self.n_gathered);
+        self.coming.iter().any(|(_, both)| both.contains(&wanted))
+    }
+
+    /// What was gathered first is this set; returns how many endpoints get it.
+    pub fn note_gathered(&mut self, set: SetId) -> usize {
+        let wanted = Coming::Gathered(self.n_gathered);
+        self.n_gathered += 1;
+        let both = self.coming.iter_mut().flat_map(|(_, both)| both);
+        both.filter(|coming| **coming == wanted).map(|coming| *coming = Coming::Set(set)).count()
+    }
+
+    /// Puts down what endpoints get in the end, as soon as all of it is known.
+    pub fn note_switches(&mut self) {
+        if !self.gatherings.is_empty() {
+            return;
+        }
+        let set = |coming| match coming {
+            Coming::Set(set) => set,
+            Coming::Gathered(_) => unreachable!("all have been gathered"),
+        };
+        let known = self.coming.drain(..).map(|(id, [ingress, egress])| {
+            (id, EndpointSets { ingress: set(ingress), egress: set(egress) })
+        });
+        self.switches.extend(known);
     }
 
     /// The endpoint is gone, or another one; returns the sets that it does not get.
-    pub fn forget(&mut self, endpoint: EndpointId) -> Vec<EndpointSets> {
+    pub fn forget(&mut self, endpoint: EndpointId) -> Vec<SetId> {
         let gone = self.switches.extract_if(.., |(id, _)| *id == endpoint);
-        gone.map(|(_, sets)| sets).collect()
+        let mut sets: Vec<SetId> = gone.flat_map(|(_, sets)| [sets.ingress, sets.egress]).collect();
+        let gone = self.coming.extract_if(.., |(id, _)| *id == endpoint);
+        sets.extend(gone.flat_map(|(_, both)| both).filter_map(|coming| match coming {
+            Coming::Set(set) => Some(set),
+            Coming::Gathered(_) => None,
+        }));
+        sets
     }
 }
 
@@ -90,10 +155,7 @@ impl Job {
 /// keeps its entry until all around it have their classes. So nothing falls to a class that is
 /// neither its old nor its new one.
 #[derive(Debug, Default)]
-pub(super) struct Blocks {
-    /// The next one is the last.
-    sorted: Vec<((bool, u8), IpNet)>,
-}
+pub(super) struct Blocks(BTreeSet<((bool, u8), IpNet)>);
 
 impl Blocks {
     /// Which of two comes first. Those that will have no entry of their own come last.
@@ -106,56 +168,49 @@ impl Blocks {
 
     /// Adds blocks, each once.
     pub fn extend(&mut self, blocks: Vec<IpNet>, stays: impl Fn(&IpNet) -> bool) {
-        if blocks.is_empty() {
-            return;
-        }
+        let is_many = blocks.len() > self.0.len() / MANY;
         let new = blocks.into_iter().map(|block| (Self::order(&block, stays(&block)), block));
-        self.sorted.extend(new);
-        self.tidy();
+        match is_many {
+            true => self.0.append(&mut new.collect()),
+            false => self.0.extend(new),
+        }
     }
 
-    /// Adds what another job has left to do.
-    pub fn extend_by(&mut self, other: &Self) {
-        self.sorted.extend_from_slice(&other.sorted);
-        self.tidy();
-    }
-
-    fn tidy(&mut self) {
-        self.sorted.sort_unstable_by(|a, b| b.cmp(a));
-        self.sorted.dedup();
+    /// All of them, in no order that matters.
+    pub fn iter(&self) -> impl Iterator<Item = &IpNet> {
+        self.0.iter().map(|(_, block)| block)
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.sorted.len()
+        self.0.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.sorted.is_empty()
+        self.0.is_empty()
     }
 
     /// Whether a block is among them.
     pub fn contains(&self, block: &IpNet) -> bool {
-        [true, false].into_iter().any(|stays| {
-            let key = (Self::order(block, stays), *block);
-            self.sorted.binary_search_by(|other| key.cmp(other)).is_ok()
-        })
+        [true, false].into_iter().any(|stays| self.0.contains(&(Self::order(block, stays), *block)))
     }
 
-    /// They come next after all.
+    /// They come again.
     pub fn put_back(&mut self, blocks: Vec<IpNet>, stay: bool) {
-        let with_order = blocks.into_iter().rev().map(|block| (Self::order(&block, stay), block));
-        self.sorted.extend(with_order);
+        self.0.extend(blocks.into_iter().map(|block| (Self::order(&block, stay), block)));
     }
 
     /// The next ones, no more than that, and whether they are of those that stay.
     pub fn take(&mut self, n_most: usize) -> (Vec<IpNet>, bool) {
-        let stays = self.sorted.last().is_some_and(|((is_last, _), _)| !is_last);
-        let n_alike = self.sorted.iter().rev().take(n_most);
-        let n = n_alike.take_while(|((is_last, _), _)| *is_last != stays).count();
-        let taken = self.sorted.drain(self.sorted.len() - n..).rev();
-        (taken.map(|(_, block)| block).collect(), stays)
+        let is_last = self.0.first().is_none_or(|((is_last, _), _)| *is_last);
+        let mut taken = Vec::new();
+        while taken.len() < n_most
+            && self.0.first().is_some_and(|((other, _), _)| *other == is_last)
+        {
+            taken.extend(self.0.pop_first().map(|(_, block)| block));
+        }
+        (taken, !is_last)
     }
 }
 
