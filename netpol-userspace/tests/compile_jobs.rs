@@ -389,6 +389,37 @@ fn a_pod_that_changes_just_before_somebody_writes_about_it() {
     assert!(n < 5, "in force after {n} slices");
 }
 
+/// The same where what they wrote is gathered: a pod that changes meanwhile is everybody's still.
+#[test]
+fn a_pod_that_changes_while_something_about_it_is_gathered() {
+    for at in 0..12 {
+        let mut compiler = two().with_sets_gathered_from(0);
+        compiler.apply_all([friends("y/p")]);
+        assert!(in_from(&compiler, Y, "10.0.0.3"));
+        let mut list = hosts(1, 400);
+        list.push(format!(r#"{FROM_ROLES}"none"}}}}}}"#));
+        compiler.take_in([put("x/q", &list)]);
+        for _ in 0..at {
+            compiler.slice(100);
+        }
+        compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+        let mark = compiler.mark();
+        let is_settled = |compiler: &Compiler| {
+            compiler.is_pod_settled(compiler.cluster().pod(&name("y/c")).expect("it is known"))
+        };
+        let mut n = 0;
+        while in_from(&compiler, Y, "10.0.0.3") {
+            assert!(!compiler.has_done(&mark), "said to be done, after {at}");
+            assert!(!is_settled(&compiler), "said to be settled, after {at} and {n}");
+            compiler.slice(100);
+            n += 1;
+        }
+        assert!(n < 4, "in force after {n} slices, after {at}");
+        finish(&mut compiler);
+        assert!(in_from(&compiler, X, "10.0.0.3"));
+    }
+}
+
 /// The last policy with a port's name goes, and another comes while it is tidied up.
 #[test]
 fn a_port_name_that_is_forgotten_and_wanted_again() {
@@ -510,4 +541,23 @@ fn rows_of_a_wide_block_come_in_slices() {
         assert!(n < 1_000, "{n} steps in a slice of 100");
     }
     assert!(in_from(&compiler, Y, "20.7.249.1"));
+}
+
+/// Who is closed because numbers have run out does not get what was edited since without the rest.
+#[test]
+fn an_edit_while_numbers_have_run_out() {
+    let mut compiler = Compiler::with_limits(2, 1_000);
+    compiler.apply_all([
+        put_pod(&pod("x/a", "", "10.0.0.1", "")),
+        put_pod(&pod("y/b", "", "10.0.0.2", "")),
+    ]);
+    compiler.set_endpoints([(X, name("x/a")), (Y, name("y/b"))]);
+    compiler.apply_all([put("y/p", &blocks(30, 3))]);
+    compiler.take_in([put("x/p", &blocks(20, 3))]);
+    finish(&mut compiler);
+    let closed = compiler.endpoint_sets(X);
+    assert!(!in_from(&compiler, X, "20.0.0.1") && compiler.is_restricted(X));
+    compiler.take_in([put("x/q", &blocks(30, 3))]);
+    finish(&mut compiler);
+    assert_eq!(compiler.endpoint_sets(X), closed, "a part of what its policies allow");
 }

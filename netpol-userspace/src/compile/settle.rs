@@ -167,11 +167,7 @@ impl Compiler {
                 self.add_blocks(&whose, blocks);
             }
             Whose::Namespace(name) if !self.jobs.contains_key(&whose) => {
-                // Else a pod that has changed and that new policies are about would be theirs alone,
-                // since nothing of it is another thing when everybody's turn comes.
-                if !self.taken_in.touched.pods.is_empty() {
-                    plan.extend(self.begin_everybodys());
-                }
+                plan.extend(self.begin_with_pods());
                 if let Some(dirt) = self.taken_in.of.remove(name) {
                     plan.extend(self.begin(&whose, super::engine::Touched::default(), dirt));
                 }
@@ -185,6 +181,16 @@ impl Compiler {
     fn begin_everybodys(&mut self) -> Plan {
         let touched = std::mem::take(&mut self.taken_in.touched);
         self.begin(&Whose::Everybody, touched, Dirt::default())
+    }
+
+    /// Begins everybody's work if pods have changed: to be called before new atoms look at pods. Else a
+    /// pod that has changed and that new policies are about would be theirs alone, since nothing of it
+    /// is another thing when everybody's turn comes.
+    fn begin_with_pods(&mut self) -> Plan {
+        match self.taken_in.touched.pods.is_empty() {
+            true => Plan::new(),
+            false => self.begin_everybodys(),
+        }
     }
 
     fn is_touched(&self) -> bool {
@@ -298,7 +304,7 @@ impl Compiler {
                 job.gatherings.push_front(gathering);
                 break;
             }
-            plan.extend(self.note_gathered(job, gathering));
+            plan.extend(self.note_gathered(whose, job, gathering));
         }
         job.note_switches();
         if *left > 0 && job.gatherings.is_empty() && !job.unmatched.is_empty() {
@@ -314,7 +320,11 @@ impl Compiler {
     }
 
     /// What a job has gathered is a set, for whoever waits for it.
-    fn note_gathered(&mut self, job: &mut Job, gathering: Gathering) -> Plan {
+    fn note_gathered(&mut self, whose: &Whose, job: &mut Job, gathering: Gathering) -> Plan {
+        // Among the others: what it has begun to edit is looked for there.
+        self.jobs.insert(whose.clone(), std::mem::take(job));
+        let mut plan = self.begin_with_pods();
+        *job = self.take_job(whose);
         let number = Coming::Gathered(job.n_gathered);
         let engine = &mut self.engine;
         engine.sets.exhausted = false;
@@ -326,7 +336,8 @@ impl Compiler {
         for _ in 1..job.note_gathered(set) {
             self.engine.sets.retain(set);
         }
-        self.take_up(job, super::engine::Touched::default())
+        plan.extend(self.take_up(job, super::engine::Touched::default()));
+        plan
     }
 
     /// Does a part of a job, and what concludes it if it was the last one.

@@ -231,7 +231,7 @@ impl Compiler {
                 Mentions::of(policies.into_iter().flat_map(|p| p.values()).map(|p| &**p))
             });
         }
-        let Self { cluster, endpoints, engine, mentions, .. } = self;
+        let Self { cluster, endpoints, engine, mentions, unnumbered, .. } = self;
         let mut edits: FxHashMap<(Str, bool), Edits<'_>> = FxHashMap::default();
         let mut contents = Contents::default();
         let mut alike: FxHashMap<Alike, Option<Rc<Changes>>> = FxHashMap::default();
@@ -241,6 +241,10 @@ impl Compiler {
             let is_same = endpoint.refresh(cluster);
             if why == Why::Pod && is_same {
                 why = Why::Policy;
+            }
+            if unnumbered.contains(&id) {
+                // What its set says is not what its policies said.
+                why = Why::Anything;
             }
             let endpoint = &*endpoint;
             engine.services.add_addresses(id, endpoint.addresses());

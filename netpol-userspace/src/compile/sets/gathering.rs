@@ -4,7 +4,7 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use rustc_hash::{FxBuildHasher, FxHashMap, FxHasher};
+use rustc_hash::{FxHashMap, FxHasher};
 
 use super::{Atoms, Few, Predicate, Rules, Set, SetId, Sets, Sums, entry_hash};
 use crate::compile::ports::Allowed;
@@ -23,6 +23,8 @@ pub(in crate::compile) struct Gathering {
     next: (usize, usize, usize),
     /// How many steps are left, about.
     n_left: usize,
+    /// For how many peers room is made when it is begun: many may be waiting.
+    n_room: usize,
     /// The rules about everybody.
     any: Vec<u32>,
     /// For each entry of the set the rules about it, until it is known what they allow together.
@@ -57,12 +59,13 @@ impl Gathering {
             own,
             next: (0, 0, 0),
             n_left: 2 * n_peers,
+            n_room: n_peers,
             any: Vec::new(),
             rules: Vec::new(),
-            known: FxHashMap::with_capacity_and_hasher(n_peers, FxBuildHasher),
+            known: FxHashMap::default(),
             sums: Sums::default(),
             are_summed: false,
-            set: Set::with_room(n_peers),
+            set: Set::empty(),
             unknown: Arc::new(Allowed::default()),
         }
     }
@@ -80,6 +83,9 @@ impl Gathering {
         policy: impl Fn(&ObjectName) -> Option<&'a Policy>,
         atoms: &mut Atoms,
     ) -> bool {
+        let n_room = std::mem::take(&mut self.n_room);
+        self.known.reserve(n_room);
+        self.set.make_room(n_room);
         while *left > 0
             && let Some(id) = self.policies.get(self.next.0)
         {
@@ -157,12 +163,20 @@ impl Gathering {
 }
 
 impl Set {
-    /// An empty one with room for so many predicates: to make room later is long at a time.
-    fn with_room(n_predicates: usize) -> Self {
-        let mut set = Self::empty();
-        set.entries.reserve_exact(n_predicates);
-        set.mentions.reserve(n_predicates);
-        set
+    /// Makes room for so many predicates: to do so later is long at a time.
+    fn make_room(&mut self, n_predicates: usize) {
+        self.entries.reserve_exact(n_predicates);
+        self.mentions.reserve(n_predicates);
+    }
+
+    /// Gives back room that is of no use: many policies may say the same.
+    fn give_room_back(&mut self) {
+        if self.entries.capacity() > 2 * self.entries.len() {
+            self.entries.shrink_to_fit();
+        }
+        if self.mentions.capacity() > 4 * self.mentions.len() {
+            self.mentions.shrink_to_fit();
+        }
     }
 
     /// What the entry at a position allows, of which that is not known yet; nothing: it is left out.
@@ -215,6 +229,7 @@ impl Sets {
             set.forget(atoms);
             return self.none_left();
         };
+        set.give_room_back();
         for (meaning, mention) in &mut set.mentions {
             mention.mark = atoms.usable(*meaning);
         }
