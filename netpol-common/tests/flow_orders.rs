@@ -184,6 +184,14 @@ fn full(last: Flow) -> Words {
     table
 }
 
+/// The same where endpoint 2 is gone, so that what it had makes room; and what A chooses.
+fn giving(last: Flow) -> (Words, u64) {
+    let table = full(last);
+    table.account(2, account::SHARE).store(0, Ordering::Relaxed);
+    let best = A.choose(&table);
+    (table, best)
+}
+
 /// Runs what is given under all orders of two threads.
 fn check(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -230,10 +238,7 @@ fn two_that_want_the_same_free_slot() {
 #[test]
 fn a_look_at_a_slot_that_is_given_away() {
     check(|| {
-        let table = full(B);
-        // Endpoint 2 is gone: what it had makes room.
-        table.account(2, account::SHARE).store(0, Ordering::Relaxed);
-        let best = A.choose(&table);
+        let (table, best) = giving(B);
         let table = on_two(
             table,
             move |table| {
@@ -254,9 +259,7 @@ fn a_look_at_a_slot_that_is_given_away() {
 fn a_slot_that_is_given_away_twice() {
     check(|| {
         let gone = Flow { endpoint: 2, number: 9 };
-        let table = full(gone);
-        table.account(2, account::SHARE).store(0, Ordering::Relaxed);
-        let best = A.choose(&table);
+        let (table, best) = giving(gone);
         assert_eq!(best, B.choose(&table));
         // What B gets holds nothing from the start, so A may take it from B at once; then A's
         // count and B's have to be right.
@@ -277,9 +280,7 @@ fn a_slot_that_is_given_away_twice() {
 #[test]
 fn a_flow_that_is_judged_again_while_its_slot_is_given_away() {
     check(|| {
-        let table = full(B);
-        table.account(2, account::SHARE).store(0, Ordering::Relaxed);
-        let best = A.choose(&table);
+        let (table, best) = giving(B);
         let table = on_two(
             table,
             move |table| {
