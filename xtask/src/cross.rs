@@ -105,8 +105,7 @@ impl Compiler {
     /// For this processor, named also if it is this machine's: flags are then not for build scripts.
     /// What it takes has to be there: `Wanted::cross`.
     pub(crate) fn named(arch: Arch) -> Result<Self> {
-        let is_host = Arch::host() == Some(arch);
-        let way = if is_host {
+        let way = if arch.is_host() {
             None
         } else {
             let missing = || format!("nothing here compiles for {}", arch.target());
@@ -168,7 +167,7 @@ impl Compiler {
 
 /// The processor, if it is another than this machine's.
 pub(crate) fn other(arch: Option<Arch>) -> Option<Arch> {
-    arch.filter(|arch| Arch::host() != Some(*arch))
+    arch.filter(|arch| !arch.is_host())
 }
 
 #[cfg(test)]

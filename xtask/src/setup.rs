@@ -45,8 +45,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let cross = args.arch.filter(|arch| Arch::host() != Some(*arch));
-    let wanted = Wanted { cross, ..Wanted::with(Need::ALL) };
+    let wanted = Wanted { cross: cross::other(args.arch), ..Wanted::with(Need::ALL) };
     if args.print {
         let plan = plan(&facts(&wanted), &wanted);
         run::say(describe(&plan));

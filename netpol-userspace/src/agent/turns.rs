@@ -154,8 +154,7 @@ fn policy(change: &Change) -> Option<&ObjectName> {
 
 fn weight(change: &Change) -> usize {
     let Change::Policy(policy) = change else { return 1 };
-    let rules = Direction::BOTH.into_iter().flat_map(|d| policy.rules(d).unwrap_or_default());
-    1 + rules.map(|rule| rule.peers.count()).sum::<usize>()
+    1 + Direction::BOTH.map(|direction| policy.n_peers(direction)).iter().sum::<usize>()
 }
 
 #[cfg(test)]

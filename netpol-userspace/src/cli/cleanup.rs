@@ -81,13 +81,13 @@ fn clean_up(args: &Args, out: &mut dyn Write) -> Result<bool> {
     });
     let state = node.as_ref().map(|node| &node.state);
     let pins = args.places.pins(state);
-    grace::expedite();
     if !args.force
         && let Some(node) = &node
         && node.is_running
     {
         bail!(refusal(&pins, Some(node.state.pid)));
     }
+    grace::expedite();
     let pid = state.map(|state| state.pid);
     let ifindexes = state.into_iter().flat_map(|state| &state.endpoints).map(|view| view.ifindex);
     let summary = match cleanup(&pins, ifindexes, args.force) {

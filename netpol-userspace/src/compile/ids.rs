@@ -1,6 +1,6 @@
 //! Numbers for sets and classes: handing them out, and what they stand for in a form that can be
-//! written, by which a restarted agent gives equal content the same numbers. Must never reuse a number while
-//! anything of its former meaning may be left.
+//! written, by which a restarted agent gives equal content the same numbers. Must never reuse a
+//! number while anything of its former meaning may be left.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

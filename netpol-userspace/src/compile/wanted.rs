@@ -36,14 +36,17 @@ enum Wanted {
 }
 
 /// Contents of pods that the same policies select and that declare the same ports.
-type Contents = FxHashMap<(bool, Vec<usize>, Vec<NamedPort>), Content>;
+type Contents = FxHashMap<Key, Content>;
+
+/// What decides what policies say of a pod: the direction, the policies and its ports.
+type Key = (bool, Vec<usize>, Vec<NamedPort>);
 
 /// What is to be gathered, and how much has been looked at without that.
 #[derive(Default)]
 struct Gatherings {
     all: Vec<Gathering>,
     /// As [`Contents`].
-    known: FxHashMap<(bool, Vec<usize>, Vec<NamedPort>), usize>,
+    known: FxHashMap<Key, usize>,
     n_looked_at: usize,
 }
 
@@ -63,16 +66,10 @@ impl Gatherings {
 
 /// How many peers a policy names, and one more.
 fn n_peers(policy: &Policy, direction: Direction) -> usize {
-    let rules = policy.rules(direction).unwrap_or_default();
-    1 + rules.iter().map(|rule| rule.peers.count()).sum::<usize>()
+    1 + policy.n_peers(direction)
 }
 
-/// What decides what policies say of a pod.
-fn key(
-    policies: &[&Policy],
-    pod: &Pod,
-    direction: Direction,
-) -> (bool, Vec<usize>, Vec<NamedPort>) {
+fn key(policies: &[&Policy], pod: &Pod, direction: Direction) -> Key {
     let numbers = policies.iter().map(|policy| std::ptr::from_ref(*policy).addr()).collect();
     let own = sets::own_ports(pod, direction).unwrap_or_default().to_vec();
     (direction == Direction::Egress, numbers, own)
@@ -284,13 +281,19 @@ impl Compiler {
                     if policies.is_empty() {
                         return Wanted::Set(SetId::NONE);
                     }
-                    if !contents.contains_key(&key(&policies, pod, direction)) {
-                        let n: usize = policies.iter().map(|p| n_peers(p, direction)).sum();
-                        if gatherings.n_looked_at.saturating_add(n) > n_most {
-                            return Wanted::Gathered(gatherings.of(&policies, pod, direction));
-                        }
-                        gatherings.n_looked_at += n;
+                    let key = key(&policies, pod, direction);
+                    if let Some(content) = contents.get(&key) {
+                        return Wanted::Content(content.clone());
                     }
+                    let n: usize = policies.iter().map(|p| n_peers(p, direction)).sum();
+                    if gatherings.n_looked_at.saturating_add(n) > n_most {
+                        return Wanted::Gathered(gatherings.of(&policies, pod, direction));
+                    }
+                    gatherings.n_looked_at += n;
+                    let policies = policies.into_iter();
+                    let content = sets::content(policies, pod, direction, &mut engine.atoms);
+                    contents.insert(key, content.clone());
+                    return Wanted::Content(content);
                 }
                 match strictest(cluster, pods, direction, &mut engine.atoms, &mut contents) {
                     Some(content) => Wanted::Content(content),

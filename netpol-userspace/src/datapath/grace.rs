@@ -7,8 +7,8 @@
 //! processor that is at work for a moment, and are what the kernel itself uses wherever it waits
 //! with that lock held (`synchronize_net`). So they are asked for while one of netpol's is under
 //! way, by a switch that is the whole kernel's (/sys/kernel/rcu_expedited, see
-//! rcupdate.rcu_expedited in Documentation/admin-guide/kernel-parameters.txt). Must never change the switch where somebody else has set it,
-//! nor leave it set.
+//! rcupdate.rcu_expedited in Documentation/admin-guide/kernel-parameters.txt). Must never change the
+//! switch where somebody else has set it, nor leave it set.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 use super::error::{DatapathError, io_error};
 
 /// Where the kernel has the switch.
-pub const SWITCH: &str = "/sys/kernel/rcu_expedited";
+const SWITCH: &str = "/sys/kernel/rcu_expedited";
 
 /// What netpol sets it to. Any number but 0 means "expedited"; this one tells a netpol that follows
 /// one that was killed meanwhile whose it is.

@@ -1,6 +1,7 @@
 //! An array map in our address space: reads and single-word atomic writes without system calls. Must
 //! never unmap what somebody may still look at.
 
+use std::ffi::c_void;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,8 +64,7 @@ impl Mapped {
             )
         }
         .map_err(|error| io_error(format!("mmap map {name}"))(error.into()))?;
-        let base = NonNull::new(base.cast()).expect("invariant: mmap never returns null");
-        Ok(Self { base, stride: value_size / 8, entries, windows: None })
+        Ok(Self::at(base, value_size, entries, None))
     }
 
     /// The same of a map that is large and of which little is looked at, mostly: what is mapped of a
@@ -91,7 +91,6 @@ impl Mapped {
             )
         }
         .map_err(|error| io_error(what())(error.into()))?;
-        let base = NonNull::new(base.cast()).expect("invariant: mmap never returns null");
         let size = WINDOW.max(rustix::param::page_size());
         let windows = Windows {
             fd,
@@ -100,7 +99,12 @@ impl Mapped {
             is_mapped: (0..length.div_ceil(size)).map(|_| AtomicBool::new(false)).collect(),
             mapping: Mutex::new(()),
         };
-        Ok(Self { base, stride: value_size / 8, entries, windows: Some(windows) })
+        Ok(Self::at(base, value_size, entries, Some(windows)))
+    }
+
+    fn at(base: *mut c_void, value_size: usize, entries: usize, windows: Option<Windows>) -> Self {
+        let base = NonNull::new(base.cast()).expect("invariant: mmap never returns null");
+        Self { base, stride: value_size / 8, entries, windows }
     }
 
     /// Maps the window around a byte, if it is not.

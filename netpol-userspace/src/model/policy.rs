@@ -30,6 +30,11 @@ impl Policy {
             Direction::Egress => self.egress.as_deref(),
         }
     }
+
+    /// How many peers its rules name in a direction.
+    pub fn n_peers(&self, direction: Direction) -> usize {
+        self.rules(direction).unwrap_or_default().iter().map(|rule| rule.peers.count()).sum()
+    }
 }
 
 /// One rule: allows what matches both a peer and a port.

@@ -20,7 +20,13 @@ impl Arch {
     /// This machine's, if it is one of them.
     #[must_use]
     pub fn host() -> Option<Self> {
-        Self::ALL.into_iter().find(|arch| arch.machine() == env::consts::ARCH)
+        Self::ALL.into_iter().find(|arch| arch.is_host())
+    }
+
+    /// Whether it is this machine's.
+    #[must_use]
+    pub fn is_host(self) -> bool {
+        self.machine() == env::consts::ARCH
     }
 
     /// As Debian, Go and images have it.

@@ -99,7 +99,7 @@ fn available(meminfo: &str) -> Option<u64> {
 /// this machine started.
 #[must_use]
 pub fn accelerator(arch: Arch, cache: &Path) -> Accelerator {
-    if Arch::host() != Some(arch) {
+    if !arch.is_host() {
         return Accelerator::Software;
     }
     let is_there = File::options().read(true).write(true).open("/dev/kvm").is_ok();

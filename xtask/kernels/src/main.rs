@@ -87,7 +87,7 @@ fn command(cli: Cli) -> Result<bool> {
         Some(first) => first,
         None => env::current_exe().context("cannot tell where this program is")?,
     };
-    if Arch::host() == Some(arch) {
+    if arch.is_host() {
         run::check_netpol(&netpol)?;
     }
     let report = run::run(&Options {

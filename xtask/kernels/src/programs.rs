@@ -126,6 +126,7 @@ pub fn pack(contents: &Contents<'_>, into: &Path) -> Result<()> {
     }
     tree.archive.finish().map(drop)
 }
+
 /// Directories that a user's PATH may lack.
 fn administrators(name: &str) -> impl Iterator<Item = PathBuf> {
     let places = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];

@@ -47,7 +47,7 @@ pub struct Options {
 /// One cannot be had: the error says what to do.
 pub fn prepare(arch: Arch, versions: &[String]) -> Result<Vec<Kernel>> {
     machine::check(arch)?;
-    if Arch::host() != Some(arch) {
+    if !arch.is_host() {
         packages::ensure_tree(arch)?;
     }
     versions.iter().map(|version| packages::ensure_kernel(arch, version)).collect()
@@ -62,7 +62,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let directory = tempfile::tempdir().context("a temporary directory")?;
     let tests = programs::tests(&matrix::programs(options.extent, &options.filter))?;
     let base = directory.path().join("base.cpio");
-    let is_other = Arch::host() != Some(options.arch);
+    let is_other = !options.arch.is_host();
     let tree = is_other.then(|| packages::ensure_tree(options.arch)).transpose()?;
     let contents = Contents {
         first: &options.first,

@@ -141,11 +141,12 @@ impl Core {
     pub fn published(&self) -> Published {
         let state = self.told.state.clone();
         let nothing = || Arc::new(self.state_in_brief(Ids::default()));
+        let status = self.status();
         Published {
-            status: self.status(),
+            is_whole: status.ready || self.is_whole(),
+            status,
             state: state.unwrap_or_else(nothing),
             is_able: self.is_able_to_enforce(),
-            is_whole: self.is_whole(),
             counters: self.counters.clone(),
             watches: self.source.watches().clone(),
         }

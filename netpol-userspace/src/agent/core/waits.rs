@@ -30,8 +30,6 @@ enum Left {
     Turns(turns::Mark),
     /// It is being compiled.
     Work(compile::Mark),
-    /// Nothing.
-    Nothing,
 }
 
 impl Core {
@@ -73,16 +71,12 @@ impl Core {
                 passed.left = Left::Work(self.compiler.mark());
             }
         }
-        for passed in &mut self.passed {
-            if let Left::Work(mark) = &passed.left
-                && self.compiler.has_done(mark)
-            {
-                passed.left = Left::Nothing;
-            }
-        }
-        let (done, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.passed)
-            .into_iter()
-            .partition(|passed| matches!(passed.left, Left::Nothing));
+        let is_done = |passed: &Passed| match &passed.left {
+            Left::Turns(_) => false,
+            Left::Work(mark) => self.compiler.has_done(mark),
+        };
+        let (done, left): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.passed).into_iter().partition(is_done);
         self.passed = left;
         self.answers.extend(done.into_iter().map(|passed| passed.wait));
     }

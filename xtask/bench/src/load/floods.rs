@@ -180,53 +180,38 @@ fn egress() -> Value {
 
 /// Services of one port, each with a slice of as many addresses as one may have.
 fn slices(n: u32) -> Vec<Value> {
-    let mut objects = vec![egress()];
-    for i in 0..n {
-        let name = format!("bulk-{i:04}");
-        let address = Ipv4Addr::from(FIRST_SERVICE + 1 + i);
-        objects.push(json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"clusterIP": address, "clusterIPs": [address], "ports": [{"port": 80}],
-                "selector": {"app": name}},
-        }));
-        let endpoints = (0..1_000)
-            .map(|j| json!({"addresses": [Ipv4Addr::from(FIRST_BLOCK + 1 + i * 1_000 + j)]}));
-        objects.push(json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": name, "namespace": NAMESPACE,
-                "labels": {"kubernetes.io/service-name": name}},
-            "addressType": "IPv4", "endpoints": endpoints.collect::<Vec<_>>(),
-            "ports": [{"port": 80}],
-        }));
-    }
-    objects
+    let of = |i| service(i, || vec![json!({"port": 80})], 1_000);
+    std::iter::once(egress()).chain((0..n).flat_map(of)).collect()
 }
 
 fn services(n: u32) -> Vec<Value> {
-    let mut objects = vec![egress()];
-    let ports = |key: &str| -> Vec<Value> {
-        (0..100).map(|j| json!({"name": format!("p{j}"), key: 1_000 + j})).collect()
+    let ports = || -> Vec<Value> {
+        (0..100).map(|j| json!({"name": format!("p{j}"), "port": 1_000 + j})).collect()
     };
-    for i in 0..n {
-        let name = format!("bulk-{i:04}");
-        let metadata = json!({"name": name, "namespace": NAMESPACE});
-        let address = Ipv4Addr::from(FIRST_SERVICE + 1 + i);
-        let spec = json!({
-            "clusterIP": address, "clusterIPs": [address], "ports": ports("port"),
+    std::iter::once(egress()).chain((0..n).flat_map(|i| service(i, ports, 2))).collect()
+}
+
+/// The Service of that number, and the slice with so many addresses of its own.
+fn service(number: u32, ports: impl Fn() -> Vec<Value>, n_addresses: u32) -> [Value; 2] {
+    let name = format!("bulk-{number:04}");
+    let address = Ipv4Addr::from(FIRST_SERVICE + 1 + number);
+    let first = FIRST_BLOCK + 1 + number * n_addresses;
+    let backends = (first..first + n_addresses).map(Ipv4Addr::from);
+    let endpoints: Vec<Value> = backends.map(|address| json!({"addresses": [address]})).collect();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "clusterIP": address, "clusterIPs": [address], "ports": ports(),
             "selector": {"app": name},
-        });
-        let backends = [0, 1].map(|j| Ipv4Addr::from(FIRST_BLOCK + 1 + 2 * i + j));
-        let endpoints = backends.map(|address| json!({"addresses": [address]}));
-        let label = json!({"kubernetes.io/service-name": name});
-        objects.push(json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec,
-        }));
-        objects.push(json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": name, "namespace": NAMESPACE, "labels": label},
-            "addressType": "IPv4", "endpoints": endpoints, "ports": ports("port"),
-        }));
-    }
-    objects
+        },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": name, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": name},
+        },
+        "addressType": "IPv4", "endpoints": endpoints, "ports": ports(),
+    });
+    [service, slice]
 }
