@@ -2,8 +2,10 @@
 //! be tested; no runtime and no thread may be started here, because `playground` must be the only
 //! thread of its process.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    netpol_userspace::cli::main()
+    netpol_userspace::main()
 }

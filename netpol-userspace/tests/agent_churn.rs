@@ -7,8 +7,8 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use netpol_userspace::datapath::observe;
-use netpol_userspace::model::Direction;
+use netpol_datapath::observe;
+use netpol_model::Direction;
 
 use world::traffic::{Attempts, Server, Stream, asks, assert_allowed, assert_denied};
 use world::{World, address, eventually};

@@ -329,7 +329,7 @@ fn what_is_done_to_an_interface_does_not_end_its_enforcement() {
     world.settle();
     assert_eq!(world.tcx("v-quiet"), programs);
     // To a namespace that it has made, with the address of another pod.
-    netpol_userspace::netns::Netns::create(world.netns_dir(), "hideout").unwrap();
+    netpol_isolation::netns::Netns::create(world.netns_dir(), "hideout").unwrap();
     let hideout = world.netns_dir().join("hideout");
     world.ip_in("quiet", &format!("link set eth7 netns {} name eth0", hideout.display()));
     world.ip_in(
@@ -355,5 +355,5 @@ fn what_is_done_to_an_interface_does_not_end_its_enforcement() {
     assert_eq!(endpoint(&world, "renamed").unwrap()["pod"], "quiet");
     assert_eq!(world.tcx("renamed").map(|ids| ids.len()), [1, 1]);
     world.ip("link set renamed down\nlink set renamed name v-quiet");
-    netpol_userspace::netns::delete(world.netns_dir(), "hideout").unwrap();
+    netpol_isolation::netns::delete(world.netns_dir(), "hideout").unwrap();
 }

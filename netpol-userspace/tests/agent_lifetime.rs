@@ -6,7 +6,7 @@
 mod world;
 
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction;
+use netpol_model::Direction;
 
 use world::traffic::{Server, Stream, assert_allowed, assert_denied};
 use world::{NODE_NAME, World, eventually};

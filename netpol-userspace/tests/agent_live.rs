@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction;
+use netpol_model::Direction;
 
 use world::traffic::{
     Attempts, Server, Stream, asks, assert_allowed, assert_denied, connects, send_frames,

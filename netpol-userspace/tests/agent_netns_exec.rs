@@ -8,7 +8,7 @@ mod common;
 use std::process::{Child, Command};
 
 use common::{Cleanup, ip, unique_bpffs};
-use netpol_userspace::datapath::Pins;
+use netpol_datapath::Pins;
 
 /// A named namespace and an agent in it, gone at the end.
 struct Started {

@@ -6,7 +6,7 @@ mod world;
 
 use std::fs;
 
-use netpol_userspace::datapath::observe;
+use netpol_datapath::observe;
 
 use world::traffic::{Attempts, Server, Stream, assert_allowed, assert_denied};
 use world::{World, eventually};

@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction::Egress;
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
+use netpol_model::Direction::Egress;
 
 use world::traffic::{Server, assert_allowed, assert_denied};
 use world::{NODE, PATIENCE, World, eventually};

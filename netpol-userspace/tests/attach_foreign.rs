@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd as _;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{MultiProgLink as _, ProgramInfo, TcAttachType};
-use netpol_userspace::datapath::{LoadOptions, Pins, Programs};
+use netpol_datapath::{LoadOptions, Pins, Programs};
 
 use world::traffic::{Server, Stream, assert_allowed, assert_denied};
 use world::{World, eventually};

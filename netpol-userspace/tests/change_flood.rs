@@ -17,12 +17,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aya::programs::SchedClassifier;
-use netpol_userspace::compile::Plan;
-use netpol_userspace::datapath::run::{Place, run};
-use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Pins};
-use netpol_userspace::endpoint::Exit;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::Size;
+use netpol_compile::Plan;
+use netpol_datapath::run::{Place, run};
+use netpol_datapath::{AttachMode, Datapath, LoadOptions, Pins};
+use netpol_endpoint::Exit;
+use netpol_reference::generate::Rng;
+use netpol_reference::world::Size;
 
 use change_support::questions::{Asker, Flow, Question};
 use change_support::{Cluster, Edit, Local, Truth};

@@ -12,10 +12,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use netpol_userspace::compile::{ClassId, EndpointId, Row, SetId, Step, Tables};
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Probe, Size};
+use netpol_compile::{ClassId, EndpointId, Row, SetId, Step, Tables};
+use netpol_model::Direction;
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Probe, Size};
 
 use change_support::{Cluster, Edit, Local};
 

@@ -11,7 +11,7 @@ mod world;
 
 use std::time::Duration;
 
-use netpol_userspace::reference::generate::Rng;
+use netpol_reference::generate::Rng;
 
 use common::from_environment;
 use world::traffic::{Attempts, Server, Stream, asks, assert_allowed};

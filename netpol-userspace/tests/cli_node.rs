@@ -10,11 +10,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{ID, POD, Rig, in_node, syn};
-use netpol_userspace::agent::state::{
+use netpol_api::state::{
     ClassWords, DirectionView, EndpointView, Isolation, State, Status, VERSION, state_path,
 };
-use netpol_userspace::compile::Ids;
-use netpol_userspace::datapath::{AttachMode, LoadOptions};
+use netpol_compile::Ids;
+use netpol_datapath::{AttachMode, LoadOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use world::runtime::{Runtime, SUBNET, Sandbox};

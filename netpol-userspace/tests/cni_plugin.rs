@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::thread;
 
-use netpol_userspace::agent::sandbox;
-use netpol_userspace::netns;
+use netpol_api::sandbox;
+use netpol_isolation::netns;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use netpol_userspace::compile::{Compiler, EndpointId, Opening};
-use netpol_userspace::model::{Change, Direction};
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Probe, Size, World};
-use netpol_userspace::source::convert;
+use netpol_compile::{Compiler, EndpointId, Opening};
+use netpol_model::{Change, Direction};
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Probe, Size, World};
+use netpol_source::convert;
 
 /// The whole world, and an endpoint for every pod, numbered as they are sorted.
 fn compile(world: &World) -> Compiler {

@@ -4,8 +4,8 @@
 mod compile_support;
 
 use compile_support::{judge, name, pod, policy, put_pod, put_policy};
-use netpol_userspace::compile::{Compiler, EndpointId, EndpointSets, SetId, Step};
-use netpol_userspace::model::{Change, Direction, Pod};
+use netpol_compile::{Compiler, EndpointId, EndpointSets, SetId, Step};
+use netpol_model::{Change, Direction, Pod};
 
 const ONE: EndpointId = EndpointId(1);
 const FROM_B: &str = r#"{"podSelector": {"matchLabels": {"app": "a"}},

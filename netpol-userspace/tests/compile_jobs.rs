@@ -4,8 +4,8 @@
 mod compile_support;
 
 use compile_support::{judge, name, pod, policy, put_pod, put_policy};
-use netpol_userspace::compile::{Compiler, EndpointId};
-use netpol_userspace::model::{Change, Direction};
+use netpol_compile::{Compiler, EndpointId};
+use netpol_model::{Change, Direction};
 
 const X: EndpointId = EndpointId(1);
 const Y: EndpointId = EndpointId(2);

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use compile_support::{judge, name, namespace, pod, policy};
 use compile_support::{put_namespace, put_pod, put_policy};
-use netpol_userspace::compile::ids::{ClassKey, Ids};
-use netpol_userspace::compile::{
+use netpol_compile::ids::{ClassKey, Ids};
+use netpol_compile::{
     ClassId, Compiler, EndpointId, EndpointSets, Plan, Problem, RuleView, SetId, Step, Tables,
 };
-use netpol_userspace::model::{Change, Direction};
+use netpol_model::{Change, Direction};
 
 const ONE: EndpointId = EndpointId(1);
 const TWO: EndpointId = EndpointId(2);

@@ -11,12 +11,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use compile_support::{change, name, namespace, namespace_of, pod, policy, shrink_sequence};
-use netpol_userspace::compile::ids::ClassKey;
-use netpol_userspace::compile::{Compiler, EndpointId, Ids, Plan, Row, SetId, Step, Tables};
-use netpol_userspace::model::{Change, Direction, ObjectName};
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Event, Probe, Size, World};
-use netpol_userspace::source::convert;
+use netpol_compile::ids::ClassKey;
+use netpol_compile::{Compiler, EndpointId, Ids, Plan, Row, SetId, Step, Tables};
+use netpol_model::{Change, Direction, ObjectName};
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Event, Probe, Size, World};
+use netpol_source::convert;
 
 use k8s_openapi::api::core::v1::Pod;
 

@@ -5,8 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
-use netpol_userspace::compile::{Compiler, EndpointId, Plan, Step};
-use netpol_userspace::model::{
+use netpol_compile::{Compiler, EndpointId, Plan, Step};
+use netpol_model::{
     Change, Direction, IpBlock, NamedPort, Namespace, NamespaceScope, ObjectName, Operator, Peer,
     Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector, Str,
 };

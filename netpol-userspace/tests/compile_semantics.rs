@@ -7,9 +7,9 @@ use compile_support::{judge, name, namespace, pod, policy, protocol_port};
 use compile_support::{put_namespace, put_pod, put_policy};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use netpol_userspace::compile::{Compiler, EndpointId};
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::Reference;
+use netpol_compile::{Compiler, EndpointId};
+use netpol_model::Direction;
+use netpol_reference::Reference;
 
 /// A cluster; the first pod is the endpoint that is asked about.
 #[derive(Default)]

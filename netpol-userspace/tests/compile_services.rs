@@ -9,17 +9,15 @@ use std::net::IpAddr;
 use compile_support::{change, judge, name, namespace, namespace_of, pod, policy, protocol_port};
 use compile_support::{put_namespace, put_pod, put_policy, shrink_sequence};
 use k8s_openapi::api::core::v1::Pod;
-use netpol_userspace::compile::{
+use netpol_compile::{
     Backend, ClassId, Compiler, EndpointId, Plan, Problem, ServiceKey, SetId, Step, Tables, Verdict,
 };
-use netpol_userspace::model::{
-    Change, Direction, EndpointSlice, ObjectName, Protocol, Proxy, Service,
-};
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::service_world::{PROXY, ServiceEvent, ServiceWorld};
-use netpol_userspace::reference::services::Answer;
-use netpol_userspace::reference::world::{Event, Probe, Size, World};
-use netpol_userspace::source::convert;
+use netpol_model::{Change, Direction, EndpointSlice, ObjectName, Protocol, Proxy, Service};
+use netpol_reference::generate::Rng;
+use netpol_reference::service_world::{PROXY, ServiceEvent, ServiceWorld};
+use netpol_reference::services::Answer;
+use netpol_reference::world::{Event, Probe, Size, World};
+use netpol_source::convert;
 use serde_json::json;
 
 fn service_change(event: &ServiceEvent) -> Change {

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use compile_support::{change, judge, pod, policy, put_pod, put_policy};
 use ipnet::IpNet;
-use netpol_userspace::compile::shares::level;
-use netpol_userspace::compile::{Compiler, Demand, EndpointId, LeftOut, Room, Scarce, Tables};
-use netpol_userspace::model::{Change, Direction, ObjectName, Peer, Peers, Policy};
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Event, Probe, Size, World};
-use netpol_userspace::source::convert;
+use netpol_compile::shares::level;
+use netpol_compile::{Compiler, Demand, EndpointId, LeftOut, Room, Scarce, Tables};
+use netpol_model::{Change, Direction, ObjectName, Peer, Peers, Policy};
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Event, Probe, Size, World};
+use netpol_source::convert;
 use serde_json::json;
 
 /// Room for so many blocks, and plenty of everything else.
@@ -280,7 +280,7 @@ impl Run {
             .collect();
         converted.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
         for (name, policy) in converted {
-            let selects = |pod: &&netpol_userspace::model::Pod| {
+            let selects = |pod: &&netpol_model::Pod| {
                 pod.id.namespace == policy.id.namespace && policy.pods.matches(&pod.labels)
             };
             if pods.iter().any(|pod| selects(&pod)) {
@@ -374,7 +374,7 @@ fn namespace_of_policy<'a>(world: &'a World, name: &str) -> &'a str {
 /// The blocks that each rule names, single addresses aside.
 fn nets(policy: &Policy) -> Vec<Vec<IpNet>> {
     let rules = Direction::BOTH.into_iter().flat_map(|d| policy.rules(d).unwrap_or_default());
-    let of_rule = |rule: &netpol_userspace::model::Rule| {
+    let of_rule = |rule: &netpol_model::Rule| {
         let Peers::Only(peers) = &rule.peers else { return Vec::new() };
         let mut nets = Vec::new();
         for peer in peers.iter() {

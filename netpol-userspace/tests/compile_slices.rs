@@ -9,12 +9,12 @@ use std::net::IpAddr;
 
 use compile_support::neighbours::{self, Neighbours};
 use compile_support::{change, namespace_of, pod, policy, put_pod, put_policy, shrink_sequence};
-use netpol_userspace::compile::{Compiler, EndpointId, Mark, Step, Tables};
-use netpol_userspace::model::{Change, Direction, ObjectName};
-use netpol_userspace::reference::Reference;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Event, Probe, Size, World};
-use netpol_userspace::source::convert;
+use netpol_compile::{Compiler, EndpointId, Mark, Step, Tables};
+use netpol_model::{Change, Direction, ObjectName};
+use netpol_reference::Reference;
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Event, Probe, Size, World};
+use netpol_source::convert;
 use serde_json::json;
 
 /// One thing that happens while others are under way.

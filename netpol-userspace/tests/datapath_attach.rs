@@ -9,8 +9,8 @@ use std::process::Command;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use common::{ID, POD, Rig, in_node};
-use netpol_userspace::compile::{EndpointId, EndpointSets, SetId, Step, Tables};
-use netpol_userspace::datapath::{AttachMode, Datapath, Link, LoadOptions, Part};
+use netpol_compile::{EndpointId, EndpointSets, SetId, Step, Tables};
+use netpol_datapath::{AttachMode, Datapath, Link, LoadOptions, Part};
 
 fn tc(arguments: &str) -> String {
     let output = Command::new("tc").args(arguments.split_whitespace()).output().unwrap();

@@ -12,12 +12,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use common::cluster::{Seen, Subject};
 use common::{POD, POD6, in_node};
 use compile_support::{namespace, pod, policy};
-use netpol_userspace::compile::Compiler;
-use netpol_userspace::datapath::LoadOptions;
-use netpol_userspace::model::{AddressFamily, Change, EndpointSlice, ObjectName, Proxy};
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Event, Probe, World};
-use netpol_userspace::source::convert;
+use netpol_compile::Compiler;
+use netpol_datapath::LoadOptions;
+use netpol_model::{AddressFamily, Change, EndpointSlice, ObjectName, Proxy};
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Event, Probe, World};
+use netpol_source::convert;
 
 /// The pod `x/web` and one policy that selects it and allows nothing.
 fn subject() -> Subject {

@@ -20,10 +20,10 @@ use ipnet::IpNet;
 use netpol_common::flow::{WORDS4, WORDS6};
 use netpol_common::layout::{self, Address, N_COUNTERS, Reason};
 use netpol_common::verdict::{Endpoint, Verdict};
-use netpol_userspace::compile::{ClassId, PortSet, Row, SetId, Step};
-use netpol_userspace::datapath::run::Place;
-use netpol_userspace::datapath::{AttachMode, LoadOptions, observe};
-use netpol_userspace::model::Direction;
+use netpol_compile::{ClassId, PortSet, Row, SetId, Step};
+use netpol_datapath::run::Place;
+use netpol_datapath::{AttachMode, LoadOptions, observe};
+use netpol_model::Direction;
 use support::{AtomicTable, Random, World};
 
 /// Sequences by default.

@@ -19,11 +19,11 @@ use cluster_fuzz::shrink::shrink;
 use cluster_fuzz::traffic::{Surroundings, Traffic};
 use common::changes::is_networked;
 use common::{first_seed, from_environment, in_node};
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::service_world::{PROXY, ServiceWorld};
-use netpol_userspace::reference::world::{Size, World};
-use netpol_userspace::source::{convert, parse};
+use netpol_model::Direction;
+use netpol_reference::generate::Rng;
+use netpol_reference::service_world::{PROXY, ServiceWorld};
+use netpol_reference::world::{Size, World};
+use netpol_source::{convert, parse};
 
 /// Clusters that CI tries.
 const CASES: u64 = 16;

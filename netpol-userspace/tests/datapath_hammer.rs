@@ -15,10 +15,10 @@ use aya::programs::SchedClassifier;
 use common::{ID, POD, Rig, ack, in_node, syn, syn_ack, udp};
 use netpol_common::flow::{self, KEY4};
 use netpol_common::layout::Reason;
-use netpol_userspace::datapath::run::{Place, run};
-use netpol_userspace::datapath::{AttachMode, LoadOptions, Maps, observe};
-use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction;
+use netpol_datapath::run::{Place, run};
+use netpol_datapath::{AttachMode, LoadOptions, Maps, observe};
+use netpol_model::Direction;
+use netpol_observe::frames::{Transport, frame, packet};
 
 const PEER: &str = "10.2.0.2";
 const ALLOWED: u16 = 80;

@@ -14,13 +14,13 @@ use common::cluster::{Seen, Subject, tcp};
 use common::{ID, POD, Rig, ack, in_node, syn, udp};
 use compile_support::{pod, policy};
 use netpol_common::layout::{self, Reason};
-use netpol_userspace::compile::Compiler;
-use netpol_userspace::datapath::{AttachMode, Limits, LoadOptions, Maps, Part};
-use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Event, Size, World};
-use netpol_userspace::source::convert;
+use netpol_compile::Compiler;
+use netpol_datapath::{AttachMode, Limits, LoadOptions, Maps, Part};
+use netpol_model::Direction;
+use netpol_observe::frames::{Transport, frame, packet};
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Event, Size, World};
+use netpol_source::convert;
 
 /// Random clusters for each table.
 const CASES: u64 = 3;

@@ -12,17 +12,17 @@ use std::sync::Arc;
 
 use common::{ID, POD, POD6, Rig, ack, ifindex, in_node, ip, syn, syn_ack, udp};
 use netpol_common::layout::{Reason, STAMP_MARK};
-use netpol_userspace::compile::{
+use netpol_compile::{
     Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step, Tables,
 };
-use netpol_userspace::datapath::run::{Place, run_marked};
-use netpol_userspace::datapath::{
+use netpol_datapath::run::{Place, run_marked};
+use netpol_datapath::{
     AttachMode, Datapath, Limits, LoadOptions, Part, cleanup, observe, programs_on,
 };
-use netpol_userspace::endpoint::Exit;
-use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction::{Egress, Ingress};
-use netpol_userspace::model::Protocol;
+use netpol_endpoint::Exit;
+use netpol_model::Direction::{Egress, Ingress};
+use netpol_model::Protocol;
+use netpol_observe::frames::{Transport, frame, packet};
 
 const VIP: &str = "10.96.0.1";
 const VIP6: &str = "fd00:96::1";

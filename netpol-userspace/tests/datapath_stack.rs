@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-ebpf.o"));
-
 /// What there is (include/linux/filter.h: MAX_BPF_STACK).
 const STACK: usize = 512;
 /// What is kept free of it: compilers and later work take some.
@@ -111,7 +109,7 @@ fn deepest(functions: &Functions, start: usize) -> (usize, usize, String) {
 }
 
 fn programs() -> BTreeMap<String, Vec<bpf_insn>> {
-    let mut object = Object::parse(OBJECT).unwrap();
+    let mut object = Object::parse(netpol_datapath::OBJECT).unwrap();
     let sections = object.functions.keys().map(|key| key.0).collect();
     object.relocate_calls(&sections).unwrap();
     let programs = object.programs.iter();

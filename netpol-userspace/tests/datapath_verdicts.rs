@@ -6,12 +6,12 @@ mod common;
 
 use common::{ID, POD, POD6, Rig, ack, in_node, syn, syn_ack, udp};
 use netpol_common::layout::Reason;
-use netpol_userspace::compile::{ClassId, SetId, Step};
-use netpol_userspace::datapath::run::Place;
-use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Maps, observe};
-use netpol_userspace::endpoint::Exit;
-use netpol_userspace::frames::{Transport, frame, frame_of_type, packet};
-use netpol_userspace::model::Direction::{Egress, Ingress};
+use netpol_compile::{ClassId, SetId, Step};
+use netpol_datapath::run::Place;
+use netpol_datapath::{AttachMode, Datapath, LoadOptions, Maps, observe};
+use netpol_endpoint::Exit;
+use netpol_model::Direction::{Egress, Ingress};
+use netpol_observe::frames::{Transport, frame, frame_of_type, packet};
 
 const PEER: &str = "10.2.0.2";
 const PEER6: &str = "fd00:2::2";
@@ -129,7 +129,7 @@ fn icmp_needs_a_rule_without_ports() {
         rig.isolate(1, 2);
         assert!(!rig.goes_out(PEER, &echo(8)));
         assert!(!rig.goes_out(PEER6, &echo(128)));
-        rig.apply(&[Step::AddRow(SetId(2), ClassId(3), netpol_userspace::compile::Row::All)]);
+        rig.apply(&[Step::AddRow(SetId(2), ClassId(3), netpol_compile::Row::All)]);
         assert!(!rig.comes_in(PEER, &echo(0)), "a reply to nothing");
         assert!(rig.goes_out(PEER, &echo(8)));
         assert!(rig.comes_in(PEER, &echo(0)));
@@ -451,7 +451,7 @@ fn later_fragments_share_the_fate_of_the_first() {
         assert!(!rig.passes_frame(Egress, &fragment(54, 2, 0, true)));
         assert!(!rig.passes_frame(Egress, &fragment(53, 2, 185, false)), "another datagram");
         // Where ports do not matter, order does not either.
-        rig.apply(&[Step::AddRow(SetId(2), ClassId(3), netpol_userspace::compile::Row::All)]);
+        rig.apply(&[Step::AddRow(SetId(2), ClassId(3), netpol_compile::Row::All)]);
         assert!(rig.passes_frame(Egress, &fragment(53, 3, 185, false)));
     });
 }

@@ -9,13 +9,12 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::Command;
 
-use endpoint::{PodNetns, Snapshot};
 use endpoint_lab::{
     Lab, Process, connect, global_addresses, ip, ip_in, is_complete, named, parse, wait_for, watch,
 };
-use netns::{Netns, NetnsId};
+use netpol_endpoint::{Interface, Options, PodNetns, Snapshot, Watcher};
+use netpol_isolation::netns::{Netns, NetnsId};
 // The lab takes them from here.
-use netpol_userspace::{endpoint, netns};
 
 fn ns_id(path: &str) -> NetnsId {
     NetnsId::of_path(path).unwrap()

@@ -10,7 +10,7 @@ mod world;
 use std::net::SocketAddr;
 
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction;
+use netpol_model::Direction;
 
 use established_support::{End, Flow, Manifest, PORT, namespace, pod, udp_socket, v4, v6};
 use world::World;

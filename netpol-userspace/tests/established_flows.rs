@@ -6,9 +6,9 @@ mod common;
 
 use common::{Rig, ack, in_node, syn, syn_ack, udp};
 use netpol_common::layout::Reason;
-use netpol_userspace::datapath::{AttachMode, LoadOptions};
-use netpol_userspace::frames::Transport;
-use netpol_userspace::model::Direction;
+use netpol_datapath::{AttachMode, LoadOptions};
+use netpol_model::Direction;
+use netpol_observe::frames::Transport;
 
 const PEER: &str = "10.2.0.2";
 const PEER6: &str = "fd00:2::2";

@@ -11,8 +11,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use established_support::{Manifest, PORT, pod, udp_socket, v4, v6, wire};
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction;
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
+use netpol_model::Direction;
 use world::traffic::{Server, assert_allowed, bound};
 use world::{World, eventually};
 

@@ -11,10 +11,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use netpol_common::layout::Reason;
-use netpol_userspace::datapath::Maps;
-use netpol_userspace::frames::{Transport, frame, frame_of_type, packet};
-use netpol_userspace::model::Direction::{Egress, Ingress};
-use netpol_userspace::netns::Netns;
+use netpol_datapath::Maps;
+use netpol_isolation::netns::Netns;
+use netpol_model::Direction::{Egress, Ingress};
+use netpol_observe::frames::{Transport, frame, frame_of_type, packet};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 

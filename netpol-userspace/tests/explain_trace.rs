@@ -10,9 +10,9 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netpol_userspace::netns::Netns;
-use netpol_userspace::observe::node::Node;
-use netpol_userspace::observe::trace::{Answer, Port, Protocol, Question, Tracer};
+use netpol_isolation::netns::Netns;
+use netpol_observe::node::Node;
+use netpol_observe::trace::{Answer, Port, Protocol, Question, Tracer};
 
 use world::traffic::Server;
 use world::{NODE, PATIENCE, World};

@@ -10,11 +10,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use common::{ID, POD, Rig, ack, in_node, syn, syn_ack, udp};
 use netpol_common::flow::{self, KEY4};
 use netpol_common::layout::{self, Reason};
-use netpol_userspace::compile::{EndpointId, EndpointSets, SetId, Step};
-use netpol_userspace::datapath::run::{Place, run};
-use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Maps};
-use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction;
+use netpol_compile::{EndpointId, EndpointSets, SetId, Step};
+use netpol_datapath::run::{Place, run};
+use netpol_datapath::{AttachMode, Datapath, LoadOptions, Maps};
+use netpol_model::Direction;
+use netpol_observe::frames::{Transport, frame, packet};
 
 /// Lets the peers in.
 const IN: u16 = 1;

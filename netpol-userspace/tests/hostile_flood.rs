@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use lab::packets;
 use lab::wire::{IPV4, Wire};
 use lab::{Families, Lab, Pod, Scene, topology};
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::generate::Rng;
+use netpol_model::Direction;
+use netpol_reference::generate::Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Seconds that CI floods.
@@ -161,7 +161,7 @@ fn nothing_is_lost(name: &str, lab: &Lab, quiet: &mut Quiet, flooded: &Pod, n_se
     assert_eq!((uses[0].given, uses[0].displaced, uses[0].refused), (0, 0, 0));
     assert_eq!(n_lost, 0);
     let drops = lab.counters(&quiet.pod, Direction::Ingress);
-    assert_eq!(netpol_userspace::datapath::observe::drops(&drops), 0);
+    assert_eq!(netpol_datapath::observe::drops(&drops), 0);
 }
 
 #[test]

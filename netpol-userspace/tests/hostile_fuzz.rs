@@ -22,7 +22,7 @@ use hostile::observers::hex;
 use hostile::stage::{BEFORE, Stage};
 use lab::{Families, Topology, topology};
 use mutate::Buffer;
-use netpol_userspace::reference::generate::Rng;
+use netpol_reference::generate::Rng;
 use wire_fuzz::judge::{Judge, Lawful};
 use wire_fuzz::make::Maker;
 

@@ -11,7 +11,7 @@ mod world;
 use std::net::SocketAddr;
 
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction;
+use netpol_model::Direction;
 
 use service_lab::backend::Backend;
 use service_lab::stream::Stream;

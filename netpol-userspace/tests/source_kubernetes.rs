@@ -7,9 +7,9 @@ mod api_server;
 use std::time::Duration;
 
 use api_server::Server;
-use netpol_userspace::model::{Change, Cluster, ObjectName};
-use netpol_userspace::source::kubernetes::spawn_with_limit;
-use netpol_userspace::source::{Event, Handle, spawn_kubernetes};
+use netpol_model::{Change, Cluster, ObjectName};
+use netpol_source::kubernetes::spawn_with_limit;
+use netpol_source::{Event, Handle, spawn_kubernetes};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 

@@ -7,8 +7,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use netpol_userspace::model::{Change, Cluster, ObjectName};
-use netpol_userspace::source::{Event, Handle, spawn_manifests};
+use netpol_model::{Change, Cluster, ObjectName};
+use netpol_source::{Event, Handle, spawn_manifests};
 use tokio::sync::mpsc;
 
 /// A source on a directory, and the state that its events add up to.

@@ -14,7 +14,7 @@ use lab::probe::At;
 use lab::wire::{BROADCAST, EXPERIMENTAL, IPV4, IPV6, Wire, send_packet};
 use lab::{Cni, Families, Lab, Pod, Scene, topology};
 use netpol_common::layout::Reason;
-use netpol_userspace::frames::{self, Transport};
+use netpol_observe::frames::{self, Transport};
 use world::eventually;
 
 rows! {

@@ -12,7 +12,7 @@ use crate::workspace::Workspace;
 use crate::{build, cluster};
 
 pub(crate) fn command(workspace: &Workspace) -> Result<ExitCode> {
-    // The crate depends on netpol-userspace, which embeds the object.
+    // The crate depends on netpol-datapath, which embeds the object.
     let _object = build::object_for(workspace, &Wanted::with([Need::Kubectl]))?;
     let mut kubectl = cluster::package(workspace, "netpol-cluster");
     kubectl.args(["--", "build", Need::Kubectl.name()]);

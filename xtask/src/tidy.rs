@@ -17,12 +17,15 @@ use crate::workspace::Workspace;
 const LONG_FILE: usize = 500;
 
 /// Where unsafe code may be.
-const UNSAFE_DIRS: &[&str] = &["netpol-ebpf", "netpol-userspace/src/datapath"];
+const UNSAFE_DIRS: &[&str] = &["netpol-ebpf", "netpol-userspace/datapath"];
 
 /// Single files that may hold unsafe code, each with the reason.
 const UNSAFE_FILES: &[(&str, &str)] = &[
-    ("netpol-userspace/src/netns.rs", "unshare(2) is unsafe to rustix because of one other flag"),
-    ("netpol-userspace/src/playground/isolation.rs", "the same, for a mount namespace"),
+    (
+        "netpol-userspace/isolation/src/netns.rs",
+        "unshare(2) is unsafe to rustix because of one other flag",
+    ),
+    ("netpol-userspace/isolation/src/mounts.rs", "the same, for a mount namespace"),
     ("netpol-userspace/tests/attach_foreign.rs", "plays somebody who detaches netpol's links"),
     ("xtask/src/probe.rs", "bpf(2) has no safe interface short of all of aya"),
 ];
@@ -194,7 +197,7 @@ mod tests {
 
     #[test]
     fn each_rule_finds_its_breach() {
-        let path = "netpol-userspace/src/model/a.rs";
+        let path = "netpol-userspace/model/src/a.rs";
         assert_eq!(errors(path, "//! Fine.\nfn a() {}\n"), Vec::<String>::new());
         for (text, complaint) in [
             ("fn a() {}\n".to_owned(), "opens without"),
@@ -214,7 +217,7 @@ mod tests {
     #[test]
     fn unsafe_is_allowed_where_it_has_to_be() {
         let text = "//! a\nfn a() { unsafe {} }\n";
-        for path in ["netpol-ebpf/src/main.rs", "netpol-userspace/src/datapath/maps.rs"] {
+        for path in ["netpol-ebpf/src/main.rs", "netpol-userspace/datapath/src/maps.rs"] {
             assert!(errors(path, text).is_empty(), "{path}");
         }
         let root = Workspace::locate().expect("workspace");

@@ -46,7 +46,7 @@ impl Workspace {
         self.target.join("ebpf")
     }
 
-    /// Where the finished object is put; netpol-userspace/build.rs looks for it here.
+    /// Where the finished object is put; netpol-userspace/datapath/build.rs looks for it here.
     pub(crate) fn ebpf_object(&self) -> PathBuf {
         self.target.join("bpfel-unknown-none/release/netpol-ebpf")
     }

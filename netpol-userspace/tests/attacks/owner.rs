@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, UdpSocket};
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use crate::hostile::attack::Attack;
 use crate::hostile::frames::udp;
@@ -104,7 +104,7 @@ pub fn moved_interface(attack: &Attack<'_>) {
         scene.settle();
     }
     drop(place);
-    netpol_userspace::netns::delete(dir.path(), "cellar").unwrap();
+    netpol_isolation::netns::delete(dir.path(), "cellar").unwrap();
 }
 
 /// An interface on the interface, with a link-layer address of its own and an address of a friend.
@@ -167,7 +167,7 @@ pub fn bridge_in_the_pod(attack: &Attack<'_>) {
     eventually("something is dropped", || stage.n_dropped(&pod) > before);
     is_seen_by_nobody(attack);
     drop(place);
-    netpol_userspace::netns::delete(dir.path(), "cellar").unwrap();
+    netpol_isolation::netns::delete(dir.path(), "cellar").unwrap();
 }
 
 /// Policies of others come and go while the attacker sends without a pause.

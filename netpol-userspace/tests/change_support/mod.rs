@@ -10,14 +10,14 @@ pub mod questions;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use netpol_userspace::compile::{Compiler, EndpointId, Plan};
-use netpol_userspace::model::{Direction, ObjectName};
-use netpol_userspace::reference::Reference;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
-use netpol_userspace::reference::services::Services;
-use netpol_userspace::reference::world::{Event, Probe, Size, World};
-use netpol_userspace::source::convert;
+use netpol_compile::{Compiler, EndpointId, Plan};
+use netpol_model::{Direction, ObjectName};
+use netpol_reference::Reference;
+use netpol_reference::generate::Rng;
+use netpol_reference::service_world::{ServiceEvent, ServiceWorld};
+use netpol_reference::services::Services;
+use netpol_reference::world::{Event, Probe, Size, World};
+use netpol_source::convert;
 
 use crate::common::changes::{all, all_services, change, is_networked, service_change};
 

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netpol_common::packet::{ACK, SYN};
-use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::Probe;
+use netpol_model::Direction;
+use netpol_observe::frames::{Transport, frame, packet};
+use netpol_reference::generate::Rng;
+use netpol_reference::world::Probe;
 
 use super::{Cluster, Local, Truth};
 

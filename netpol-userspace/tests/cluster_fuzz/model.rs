@@ -7,9 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::Reference;
-use netpol_userspace::reference::services::{Answer, Services};
+use netpol_model::Direction;
+use netpol_reference::Reference;
+use netpol_reference::services::{Answer, Services};
 
 use super::packets::{Body, Frame, Packet, Part, Quoted};
 

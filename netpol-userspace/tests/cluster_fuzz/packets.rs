@@ -5,7 +5,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use netpol_userspace::frames::{self, Transport, frame, frame_of_type};
+use netpol_observe::frames::{self, Transport, frame, frame_of_type};
 
 /// A frame.
 #[derive(Debug, Clone, PartialEq, Eq)]

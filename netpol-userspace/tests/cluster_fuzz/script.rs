@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
-use netpol_userspace::reference::world::{Event, World};
+use netpol_model::Direction;
+use netpol_reference::service_world::{ServiceEvent, ServiceWorld};
+use netpol_reference::world::{Event, World};
 use serde::Serialize;
 
 use super::packets::{Frame, Packet};

@@ -1,8 +1,8 @@
 //! Makes a script that shows a difference as small as it gets, while it shows one. Which
 //! difference may change on the way: any is a bug. Deterministic.
 
-use netpol_userspace::reference::service_world::ServiceWorld;
-use netpol_userspace::reference::world::{Event, World};
+use netpol_reference::service_world::ServiceWorld;
+use netpol_reference::world::{Event, World};
 
 use super::packets::{Body, Frame, Packet, Part};
 use super::script::{Action, Difference, Script, Sending};

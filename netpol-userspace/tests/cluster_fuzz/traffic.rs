@@ -4,10 +4,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::service_world::ServiceWorld;
-use netpol_userspace::reference::world::{Probe, World};
+use netpol_model::Direction;
+use netpol_reference::generate::Rng;
+use netpol_reference::service_world::ServiceWorld;
+use netpol_reference::world::{Probe, World};
 
 use super::packets::{ACK, Body, FIN_ACK, Frame, Packet, Part, Quoted, RST, SYN, SYN_ACK};
 

@@ -3,10 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use k8s_openapi::api::core::v1::Pod;
-use netpol_userspace::model::Change;
-use netpol_userspace::reference::service_world::{ServiceEvent, ServiceWorld};
-use netpol_userspace::reference::world::{Event, World};
-use netpol_userspace::source::convert;
+use netpol_model::Change;
+use netpol_reference::service_world::{ServiceEvent, ServiceWorld};
+use netpol_reference::world::{Event, World};
+use netpol_source::convert;
 
 /// Whether the pod has an interface of its own.
 pub fn is_networked(pod: &Pod) -> bool {

@@ -4,14 +4,14 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use netpol_userspace::compile::{Compiler, Tables};
-use netpol_userspace::datapath::run::Place;
-use netpol_userspace::datapath::{AttachMode, LoadOptions};
-use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::Reference;
-use netpol_userspace::reference::world::{Event, Probe, World};
-use netpol_userspace::source::convert;
+use netpol_compile::{Compiler, Tables};
+use netpol_datapath::run::Place;
+use netpol_datapath::{AttachMode, LoadOptions};
+use netpol_model::Direction;
+use netpol_observe::frames::{Transport, frame, packet};
+use netpol_reference::Reference;
+use netpol_reference::world::{Event, Probe, World};
+use netpol_source::convert;
 
 use super::changes::{all, change};
 use super::{ID, Rig};

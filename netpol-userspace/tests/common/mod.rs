@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::compile::{
+use netpol_compile::{
     Backend, ClassId, EndpointId, EndpointSets, PortSet, Row, ServiceKey, SetId, Step,
 };
-use netpol_userspace::datapath::run::{Place, run};
-use netpol_userspace::datapath::{AttachMode, Datapath, LoadOptions, Maps, Pins, observe};
-use netpol_userspace::frames::{Transport, frame, packet};
-use netpol_userspace::model::{Direction, Protocol};
-use netpol_userspace::netns::Netns;
+use netpol_datapath::run::{Place, run};
+use netpol_datapath::{AttachMode, Datapath, LoadOptions, Maps, Pins, observe};
+use netpol_isolation::netns::Netns;
+use netpol_model::{Direction, Protocol};
+use netpol_observe::frames::{Transport, frame, packet};
 
 pub mod changes;
 pub mod cluster;

@@ -2,10 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use netpol_userspace::compile::{Compiler, EndpointId};
-use netpol_userspace::model::{Change, Direction, ObjectName};
-use netpol_userspace::reference::world::{Event, World};
-use netpol_userspace::source::convert;
+use netpol_compile::{Compiler, EndpointId};
+use netpol_model::{Change, Direction, ObjectName};
+use netpol_reference::world::{Event, World};
+use netpol_source::convert;
 
 pub mod neighbours;
 

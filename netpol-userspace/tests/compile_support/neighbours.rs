@@ -1,9 +1,9 @@
 //! Namespaces that share what they are about: nested blocks with exceptions, pods inside them, and
 //! now and then all that another namespace says. Policies are long and change a few rules at a time.
 
-use netpol_userspace::model::Protocol;
-use netpol_userspace::reference::generate::Rng;
-use netpol_userspace::reference::world::{Event, Probe};
+use netpol_model::Protocol;
+use netpol_reference::generate::Rng;
+use netpol_reference::world::{Event, Probe};
 
 use super::{pod, policy};
 use std::collections::BTreeMap;

@@ -14,8 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::endpoint::{Interface, Options, Snapshot, Watcher};
-use crate::netns::{self, Netns};
+use netpol_isolation::netns::{self, Netns};
+
+use crate::{Interface, Options, Snapshot, Watcher};
 
 /// A hang guard: nothing is expected to take so long.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use super::world::traffic::bound;
 use super::world::{NODE_NAME, PATIENCE, World, eventually};

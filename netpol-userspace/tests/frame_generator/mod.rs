@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use netpol_userspace::frames::{Transport, frame, frame_of_type, packet};
+use netpol_observe::frames::{Transport, frame, frame_of_type, packet};
 
 use crate::support::Random;
 

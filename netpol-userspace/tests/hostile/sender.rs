@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketAddrAny};
 

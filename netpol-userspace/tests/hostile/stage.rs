@@ -5,9 +5,9 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use netpol_userspace::datapath::observe;
-use netpol_userspace::model::Direction;
-use netpol_userspace::netns::Netns;
+use netpol_datapath::observe;
+use netpol_isolation::netns::Netns;
+use netpol_model::Direction;
 
 use super::attack::Attack;
 use super::frames::{LLC, Marker, arp, arp_frame, frame, udp};

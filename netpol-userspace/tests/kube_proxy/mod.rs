@@ -28,7 +28,7 @@ use std::process::{Command, Output, Stdio};
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 pub use ports::Port;
 

@@ -37,9 +37,9 @@ use std::thread;
 
 use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::datapath::{FlowUse, Maps, Pins, observe, programs_on};
-use netpol_userspace::model::Direction;
-use netpol_userspace::netns::{self, Netns};
+use netpol_datapath::{FlowUse, Maps, Pins, observe, programs_on};
+use netpol_isolation::netns::{self, Netns};
+use netpol_model::Direction;
 
 use crate::world::agent::Agent;
 use crate::world::write_manifest;

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use netpol_userspace::frames::{self, Transport};
+use netpol_observe::frames::{self, Transport};
 
 use super::unique;
 

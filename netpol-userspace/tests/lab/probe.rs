@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction;
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
+use netpol_model::Direction;
 use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use netpol_userspace::netns::{self, Netns};
+use netpol_isolation::netns::{self, Netns};
 
 use super::wire::Wire;
 use super::wiring::Link;

@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use super::wiring::{MTU, main_addresses};
 use crate::world::ip;

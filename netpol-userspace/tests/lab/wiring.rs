@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::process::Command;
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use super::tunnel::{self, Tunnel};
 use super::{Between, Cni, Families, Lab, Pod};

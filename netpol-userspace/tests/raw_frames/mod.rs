@@ -7,7 +7,7 @@ pub mod headers;
 pub mod mutate;
 pub mod oracle;
 
-use netpol_userspace::reference::world::{Event, Size, World};
+use netpol_reference::world::{Event, Size, World};
 
 /// The pods on the node, each with policies of its own.
 pub const LOCAL: [&str; 8] =

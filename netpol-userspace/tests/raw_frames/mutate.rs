@@ -1,7 +1,7 @@
 //! Damages frames: bits, bytes, lengths, ends, headers twice, two frames in one, and bytes from
 //! nowhere. In place, because millions are needed. Must never know what becomes of them.
 
-use netpol_userspace::reference::generate::Rng;
+use netpol_reference::generate::Rng;
 
 /// A frame that may be changed and grow up to a limit.
 pub struct Buffer {

@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use netpol_userspace::model::Direction;
-use netpol_userspace::reference::Reference;
+use netpol_model::Direction;
+use netpol_reference::Reference;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::headers::{self, Headers, Meaning, Part, Quoted, Transport};

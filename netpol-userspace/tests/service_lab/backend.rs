@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 use rustix::net::RecvFlags;
 
 use crate::lab::Pod;

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netpol_common::layout::Reason;
-use netpol_userspace::model::Direction;
+use netpol_model::Direction;
 
 use crate::kube_proxy::{Config, KubeProxy, Mode};
 use crate::lab::{Cni, Lab, Pod, Scene};

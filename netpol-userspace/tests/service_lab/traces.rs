@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use netpol_userspace::observe::node::Node;
-use netpol_userspace::observe::trace::{self, Answer, Port, Question, Tracer};
+use netpol_observe::node::Node;
+use netpol_observe::trace::{self, Answer, Port, Question, Tracer};
 
 use super::backend::Backend;
 use super::{Client, Cluster};

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netpol_userspace::reference::generate::Rng;
+use netpol_reference::generate::Rng;
 
 use crate::hostile::attack::Attack;
 use crate::hostile::frames::{

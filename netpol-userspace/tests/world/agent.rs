@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 use serde_json::Value;
 
 use super::PATIENCE;

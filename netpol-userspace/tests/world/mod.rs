@@ -19,9 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netpol_common::layout::{N_COUNTERS, Reason};
-use netpol_userspace::datapath::{Maps, Pins, observe, programs_on};
-use netpol_userspace::model::Direction;
-use netpol_userspace::netns::{self, Netns};
+use netpol_datapath::{Maps, Pins, observe, programs_on};
+use netpol_isolation::netns::{self, Netns};
+use netpol_model::Direction;
 use serde_json::Value;
 
 use agent::Agent;

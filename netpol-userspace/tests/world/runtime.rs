@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
-use netpol_userspace::netns::{self, Netns};
+use netpol_isolation::netns::{self, Netns};
 use serde_json::{Value, json};
 
 use super::World;

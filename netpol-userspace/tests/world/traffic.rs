@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use super::{PATIENCE, eventually};
 

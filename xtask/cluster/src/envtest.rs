@@ -12,7 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binaries::{self, Program};

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use crate::addresses::{API_PORT, CONTROL};
 use crate::cluster::Cluster;

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use crate::process::{self, run, wait_for};
 

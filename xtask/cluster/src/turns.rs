@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use netpol_userspace::lock::Lock;
+use netpol_datapath::lock::Lock;
 
 use crate::progress::{Progress, WORD_EVERY};
 

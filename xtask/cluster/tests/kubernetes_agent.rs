@@ -12,7 +12,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use netpol_cluster::agent;
 use netpol_cluster::envtest::{ADDRESS, ApiServer};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 use serde_json::Value;
 use world::traffic::{Server, assert_allowed, assert_denied};
 use world::{NODE_NAME, World, eventually};

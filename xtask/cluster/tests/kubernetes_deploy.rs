@@ -8,7 +8,7 @@ use std::path::Path;
 
 use clap::Parser;
 use netpol_cluster::manifests;
-use netpol_userspace::cli::AgentArgs;
+use netpol_userspace::AgentArgs;
 use serde_json::{Value, json};
 
 #[derive(Parser)]

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use netpol_cluster::envtest::{ADDRESS, ADMIN, ApiServer};
-use netpol_userspace::model::{Change, Cluster, ObjectName};
-use netpol_userspace::source::Event;
-use netpol_userspace::source::kubernetes::connect_with;
+use netpol_model::{Change, Cluster, ObjectName};
+use netpol_source::Event;
+use netpol_source::kubernetes::connect_with;
 use serde_json::{Value, json};
 use source_world::gate::{Gate, Mode};
 use source_world::{AGENT, Source, beside, client, config, create_all, deployed, requests};

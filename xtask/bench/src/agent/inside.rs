@@ -5,10 +5,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use netpol_userspace::compile::{Compiler, EndpointId};
-use netpol_userspace::model::{Change, ObjectName};
-use netpol_userspace::source::convert;
-use netpol_userspace::source::slim::{
+use netpol_compile::{Compiler, EndpointId};
+use netpol_model::{Change, ObjectName};
+use netpol_source::convert;
+use netpol_source::slim::{
     GuardedPolicy, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod, SlimService,
 };
 

@@ -11,10 +11,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netpol_userspace::agent::state::Status;
-use netpol_userspace::datapath::Pins;
-use netpol_userspace::netns::{self, Netns};
-use netpol_userspace::observe::client;
+use netpol_api::client;
+use netpol_api::state::Status;
+use netpol_datapath::Pins;
+use netpol_isolation::netns::{self, Netns};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
 use super::process::Process;

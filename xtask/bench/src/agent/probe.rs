@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 /// Where the pod listens.
 pub const PORT: u16 = 80;

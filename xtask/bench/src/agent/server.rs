@@ -15,7 +15,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::Instant;

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netpol_userspace::model::{
+use netpol_model::{
     Change, IpBlock, Namespace, NamespaceScope, ObjectName, Operator, Peer, Peers, Pod, Policy,
     PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
 };
@@ -171,7 +171,7 @@ fn tcp(range: PortRange) -> PortMatch {
 
 #[cfg(test)]
 mod tests {
-    use netpol_userspace::compile::{Compiler, EndpointId, Plan, Size, Step};
+    use netpol_compile::{Compiler, EndpointId, Plan, Size, Step};
 
     use super::*;
 
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!((counts(&plan), size.classes), ([PEERS_OF_POLICIES as usize, 30], 30));
         let (plan, _) = compiled(ranges(1_000));
         let ranges = plan.iter().find_map(|step| match step {
-            Step::AddRow(_, _, netpol_userspace::compile::Row::Ports(ports)) => Some(ports),
+            Step::AddRow(_, _, netpol_compile::Row::Ports(ports)) => Some(ports),
             _ => None,
         });
         assert_eq!(ranges.expect("a row").intervals[0].len(), 1_000);

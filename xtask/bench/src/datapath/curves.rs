@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use netpol_common::spread::{ADDRESS, FRESH, PORT as ANY_PORT, PORT_STEP, Spread};
-use netpol_userspace::model::Change;
+use netpol_model::Change;
 
 use super::Group;
 use super::cases::{Before, Case, Kind, fresh, open};

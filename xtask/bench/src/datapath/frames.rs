@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use netpol_common::spread::{EGRESS, FRESH, Spread};
-use netpol_userspace::frames::{Transport, frame, packet};
+use netpol_observe::frames::{Transport, frame, packet};
 
 use super::cluster::{POD, POD6};
 

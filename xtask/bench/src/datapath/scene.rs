@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netpol_common::layout::N_COUNTERS;
-use netpol_userspace::compile::{Backend, ClassId, Compiler, EndpointId, ServiceKey, Step};
-use netpol_userspace::datapath::run::{Place, RunResult, run};
-use netpol_userspace::datapath::{AttachMode, Datapath, Link, LoadOptions, Maps, Pins, observe};
-use netpol_userspace::endpoint::Exit;
-use netpol_userspace::model::{Change, Direction, Protocol};
+use netpol_compile::{Backend, ClassId, Compiler, EndpointId, ServiceKey, Step};
+use netpol_datapath::run::{Place, RunResult, run};
+use netpol_datapath::{AttachMode, Datapath, Link, LoadOptions, Maps, Pins, observe};
+use netpol_endpoint::Exit;
+use netpol_model::{Change, Direction, Protocol};
 
 use super::cluster::{POD, POD6, pod_name};
 use super::frames::{GUARD, NOTHING, SPREAD_EGRESS, SPREAD_INGRESS, SPREAD_NOTHING};
@@ -158,7 +158,7 @@ fn addresses() -> [IpAddr; 2] {
     [POD, POD6].map(|text| text.parse().expect("an address"))
 }
 
-fn succeed(failures: Vec<netpol_userspace::datapath::EndpointFailure>) -> Result<()> {
+fn succeed(failures: Vec<netpol_datapath::EndpointFailure>) -> Result<()> {
     failures.into_iter().next().map_or(Ok(()), |failure| Err(failure.error.into()))
 }
 

@@ -12,17 +12,15 @@ use anyhow::{Result, anyhow, bail};
 use aya::programs::TcAttachType;
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::TcAttachOptions;
-use netpol_userspace::compile::{Compiler, EndpointId};
-use netpol_userspace::datapath::{
-    AttachMode, Datapath, EndpointFailure, LoadOptions, Pins, Programs,
-};
-use netpol_userspace::endpoint::Exit;
-use netpol_userspace::model::{
+use netpol_compile::{Compiler, EndpointId};
+use netpol_datapath::{AttachMode, Datapath, EndpointFailure, LoadOptions, Pins, Programs};
+use netpol_endpoint::Exit;
+use netpol_isolation::netns::Netns;
+use netpol_model::{
     Change, Direction, EndpointSlice, Labels, Namespace, NamespaceScope, ObjectName, Operator,
     Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Proxy, Requirement, Rule,
     Selector, Service, ServicePort, SliceEndpoint, SlicePort,
 };
-use netpol_userspace::netns::Netns;
 
 use super::pair::{BRIDGE, CLIENT, INTERFACES, NODE, SERVER, Wiring};
 use super::population::{PEERS, PORTS, Population, is_measured, local_pods, remote};
@@ -261,7 +259,7 @@ fn service() -> [Change; 2] {
         Change::EndpointSlice(EndpointSlice {
             id,
             service: name.into(),
-            family: netpol_userspace::model::AddressFamily::V4,
+            family: netpol_model::AddressFamily::V4,
             ports: vec![SlicePort { name: "".into(), protocol, port }],
             endpoints: vec![SliceEndpoint {
                 address: IpAddr::V4(remote(0)),

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use super::population::{PORTS, Population, local_pods};
 use super::tools::feed;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use super::tools::{ip, set};
 

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 /// Programs, and the Debian packages that have them.
 const PACKAGES: [(&str, &str); 4] = [

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
-use netpol_userspace::netns::Netns;
+use netpol_isolation::netns::Netns;
 
 use super::enforcer::{self, Attached, Selected};
 use super::pair::{Pair, Wiring};

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use gate::Gate;
 use netpol_cluster::envtest::{ADDRESS, ApiServer};
-use netpol_userspace::model::{Cluster, ObjectName};
-use netpol_userspace::source::kubernetes::connect;
-use netpol_userspace::source::{Event, Handle, spawn_kubernetes};
+use netpol_model::{Cluster, ObjectName};
+use netpol_source::kubernetes::connect;
+use netpol_source::{Event, Handle, spawn_kubernetes};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -34,7 +34,7 @@ pub fn deployed() -> String {
 pub fn beside<F: Future<Output = ()>>(work: impl FnOnce(ApiServer) -> F + Send) {
     let directory = tempfile::tempdir().unwrap();
     let server = ApiServer::start(directory.path(), &[AGENT]).unwrap();
-    let netns = netpol_userspace::netns::Netns::open(server.netns_path()).unwrap();
+    let netns = netpol_isolation::netns::Netns::open(server.netns_path()).unwrap();
     let run = || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(work(server));

@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use netpol_userspace::model::{
-    Change, NamespaceScope, Peer, Peers, Policy as Understood, PortRange, Ports,
-};
+use netpol_model::{Change, NamespaceScope, Peer, Peers, Policy as Understood, PortRange, Ports};
 
 use super::*;
 use crate::agent::inside;

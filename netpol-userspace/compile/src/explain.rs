@@ -1,0 +1,139 @@
+//! Which policies allow what the tables allow, and whose an address is: for people who ask. Looks
+//! at the policies themselves, since the tables leave out what another policy allows anyway. Must
+//! never be asked for a verdict.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::engine::namespace_labels;
+use super::{Compiler, EndpointId, ServiceKey, isolating, services};
+use netpol_model::{
+    Direction, EndpointSlice, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
+    Ports, Rule, Service,
+};
+
+/// The first packet of a connection, as an endpoint's policies see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening {
+    /// From the endpoint's view.
+    pub direction: Direction,
+    /// The other end.
+    pub remote: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port, where the protocol has ports.
+    pub port: u16,
+}
+
+/// One port of a Service in one family, and where packets to it may end up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceFront {
+    /// Where it is reached: cluster, external and node addresses, sorted.
+    pub keys: Vec<ServiceKey>,
+    /// Addresses and ports of its backends, sorted.
+    pub backends: Vec<(IpAddr, u16)>,
+}
+
+impl Compiler {
+    /// The policies with a rule that allows this, sorted. Empty also if no policy isolates the
+    /// endpoint in that direction.
+    pub fn allowing(&self, id: EndpointId, opening: &Opening) -> Vec<ObjectName> {
+        let Some(pod) = self.endpoint_pod(id) else { return Vec::new() };
+        let remote = self.pod_at(opening.remote);
+        isolating(&self.cluster, pod, opening.direction)
+            .filter(|policy| {
+                let rules = policy.rules(opening.direction).unwrap_or_default();
+                rules.iter().any(|rule| self.allows(rule, opening, pod, remote))
+            })
+            .map(|policy| policy.id.clone())
+            .collect()
+    }
+
+    /// The pod that has an address.
+    pub fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
+        let entry = self.engine.addresses.get(&IpNet::from(address))?;
+        self.cluster.pod(entry.owner.as_deref()?)
+    }
+
+    /// All networked pods that claim an address.
+    pub fn pods_at(&self, address: IpAddr) -> Vec<ObjectName> {
+        self.engine.addresses.claimants(address)
+    }
+
+    /// The addresses of the node itself, on whichever interface.
+    pub fn node_addresses(&self) -> &BTreeSet<IpAddr> {
+        self.engine.services.node_addresses()
+    }
+
+    /// Whether this node's proxy handles a Service; if not, its addresses are like any other.
+    pub fn handles(&self, service: &Service) -> bool {
+        self.engine.services.handles(&service.proxy)
+    }
+
+    /// Where a Service is reached and where its packets may go, whether or not Services are
+    /// followed now: nowhere, if this node's proxy does not handle it.
+    pub fn service_fronts(&self, id: &ObjectName) -> Vec<ServiceFront> {
+        let service = self.cluster.service(id).filter(|service| self.handles(service));
+        let Some(service) = service else { return Vec::new() };
+        let slices = self.cluster.slices.get(&id.namespace);
+        let slices = slices.into_iter().flat_map(|slices| slices.values()).map(|slice| &**slice);
+        let known = &self.engine.services;
+        let is_its =
+            |slice: &&EndpointSlice| slice.service == id.name && known.handles(&slice.proxy);
+        let slices: Vec<&EndpointSlice> = slices.filter(is_its).collect();
+        let fronts = services::fronts(service, &slices, &self.cluster).into_iter();
+        fronts
+            .map(|front| ServiceFront { keys: front.keys, backends: front.targets.to_vec() })
+            .collect()
+    }
+
+    fn allows(&self, rule: &Rule, opening: &Opening, pod: &Pod, remote: Option<&Pod>) -> bool {
+        let has_peer = match &rule.peers {
+            Peers::Any => true,
+            Peers::Only(peers) => peers.iter().any(|peer| match peer {
+                Peer::Pods { namespaces, pods } => remote.is_some_and(|remote| {
+                    self.is_in(namespaces, remote) && pods.matches(&remote.labels)
+                }),
+                Peer::Block(block) => {
+                    let holds = |part: &IpNet| part.contains(&opening.remote);
+                    holds(&block.cidr) && !block.except.iter().any(holds)
+                }
+            }),
+        };
+        // A name stands for what the destination declares.
+        let destination = match opening.direction {
+            Direction::Ingress => Some(pod),
+            Direction::Egress => remote,
+        };
+        has_peer
+            && match &rule.ports {
+                Ports::Any => true,
+                Ports::Only(ports) => ports.iter().any(|port| has_port(port, opening, destination)),
+            }
+    }
+
+    fn is_in(&self, namespaces: &NamespaceScope, pod: &Pod) -> bool {
+        match namespaces {
+            NamespaceScope::Named(name) => *name == pod.id.namespace,
+            NamespaceScope::Matching(selector) => {
+                selector.matches(&namespace_labels(&self.cluster, &pod.id.namespace))
+            }
+        }
+    }
+}
+
+fn has_port(entry: &PortMatch, opening: &Opening, destination: Option<&Pod>) -> bool {
+    entry.protocol.number() == opening.protocol
+        && match &entry.range {
+            PortRange::All => true,
+            PortRange::Numbers(first, last) => (*first..=*last).contains(&opening.port),
+            PortRange::Named(name) => {
+                let declared = destination.into_iter().flat_map(|pod| &*pod.ports);
+                declared
+                    .filter(|port| port.protocol == entry.protocol && port.name == *name)
+                    .any(|port| port.port == opening.port)
+            }
+        }
+}

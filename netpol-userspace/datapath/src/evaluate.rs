@@ -1,0 +1,81 @@
+//! What the programs would say of a Service, read from the pinned maps by the programs' own code
+//! (`netpol_common::service`), for listings: a packet each would take too long. Must never write.
+
+use std::net::IpAddr;
+
+use netpol_common::layout::{self, ExactClass, Interval, Row, ServiceValue};
+use netpol_common::ports::Intervals;
+use netpol_common::service::{self, ToService};
+use netpol_common::verdict::{self, Policies};
+
+use super::error::{DatapathError, bpf_error};
+use super::maps::{AddressBytes, Maps, RowKeyBytes, ServiceKeyBytes};
+use super::observe::ip_of;
+use super::services::{backend_of, layout_key};
+use super::writer::address_of;
+use netpol_compile::{Backend, ServiceKey};
+use netpol_model::Protocol;
+
+impl Intervals for Maps {
+    fn interval(&self, index: u32) -> Option<Interval> {
+        let index = index as usize;
+        (index < self.intervals.len()).then(|| self.intervals.load(index, 0))
+    }
+}
+
+/// A failing read is an absent entry, as for the programs.
+impl Policies for Maps {
+    fn exact_class(&self, key: &layout::BlockKey) -> Option<ExactClass> {
+        let key: AddressBytes = zerocopy::transmute!(key.address);
+        self.addresses.get(&key, 0).ok()
+    }
+
+    fn block_class(&self, key: &layout::BlockKey) -> Option<u32> {
+        let data: AddressBytes = zerocopy::transmute!(key.address);
+        self.blocks.get(&aya::maps::lpm_trie::Key::new(key.bits, data), 0).ok()
+    }
+
+    fn row(&self, set: u16, class: u32) -> Option<Row> {
+        let key = layout::RowKey { set: u32::from(set), class };
+        let key: RowKeyBytes = zerocopy::transmute!(key);
+        self.rows.get(&key, 0).ok().map(|bytes| zerocopy::transmute!(bytes))
+    }
+
+    fn service(&self, key: &layout::ServiceKey) -> Option<ServiceValue> {
+        let key: ServiceKeyBytes = zerocopy::transmute!(*key);
+        self.services.get(&key, 0).ok()
+    }
+
+    fn backend(&self, index: u32) -> Option<layout::Backend> {
+        let index = index as usize;
+        (index < self.backends.len()).then(|| self.backends.load(index, 0))
+    }
+}
+
+/// The Services that the programs know, with the kinds of their backends, sorted.
+pub fn services(maps: &Maps) -> Result<Vec<(ServiceKey, Vec<Backend>)>, DatapathError> {
+    let mut list = Vec::new();
+    for entry in maps.services.iter() {
+        let (key, value) = entry.map_err(bpf_error("read the service table"))?;
+        let key: layout::ServiceKey = zerocopy::transmute!(key);
+        let Some(protocol) = Protocol::from_number(key.protocol) else { continue };
+        let (offset, count) = ((value >> 32) as u32, u32::from((value >> 16) as u16));
+        let words = (offset..offset + count).filter_map(|index| maps.backend(index));
+        let address = ip_of(&key.address);
+        let backends = words.map(backend_of).collect();
+        list.push((ServiceKey { address, protocol, port: key.port }, backends));
+    }
+    list.sort_by_key(|(key, _)| *key);
+    Ok(list)
+}
+
+/// Whether a policy set allows this to an address.
+pub fn allows(maps: &Maps, set: u16, address: IpAddr, protocol: Protocol, port: u16) -> bool {
+    let class = verdict::class_of(maps, &address_of(address));
+    verdict::row_allows(maps, set, class, protocol.number(), port)
+}
+
+/// What an endpoint's policy set says of packets to a Service.
+pub fn to_service(maps: &Maps, set: u16, endpoint: u16, key: &ServiceKey) -> ToService {
+    service::judge_service(maps, set, endpoint, &layout_key(key))
+}

@@ -1,0 +1,56 @@
+//! The BPF side of userspace: loads programs, pins them, keeps the maps equal to the compiler's
+//! result, and reads them for observers.
+//!
+//! This is the only place in userspace that knows aya and the only one with `unsafe`. It must
+//! never decide what the maps should say, and never delete anything because it does not know it:
+//! removal happens only on an explicit step, or in [`Datapath::reconcile`] after every source has
+//! synced.
+
+mod arena;
+mod attach;
+mod class_maps;
+mod classes;
+pub mod cleanup;
+mod error;
+pub mod evaluate;
+pub mod features;
+mod filters;
+pub mod flow_size;
+mod flow_tables;
+pub mod grace;
+mod guards;
+mod limits;
+mod load;
+pub mod lock;
+mod mapped;
+mod maps;
+pub mod monitor;
+pub mod observe;
+mod own_addresses;
+mod pins;
+mod prefixes;
+pub mod probe;
+mod reconcile;
+mod resize;
+mod rows;
+pub mod run;
+pub mod scratch;
+mod seed;
+mod services;
+mod sources;
+mod speakers;
+mod transit;
+mod usage;
+mod versions;
+mod writer;
+
+pub use attach::{AttachMode, Part, programs_on};
+pub use error::DatapathError;
+pub use flow_tables::{FlowTable, FlowUse};
+pub use limits::{Limits, Overflow, TableUse};
+pub use load::{LoadOptions, OBJECT, Programs};
+pub use maps::Maps;
+pub use pins::Pins;
+pub use reconcile::NumbersInMaps;
+pub use speakers::Link;
+pub use writer::{Datapath, EndpointFailure};

@@ -1,0 +1,223 @@
+//! Reads the maps for people: endpoints, flows, classes, counters. Must never write.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netpol_common::flow::{
+    self, Clock, KEY4, KEY6, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, Slot,
+    Timeouts,
+};
+use netpol_common::layout::{self, Address, EPOCH_MASK, N_COUNTERS, Reason};
+use zerocopy::FromBytes as _;
+
+use super::error::{DatapathError, bpf_error};
+use super::load::{jiffies_per_second, seconds_to_ticks};
+use super::maps::Maps;
+use super::writer;
+use netpol_compile::ClassId;
+use netpol_model::Direction;
+
+/// One tracked connection of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// Endpoint id.
+    pub endpoint: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// The endpoint's side.
+    pub local: IpAddr,
+    /// Its port, or the ICMP id.
+    pub local_port: u16,
+    /// The other side.
+    pub remote: IpAddr,
+    /// Its port, or the ICMP id.
+    pub remote_port: u16,
+    /// Ingress: the other side opened it; `None`: nobody saw who did.
+    pub opened: Option<Direction>,
+    /// This node opened it.
+    pub is_from_node: bool,
+    /// Packets went both ways.
+    pub is_replied: bool,
+    /// TCP: closed by both sides or reset.
+    pub is_closing: bool,
+    /// Seconds since the last packet.
+    pub idle_seconds: u64,
+    /// The epoch it was last judged in.
+    pub epoch: u32,
+}
+
+/// An endpoint's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointEntry {
+    /// Interface it is found by.
+    pub ifindex: u32,
+    /// Its id.
+    pub id: u16,
+    /// Ingress policy set, 0 if not isolated.
+    pub ingress: u16,
+    /// Egress policy set, 0 if not isolated.
+    pub egress: u16,
+    /// Its flows' epoch.
+    pub epoch: u32,
+    /// Flows judged before this epoch are an earlier owner's of the id.
+    pub born: u32,
+}
+
+/// Endpoints with programs attached.
+pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
+    (0..maps.endpoints.len())
+        .filter_map(|slot| {
+            let identity = maps.endpoints.load(slot, 0);
+            let policy = maps.endpoints.load(slot, 1);
+            (identity != 0).then_some(EndpointEntry {
+                ifindex: (identity >> 32) as u32,
+                id: identity as u16,
+                ingress: (policy >> 16) as u16,
+                egress: policy as u16,
+                epoch: (policy >> 32) as u32 & EPOCH_MASK,
+                born: maps.endpoints.load(slot, 2) as u32 & EPOCH_MASK,
+            })
+        })
+        .collect()
+}
+
+/// Interfaces and ids of all known endpoints, isolated or not.
+pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
+    (0..maps.speakers.len())
+        .map(|slot| maps.speakers.load(slot, 0))
+        .filter(|&identity| identity != 0)
+        .map(|identity| ((identity >> 32) as u32, identity as u16))
+        .collect()
+}
+
+/// The link-layer address that every frame of the endpoint with this interface must come from, if
+/// any.
+pub fn link_source(maps: &Maps, ifindex: u32) -> Option<[u8; 6]> {
+    let has = |slot: &usize| (maps.endpoints.load(*slot, 0) >> 32) as u32 == ifindex;
+    let slot = writer::slots(ifindex).find(has)?;
+    let [a, b, c, d, e, f, _, _] = maps.endpoints.load(slot, writer::LINK).to_le_bytes();
+    Some([a, b, c, d, e, f]).filter(|address| *address != [0; 6])
+}
+
+/// Every flow that has not expired.
+pub fn flows(maps: &Maps) -> Vec<Flow> {
+    let clock = clock();
+    let mut list = Vec::new();
+    let live4 = maps.table4().slots::<KEY4>().filter(|slot| !slot.is_expired(&clock));
+    list.extend(live4.map(|slot| flow_of(&slot, 4, &clock)));
+    let live6 = maps.table6().slots::<KEY6>().filter(|slot| !slot.is_expired(&clock));
+    list.extend(live6.map(|slot| flow_of(&slot, 6, &clock)));
+    list
+}
+
+fn flow_of<const KEY: usize>(slot: &Slot<KEY>, family: u32, clock: &Clock) -> Flow {
+    let [local, remote] = slot.addresses().map(|words| ip_of(&Address { family, words }));
+    let closed = slot.meta & (flow::FIN_LOCAL | flow::FIN_REMOTE);
+    Flow {
+        endpoint: slot.endpoint(),
+        protocol: slot.protocol(),
+        local,
+        local_port: slot.local_port(),
+        remote,
+        remote_port: slot.remote_port(),
+        opened: match slot.state & OPENER {
+            OPENED_BY_REMOTE | OPENED_BY_NODE => Some(Direction::Ingress),
+            OPENED_UNSEEN => None,
+            _ => Some(Direction::Egress),
+        },
+        is_from_node: slot.state & OPENER == OPENED_BY_NODE,
+        is_replied: slot.meta & flow::REPLIED != 0,
+        is_closing: slot.meta & flow::RESET != 0 || closed == flow::FIN_LOCAL | flow::FIN_REMOTE,
+        idle_seconds: (clock.now.saturating_sub(slot.last_seen()) << flow::TICK_SHIFT)
+            / jiffies_per_second(),
+        epoch: slot.epoch(),
+    }
+}
+
+/// Now, in the programs' ticks, and the default idle limits. The kernel starts its jiffies five
+/// minutes before they wrap 32 bits (include/linux/jiffies.h: INITIAL_JIFFIES).
+pub fn clock() -> Clock {
+    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let hz = jiffies_per_second();
+    let nanoseconds = uptime.tv_sec as u64 * 1_000_000_000 + uptime.tv_nsec as u64;
+    let jiffies = (1 << 32) - 300 * hz + nanoseconds / (1_000_000_000 / hz);
+    let t = flow::TIMEOUT_SECONDS;
+    Clock {
+        now: flow::tick(jiffies),
+        timeouts: Timeouts {
+            tcp_established: seconds_to_ticks(t.tcp_established),
+            tcp_other: seconds_to_ticks(t.tcp_other),
+            sctp: seconds_to_ticks(t.sctp),
+            udp: seconds_to_ticks(t.udp),
+            icmp: seconds_to_ticks(t.icmp),
+            other: seconds_to_ticks(t.other),
+        },
+    }
+}
+
+/// All address blocks with their classes.
+pub fn classes(maps: &Maps) -> Result<BTreeMap<IpNet, ClassId>, DatapathError> {
+    let mut all = BTreeMap::new();
+    for entry in maps.addresses.iter() {
+        let (key, value) = entry.map_err(bpf_error("read the address table"))?;
+        let address: Address = zerocopy::transmute!(key);
+        all.insert(IpNet::from(ip_of(&address)), ClassId(value as u32));
+    }
+    for entry in maps.blocks.iter() {
+        let (key, value) = entry.map_err(bpf_error("read the block table"))?;
+        let address: Address = zerocopy::transmute!(key.data());
+        let prefix = key.prefix_len().saturating_sub(layout::FAMILY_BITS);
+        if let Ok(block) = IpNet::new(ip_of(&address), u8::try_from(prefix).unwrap_or(u8::MAX)) {
+            all.insert(block, ClassId(value));
+        }
+    }
+    Ok(all)
+}
+
+/// `(endpoint id, address)` of all local endpoints.
+pub fn own_addresses(maps: &Maps) -> impl Iterator<Item = (u16, IpAddr)> {
+    maps.own_addresses.keys().flatten().filter_map(|key| {
+        let own = layout::OwnAddress::read_from_bytes(&key).ok()?;
+        Some((own.endpoint as u16, ip_of(&own.address)))
+    })
+}
+
+/// An endpoint's counters of one direction, summed over CPUs, by [`Reason`].
+pub fn counters(
+    maps: &Maps,
+    endpoint: u16,
+    direction: Direction,
+) -> Result<[u64; N_COUNTERS], DatapathError> {
+    let direction = match direction {
+        Direction::Ingress => layout::Direction::Ingress,
+        Direction::Egress => layout::Direction::Egress,
+    };
+    let index = layout::counter_index(u32::from(endpoint), direction);
+    let values = maps.counters.get(&index, 0).map_err(bpf_error("read the counters"))?;
+    let mut sum = [0; N_COUNTERS];
+    for cpu in values.iter() {
+        for (total, value) in sum.iter_mut().zip(cpu) {
+            *total += value;
+        }
+    }
+    Ok(sum)
+}
+
+/// Packets dropped, of a set of counters.
+pub fn drops(counters: &[u64; N_COUNTERS]) -> u64 {
+    Reason::ALL.iter().filter(|r| r.is_drop()).map(|&r| counters[r as usize]).sum()
+}
+
+/// The address that a map key stands for.
+pub fn ip_of(address: &Address) -> IpAddr {
+    if address.family == 6 {
+        let mut bytes = [0; 16];
+        for (chunk, word) in bytes.chunks_exact_mut(4).zip(address.words) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        IpAddr::V6(Ipv6Addr::from(bytes))
+    } else {
+        IpAddr::V4(Ipv4Addr::from(address.words[0].to_ne_bytes()))
+    }
+}

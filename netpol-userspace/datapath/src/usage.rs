@@ -1,0 +1,180 @@
+//! How full the tables are, for people and metrics. Reads the bookkeeping only.
+
+use std::collections::BTreeSet;
+
+use netpol_common::layout::{self, Reason};
+
+use super::classes::is_address;
+use super::flow_tables::FlowUse;
+use super::limits::{N_EXAMPLES, Overflow, TableUse};
+use super::observe;
+use super::writer::{Datapath, Endpoint};
+use netpol_compile::{EndpointId, ServiceKey, SetId};
+use netpol_model::Direction;
+
+impl Datapath {
+    /// Every table that can be full, but for the flow tables: those make room by themselves.
+    pub fn tables(&self) -> Vec<TableUse> {
+        let [addresses, blocks] = self.classes.sizes();
+        let n_own: usize = self.endpoints.values().map(|e| e.addresses.len()).sum();
+        let n_endpoints = self.endpoints.keys().filter(|id| self.has_entry(**id)).count();
+        let is_service_short = self.services.len() >= self.limits.services as usize;
+        let is_row_short = self.rows.stored.len() >= self.limits.rows as usize;
+        let table = |table, used: usize, limit: usize, overflow| TableUse {
+            table,
+            used: used as u64,
+            limit: limit as u64,
+            overflow,
+        };
+        vec![
+            table(
+                "endpoints",
+                n_endpoints,
+                self.limits.endpoints as usize,
+                self.closed_endpoints(),
+            ),
+            table(
+                "own_addresses",
+                n_own,
+                layout::MAX_OWN_ADDRESSES as usize,
+                self.foreign_addresses(),
+            ),
+            table(
+                "source_prefixes",
+                self.source_prefixes(),
+                layout::MAX_SOURCE_PREFIXES as usize,
+                self.missing_prefixes(),
+            ),
+            table("addresses", addresses.0, addresses.1, self.missing_classes(true)),
+            table("blocks", blocks.0, blocks.1, self.missing_classes(false)),
+            table(
+                "rows",
+                self.rows.stored.len(),
+                self.limits.rows as usize,
+                self.missing_rows().filter(|_| is_row_short),
+            ),
+            table(
+                "intervals",
+                self.arena.used() as usize,
+                self.limits.intervals as usize,
+                self.missing_rows().filter(|_| !is_row_short),
+            ),
+            table(
+                "services",
+                self.services.len(),
+                self.limits.services as usize,
+                self.missing_services().filter(|_| is_service_short),
+            ),
+            table(
+                "backends",
+                self.backend_arena.used() as usize,
+                layout::MAX_BACKENDS as usize,
+                self.missing_services().filter(|_| !is_service_short),
+            ),
+        ]
+    }
+
+    /// How full the flow tables are: slots that hold a flow, also one that has expired and that
+    /// nobody has needed the slot of, and all.
+    pub fn flow_tables(&self) -> [TableUse; 2] {
+        let held = self.maps.held_flows();
+        let slots = [self.maps.table4(), self.maps.table6()].map(|table| table.n_slots());
+        let table = |table, used, limit| TableUse { table, used, limit, overflow: None };
+        [table("flows4", held[0], slots[0]), table("flows6", held[1], slots[1])]
+    }
+
+    /// What an endpoint has of the flow tables, if it has an entry.
+    pub fn flow_use(&self, id: EndpointId) -> Option<FlowUse> {
+        self.has_entry(id).then(|| self.maps.flow_use(id.0))
+    }
+
+    /// How many live flows made room for these endpoints' flows.
+    pub fn evicted_flows(&self, endpoints: impl Iterator<Item = EndpointId>) -> u64 {
+        let with_entry = endpoints.filter(|id| self.has_entry(*id));
+        with_entry
+            .flat_map(|id| Direction::BOTH.map(|direction| (id, direction)))
+            .filter_map(|(id, direction)| observe::counters(&self.maps, id.0, direction).ok())
+            .map(|counters| counters[Reason::FlowEvicted as usize])
+            .sum()
+    }
+
+    fn closed_endpoints(&self) -> Option<Overflow> {
+        let endpoints = self.endpoints_where(|endpoint| endpoint.is_closed);
+        (!endpoints.is_empty()).then(|| Overflow {
+            is_error: true,
+            n_left_out: endpoints.len() as u64,
+            examples: Vec::new(),
+            endpoints,
+            consequence: "every packet from and to these pods is dropped, the node's included",
+            remedy: "move pods to other nodes",
+        })
+    }
+
+    fn foreign_addresses(&self) -> Option<Overflow> {
+        let is_short = |endpoint: &Endpoint| !endpoint.other_addresses.is_empty();
+        let mut endpoints = self.endpoints_where(is_short);
+        endpoints.retain(|id| self.has_entry(*id));
+        let left_out = endpoints.iter().map(|id| &self.endpoints[id].other_addresses);
+        let left_out: Vec<_> = left_out.flatten().collect();
+        // Any pod can give itself more addresses: that is no fault of the node.
+        (!left_out.is_empty()).then(|| Overflow {
+            is_error: false,
+            n_left_out: left_out.len() as u64,
+            examples: left_out.iter().take(N_EXAMPLES).map(ToString::to_string).collect(),
+            endpoints,
+            consequence: "what these pods send from them is dropped while a policy isolates them",
+            remedy: "give the pods fewer addresses",
+        })
+    }
+
+    fn missing_classes(&self, of_addresses: bool) -> Option<Overflow> {
+        let missing = || self.classes.missing().filter(|b| is_address(b) == of_addresses);
+        let n_left_out = missing().count() as u64;
+        (n_left_out > 0).then(|| Overflow {
+            is_error: true,
+            n_left_out,
+            examples: missing().take(N_EXAMPLES).map(ToString::to_string).collect(),
+            endpoints: Vec::new(),
+            consequence: "for isolated pods, only rules without peers apply to these and to the \
+                          rest of the smallest block around each; connections that were judged \
+                          before go on",
+            remedy: "let the policies of this node's pods select fewer pods and name fewer blocks",
+        })
+    }
+
+    fn missing_rows(&self) -> Option<Overflow> {
+        let sets: BTreeSet<SetId> = self.rows.missing.keys().map(|(set, _)| *set).collect();
+        (!sets.is_empty()).then(|| Overflow {
+            is_error: true,
+            n_left_out: self.rows.missing.len() as u64,
+            examples: Vec::new(),
+            endpoints: self.endpoints_where(|endpoint| {
+                sets.contains(&endpoint.sets.ingress) || sets.contains(&endpoint.sets.egress)
+            }),
+            consequence: "some of what their policies allow is denied to these pods",
+            remedy: "let the policies of this node's pods tell fewer peers and ports apart, or \
+                     move pods to other nodes",
+        })
+    }
+
+    fn missing_services(&self) -> Option<Overflow> {
+        let name = |key: &ServiceKey| format!("{} {} port {}", key.protocol, key.address, key.port);
+        // What is beyond a share is its namespace's matter, not the node's.
+        let unplaced = || self.unplaced.keys().filter(|key| !self.beyond.contains(key));
+        let n_left_out = unplaced().count() as u64;
+        (n_left_out > 0).then(|| Overflow {
+            is_error: true,
+            n_left_out,
+            examples: unplaced().take(N_EXAMPLES).map(name).collect(),
+            endpoints: Vec::new(),
+            consequence: "what isolated pods send there passes only if their policies allow both \
+                          the Service's address and, after translation, the backend",
+            remedy: "let pods be isolated for egress on fewer nodes, or have fewer Services",
+        })
+    }
+
+    fn endpoints_where(&self, is_wanted: impl Fn(&Endpoint) -> bool) -> Vec<EndpointId> {
+        let wanted = self.endpoints.iter().filter(|(_, endpoint)| is_wanted(endpoint));
+        wanted.map(|(&id, _)| id).collect()
+    }
+}

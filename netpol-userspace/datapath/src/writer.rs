@@ -1,0 +1,728 @@
+//! Writes the compiler's steps into the maps and keeps the programs attached to exactly the
+//! endpoints that a policy isolates.
+//!
+//! Invariants: a row is complete before its set or class is used; an endpoint's entry is complete
+//! before its programs are attached, and goes only after they are detached; nothing a packet in
+//! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aya::maps::{MapError, PerCpuValues};
+use netpol_common::layout::{self, Address, EPOCH_MASK, names};
+
+use super::arena::Arena;
+use super::attach::{AttachMode, Attacher, Part};
+use super::classes::Classes;
+use super::error::{DatapathError, bpf_error, io_error};
+use super::features;
+use super::grace::grace_period;
+use super::guards::{Guard, Guards};
+use super::limits::Limits;
+use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
+use super::maps::{CounterWords, Maps, limits_within};
+use super::own_addresses::own4;
+use super::pins::Pins;
+use super::prefixes::Prefixes;
+use super::resize::SetAside;
+use super::rows::Rows;
+use super::sources::Sources;
+use super::speakers::Link;
+use super::transit::{CONTROL_FLAGS, Transit};
+use crate::lock::Lock;
+use netpol_compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
+use netpol_endpoint::{PodNetns, sockets};
+
+/// Word indices of [`layout::Endpoint`].
+const IDENTITY: usize = 0;
+const POLICY: usize = 1;
+const BORN: usize = 2;
+pub(super) const OWN4: usize = 3;
+pub(super) const LINK: usize = 4;
+/// Word index of [`layout::Control::epoch`].
+const CONTROL_EPOCH: usize = 4;
+
+/// Whether this machine's processors may do a load before one that comes earlier in the program.
+const IS_WEAKLY_ORDERED: bool = !cfg!(any(target_arch = "x86_64", target_arch = "x86"));
+
+/// Something that could not be done for one endpoint or table; everything else was.
+#[derive(Debug)]
+pub struct EndpointFailure {
+    /// The endpoint, if it is about one.
+    pub endpoint: Option<EndpointId>,
+    /// What went wrong.
+    pub error: DatapathError,
+}
+
+/// A local endpoint as the datapath knows it.
+#[derive(Debug, Clone)]
+pub(super) struct Endpoint {
+    pub(super) ifindex: u32,
+    /// Index in the endpoints map, once it is written there.
+    pub(super) slot: Option<usize>,
+    pub(super) sets: EndpointSets,
+    pub(super) epoch: u32,
+    /// Flows of earlier epochs belong to an earlier owner of the id.
+    pub(super) born: u32,
+    pub(super) is_attached: bool,
+    /// Where the pod's sockets can be read, if anywhere.
+    pub(super) netns: Option<PodNetns>,
+    /// Its addresses in the map.
+    pub(super) addresses: HashSet<IpAddr>,
+    /// Addresses for which there is no room.
+    pub(super) other_addresses: Vec<IpAddr>,
+    /// It has no entry although it is isolated, so the programs drop everything.
+    pub(super) is_closed: bool,
+    /// Index in the speakers map, once it is written there.
+    pub(super) speaker: Option<usize>,
+    pub(super) link: Link,
+    /// The declared addresses are this interface's, not only another one's of the same pod.
+    pub(super) is_main: bool,
+    pub(super) guard: Guard,
+    /// It has had declared addresses.
+    pub(super) was_declared: bool,
+}
+
+/// The agent's side of the maps. One per pin directory.
+pub struct Datapath {
+    pub(super) maps: Maps,
+    pub(super) programs: Programs,
+    pub(super) attacher: Attacher,
+    pub(super) arena: Arena<PortSet>,
+    pub(super) backend_arena: Arena<[Backend]>,
+    /// Services in the map, with the backends whose region they use.
+    pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
+    /// Services that did not fit into the map.
+    pub(super) unplaced: BTreeMap<ServiceKey, Arc<[Backend]>>,
+    /// Services that are not to have a place, since their namespaces want more than their share.
+    pub(super) beyond: BTreeSet<ServiceKey>,
+    /// Backends of Services that were changed or cleared since the last grace period.
+    pub(super) old_backends: Vec<Arc<[Backend]>>,
+    pub(super) limits: Limits,
+    pub(super) classes: Classes,
+    pub(super) rows: Rows,
+    pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
+    pub(super) program_ids: [u32; 2],
+    pub(super) transit: Transit,
+    pub(super) sources: Sources,
+    pub(super) guards: Guards,
+    lacks: Vec<String>,
+    pub(super) prefixes: Prefixes,
+    _lock: Lock,
+}
+
+const NO_SETS: EndpointSets = EndpointSets { ingress: SetId::NONE, egress: SetId::NONE };
+
+impl Datapath {
+    /// Opens the pin directory as its only writer, loads this build's programs and switches the
+    /// links that are there to them. Enforcement of an earlier agent goes on meanwhile.
+    pub fn open(
+        pins: &Pins,
+        options: &LoadOptions,
+        mode: AttachMode,
+    ) -> Result<Self, DatapathError> {
+        super::probe::require_capabilities()?;
+        let lacks = features::require()?;
+        if mode == AttachMode::Tcx {
+            features::require_tcx()?;
+        }
+        pins.create()?;
+        let lock = pins.lock()?;
+        let set_aside = SetAside::prepare(pins, options)?;
+        let mut programs = Programs::load(pins, options)?;
+        let maps = Maps::open(pins, true)?;
+        if let Some(tables) = &set_aside {
+            tables.copy(&maps);
+        }
+        let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
+        // An earlier release has left this word as it was, whosever the entry became. Its programs
+        // do not read it; these do as soon as they are attached, and zero lets them ask the table.
+        for slot in 0..maps.endpoints.len() {
+            maps.endpoints.store(slot, OWN4, 0);
+        }
+        let attacher = Attacher::new(mode, pins);
+        attacher.adopt(&mut programs)?;
+        programs.pin(pins)?;
+        if let Some(tables) = set_aside {
+            tables.finish(&maps)?;
+        }
+        let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
+        let limits = limits_within(pins, options.limits)?;
+        let mut datapath = Self {
+            limits,
+            classes: Classes::new(limits.addresses, limits.blocks),
+            arena: Arena::new(limits.intervals),
+            backend_arena: Arena::new(layout::MAX_BACKENDS),
+            services: HashMap::new(),
+            unplaced: BTreeMap::new(),
+            beyond: BTreeSet::new(),
+            old_backends: Vec::new(),
+            maps,
+            programs,
+            attacher,
+            rows: Rows::default(),
+            endpoints: BTreeMap::new(),
+            program_ids,
+            transit,
+            sources: Sources::default(),
+            guards: Guards::default(),
+            lacks,
+            prefixes: Prefixes::default(),
+            _lock: lock,
+        };
+        datapath.sources = Sources::new(!datapath.adopted().is_empty());
+        datapath.adopt_classes()?;
+        datapath.adopt_rows()?;
+        datapath.adopt_services()?;
+        datapath.adopt_prefixes()?;
+        Ok(datapath)
+    }
+
+    /// The programs, for their figures.
+    pub fn programs(&mut self) -> &mut Programs {
+        &mut self.programs
+    }
+
+    /// The maps once more, for who reads them beside this.
+    pub fn maps(&self, pins: &Pins) -> Result<Maps, DatapathError> {
+        self.maps.open_again(pins)
+    }
+
+    /// How much the tables hold, as they are.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What the kernel lacks that netpol does without, in sentences.
+    pub fn lacks(&self) -> &[String] {
+        &self.lacks
+    }
+
+    /// `tcx` or `clsact`.
+    pub fn attach_mode(&self) -> &'static str {
+        self.attacher.name()
+    }
+
+    /// Ids of endpoints that an earlier agent left in force, by ifindex.
+    pub fn adopted(&self) -> HashMap<u32, EndpointId> {
+        (0..self.maps.endpoints.len())
+            .map(|slot| self.maps.endpoints.load(slot, IDENTITY))
+            .filter(|&identity| identity != 0)
+            .map(|identity| ((identity >> 32) as u32, EndpointId(identity as u16)))
+            .collect()
+    }
+
+    /// Whether an earlier agent enforced an endpoint on the interface, which is the same since.
+    pub fn is_enforced(&self, ifindex: u32) -> bool {
+        self.attacher.is_enforced(ifindex)
+    }
+
+    /// The addresses of the endpoint that an earlier agent enforced on the interface.
+    pub fn enforced_addresses(&self, ifindex: u32) -> Vec<IpAddr> {
+        let speakers = super::observe::speakers(&self.maps).into_iter();
+        let speaker =
+            speakers.filter(|(of, _)| *of == ifindex).map(|(_, id)| EndpointId(id)).next();
+        let id = speaker.or_else(|| self.adopted().get(&ifindex).copied());
+        let mut addresses: Vec<IpAddr> =
+            id.map(|id| self.own_addresses(id)).into_iter().flatten().collect();
+        addresses.sort_unstable();
+        addresses
+    }
+
+    /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
+    /// endpoint that an earlier agent left in force under the same id and interface is taken over
+    /// as it is. One whose id is beyond the endpoint table's limit will have no entry there: as
+    /// soon as it is isolated, nothing passes from or to it.
+    pub fn add_endpoint(
+        &mut self,
+        id: EndpointId,
+        ifindex: u32,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<(), DatapathError> {
+        if !self.endpoints.contains_key(&id) {
+            let slot = self.find_slot(ifindex, id);
+            let endpoint = self.new_endpoint(id, ifindex, slot)?;
+            if slot.is_some() {
+                let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+                self.adopt_sources(&addresses, ifindex);
+            }
+            self.endpoints.insert(id, endpoint);
+        }
+        let result = self.set_addresses(id, addresses);
+        self.add_speaker(id);
+        self.adopt_guard(id);
+        result
+    }
+
+    /// Says whether what an endpoint may speak as is declared for its interface, so that it may
+    /// have a guard. (Further interfaces of a pod may have none.)
+    pub fn set_main(&mut self, id: EndpointId, is_main: bool) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.is_main = is_main;
+        }
+    }
+
+    /// The endpoint gets an id within the endpoint table's limit; whatever is attached stays.
+    /// Its policy sets are to be given next.
+    pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
+        let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
+        let Endpoint { is_attached, netns, link, is_main, guard, was_declared, .. } = endpoint;
+        let renumbered =
+            Endpoint { is_attached, netns, link, is_main, guard, was_declared, ..fresh };
+        self.endpoints.insert(new, renumbered);
+        let result = self.set_addresses(new, endpoint.other_addresses);
+        self.add_speaker(new);
+        result
+    }
+
+    /// The interface is another endpoint from now on. Whatever is attached stays, and nothing
+    /// passes until its policy sets are given, which is to be done next.
+    pub fn hand_over(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.get_mut(&old) else { return Ok(()) };
+        let is_closed = endpoint.slot.is_some() || endpoint.is_closed;
+        if let Some(slot) = endpoint.slot.take() {
+            clear_slot(&self.maps.endpoints, slot);
+            let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+            let ifindex = endpoint.ifindex;
+            self.remove_sources(&addresses, ifindex);
+        }
+        self.remove_speaker(old);
+        self.set_addresses(old, [])?;
+        let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
+        let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
+        let Endpoint { sets, is_attached, netns, link, is_main, guard, .. } = endpoint;
+        let other = Endpoint { sets, is_attached, netns, link, is_main, guard, is_closed, ..fresh };
+        self.endpoints.insert(new, other);
+        self.add_speaker(new);
+        Ok(())
+    }
+
+    /// Says where an endpoint's sockets can be read: connections that are older than the programs
+    /// on its interface are then known by who opened them.
+    pub fn set_netns(&mut self, id: EndpointId, netns: Option<PodNetns>) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.netns = netns;
+        }
+    }
+
+    fn new_endpoint(
+        &mut self,
+        id: EndpointId,
+        ifindex: u32,
+        slot: Option<usize>,
+    ) -> Result<Endpoint, DatapathError> {
+        let mut endpoint = Endpoint {
+            ifindex,
+            slot,
+            sets: NO_SETS,
+            epoch: 0,
+            born: 0,
+            is_attached: false,
+            netns: None,
+            addresses: HashSet::new(),
+            other_addresses: Vec::new(),
+            is_closed: false,
+            speaker: None,
+            link: Link::default(),
+            is_main: true,
+            guard: Guard::None,
+            was_declared: false,
+        };
+        if let Some(slot) = slot {
+            let policy = self.maps.endpoints.load(slot, POLICY);
+            endpoint.epoch = (policy >> 32) as u32 & EPOCH_MASK;
+            endpoint.sets = EndpointSets {
+                ingress: SetId((policy >> 16) as u16),
+                egress: SetId(policy as u16),
+            };
+            endpoint.born = self.maps.endpoints.load(slot, BORN) as u32;
+            endpoint.addresses = self.own_addresses(id);
+        } else {
+            endpoint.born = self.next_epoch();
+            // Seeded flows carry the first epoch and are judged again in this one.
+            endpoint.epoch = self.next_epoch();
+            if self.has_entry(id) {
+                self.clear_counters(id)?;
+                self.maps.clear_losses(id.0);
+            }
+        }
+        Ok(endpoint)
+    }
+
+    /// The slot that already holds this endpoint.
+    fn find_slot(&self, ifindex: u32, id: EndpointId) -> Option<usize> {
+        let wanted = identity_word(ifindex, id);
+        slots(ifindex).find(|&slot| self.maps.endpoints.load(slot, IDENTITY) == wanted)
+    }
+
+    /// Takes an endpoint out: programs off first, then its entry.
+    pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        self.release_endpoint(id);
+        self.detach_guard(id);
+        self.remove_speaker(id);
+        self.set_addresses(id, [])?;
+        self.endpoints.remove(&id);
+        self.settle_transit();
+        Ok(())
+    }
+
+    /// Detaches and clears the map entry, but keeps the endpoint known.
+    fn release_endpoint(&mut self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
+        self.attacher.detach(endpoint.ifindex);
+        endpoint.is_attached = false;
+        endpoint.is_closed = false;
+        endpoint.sets = NO_SETS;
+        if let Some(slot) = endpoint.slot.take() {
+            clear_slot(&self.maps.endpoints, slot);
+            self.maps.clear_share(id.0);
+            let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+            let ifindex = endpoint.ifindex;
+            self.remove_sources(&addresses, ifindex);
+            self.divide_flow_tables();
+        }
+        // What flows do from now on is not seen: should the pod be isolated again, what is in the
+        // table is void and its sockets tell.
+        let (born, epoch) = (self.next_epoch(), self.next_epoch());
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            (endpoint.born, endpoint.epoch) = (born, epoch);
+        }
+    }
+
+    /// Carries out the steps in order. A failure concerns what it names; the other steps are
+    /// done all the same. What does not fit into its table is no failure: see [`Self::tables`].
+    pub fn apply(&mut self, plan: &[Step]) -> Vec<EndpointFailure> {
+        let mut failures = self.prepare_transit(plan);
+        for step in plan {
+            if let Err(failure) = self.apply_step(step) {
+                failures.push(failure);
+            }
+        }
+        if let Err(error) = self.retry() {
+            failures.push(EndpointFailure { endpoint: None, error });
+        }
+        self.settle_transit();
+        failures
+    }
+
+    pub(super) fn apply_step(&mut self, step: &Step) -> Result<(), EndpointFailure> {
+        let general = |error| EndpointFailure { endpoint: None, error };
+        match step {
+            Step::AddRow(set, class, row) => self.add_row(*set, *class, row).map_err(general),
+            Step::SetClass(block, class) => self.set_class(block, *class).map_err(general),
+            Step::ClearClass(block) => self.clear_class(block).map_err(general),
+            Step::SetService(key, backends) => self.set_service(key, backends).map_err(general),
+            Step::ClearService(key) => self.clear_service(key).map_err(general),
+            Step::SetEndpoint(id, sets) => self
+                .set_endpoint(*id, *sets)
+                .map_err(|error| EndpointFailure { endpoint: Some(*id), error }),
+            Step::Rejudge(ids) => {
+                self.rejudge(ids);
+                Ok(())
+            }
+            Step::RemoveRow(set, class) => {
+                self.drop_row((*set, *class));
+                Ok(())
+            }
+        }
+    }
+
+    /// Tries again what did not fit, as far as there is room now.
+    pub fn retry(&mut self) -> Result<(), DatapathError> {
+        self.retry_rows()?;
+        self.retry_classes()?;
+        self.retry_services()?;
+        self.retry_sources()?;
+        let closed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_closed);
+        let closed: Vec<_> = closed.map(|(&id, endpoint)| (id, endpoint.sets)).collect();
+        for (id, sets) in closed {
+            if self.has_entry(id) {
+                self.set_endpoint(id, sets)?;
+            }
+        }
+        self.retry_addresses()
+    }
+
+    fn set_endpoint(&mut self, id: EndpointId, sets: EndpointSets) -> Result<(), DatapathError> {
+        if sets == NO_SETS {
+            if let Some(endpoint) = self.endpoints.get_mut(&id)
+                && std::mem::replace(&mut endpoint.sets, NO_SETS) != NO_SETS
+            {
+                // Before the programs, which check the same, come off.
+                endpoint.is_closed = false;
+                let guarded = self.settle_guard(id);
+                self.release_endpoint(id);
+                return guarded;
+            }
+            self.release_endpoint(id);
+            return Ok(());
+        }
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        endpoint.sets = sets;
+        let is_new = endpoint.slot.is_none();
+        let is_closed = !self.write_endpoint(id);
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.is_closed = is_closed;
+        }
+        // Without an entry the programs drop everything: what a policy selects must not be open.
+        if !is_new || is_closed {
+            self.attach(id)?;
+            self.detach_guard(id);
+            return Ok(());
+        }
+        // Before the programs, so that none of these flows is new to them; and after them, for
+        // those that were opened meanwhile.
+        self.seed(id);
+        self.attach(id)?;
+        self.seed(id);
+        self.detach_guard(id);
+        Ok(())
+    }
+
+    /// Enters the endpoint's connections into the flow table, to be judged at their next packet.
+    fn seed(&self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.get(&id) else { return };
+        let Some(netns) = &endpoint.netns else { return };
+        match netns.open().and_then(|netns| sockets::connections(&netns)) {
+            Ok(connections) => {
+                let own = |c: &&sockets::Connection| endpoint.addresses.contains(&c.local);
+                let connections: Vec<_> = connections.iter().filter(own).copied().collect();
+                super::seed::seed(&self.maps, id, &connections, endpoint.born);
+            }
+            // A pod that is just ending.
+            Err(error) => tracing::debug!(%error, "cannot read a pod's connections"),
+        }
+    }
+
+    /// Writes the endpoint's entry; the policy word in one store. Returns whether there is room
+    /// for it.
+    fn write_endpoint(&mut self, id: EndpointId) -> bool {
+        let may_have_entry = self.has_entry(id);
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return true };
+        let EndpointSets { ingress, egress } = endpoint.sets;
+        let word = layout::policy_word(endpoint.epoch, ingress.0, egress.0);
+        let table = &self.maps.endpoints;
+        if let Some(slot) = endpoint.slot {
+            table.store(slot, POLICY, word);
+            return true;
+        }
+        let mut free = slots(endpoint.ifindex).filter(|&slot| table.load(slot, IDENTITY) == 0);
+        let Some(slot) = free.next().filter(|_| may_have_entry) else { return false };
+        // Whatever the flow table holds under this id is an earlier endpoint's.
+        table.store(slot, BORN, u64::from(endpoint.born));
+        self.maps.set_born(id.0, endpoint.born);
+        table.store(slot, OWN4, own4(&endpoint.addresses));
+        table.store(slot, LINK, endpoint.link.frames_from());
+        table.store(slot, POLICY, word);
+        endpoint.slot = Some(slot);
+        let ifindex = endpoint.ifindex;
+        let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
+        self.divide_flow_tables();
+        self.maps.endpoints.store(slot, IDENTITY, identity_word(ifindex, id));
+        self.add_sources(&addresses, ifindex);
+        true
+    }
+
+    /// Gives every endpoint with an entry an equal share of the flow tables.
+    fn divide_flow_tables(&self) {
+        let with_entry = self.endpoints.iter().filter(|(_, endpoint)| endpoint.slot.is_some());
+        let ids: Vec<u16> = with_entry.map(|(id, _)| id.0).collect();
+        for &id in &ids {
+            self.maps.set_share(id, ids.len());
+        }
+    }
+
+    fn attach(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
+        if endpoint.is_attached {
+            return Ok(());
+        }
+        match self.attacher.attach(&mut self.programs, endpoint.ifindex) {
+            Ok(()) => endpoint.is_attached = true,
+            // It has just vanished, and that will be heard of.
+            Err(_) if !self.attacher.exists(endpoint.ifindex) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Makes every flow of these endpoints be judged again at its next packet.
+    pub(super) fn rejudge(&mut self, ids: &[EndpointId]) {
+        if IS_WEAKLY_ORDERED {
+            // A program could have read an address's old class before the new epoch, and enter what
+            // it made of it as judged in that. The kernel always has this call.
+            let _ = grace_period();
+        }
+        let epoch = self.next_epoch();
+        for id in ids {
+            let Some(endpoint) = self.endpoints.get_mut(id) else { continue };
+            endpoint.epoch = epoch;
+            if let Some(slot) = endpoint.slot {
+                let EndpointSets { ingress, egress } = endpoint.sets;
+                let word = layout::policy_word(epoch, ingress.0, egress.0);
+                self.maps.endpoints.store(slot, POLICY, word);
+            }
+        }
+    }
+
+    /// Checks that the programs still are where they were put, on some interfaces, and puts back what
+    /// is missing. Returns the endpoints that had to be repaired, and failures.
+    pub fn verify_attachments(
+        &mut self,
+        part: Part,
+        is_thorough: bool,
+    ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
+        let (mut repaired, mut failures) = self.verify_guards(part, is_thorough);
+        let isolated: Vec<EndpointId> = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.slot.is_some() || endpoint.is_closed)
+            .filter(|(_, endpoint)| part.has(endpoint.ifindex))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in isolated {
+            let ifindex = self.endpoints[&id].ifindex;
+            if self.endpoints[&id].is_attached
+                && self.attacher.is_attached(ifindex, self.program_ids)
+            {
+                continue;
+            }
+            if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                endpoint.is_attached = false;
+            }
+            match self.attach(id) {
+                Ok(()) if self.endpoints[&id].is_attached => repaired.push(id),
+                Ok(()) => {}
+                Err(error) => failures.push(EndpointFailure { endpoint: Some(id), error }),
+            }
+        }
+        (repaired, failures)
+    }
+
+    /// Whether [`Self::collect_garbage`] has anything to do.
+    pub fn has_garbage(&self) -> bool {
+        !self.rows.garbage.is_empty()
+            || !self.old_backends.is_empty()
+            || self.arena.has_released()
+            || self.backend_arena.has_released()
+    }
+
+    /// Removes rows that nothing refers to any more, after a grace period for packets in flight.
+    pub fn collect_garbage(&mut self) -> Result<(), DatapathError> {
+        if !self.has_garbage() {
+            return Ok(());
+        }
+        let garbage = std::mem::take(&mut self.rows.garbage);
+        let old_backends = std::mem::take(&mut self.old_backends);
+        grace_period()?;
+        for pair in garbage {
+            self.take_row_out(pair)?;
+        }
+        // The rows that led to these regions are gone, but a packet may have read one just
+        // before it went.
+        for backends in old_backends {
+            self.backend_arena.release(&backends);
+        }
+        grace_period()?;
+        self.arena.reclaim();
+        self.backend_arena.reclaim();
+        self.rows.has_new_room = true;
+        Ok(())
+    }
+
+    /// A new epoch, above every one given out so far, also by earlier agents.
+    fn next_epoch(&mut self) -> u32 {
+        let epoch = (self.maps.control.load(0, CONTROL_EPOCH) as u32).wrapping_add(1) & EPOCH_MASK;
+        self.maps.control.store(0, CONTROL_EPOCH, u64::from(epoch));
+        epoch
+    }
+
+    fn clear_counters(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| io_error(what)(error))?;
+        for direction in [layout::Direction::Ingress, layout::Direction::Egress] {
+            let zero: CounterWords = [0; layout::N_COUNTERS];
+            let values = PerCpuValues::try_from(vec![zero; cpus])
+                .map_err(io_error("make per-CPU values"))?;
+            let index = layout::counter_index(u32::from(id.0), direction);
+            self.maps
+                .counters
+                .set(index, values, 0)
+                .map_err(bpf_error(format!("clear counters in map {}", names::COUNTERS)))?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
+    endpoints.store(slot, IDENTITY, 0);
+    endpoints.store(slot, POLICY, 0);
+    endpoints.store(slot, BORN, 0);
+    endpoints.store(slot, OWN4, 0);
+    endpoints.store(slot, LINK, 0);
+}
+
+/// The slots an interface may be found in.
+pub(super) fn slots(ifindex: u32) -> impl Iterator<Item = usize> {
+    let first = (ifindex & (layout::ENDPOINT_SLOTS - 1)) as usize;
+    first..first + layout::ENDPOINT_PROBES as usize
+}
+
+pub(super) const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
+    (ifindex as u64) << 32 | id.0 as u64
+}
+
+/// The map form of an address.
+pub fn address_of(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => Address::v4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => {
+            let bytes = v6.octets();
+            Address::v6(std::array::from_fn(|i| {
+                u32::from_ne_bytes(std::array::from_fn(|j| bytes[i * 4 + j]))
+            }))
+        }
+    }
+}
+
+pub(super) const ENOENT: i32 = 2;
+const E2BIG: i32 = 7;
+const ENOMEM: i32 = 12;
+pub(super) const EEXIST: i32 = 17;
+const ENOSPC: i32 = 28;
+
+pub(super) fn os_error(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+/// A table is full.
+pub(super) fn no_room(table: &'static str, limit: u32) -> DatapathError {
+    let consequence = "what did not fit is denied for isolated pods";
+    DatapathError::Full { table, limit, consequence }
+}
+
+/// A map error, named as "full" where that is what it is.
+pub(super) fn full_or(error: MapError, table: &'static str, limit: u32) -> DatapathError {
+    match os_error(&error) {
+        Some(E2BIG | ENOSPC | ENOMEM) => no_room(table, limit),
+        _ => bpf_error(format!("write to the {table}"))(error),
+    }
+}
+
+pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), DatapathError> {
+    was_there(result).map(drop)
+}
+
+/// Whether what was to be removed was there.
+pub(super) fn was_there(result: Result<(), MapError>) -> Result<bool, DatapathError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(error) if os_error(&error) == Some(ENOENT) => Ok(false),
+        Err(error) => Err(bpf_error("remove a map entry")(error)),
+    }
+}

@@ -1,0 +1,360 @@
+//! `netpol check FILE...`: each policy in plain sentences, what an API server would refuse, and
+//! what is probably not meant. Must never need a cluster or an agent.
+
+use std::io::{Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use netpol_model::{Change, Cluster};
+use netpol_source::advice::{self, Known, Subject};
+use netpol_source::catalog::{Catalog, FileState, Files};
+use netpol_source::directory::{self, Reader};
+use netpol_source::parse::{Entry, Object, Originals};
+use netpol_source::{Event, convert, explain};
+
+/// What is said about one object, or about a file that cannot be read.
+#[derive(Debug, Serialize)]
+struct Report {
+    file: String,
+    object: String,
+    explanation: Vec<String>,
+    errors: Vec<Refusal>,
+    warnings: Vec<String>,
+    #[serde(skip)]
+    line: usize,
+    #[serde(skip)]
+    is_policy: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Refusal {
+    field: String,
+    message: String,
+    /// The sentence for people.
+    #[serde(skip)]
+    text: String,
+}
+
+/// Checks files, directories and (`-`) standard input and writes what is found, as text or JSON.
+/// Returns whether anything counts as a finding: what an API server would refuse, and with
+/// `strict` warnings, too.
+pub fn run(
+    files: &[PathBuf],
+    strict: bool,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let mut read = Files::new();
+    for path in files {
+        read_into(path, &mut read)?;
+    }
+    let reports = reports(&read);
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &reports)?;
+        writeln!(out)?;
+    } else {
+        write_text(&reports, out)?;
+    }
+    let counts =
+        |report: &Report| !report.errors.is_empty() || (strict && !report.warnings.is_empty());
+    Ok(reports.iter().any(counts))
+}
+
+fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
+    let what = || format!("cannot read {}", path.display());
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).with_context(what)?;
+        // JSON piped from kubectl, else YAML.
+        let json = bytes.trim_ascii_start().first() == Some(&b'{');
+        let mut contents =
+            directory::parse_bytes(if json { "-.json" } else { "-" }, &bytes, Originals::Kept);
+        if contents.malformed.is_some() && json {
+            // A flow mapping is YAML, too.
+            let yaml = directory::parse_bytes("-", &bytes, Originals::Kept);
+            contents = if yaml.malformed.is_none() { yaml } else { contents };
+        }
+        to.insert("-".into(), FileState::Read(Arc::new(contents)));
+        return Ok(());
+    }
+    let label = path.display().to_string();
+    if std::fs::metadata(path).with_context(what)?.is_dir() {
+        let found = Reader::new(path, Originals::Kept).read(&Default::default(), |_| {}).files;
+        let label = label.trim_end_matches('/');
+        to.extend(found.into_iter().map(|(name, state)| match name.as_str() {
+            "." => (label.to_owned(), state),
+            name => (format!("{label}/{name}"), state),
+        }));
+    } else {
+        let bytes = std::fs::read(path).with_context(what)?;
+        let contents = Arc::new(directory::parse_bytes(&label, &bytes, Originals::Kept));
+        to.insert(label, FileState::Read(contents));
+    }
+    Ok(())
+}
+
+/// What all files together define, with the pods that workloads will make.
+fn cluster(files: &Files) -> Cluster {
+    let mut cluster = Cluster::default();
+    for event in Catalog::default().update(files) {
+        if let Event::Changes(changes) = event {
+            for change in changes {
+                cluster.apply(change);
+            }
+        }
+    }
+    for state in files.values() {
+        if let FileState::Read(contents) = state {
+            for pod in &contents.templates {
+                let namespace = &pod.id.namespace;
+                if !cluster.namespaces.contains_key(namespace) {
+                    let implied = convert::named_namespace(namespace, []);
+                    cluster.apply(Change::Namespace(implied));
+                }
+                cluster.apply(Change::Pod(pod.clone()));
+            }
+        }
+    }
+    cluster
+}
+
+fn reports(files: &Files) -> Vec<Report> {
+    let cluster = cluster(files);
+    let mut first_of = std::collections::BTreeMap::new();
+    let mut reports = Vec::new();
+    for (file, state) in files {
+        let contents = match state {
+            FileState::Unreadable(reason) => {
+                reports.push(unreadable(file, reason));
+                continue;
+            }
+            FileState::Read(contents) => contents,
+        };
+        reports.extend(contents.malformed.iter().map(|reason| unreadable(file, reason)));
+        for entry in &contents.entries {
+            let mut report = report(file, entry, &cluster);
+            if let Some(key) = &entry.key {
+                let place = format!("{file}, line {}", entry.line);
+                let first = first_of.entry(key.clone()).or_insert_with(|| place.clone());
+                if *first != place {
+                    report.warnings.push(format!("defined before already: {first}"));
+                }
+            }
+            let silent = report.errors.is_empty() && report.warnings.is_empty();
+            if report.is_policy || !silent {
+                reports.push(report);
+            }
+        }
+    }
+    reports
+}
+
+fn unreadable(file: &str, reason: &str) -> Report {
+    let text = reason.to_owned();
+    Report {
+        file: file.to_owned(),
+        object: String::new(),
+        explanation: Vec::new(),
+        errors: vec![Refusal { field: String::new(), message: text.clone(), text }],
+        warnings: Vec::new(),
+        line: 0,
+        is_policy: false,
+    }
+}
+
+fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
+    let (explanation, warnings) = match &entry.object {
+        Some(Object::Policy(Some(object), policy)) => {
+            let subject = Subject { object, left_empty: &entry.left_empty, policy };
+            let warnings = advice::warnings(subject, cluster, Known::SomeFiles);
+            let warnings = warnings.iter().map(ToString::to_string).collect();
+            (explain::sentences(policy), warnings)
+        }
+        _ => (Vec::new(), Vec::new()),
+    };
+    let errors = entry.problems.iter().map(|problem| Refusal {
+        field: problem.field.clone(),
+        message: problem.message.clone(),
+        text: problem.to_string(),
+    });
+    Report {
+        file: file.to_owned(),
+        object: entry.title.clone(),
+        explanation,
+        errors: errors.collect(),
+        warnings,
+        line: entry.line,
+        is_policy: entry.title.starts_with("NetworkPolicy "),
+    }
+}
+
+fn write_text(reports: &[Report], out: &mut dyn Write) -> std::io::Result<()> {
+    for report in reports {
+        match report.object.as_str() {
+            "" => writeln!(out, "{}", report.file)?,
+            object => writeln!(out, "{object} ({}:{})", report.file, report.line)?,
+        }
+        if !report.explanation.is_empty() {
+            writeln!(out, "  {}", report.explanation.join(" "))?;
+        }
+        for error in &report.errors {
+            writeln!(out, "  error: {}", error.text)?;
+        }
+        for warning in &report.warnings {
+            writeln!(out, "  warning: {warning}")?;
+        }
+        writeln!(out)?;
+    }
+    let policies = reports.iter().filter(|report| report.is_policy).count();
+    let errors = reports.iter().map(|report| report.errors.len()).sum();
+    let warnings = reports.iter().map(|report| report.warnings.len()).sum();
+    let count = |number: usize, one: &str, many: &str| match number {
+        1 => format!("1 {one}"),
+        _ => format!("{number} {many}"),
+    };
+    writeln!(
+        out,
+        "{}: {}, {}",
+        count(policies, "policy", "policies"),
+        count(errors, "error", "errors"),
+        count(warnings, "warning", "warnings")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::fs;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const GOOD: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+        metadata: {name: web, namespace: shop}\nspec:\n  podSelector: {matchLabels: {app: web}}\n  \
+        ingress:\n  - ports: [{port: 80}]\n";
+    const BAD: &str = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+        metadata: {name: bad, namespace: shop}\nspec:\n  podSelector: {}\n  ingress:\n  \
+        - from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]\n    \
+        ports: [{port: http, endPort: 90}]\n";
+
+    fn check(files: &[(&str, &str)], json: bool) -> (bool, String) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let mut out = Vec::new();
+        let found = run(&[dir.path().to_owned()], false, json, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        (found, text.replace(&dir.path().display().to_string(), "DIR"))
+    }
+
+    #[test]
+    fn a_good_policy_is_explained() {
+        let (found, text) = check(&[("web.yaml", GOOD)], false);
+        assert!(!found);
+        assert_eq!(
+            text,
+            "NetworkPolicy shop/web (DIR/web.yaml:1)\n  Selects pods app=web in namespace shop. \
+             Ingress: only from anywhere on TCP 80; everything else is denied. Egress: not \
+             restricted.\n\n1 policy: 0 errors, 0 warnings\n"
+        );
+    }
+
+    #[test]
+    fn what_an_api_server_refuses_is_listed_with_its_field() {
+        let (found, text) = check(&[("a.yaml", &format!("{GOOD}{BAD}"))], false);
+        assert!(found);
+        for line in [
+            "NetworkPolicy shop/bad (DIR/a.yaml:8)",
+            "  error: spec.ingress[0].ports[0].endPort: Invalid value: 90: may not be specified \
+             when `port` is non-numeric",
+            "  error: spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \
+             \"11.0.0.0/16\": must be a strict subset of `cidr`",
+            "2 policies: 2 errors, 0 warnings",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
+        }
+    }
+
+    #[test]
+    fn json_holds_the_same() {
+        let misspelt = GOOD.replace("ingress:", "ingres:");
+        let kind = GOOD.replace("NetworkPolicy", "NetworkPolice");
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\n";
+        let files = [
+            ("a.yaml", GOOD),
+            ("b.yaml", &misspelt),
+            ("c.yaml", &kind),
+            ("d.yaml", pod),
+            ("e.yaml", "a: [\n"),
+        ];
+        let (found, text) = check(&files, true);
+        assert!(found);
+        let list: Vec<Value> = serde_json::from_str(&text).unwrap();
+        let objects: Vec<&str> = list.iter().map(|r| r["object"].as_str().unwrap()).collect();
+        assert_eq!(
+            objects,
+            ["NetworkPolicy shop/web", "NetworkPolicy shop/web", "NetworkPolice shop/web", ""]
+        );
+        assert_eq!(list[0]["explanation"].as_array().unwrap().len(), 3);
+        assert_eq!(
+            list[0]["warnings"],
+            json!(["spec.podSelector: selects no pod in these files (pods app=web in namespace \
+                    shop), so the policy has no effect (fine if they are defined elsewhere). \
+                    Compare it with the labels of the pods (in a workload: \
+                    spec.template.metadata.labels)"])
+        );
+        assert_eq!(
+            list[1]["errors"],
+            json!([{"field": "spec.ingres",
+                "message": "unknown field \"spec.ingres\" (did you mean \"ingress\"?)"}])
+        );
+        assert_eq!(list[1]["warnings"], json!(["defined before already: DIR/a.yaml, line 1"]));
+        assert_eq!(list[2]["errors"][0]["field"], "kind");
+        assert_eq!(list[3]["file"], "DIR/e.yaml");
+        assert!(list[3]["errors"][0]["message"].as_str().unwrap().contains("malformed YAML"));
+    }
+
+    #[test]
+    fn pods_of_workloads_are_selected_like_others() {
+        let workload = |kind: &str, template: &str| {
+            format!(
+                "---\napiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: w, namespace: shop}}\n\
+                 spec: {template}\n"
+            )
+        };
+        let template = "{template: {metadata: {labels: {app: web}}, spec: {containers: []}}}";
+        let other = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: shop}\n";
+        for workload in [
+            workload("Deployment", template),
+            workload("CronJob", &format!("{{jobTemplate: {{spec: {template}}}}}")),
+        ] {
+            let (_, text) = check(&[("a.yaml", &format!("{GOOD}{workload}{other}"))], false);
+            assert!(text.ends_with("1 policy: 0 errors, 0 warnings\n"), "{text}");
+            let unmatched = workload.replace("app: web", "app: api");
+            let (_, text) = check(&[("a.yaml", &format!("{GOOD}{unmatched}"))], false);
+            assert!(text.contains("spec.podSelector: selects no pod in these files"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_that_names_it() {
+        let error = run(&["/nonexistent.yaml".into()], false, false, &mut Vec::new()).unwrap_err();
+        assert!(format!("{error:#}").contains("/nonexistent.yaml"));
+    }
+
+    #[test]
+    fn single_files_of_any_name_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.txt");
+        fs::write(&path, GOOD).unwrap();
+        let mut out = Vec::new();
+        assert!(!run(&[path], false, false, &mut out).unwrap());
+        assert!(String::from_utf8(out).unwrap().contains("1 policy: 0 errors"));
+    }
+}

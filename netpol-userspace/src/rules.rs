@@ -1,0 +1,172 @@
+//! `netpol rules`.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::output::{self, Format};
+use super::places::Places;
+use netpol_observe::drops;
+use netpol_observe::rules::{self, Rules, Side};
+
+/// Show what a pod may receive and send, and which policies say so
+///
+/// For each direction: the policies that isolate the pod, then everything that they allow together,
+/// each line with the policies it comes from. What is not listed is dropped, except for what is
+/// always allowed. Ports by name are shown with what they stand for on this pod.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  netpol rules shop/web
+  netpol rules 10.244.1.7 -o json")]
+pub struct Args {
+    /// Pod of this node: namespace/pod, its name if no other has it, or its address
+    endpoint: String,
+
+    #[command(flatten)]
+    places: Places,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Shows them.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
+    let node = args.places.node()?;
+    let endpoint = node.endpoint(&args.endpoint)?;
+    let maps = args.places.maps_if_any(&node.state);
+    let rules = rules::of(endpoint, maps.as_ref())?;
+    output::show(out, args.output, &rules, text)?;
+    Ok(true)
+}
+
+/// How many policies are named in a line for people; `-o json` has all of them.
+const MOST_NAMES: usize = 10;
+
+fn text(rules: &Rules) -> String {
+    let ips: Vec<String> = rules.ips.iter().map(IpAddr::to_string).collect();
+    let mut text =
+        format!("{}/{} ({}) on {}\n", rules.namespace, rules.pod, ips.join(", "), rules.interface);
+    side(&mut text, "ingress", "FROM", &rules.ingress);
+    side(&mut text, "egress", "TO", &rules.egress);
+    text.push_str("\nalways allowed:\n");
+    for line in rules.always_allowed {
+        push(&mut text, line);
+    }
+    text
+}
+
+fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
+    text.push('\n');
+    if !side.isolated {
+        text.push_str(&format!("{direction}: open, no policy isolates it\n"));
+        return;
+    }
+    text.push_str(&format!("{direction}: isolated by {}\n", named(&side.policies)));
+    if side.allowed.is_empty() && side.untold == 0 {
+        push(text, "nothing is allowed");
+    } else {
+        let rows = side
+            .allowed
+            .iter()
+            .map(|rule| [rule.peer.clone(), rule.ports.clone(), named(&rule.policies)]);
+        output::table([peer, "PORTS", "ALLOWED BY"], rows)
+            .lines()
+            .for_each(|line| push(text, line));
+    }
+    if side.untold > 0 {
+        push(text, &format!("and {} more peers: see the policies themselves", side.untold));
+    }
+    if let Some(dropped) = &side.drops {
+        push(text, &dropped_text(dropped));
+    }
+}
+
+/// Some names, and how many more there are.
+fn named(names: &[String]) -> String {
+    let (first, others) = names.split_at(names.len().min(MOST_NAMES));
+    match others.len() {
+        0 => first.join(", "),
+        n => format!("{} and {n} more", first.join(", ")),
+    }
+}
+
+fn dropped_text(dropped: &drops::Drops) -> String {
+    if dropped.is_empty() {
+        return "dropped: nothing so far".into();
+    }
+    let reasons: Vec<String> =
+        dropped.iter().map(|(reason, packets)| format!("{reason} {packets}")).collect();
+    let total = drops::total(dropped);
+    let packets = if total == 1 { "packet" } else { "packets" };
+    format!("dropped: {total} {packets} ({})", reasons.join(", "))
+}
+
+fn push(text: &mut String, line: &str) {
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "  {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use netpol_api::testing::endpoint;
+
+    #[test]
+    fn an_isolated_and_an_open_direction() {
+        let mut rules = rules::of(&endpoint("shop", "web", 1, "10.0.0.1"), None).unwrap();
+        rules.ingress.drops = Some([("policy", 3), ("fragment", 1)].into());
+        assert_eq!(
+            text(&rules),
+            "\
+shop/web (10.0.0.1) on veth1
+
+ingress: isolated by shop/deny
+  FROM                               PORTS   ALLOWED BY
+  pods app=client in namespace shop  TCP 80  shop/deny
+  dropped: 4 packets (fragment 1, policy 3)
+
+egress: open, no policy isolates it
+
+always allowed:
+  replies to connections that are allowed, and ICMP errors about them
+  connections that this node itself opens to the pod
+  connections of the pod to itself
+  ARP and IPv6 neighbour discovery
+"
+        );
+    }
+
+    #[test]
+    fn what_is_very_much_is_cut_short_and_counted() {
+        let mut endpoint = endpoint("shop", "web", 1, "10.0.0.1");
+        let isolation = std::sync::Arc::make_mut(&mut endpoint.ingress.isolation);
+        isolation.policies = (0..13).map(|number| format!("shop/p{number:02}")).collect();
+        isolation.untold = 1_234;
+        let text = text(&rules::of(&endpoint, None).unwrap());
+        assert!(text.contains("isolated by shop/p00, shop/p01, "), "{text}");
+        assert!(text.contains(", shop/p09 and 3 more\n"), "{text}");
+        assert!(text.contains("  and 1234 more peers: see the policies themselves\n"), "{text}");
+    }
+
+    #[test]
+    fn a_direction_that_is_closed() {
+        let mut closed = endpoint("shop", "web", 1, "10.0.0.1");
+        closed.egress = closed.ingress.clone();
+        std::sync::Arc::make_mut(&mut closed.egress.isolation).rules.clear();
+        let mut rules = rules::of(&closed, None).unwrap();
+        rules.egress.drops = Some([].into());
+        let text = text(&rules);
+        let expected = "\
+egress: isolated by shop/deny
+  nothing is allowed
+  dropped: nothing so far
+";
+        assert!(text.contains(expected), "{text}");
+    }
+}
