@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use netpol_needs::{FOR_KERNELS, IN_KERNELS, Need, TABLE};
+use netpol_needs::{FOR_KERNELS, Need, TABLE, programs_in_kernels};
 
 use crate::run;
 use crate::workspace::Workspace;
@@ -38,18 +38,17 @@ pub(crate) enum Scope {
 }
 
 /// The test programs of [`Scope::Hostile`].
-const ATTACKERS: [&str; 3] = ["hostile_attacks", "hostile_flood", "hostile_fuzz"];
+const ATTACKERS: [&str; 1] = ["hostile"];
 
 /// The test programs of [`Scope::Fuzz`].
-const FUZZERS: [&str; 4] =
-    ["datapath_fuzz", "datapath_raw", "datapath_differential", "change_flood"];
+const FUZZERS: [&str; 1] = ["fuzz"];
 
-/// The names of test programs that run on this machine: all but `inside_...`, see [`IN_KERNELS`].
-/// (`cargo test` by itself leaves those out, too, unless they are named.)
+/// The names of test programs that run on this machine: all but `inside`.
+/// (`cargo test` by itself leaves that out, too, unless it is named.)
 const HERE: &str = "[!i]*";
 
-/// The one row of the table whose tests stand beside the code.
-const UNIT: &str = "xtask";
+/// The rows of the table whose tests stand beside the code.
+const UNIT: [&str; 2] = ["xtask", "netpol_endpoint"];
 
 /// The tests that a run selects.
 #[derive(Clone, Debug)]
@@ -82,7 +81,7 @@ impl Selection {
             Scope::Doc => command.arg("--doc"),
             Scope::Fuzz => named(&mut command, &FUZZERS),
             Scope::Hostile => named(&mut command, &ATTACKERS),
-            Scope::Kernels => named(&mut command, IN_KERNELS),
+            Scope::Kernels => named(&mut command, &programs_in_kernels()),
         };
         command
     }
@@ -106,10 +105,10 @@ impl Selection {
         if self.scope == Scope::Kernels {
             return FOR_KERNELS.into();
         }
-        let rows = TABLE.iter().filter(|(program, package, _)| {
+        let rows = TABLE.iter().filter(|(program, _, package, _)| {
             self.has(program) && self.package.as_ref().is_none_or(|wanted| wanted == package)
         });
-        rows.flat_map(|row| row.2).copied().collect()
+        rows.flat_map(|row| row.3).copied().collect()
     }
 
     /// What those programs need that have a selected test. They have to be built.
@@ -123,19 +122,19 @@ impl Selection {
             command.args(["--lib", "--bins", "--tests"]);
         }
         command.args(["--", "--list"]).args(&self.filter).env("CARGO_TERM_COLOR", "never");
-        let programs = with_tests(command)?;
-        Ok(programs.iter().flat_map(|program| netpol_needs::of(program)).copied().collect())
+        let modules = with_tests(command)?;
+        Ok(modules.iter().flat_map(|(program, module)| netpol_needs::of(program, module)).collect())
     }
 
     fn has(&self, program: &str) -> bool {
         match self.scope {
             Scope::All => true,
-            Scope::Unit => program == UNIT,
-            Scope::Root => program != UNIT,
+            Scope::Unit => UNIT.contains(&program),
+            Scope::Root => !UNIT.contains(&program),
             Scope::Doc => false,
             Scope::Fuzz => FUZZERS.contains(&program),
             Scope::Hostile => ATTACKERS.contains(&program),
-            Scope::Kernels => IN_KERNELS.contains(&program),
+            Scope::Kernels => programs_in_kernels().contains(&program),
         }
     }
 }
@@ -145,9 +144,9 @@ fn named<'a>(command: &'a mut Command, programs: &[&str]) -> &'a mut Command {
     programs.iter().fold(command, |command, name| command.args(["--test", name]))
 }
 
-/// The programs among those that cargo runs which list a test. Cargo says on standard error which
-/// one it runs; both streams go into one pipe, so that their order says whose a test is.
-fn with_tests(mut command: Command) -> Result<BTreeSet<String>> {
+/// The programs among those that cargo runs which list a test, with its module. Cargo says on standard
+/// error which one it runs; both streams go into one pipe, so that their order says whose a test is.
+fn with_tests(mut command: Command) -> Result<BTreeSet<(String, String)>> {
     let shown = run::display(&command);
     let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
     let stderr = writer.try_clone().context("cannot duplicate a pipe")?;
@@ -162,10 +161,11 @@ fn with_tests(mut command: Command) -> Result<BTreeSet<String>> {
         let line = line.context("cannot read the list of tests")?;
         if let Some(next) = running(&line) {
             program = Some(next);
-        } else if line.ends_with(": test")
+        } else if let Some(test) = line.strip_suffix(": test")
             && let Some(program) = &program
         {
-            programs.insert(program.clone());
+            let module = test.split("::").next().unwrap_or_default();
+            programs.insert((program.clone(), module.to_owned()));
         }
         text.push_str(&line);
         text.push('\n');
@@ -210,17 +210,20 @@ mod tests {
     #[test]
     fn only_what_runs_inside_other_kernels_alone_is_left_out_here() {
         let is_left_out = |name: &str| name.starts_with('i');
-        let inside: Vec<_> = IN_KERNELS.iter().filter(|name| is_left_out(name)).collect();
-        assert!(!inside.is_empty() && inside.iter().all(|name| name.starts_with("inside_")));
+        let inside: Vec<_> = programs_in_kernels();
+        assert_eq!(inside.iter().filter(|name| is_left_out(name)).count(), 1);
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let below = ["netpol-userspace", "xtask"].map(|name| root.join(name));
+        let below = below.iter().flat_map(|path| std::fs::read_dir(path).expect("a directory"));
         let packages = ["netpol-common", "netpol-userspace"].map(|name| root.join(name));
-        let below = std::fs::read_dir(root.join("xtask")).expect("a directory").flatten();
-        for package in packages.into_iter().chain(below.map(|entry| entry.path())) {
+        let packages = packages.into_iter().chain(below.flatten().map(|entry| entry.path()));
+        for package in packages.filter(|package| package.join("Cargo.toml").exists()) {
             for entry in std::fs::read_dir(package.join("tests")).into_iter().flatten().flatten() {
                 let path = entry.path();
                 let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-                let is_program = path.extension().is_some_and(|extension| extension == "rs");
-                assert!(!is_program || !is_left_out(name) || IN_KERNELS.contains(&name), "{name}");
+                let is_program = path.extension().is_some_and(|extension| extension == "rs")
+                    || path.join("main.rs").exists();
+                assert!(!is_program || !is_left_out(name) || inside.contains(&name), "{name}");
             }
         }
     }
@@ -234,7 +237,7 @@ mod tests {
         command.arg("%s\\n").args([line("a"), "x::y: test".to_owned(), line("b")]);
         command.args(["", "0 tests, 0 benchmarks"]);
         let programs = with_tests(command).expect("printf runs");
-        assert_eq!(programs, BTreeSet::from(["a".to_owned()]));
+        assert_eq!(programs, BTreeSet::from([("a".to_owned(), "x".to_owned())]));
         assert_eq!(running("     Running unittests src/lib.rs (x/y-1)"), None);
     }
 

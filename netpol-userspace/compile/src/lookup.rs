@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::settle::NOT_ISOLATED;
-use super::{Backend, ClassId, EndpointId, ServiceKey, SetId, Step, Tables, Verdict};
+use super::{Backend, ClassId, EndpointId, ServiceKey, SetId, Tables, Verdict};
 use netpol_model::{Direction, Protocol};
 
 impl Tables {
@@ -87,68 +87,6 @@ impl Tables {
             upper = IpNet::new(address, length).expect("invariant: at most all bits").trunc();
         }
         ClassId::NONE
-    }
-
-    /// Carries out one step. Refuses one that breaks the rules of [`Step`], and says why.
-    pub fn take_step(&mut self, step: &Step) -> Result<(), String> {
-        match step {
-            Step::AddRow(set, class, row) => {
-                if self.rows.insert((*set, *class), row.clone()).is_some() {
-                    return Err(format!("row ({set:?}, {class:?}) is added twice"));
-                }
-            }
-            Step::SetClass(_, ClassId::NONE) => return Err("class 0 is stored".into()),
-            Step::SetClass(block, class) => {
-                if self.classes.insert(*block, *class) == Some(*class) {
-                    return Err(format!("{block} has {class:?} already"));
-                }
-            }
-            Step::ClearClass(block) => {
-                if self.classes.remove(block).is_none() {
-                    return Err(format!("{block} has no class to clear"));
-                }
-            }
-            Step::SetEndpoint(endpoint, sets) => {
-                if self.endpoints.insert(*endpoint, *sets) == Some(*sets) {
-                    return Err(format!("{endpoint:?} has {sets:?} already"));
-                }
-            }
-            Step::SetService(key, backends) => {
-                if !backends.is_sorted_by(|a, b| a < b) {
-                    return Err(format!("the backends of {key:?} are not sorted and distinct"));
-                }
-                if self.services.insert(*key, backends.clone()).as_ref() == Some(backends) {
-                    return Err(format!("{key:?} has {backends:?} already"));
-                }
-            }
-            Step::ClearService(key) => {
-                if self.services.remove(key).is_none() {
-                    return Err(format!("{key:?} has no backends to clear"));
-                }
-            }
-            Step::Rejudge(endpoints) => {
-                if endpoints.is_empty() {
-                    return Err("nobody is judged again".into());
-                }
-            }
-            Step::RemoveRow(set, class) => {
-                if self.rows.remove(&(*set, *class)).is_none() {
-                    return Err(format!("no row ({set:?}, {class:?}) to remove"));
-                }
-                let class_used =
-                    *class == ClassId::NONE
-                        || self.classes.values().any(|used| used == class)
-                        || self.services.values().flat_map(|list| &**list).any(
-                            |b| matches!(b, Backend::Kind { class: used, .. } if used == class),
-                        );
-                let set_used =
-                    self.endpoints.values().any(|used| used.ingress == *set || used.egress == *set);
-                if class_used && set_used {
-                    return Err(format!("row ({set:?}, {class:?}) is still in use"));
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -18,13 +18,9 @@
 
 #![forbid(unsafe_code)]
 
-pub mod generate;
 mod labels;
 mod range;
-pub mod service_world;
 pub mod services;
-mod smaller;
-pub mod world;
 
 use std::net::IpAddr;
 
@@ -328,7 +324,7 @@ fn takes_part(pod: &Pod) -> bool {
 }
 
 /// The addresses in a pod's status: podIPs, or podIP where that is missing.
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
+pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let Some(status) = &pod.status else { return Vec::new() };
     let listed = status.pod_ips.as_deref().unwrap_or_default();
     let texts: Vec<&str> = match listed.is_empty() {

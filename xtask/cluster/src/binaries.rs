@@ -153,7 +153,7 @@ fn check_declared(program: Program) -> Result<()> {
     let Some(test) = netpol_needs::test_program(&executable) else {
         return Ok(());
     };
-    let mut declared = netpol_needs::of(test).iter();
+    let mut declared = netpol_needs::of_program(test);
     let is_declared = declared.any(|need| {
         let included = Need::KUBERNETES.into_iter().filter(|other| need.includes(*other));
         included.flat_map(of).any(|one| one.name == program.name)

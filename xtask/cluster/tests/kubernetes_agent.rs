@@ -3,19 +3,15 @@
 //! Kubernetes' programs, which are built if need be.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../../../netpol-userspace/tests/world/mod.rs"]
-mod world;
-
 use std::fs;
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use netpol_cluster::agent;
 use netpol_cluster::envtest::{ADDRESS, ApiServer};
 use netpol_isolation::netns::Netns;
+use netpol_testkit::world::traffic::{Server, assert_allowed, assert_denied};
+use netpol_testkit::world::{NODE_NAME, World, eventually};
 use serde_json::Value;
-use world::traffic::{Server, assert_allowed, assert_denied};
-use world::{NODE_NAME, World, eventually};
 
 const AGENT: &str = "system:serviceaccount:netpol:netpol";
 const SERVER: &str = "10.244.0.1:80";
@@ -33,7 +29,6 @@ struct Shop {
 
 impl Shop {
     fn new() -> Self {
-        world::agent::PROGRAM.set(agent::program().unwrap()).unwrap();
         let mut world = World::new();
         let fd = world.node.as_fd().as_raw_fd();
         let netns = Netns::open(format!("/proc/self/fd/{fd}")).unwrap();

@@ -47,12 +47,12 @@ pub enum Extent {
     Quick,
 }
 
-/// Tests of a program that are run inside, as one job.
+/// Tests of a module that are run inside, as one job.
 struct Tests {
-    program: &'static str,
+    module: &'static str,
     /// What the job is called besides, and its variable; empty: it has none.
     variant: [&'static str; 2],
-    /// What libtest selects by: names contain one of these.
+    /// How the names of the tests in the module begin; none: all.
     full: &'static [&'static str],
     /// The same for [`Extent::Quick`]; `None`: nothing.
     quick: Option<&'static [&'static str]>,
@@ -74,11 +74,12 @@ const GRE: [&str; 2] = ["gre", "NETPOL_TUNNEL=gre"];
 const WIREGUARD: [&str; 2] = ["wireguard", "NETPOL_TUNNEL=wireguard"];
 const IPIP: [&str; 2] = ["ipip", "NETPOL_TUNNEL=ipip"];
 /// The networks with a tunnel, by what their tests are called.
-const OVERLAYS: &[&str] = &["overlay"];
-const OVERLAYS_V4: &[&str] = &["routed_overlay"];
+const OVERLAYS: &[&str] = &["an_overlay", "a_routed_overlay"];
+const OVERLAYS_V4: &[&str] = &["a_routed_overlay"];
+const ROWS_V4: &[&str] = &["routed_overlay"];
 const OVERLAYS_DUAL: &[&str] = &["overlay_dual"];
 /// One mode of the proxy.
-const SERVICES: &[&str] = &["overlay::nftables"];
+const SERVICES: &[&str] = &["overlay::nftables", "routed_overlay::nftables"];
 const SERVICES_V4: &[&str] = &["routed_overlay::nftables"];
 
 const TESTS: &[Tests] = &[
@@ -95,8 +96,8 @@ const TESTS: &[Tests] = &[
     Tests::new("wire_topologies", OVERLAYS),
     Tests::new("service_kinds", SERVICES),
     Tests::variant(IPIP, "wire_topologies", OVERLAYS_V4),
-    Tests::variant(IPIP, "wire_policies", OVERLAYS_V4),
-    Tests::variant(IPIP, "wire_icmp", OVERLAYS_V4),
+    Tests::variant(IPIP, "wire_policies", ROWS_V4),
+    Tests::variant(IPIP, "wire_icmp", ROWS_V4),
     Tests::variant(IPIP, "service_kinds", SERVICES_V4),
     Tests::variant(GRE, "wire_topologies", OVERLAYS),
     Tests::variant(GRE, "wire_policies", OVERLAYS_DUAL),
@@ -112,33 +113,38 @@ const TESTS: &[Tests] = &[
 ];
 
 impl Tests {
-    const fn new(program: &'static str, full: &'static [&'static str]) -> Self {
-        Self { program, variant: ["", ""], full, quick: None }
+    const fn new(module: &'static str, full: &'static [&'static str]) -> Self {
+        Self { module, variant: ["", ""], full, quick: None }
     }
 
     const fn quick(
-        program: &'static str,
+        module: &'static str,
         full: &'static [&'static str],
         quick: &'static [&'static str],
     ) -> Self {
-        Self { program, variant: ["", ""], full, quick: Some(quick) }
+        Self { module, variant: ["", ""], full, quick: Some(quick) }
     }
 
     const fn variant(
         variant: [&'static str; 2],
-        program: &'static str,
+        module: &'static str,
         full: &'static [&'static str],
     ) -> Self {
-        Self { program, variant, full, quick: None }
+        Self { module, variant, full, quick: None }
+    }
+
+    /// The program that the module is part of.
+    fn program(&self) -> &'static str {
+        netpol_needs::program_in_kernels(self.module).expect("invariant: tried by a test")
     }
 
     /// What the job is called.
     fn name(&self) -> String {
         let [variant, _] = self.variant;
         if variant.is_empty() {
-            self.program.to_owned()
+            self.module.to_owned()
         } else {
-            format!("{}/{variant}", self.program)
+            format!("{}/{variant}", self.module)
         }
     }
 }
@@ -180,8 +186,9 @@ pub fn jobs(row: &Row, extent: Extent, filter: &str, cases: Option<u64>) -> Vec<
         let [_, variable] = tests.variant;
         words.extend(Some(variable.to_owned()).filter(|variable| !variable.is_empty()));
         words.extend(cases.map(|cases| format!("NETPOL_CASES={cases}")));
-        words.push(programs::place(tests.program));
-        words.extend(names.iter().map(|name| (*name).to_owned()));
+        words.push(programs::place(tests.program()));
+        let names = if names.is_empty() { &[""] } else { names };
+        words.extend(names.iter().map(|name| format!("{}::{name}", tests.module)));
         jobs.push(Job { name: tests.name(), seconds: extent.patience(), words });
     }
     jobs
@@ -199,8 +206,8 @@ pub fn names() -> Vec<String> {
 pub fn programs(extent: Extent, filter: &str) -> Vec<&'static str> {
     let mut programs: Vec<&str> = Vec::new();
     for (tests, _) in selected(extent, filter) {
-        if !programs.contains(&tests.program) {
-            programs.push(tests.program);
+        if !programs.contains(&tests.program()) {
+            programs.push(tests.program());
         }
     }
     programs
@@ -230,7 +237,11 @@ mod tests {
         for version in ENDS {
             assert!(!row(version).is_refused && row(version).version == version);
         }
-        assert_eq!(full, netpol_needs::IN_KERNELS);
+        assert_eq!(full, netpol_needs::programs_in_kernels());
+        let modules: std::collections::BTreeSet<_> =
+            TESTS.iter().map(|tests| tests.module).collect();
+        let known = netpol_needs::IN_KERNELS.iter().map(|(_, module)| *module);
+        assert_eq!(modules, known.collect());
     }
 
     #[test]
@@ -238,8 +249,13 @@ mod tests {
         assert_eq!(jobs(&row("5.10"), Extent::Full, "", None).len(), 2);
         assert_eq!(jobs(&row("6.1"), Extent::Full, "verdicts", None).len(), 2);
         let over = jobs(&row("7"), Extent::Full, "wire_icmp/gre", Some(7)).remove(1);
-        let words =
-            ["/bin/env", "NETPOL_TUNNEL=gre", "NETPOL_CASES=7", "/tests/wire_icmp", "overlay_dual"];
+        let words = [
+            "/bin/env",
+            "NETPOL_TUNNEL=gre",
+            "NETPOL_CASES=7",
+            "/tests/wire",
+            "wire_icmp::overlay_dual",
+        ];
         assert_eq!(
             (over.name.as_str(), over.words),
             ("wire_icmp/gre", words.map(str::to_owned).to_vec())

@@ -1,7 +1,7 @@
 //! What each test program needs besides what is built here: one table, from which `cargo xtask test`
 //! makes it ready before the first test starts. Must never look at the machine or change it.
 //!
-//! A test program that is not in the table needs nothing. What is missing here shows on a machine
+//! Tests that are not in the table need nothing. What is missing here shows on a machine
 //! that has nothing (`cargo xtask fresh`), and at once where it can be told: by
 //! `netpol_cluster::binaries::find` and by the tests below.
 
@@ -154,73 +154,87 @@ impl fmt::Display for Need {
     }
 }
 
-/// A test program's file name without cargo's hash, its package, and what its tests need.
-pub type Row = (&'static str, &'static str, &'static [Need]);
+/// A test program's file name without cargo's hash, the module of it that the row is about (empty: all of
+/// it), its package, and what its tests need.
+pub type Row = (&'static str, &'static str, &'static str, &'static [Need]);
 
-/// The test programs that need something.
+/// The tests that need something.
 pub const TABLE: &[Row] = &[
-    ("agent_live", "netpol-userspace", &[Python]),
-    ("agent_services", "netpol-userspace", &[Translation]),
-    ("cni_first_packet", "netpol-userspace", &[NetworkPlugins]),
-    ("cni_plugin", "netpol-userspace", &[NetworkPlugins]),
-    ("explain_monitor", "netpol-userspace", &[Python]),
-    ("hostile_attacks", "netpol-userspace", &[Translation, Python]),
-    ("hostile_flood", "netpol-userspace", &[Translation]),
-    ("hostile_fuzz", "netpol-userspace", &[Translation]),
-    ("inside_loss", "netpol-userspace", &[Translation]),
-    ("inside_sctp", "netpol-userspace", &[Translation]),
-    ("service_change", "netpol-userspace", &[Translation]),
-    ("service_kinds", "netpol-userspace", &[Translation]),
-    ("service_masquerade", "netpol-userspace", &[Translation]),
-    ("service_self", "netpol-userspace", &[Translation]),
-    ("service_untranslated", "netpol-userspace", &[Translation]),
-    ("wire_guard", "netpol-userspace", &[Translation]),
-    ("wire_icmp", "netpol-userspace", &[Translation]),
-    ("wire_packets", "netpol-userspace", &[Translation]),
-    ("wire_policies", "netpol-userspace", &[Translation]),
-    ("wire_sources", "netpol-userspace", &[Translation]),
-    ("wire_topologies", "netpol-userspace", &[Translation]),
-    ("agent", "netpol-bench", &[Netpol]),
-    ("endings", "netpol-bench", &[Netpol]),
-    ("latency", "netpol-bench", &[Netpol]),
-    ("system", "netpol-bench", &[Translation]),
-    ("kubernetes_agent", "netpol-cluster", &[ControlPlane]),
-    ("kubernetes_cluster", "netpol-cluster", &[Nodes]),
-    ("kubernetes_deploy", "netpol-cluster", &[Kubectl]),
-    ("kubernetes_smoke", "netpol-cluster", &[Nodes, Netpol]),
-    ("kubernetes_source", "netpol-cluster", &[ControlPlane]),
-    ("kernels", "netpol-kernels", &FOR_KERNELS),
+    ("agent", "agent_live", USERSPACE, &[Python]),
+    ("agent", "agent_services", USERSPACE, &[Translation]),
+    ("agent", "cni_first_packet", USERSPACE, &[NetworkPlugins]),
+    ("agent", "cni_plugin", USERSPACE, &[NetworkPlugins]),
+    ("agent", "explain_monitor", USERSPACE, &[Python]),
+    ("hostile", "hostile_attacks", USERSPACE, &[Translation, Python]),
+    ("hostile", "hostile_flood", USERSPACE, &[Translation]),
+    ("hostile", "hostile_fuzz", USERSPACE, &[Translation]),
+    ("inside", "", USERSPACE, &[Translation]),
+    ("wire", "", USERSPACE, &[Translation]),
+    // Who opens a connection is read while a rule keeps it from being opened.
+    ("netpol_endpoint", "", "netpol-endpoint", &[Translation]),
+    ("agent", "", "netpol-bench", &[Netpol]),
+    ("endings", "", "netpol-bench", &[Netpol]),
+    ("latency", "", "netpol-bench", &[Netpol]),
+    ("system", "", "netpol-bench", &[Translation]),
+    ("kubernetes_agent", "", "netpol-cluster", &[ControlPlane, Netpol]),
+    ("kubernetes_cluster", "", "netpol-cluster", &[Nodes]),
+    ("kubernetes_deploy", "", "netpol-cluster", &[Kubectl]),
+    ("kubernetes_smoke", "", "netpol-cluster", &[Nodes, Netpol]),
+    ("kubernetes_source", "", "netpol-cluster", &[ControlPlane]),
+    ("kernels", "", "netpol-kernels", &FOR_KERNELS),
     // Tries everything that a machine must be able to do.
-    ("xtask", "xtask", &[Translation]),
+    ("xtask", "", "xtask", &[Translation]),
 ];
 
-/// The test programs of netpol-userspace that run inside other kernels. Those whose names begin with
-/// `inside_` run only there: this machine's kernel may lack what they are about.
-pub const IN_KERNELS: &[&str] = &[
-    "datapath_verdicts",
-    "datapath_attach",
-    "datapath_services",
-    "attach_foreign",
-    "agent_restart",
-    "flow_wire",
-    "wire_policies",
-    "wire_sources",
-    "wire_icmp",
-    "wire_packets",
-    "wire_topologies",
-    "service_kinds",
-    "hostile_attacks",
-    "inside_sctp",
-    "inside_loss",
+/// The package whose test programs have modules that are told apart here.
+const USERSPACE: &str = "netpol-userspace";
+
+/// The tests of netpol-userspace that run inside other kernels: program and module. Those of `inside` run
+/// only there: this machine's kernel may lack what they are about.
+pub const IN_KERNELS: &[(&str, &str)] = &[
+    ("datapath", "datapath_verdicts"),
+    ("datapath", "datapath_attach"),
+    ("datapath", "datapath_services"),
+    ("agent", "attach_foreign"),
+    ("agent", "agent_restart"),
+    ("agent", "flow_wire"),
+    ("wire", "wire_policies"),
+    ("wire", "wire_sources"),
+    ("wire", "wire_icmp"),
+    ("wire", "wire_packets"),
+    ("wire", "wire_topologies"),
+    ("wire", "service_kinds"),
+    ("hostile", "hostile_attacks"),
+    ("inside", "inside_sctp"),
+    ("inside", "inside_loss"),
 ];
 
 /// What running them there needs: what is booted, and what they need here.
 pub const FOR_KERNELS: [Need; 4] = [Kernels, Netpol, Translation, Python];
 
-/// What a test program needs.
+/// The program of a module of [`IN_KERNELS`].
 #[must_use]
-pub fn of(program: &str) -> &'static [Need] {
-    TABLE.iter().find(|row| row.0 == program).map_or(&[], |row| row.2)
+pub fn program_in_kernels(module: &str) -> Option<&'static str> {
+    IN_KERNELS.iter().find(|row| row.1 == module).map(|row| row.0)
+}
+
+/// The programs of [`IN_KERNELS`], each once.
+#[must_use]
+pub fn programs_in_kernels() -> Vec<&'static str> {
+    let mut programs: Vec<&str> = IN_KERNELS.iter().map(|row| row.0).collect();
+    programs.dedup();
+    programs
+}
+
+/// What the tests of a program's module need. (Of two packages' programs of one name: what either needs.)
+pub fn of(program: &str, module: &str) -> impl Iterator<Item = Need> {
+    let is_its = move |row: &&Row| row.0 == program && (row.1.is_empty() || row.1 == module);
+    TABLE.iter().filter(is_its).flat_map(|row| row.3).copied()
+}
+
+/// What any of a program's tests needs.
+pub fn of_program(program: &str) -> impl Iterator<Item = Need> {
+    TABLE.iter().filter(move |row| row.0 == program).flat_map(|row| row.3).copied()
 }
 
 /// The name in the table of a test program's file: without cargo's hash. `None` for other programs.
@@ -295,42 +309,88 @@ mod tests {
     #[test]
     fn every_test_program_declares_what_its_sources_show_and_every_row_has_a_program() {
         let xtask = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let packages: [(&str, PathBuf); 4] = [
+        let userspace = xtask.join("../netpol-userspace");
+        let kit = userspace.join("testkit/src");
+        let mut seen = BTreeSet::new();
+        let mut programs: Vec<(&str, String, String, PathBuf)> = Vec::new();
+        for (package, directory) in [
             ("netpol-kernels", xtask.join("kernels/tests")),
-            ("netpol-userspace", xtask.join("../netpol-userspace/tests")),
+            (USERSPACE, userspace.join("tests")),
             ("netpol-cluster", xtask.join("cluster/tests")),
             ("netpol-bench", xtask.join("bench/tests")),
-        ];
-        let mut seen = BTreeSet::new();
-        for (package, directory) in packages {
-            for entry in fs::read_dir(&directory).expect("a package's tests") {
-                let path = entry.expect("an entry").path();
-                let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
-                if path.extension().is_none_or(|extension| extension != "rs") {
-                    continue;
-                }
-                seen.insert((name.to_owned(), package));
-                let mut text = String::new();
-                sources(&path, &directory, &mut text);
-                for need in shown(&text) {
-                    // API servers of their own making need no program.
-                    let declared = of(name).iter().any(|has| has.includes(need));
-                    let is_other = need == ControlPlane && package != "netpol-cluster";
-                    assert!(
-                        declared || is_other,
-                        "{package}'s {name} needs {need} ({}), and TABLE does not say so",
-                        need.purpose()
-                    );
+        ] {
+            for path in files(&directory) {
+                let name = stem(&path);
+                if path.join("main.rs").exists() {
+                    let modules = files(&path).into_iter().filter(|path| stem(path) != "main");
+                    programs.extend(modules.map(|path| (package, name.clone(), stem(&path), path)));
+                } else if path.is_file() {
+                    programs.push((package, name, String::new(), path));
                 }
             }
         }
-        for name in IN_KERNELS {
-            assert!(seen.contains(&((*name).to_owned(), "netpol-userspace")), "{name}");
+        for (package, name, module, path) in programs {
+            let mut text = String::new();
+            sources(&path, path.parent().expect("a directory"), &mut text);
+            for used in used_of_kit(&text.clone()) {
+                sources(&used, &kit, &mut text);
+            }
+            for need in shown(&text) {
+                // API servers of their own making need no program.
+                let declared = of(&name, &module).any(|has| has.includes(need));
+                let is_other = need == ControlPlane && package != "netpol-cluster";
+                assert!(
+                    declared || is_other,
+                    "{package}'s {name} {module} needs {need} ({}), and TABLE does not say so",
+                    need.purpose()
+                );
+            }
+            seen.insert((package, name.clone(), module));
+            seen.insert((package, name, String::new()));
         }
-        for (name, package, needs) in TABLE {
+        let is_seen = |package, name: &str, module: &str| {
+            seen.contains(&(package, name.to_owned(), module.to_owned()))
+        };
+        for (program, module) in IN_KERNELS {
+            assert!(is_seen(USERSPACE, program, module), "{program} {module}");
+        }
+        for (name, module, package, needs) in TABLE {
             assert!(!needs.is_empty());
-            let is_known = *package == "xtask" || seen.contains(&((*name).to_owned(), *package));
-            assert!(is_known, "{package} has no test program {name}");
+            // Those beside the code of a package.
+            let is_unit = *name == package.replace('-', "_");
+            assert!(is_unit || is_seen(package, name, module), "{package}'s {name} {module}");
         }
+    }
+
+    fn files(directory: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(directory).expect("a directory of tests");
+        entries.map(|entry| entry.expect("an entry").path()).collect()
+    }
+
+    fn stem(path: &Path) -> String {
+        path.file_stem().and_then(|name| name.to_str()).expect("a name").to_owned()
+    }
+
+    /// The files of the test kit that a source names, and no further ones: what a lab can do is not
+    /// what every test has done.
+    fn used_of_kit(text: &str) -> Vec<PathBuf> {
+        let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../netpol-userspace/testkit/src");
+        let paths = text.split("netpol_testkit::").skip(1).filter_map(|rest| {
+            let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))?;
+            Some(rest[..end].trim_end_matches(':').to_owned())
+        });
+        let mut found = Vec::new();
+        for path in paths {
+            let parts: Vec<&str> = path.split("::").collect();
+            for n in 1..=parts.len() {
+                let base = kit.join(parts[..n].join("/"));
+                found.extend(
+                    [base.with_extension("rs"), base.join("mod.rs")]
+                        .into_iter()
+                        .filter(|p| p.exists()),
+                );
+            }
+        }
+        found
     }
 }

@@ -2,10 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../../../tests/endpoint_lab/mod.rs"]
-mod endpoint_lab;
+#[path = "../../tests/lab/mod.rs"]
+mod lab;
 
-use endpoint_lab::{Lab, Process, connect, ip, ip_in, is_complete, named, wait_for};
+use lab::{Lab, Process, connect, ip, ip_in, is_complete, named, wait_for};
 
 use super::*;
 use crate::Interface;

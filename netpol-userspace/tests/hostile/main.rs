@@ -1,0 +1,7 @@
+//! Attackers with raw sockets, tenants and strangers. What is promised against whom is in SECURITY.md.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod hostile_attacks;
+mod hostile_flood;
+mod hostile_fuzz;

@@ -1,0 +1,6 @@
+//! What this machine's kernel may lack. Runs inside other kernels only: `cargo xtask test kernels`.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod inside_loss;
+mod inside_sctp;
