@@ -57,7 +57,7 @@ fn table(flows: &[Flow]) -> String {
 }
 
 fn row(flow: &Flow) -> [String; 8] {
-    let opened = if flow.by_node { "by this node" } else { flow.opened };
+    let opened = if flow.by_node { "by this node".to_owned() } else { flow.opened.to_string() };
     let recheck = if flow.rejudge { ", recheck" } else { "" };
     [
         flow.endpoint.clone().unwrap_or_else(|| format!("#{}", flow.endpoint_id)),
@@ -66,7 +66,7 @@ fn row(flow: &Flow) -> [String; 8] {
         end(flow.remote, flow.remote_port),
         output::owner(&flow.remote_endpoint, &flow.remote_service, &flow.remote_node)
             .unwrap_or_else(|| "-".into()),
-        opened.into(),
+        opened,
         format!("{}{recheck}", flow.state),
         idle(flow.idle_seconds),
     ]

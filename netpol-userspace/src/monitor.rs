@@ -95,15 +95,15 @@ struct Filter {
 impl Filter {
     fn passes(&self, event: &Event) -> bool {
         let direction = self.direction.map(|side| match side {
-            Side::Ingress => Direction::Ingress.as_str(),
-            Side::Egress => Direction::Egress.as_str(),
+            Side::Ingress => Direction::Ingress,
+            Side::Egress => Direction::Egress,
         });
         (self.endpoint.is_none() || self.endpoint == event.endpoint)
             && direction.is_none_or(|direction| direction == event.direction)
             && (self.reasons.is_empty()
-                || self.reasons.iter().any(|reason| reason == event.reason)
+                || self.reasons.iter().any(|reason| reason == event.reason.as_str())
                 // Asked for with --flows, beside drops of some reason.
-                || event.verdict == "allow")
+                || event.verdict.is_allow())
     }
 }
 
@@ -301,7 +301,7 @@ impl FreshNames {
 
 /// `12:00:01.250 deny  shop/web ingress TCP 10.0.0.2:40000 -> 10.0.0.1:80 SYN: why`.
 fn line(event: &Event) -> String {
-    let is_deny = event.verdict == "deny";
+    let is_deny = !event.verdict.is_allow();
     let style: Style = if is_deny { AnsiColor::Red } else { AnsiColor::Green }.on_default();
     let time = event.time.strftime("%H:%M:%S%.3f");
     let pod = match (&event.endpoint, event.endpoint_id) {

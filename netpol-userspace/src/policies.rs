@@ -39,7 +39,7 @@ fn table(policies: &[Policy]) -> String {
         [
             policy.namespace.clone(),
             policy.name.clone(),
-            policy.directions.join(", "),
+            policy.directions.iter().map(|d| d.as_str()).collect::<Vec<_>>().join(", "),
             output::some_of(&policy.endpoints),
         ]
     });

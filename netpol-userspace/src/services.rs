@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use super::flows::end;
 use super::output::{self, Format, note};
 use super::places::Places;
+use netpol_api::decision::ServiceDecision;
 use netpol_observe::services::{Kind, Service, list};
 
 /// List Services, their backends and which pods of this node may reach them
@@ -122,16 +123,15 @@ fn kind_text(kind: &Kind) -> String {
 }
 
 fn verdict_of_one(service: &Service) -> String {
-    service.endpoints.first().map_or("open", |verdict| verdict.verdict).to_owned()
+    service.endpoints.first().map_or_else(|| "open".to_owned(), |of| of.verdict.to_string())
 }
 
 fn verdicts(service: &Service) -> String {
-    let count = |word: &str| {
-        let n_pods = service.endpoints.iter().filter(|verdict| verdict.verdict == word).count();
-        (n_pods > 0).then(|| format!("{n_pods} {word}"))
+    let count = |decision: ServiceDecision| {
+        let n_pods = service.endpoints.iter().filter(|of| of.verdict == decision).count();
+        (n_pods > 0).then(|| format!("{n_pods} {decision}"))
     };
-    let counts: Vec<String> =
-        ["allow", "mixed", "deny", "empty"].into_iter().filter_map(count).collect();
+    let counts: Vec<String> = ServiceDecision::ALL.into_iter().filter_map(count).collect();
     if counts.is_empty() { "open".to_owned() } else { counts.join(", ") }
 }
 
@@ -167,7 +167,10 @@ mod tests {
                 port: 5432,
                 is_on_node: false,
             }]),
-            endpoints: vec![verdict("shop/api", "allow"), verdict("shop/web", "mixed")],
+            endpoints: vec![
+                verdict("shop/api", ServiceDecision::Allow),
+                verdict("shop/web", ServiceDecision::Mixed),
+            ],
         }
     }
 

@@ -79,16 +79,16 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
         is_v6: args.ipv6,
     })?;
     output::show(out, args.output, &answer, text)?;
-    Ok(answer.verdict == "allow")
+    Ok(answer.verdict.is_allow())
 }
 
 fn text(answer: &Answer) -> String {
     let Answer { verdict, from, to, protocol, hops, backends, elsewhere, notes } = answer;
     // The other half may be denied by another node.
-    let here = if *verdict == "allow" && !elsewhere.is_empty() { " here" } else { "" };
+    let here = if verdict.is_allow() && !elsewhere.is_empty() { " here" } else { "" };
     let mut text = format!("{verdict}{here}: {protocol} from {} to {}", side(from), side(to));
-    let n_reached = backends.iter().filter(|backend| backend.verdict == "allow").count();
-    let is_let_out = hops.iter().all(|hop| hop.verdict == "allow");
+    let n_reached = backends.iter().filter(|backend| backend.verdict.is_allow()).count();
+    let is_let_out = hops.iter().all(|hop| hop.verdict.is_allow());
     if is_let_out && !(backends.is_empty() || n_reached == 0 || n_reached == backends.len()) {
         // Writing to a string cannot fail.
         let _ = write!(text, ", as {n_reached} of {} backends can be reached", backends.len());

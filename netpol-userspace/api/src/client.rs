@@ -55,13 +55,23 @@ pub async fn ask_async<T: DeserializeOwned>(
     request(run_dir, Method::POST, "/ask", serde_json::to_vec(question)?).await
 }
 
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    /// No agent listens.
+    #[error("the agent does not run")]
+    NoAgent,
+    /// One does, or may, and cannot be asked.
+    #[error("{0:#}")]
+    Failed(anyhow::Error),
+}
+
 /// An answer, or why there is none.
-pub fn answer_or_why<T>(asked: Result<Option<T>>) -> Result<T, String> {
-    match asked {
-        Ok(Some(answer)) => Ok(answer),
-        Ok(None) => Err("the agent does not run".to_owned()),
-        Err(error) => Err(format!("{error:#}")),
-    }
+///
+/// # Errors
+/// The reason.
+pub fn answered<T>(asked: Result<Option<T>>) -> Result<T, Unanswered> {
+    asked.map_err(Unanswered::Failed)?.ok_or(Unanswered::NoAgent)
 }
 
 /// Who is at some ends, `None` if no agent listens.

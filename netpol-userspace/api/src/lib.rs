@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod counters;
+pub mod decision;
 pub mod installation;
 pub mod questions;
 pub mod sandbox;

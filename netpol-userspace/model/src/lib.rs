@@ -19,6 +19,8 @@ mod uid;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 pub use addresses::Addresses;
 pub use cluster::Cluster;
 pub use named::{ByName, Named};
@@ -56,7 +58,8 @@ impl fmt::Display for ObjectName {
 }
 
 /// Traffic direction, always from the pod's view.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Towards the pod.
     Ingress,
@@ -79,7 +82,7 @@ impl Direction {
 
 impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.pad(self.as_str())
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::names::Names;
 use super::protocol;
+use netpol_api::decision::{self, Decision};
 use netpol_api::questions::{self as question, Owner};
 use netpol_datapath::observe::ip_of;
 use netpol_model::Direction;
@@ -18,8 +19,8 @@ use netpol_model::Direction;
 pub struct Event {
     /// When, in UTC.
     pub time: jiff::Timestamp,
-    /// `allow` or `deny`.
-    pub verdict: &'static str,
+    /// What became of it.
+    pub verdict: Decision,
     /// `namespace/pod`, `null` if no name is known for the number.
     pub endpoint: Option<String>,
     /// The endpoint's number in the maps, 0 if it has none.
@@ -27,7 +28,7 @@ pub struct Event {
     /// Interface the packet was seen on.
     pub ifindex: u32,
     /// From the pod's view.
-    pub direction: &'static str,
+    pub direction: Direction,
     /// Such as `TCP`; `null` for what is no IP packet.
     pub protocol: Option<String>,
     /// Where the packet came from.
@@ -37,8 +38,9 @@ pub struct Event {
     /// Such as `SYN` or `echo request`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// Stable word for the reason, as in metrics.
-    pub reason: &'static str,
+    /// Why; in JSON a stable word, as in metrics.
+    #[serde(serialize_with = "decision::reason")]
+    pub reason: Reason,
     /// The reason as a sentence part for people.
     pub message: String,
     /// The policies that isolate the endpoint in this direction, if policies decided.
@@ -100,16 +102,16 @@ pub fn explain(raw: &Raw, names: &Names, boot: BootTime) -> Event {
     let (source, destination) = if is_ingress { (remote, local) } else { (local, remote) };
     Event {
         time: boot.at(raw.time),
-        verdict: if reason.is_drop() { "deny" } else { "allow" },
+        verdict: Decision::from(!reason.is_drop()),
         endpoint: names.name(raw.endpoint),
         endpoint_id: raw.endpoint,
         ifindex: raw.ifindex,
-        direction: direction.as_str(),
+        direction,
         protocol: is_ip.then(|| protocol::name(raw.protocol)),
         source,
         destination,
         detail: detail(raw),
-        reason: reason.as_str(),
+        reason,
         message: message(reason, &policies),
         policies,
         peer_matches: names.class(raw.class).to_vec(),
@@ -246,7 +248,7 @@ mod tests {
     fn egress_goes_the_other_way_round() {
         let raw = Raw { direction: 1, ..raw(Reason::SourceAddress, protocol::UDP, 0) };
         let event = explain(&raw, &Names::default(), BootTime(SystemTime::UNIX_EPOCH));
-        assert_eq!(event.direction, "egress");
+        assert_eq!(event.direction, Direction::Egress);
         assert_eq!(event.source.unwrap().ip.to_string(), "10.0.0.1");
         assert!(event.policies.is_empty(), "no policy decided this");
     }

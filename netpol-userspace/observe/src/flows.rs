@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::names::Names;
 use super::protocol;
+use netpol_api::decision::{FlowState, Opened};
 use netpol_api::questions::End;
 use netpol_datapath::observe::{self, EndpointEntry};
 use netpol_datapath::{Maps, observe::Flow as Tracked};
@@ -40,11 +41,11 @@ pub struct Flow {
     pub remote_node: Option<String>,
     /// `ingress` if the other side opened it, `egress` if the pod did, `unseen` if the connection
     /// was under way when it was met: then both directions' policies must allow it.
-    pub opened: &'static str,
+    pub opened: Opened,
     /// This node itself opened it.
     pub by_node: bool,
     /// `new` (no answer yet), `established` or `closing`.
-    pub state: &'static str,
+    pub state: FlowState,
     /// Policies changed since it was judged: its next packet is judged by the new ones.
     pub rejudge: bool,
     /// Seconds since its last packet, to about a second.
@@ -108,12 +109,16 @@ pub(crate) fn view(flow: &Tracked, entry: &EndpointEntry, names: &Names) -> Flow
         remote_endpoint: owner.pod,
         remote_service: owner.service,
         remote_node: owner.node,
-        opened: flow.opened.map_or("unseen", Direction::as_str),
+        opened: match flow.opened {
+            Some(Direction::Ingress) => Opened::Ingress,
+            Some(Direction::Egress) => Opened::Egress,
+            None => Opened::Unseen,
+        },
         by_node: flow.is_from_node,
         state: match (flow.is_closing, flow.is_replied) {
-            (true, _) => "closing",
-            (false, true) => "established",
-            (false, false) => "new",
+            (true, _) => FlowState::Closing,
+            (false, true) => FlowState::Established,
+            (false, false) => FlowState::New,
         },
         rejudge: flow.epoch != entry.epoch,
         idle_seconds: flow.idle_seconds,
@@ -132,13 +137,13 @@ mod tests {
         assert_eq!(flow.endpoint.as_deref(), Some("shop/web"));
         assert_eq!(flow.remote_endpoint.as_deref(), Some("shop/client"));
         assert_eq!((flow.local_port, flow.remote_port), (Some(80), Some(40000)));
-        assert_eq!((flow.opened, flow.state, flow.rejudge), ("ingress", "established", false));
+        assert_eq!((flow.opened, flow.state, flow.rejudge), (Opened::Ingress, FlowState::Established, false));
         let ping = example(protocol::ICMP);
         assert_eq!((ping.local_port, ping.remote_port), (None, None));
         let nameless = view(&tracked(6), &entry(), &Names::default());
         assert_eq!((nameless.endpoint, nameless.remote_endpoint), (None, None));
         let unseen = Tracked { opened: None, ..tracked(6) };
-        assert_eq!(view(&unseen, &entry(), &Names::default()).opened, "unseen");
+        assert_eq!(view(&unseen, &entry(), &Names::default()).opened, Opened::Unseen);
     }
 
     #[test]

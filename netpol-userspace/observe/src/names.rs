@@ -62,8 +62,9 @@ impl Names {
         if ends.is_empty() {
             return None;
         }
-        let owners = client::answer_or_why(client::owners(run_dir, &ends));
-        owners.map(|owners| self.learn(ends.into_iter().zip(owners))).err()
+        let owners = client::answered(client::owners(run_dir, &ends));
+        let learnt = owners.map(|owners| self.learn(ends.into_iter().zip(owners)));
+        learnt.err().map(|why| why.to_string())
     }
 
     /// Takes an agent's answer into account.

@@ -16,7 +16,7 @@ pub struct Policy {
     /// Its name.
     pub name: String,
     /// Directions it isolates.
-    pub directions: Vec<&'static str>,
+    pub directions: Vec<Direction>,
     /// Endpoints of this node that it isolates, as `namespace/pod`, sorted.
     pub endpoints: Vec<String>,
 }
@@ -30,7 +30,7 @@ pub fn list(state: &State) -> Vec<Policy> {
         {
             for full_name in side.policies() {
                 let policy = policies.entry(full_name).or_insert_with(|| empty(full_name));
-                add(&mut policy.directions, direction.as_str());
+                add(&mut policy.directions, direction);
                 add(&mut policy.endpoints, name(endpoint));
             }
         }
@@ -38,8 +38,7 @@ pub fn list(state: &State) -> Vec<Policy> {
     let mut list: Vec<Policy> = policies.into_values().collect();
     for policy in &mut list {
         policy.endpoints.sort();
-        // "ingress" before "egress".
-        policy.directions.sort_by(|a, b| b.cmp(a));
+        policy.directions.sort();
     }
     list
 }
@@ -73,7 +72,7 @@ mod tests {
         web.egress.isolation = Isolation { policies, ..Isolation::default() }.into();
         let api = testing::endpoint("shop", "api", 2, "10.0.0.2");
         let policies = list(&testing::state(vec![web, api]));
-        let policy = |name: &str, directions: &[&'static str], endpoints: &[&str]| Policy {
+        let policy = |name: &str, directions: &[Direction], endpoints: &[&str]| Policy {
             namespace: "shop".into(),
             name: name.into(),
             directions: directions.into(),
@@ -82,8 +81,8 @@ mod tests {
         assert_eq!(
             policies,
             [
-                policy("deny", &["ingress", "egress"], &["shop/api", "shop/web"]),
-                policy("more", &["egress"], &["shop/web"]),
+                policy("deny", &Direction::BOTH, &["shop/api", "shop/web"]),
+                policy("more", &[Direction::Egress], &["shop/web"]),
             ]
         );
     }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::names::Names;
 use super::proxy::{self, Sender};
 use netpol_api::client;
+use netpol_api::decision::ServiceDecision::{self, Allow, Deny, Empty, Mixed};
 use netpol_api::questions::{BackendInfo, End, Question, ServiceInfo};
 use netpol_compile::{Backend, ServiceKey};
 use netpol_datapath::{Maps, evaluate, observe};
@@ -65,7 +66,7 @@ pub struct Verdict {
     /// again: one of the others is this node itself, or another node translates; `mixed` if some
     /// are allowed, or (as far as is known without an agent) the pod is one itself; `empty` if there
     /// is none.
-    pub verdict: &'static str,
+    pub verdict: ServiceDecision,
 }
 
 /// All of them, sorted by name and address; with the verdicts for all endpoints or for one, and
@@ -79,9 +80,9 @@ pub fn list(
     let stored: BTreeMap<ServiceKey, Vec<Backend>> =
         evaluate::services(maps)?.into_iter().collect();
     let asked = client::ask::<Vec<ServiceInfo>>(run_dir, &Question::Services);
-    let (infos, missing) = match client::answer_or_why(asked) {
+    let (infos, missing) = match client::answered(asked) {
         Ok(infos) => (infos, None),
-        Err(why) => (Vec::new(), Some(why)),
+        Err(why) => (Vec::new(), Some(why.to_string())),
     };
     let mut services = named(infos, names.node());
     // What only the maps know: without an agent, everything.
@@ -194,33 +195,33 @@ fn decide(
     kinds: &[Backend],
     used: Option<&[(IpAddr, u16)]>,
     allows: impl Fn(&(IpAddr, u16)) -> bool,
-) -> &'static str {
+) -> ServiceDecision {
     let is_mixed = said == ToService::Mixed;
     if is_mixed && kinds.contains(&Backend::Elsewhere) {
-        return "deny";
+        return Deny;
     }
     match (used, word(said)) {
-        (Some([]), "allow" | "mixed") => "empty",
-        (Some(used), "mixed") => match used.iter().filter(|backend| allows(backend)).count() {
-            0 => "deny",
-            n_allowed if n_allowed == used.len() => "allow",
-            _ => "mixed",
+        (Some([]), Allow | Mixed) => Empty,
+        (Some(used), Mixed) => match used.iter().filter(|backend| allows(backend)).count() {
+            0 => Deny,
+            n_allowed if n_allowed == used.len() => Allow,
+            _ => Mixed,
         },
         (_, word) => word,
     }
 }
 
-fn word(verdict: ToService) -> &'static str {
+fn word(verdict: ToService) -> ServiceDecision {
     match verdict {
         ToService::Allowed
         | ToService::Own
         | ToService::AllowedElsewhere
-        | ToService::OwnElsewhere => "allow",
-        ToService::Mixed => "mixed",
-        ToService::Empty => "empty",
-        ToService::Denied | ToService::Undecidable => "deny",
+        | ToService::OwnElsewhere => Allow,
+        ToService::Mixed => Mixed,
+        ToService::Empty => Empty,
+        ToService::Denied | ToService::Undecidable => Deny,
         // The entry went while this was looked at.
-        ToService::None => "deny",
+        ToService::None => Deny,
     }
 }
 
@@ -245,20 +246,20 @@ mod tests {
             super::decide(said, kinds, used.as_deref(), |&(_, port)| port < 100)
         };
         for (used, expected) in [
-            (None, "mixed"),
-            (Some(&[80, 81][..]), "allow"),
-            (Some(&[80, 8080][..]), "mixed"),
-            (Some(&[8080][..]), "deny"),
-            (Some(&[][..]), "empty"),
+            (None, Mixed),
+            (Some(&[80, 81][..]), Allow),
+            (Some(&[80, 8080][..]), Mixed),
+            (Some(&[8080][..]), Deny),
+            (Some(&[][..]), Empty),
         ] {
             assert_eq!(decide(ToService::Mixed, &[KIND], used), expected, "{used:?}");
         }
         // Nobody looks again at what another node translates, or at what stays on this one.
         let elsewhere = [KIND, Backend::Elsewhere];
-        assert_eq!(decide(ToService::Mixed, &elsewhere, Some(&[80])), "deny");
-        assert_eq!(decide(ToService::Undecidable, &[KIND], Some(&[80])), "deny");
-        assert_eq!(decide(ToService::Own, &[KIND], Some(&[8080])), "allow");
-        assert_eq!(decide(ToService::Allowed, &[KIND], Some(&[])), "empty");
-        assert_eq!(decide(ToService::Denied, &[KIND], Some(&[])), "deny");
+        assert_eq!(decide(ToService::Mixed, &elsewhere, Some(&[80])), Deny);
+        assert_eq!(decide(ToService::Undecidable, &[KIND], Some(&[80])), Deny);
+        assert_eq!(decide(ToService::Own, &[KIND], Some(&[8080])), Allow);
+        assert_eq!(decide(ToService::Allowed, &[KIND], Some(&[])), Empty);
+        assert_eq!(decide(ToService::Denied, &[KIND], Some(&[])), Deny);
     }
 }

@@ -12,6 +12,9 @@ mod tracer;
 use std::fmt;
 use std::net::IpAddr;
 
+use netpol_api::decision::{self, Decision};
+use netpol_common::layout::Reason;
+use netpol_model::Direction;
 use serde::Serialize;
 
 pub use self::tracer::Tracer;
@@ -95,8 +98,8 @@ pub enum Port {
 /// The answer: every hop on this node that judges the packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Answer {
-    /// `allow` if every hop allows it, to whichever backend it goes.
-    pub verdict: &'static str,
+    /// Allowed if every hop allows it, to whichever backend it goes.
+    pub verdict: Decision,
     /// Who opens the connection.
     pub from: Side,
     /// To whom.
@@ -132,10 +135,10 @@ pub struct Side {
 pub struct Hop {
     /// `namespace/pod`.
     pub endpoint: String,
-    /// `ingress` or `egress`, the endpoint's view.
-    pub direction: &'static str,
-    /// `allow` or `deny`.
-    pub verdict: &'static str,
+    /// From the endpoint's view.
+    pub direction: Direction,
+    /// What it decides.
+    pub verdict: Decision,
     /// The policies that allow it, all of them; or, if no policy does, those that isolate the
     /// endpoint in this direction.
     pub policies: Vec<String>,
@@ -144,15 +147,15 @@ pub struct Hop {
     /// Why, in words.
     pub reason: String,
     /// The word for why it is dropped, as in metrics and `netpol monitor`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "decision::reason_if_any")]
+    pub code: Option<Reason>,
 }
 
 /// A place where packets to a Service may end up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Backend {
-    /// `allow` or `deny`.
-    pub verdict: &'static str,
+    /// What is decided on the way there.
+    pub verdict: Decision,
     /// Whose it is.
     #[serde(flatten)]
     pub side: Side,
@@ -171,6 +174,6 @@ pub struct Elsewhere {
     pub node: String,
     /// `namespace/pod`.
     pub endpoint: String,
-    /// `ingress` or `egress`.
-    pub direction: &'static str,
+    /// From the endpoint's view.
+    pub direction: Direction,
 }

@@ -266,11 +266,11 @@ impl PortCollector {
         if let Err(message) = &protocol {
             self.problems.push(Problem::new(format!("{}.protocol", field()), message));
         }
-        let number = validate::port_number(number).map_err(|message| {
+        let number = validate::port_number(number).map_err(|error| {
             self.problems.push(Problem::invalid(
                 format!("{}.containerPort", field()),
                 number,
-                &message,
+                &error.to_string(),
             ));
         });
         if let (false, true, Ok(protocol), Ok(port)) =

@@ -73,6 +73,11 @@ impl SlimNamespace {
     }
 }
 
+/// Why an object cannot be read, with the path of the field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreadable(String);
+
 /// A NetworkPolicy, or why it is none. (There are few of them: these are buffered.)
 #[derive(Debug, Clone, Resource)]
 #[resource(inherit = NetworkPolicy)]
@@ -80,7 +85,7 @@ pub struct GuardedPolicy {
     /// The whole metadata, or what is recognisable of it.
     pub metadata: ObjectMeta,
     /// The policy, or the error of reading it.
-    pub policy: Result<Box<NetworkPolicy>, String>,
+    pub policy: Result<Box<NetworkPolicy>, Unreadable>,
 }
 
 impl<'de> Deserialize<'de> for GuardedPolicy {
@@ -97,7 +102,7 @@ impl<'de> Deserialize<'de> for GuardedPolicy {
                     Ok(Loose::Good(OnlyMetadata { metadata: Loose::Good(found) })) => found.slim(),
                     _ => ObjectMeta::default(),
                 };
-                Ok(Self { metadata, policy: Err(error.to_string()) })
+                Ok(Self { metadata, policy: Err(Unreadable(error.to_string())) })
             }
         }
     }

@@ -109,11 +109,16 @@ pub fn label_value(value: &str) -> Vec<String> {
     errors
 }
 
-/// The port number, or why it is none.
-pub fn port_number(number: i32) -> Result<u16, String> {
+/// A number that is no port, as the API server words it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be between 1 and 65535, inclusive")]
+pub struct NotAPort;
+
+/// The port of this number.
+pub fn port_number(number: i32) -> Result<u16, NotAPort> {
     match u16::try_from(number) {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err("must be between 1 and 65535, inclusive".into()),
+        _ => Err(NotAPort),
     }
 }
 
@@ -248,7 +253,7 @@ mod tests {
         assert_eq!(port_number(1), Ok(1));
         assert_eq!(port_number(65535), Ok(65535));
         for bad in [0, -1, 65536, i32::MAX] {
-            assert_eq!(port_number(bad), Err("must be between 1 and 65535, inclusive".into()));
+            assert_eq!(port_number(bad), Err(NotAPort));
         }
         for good in ["http", "a", "8080-tcp", "x-1"] {
             assert!(port_name(good).is_empty(), "{good}");

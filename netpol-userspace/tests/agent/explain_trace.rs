@@ -7,7 +7,10 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use netpol_api::decision::Decision;
+use netpol_common::layout::Reason;
 use netpol_isolation::netns::Netns;
+use netpol_model::Direction;
 use netpol_observe::node::Node;
 use netpol_observe::trace::{Answer, Port, Protocol, Question, Tracer};
 
@@ -157,7 +160,7 @@ impl Case {
     }
 
     fn is_allowed(&self) -> bool {
-        self.answer.verdict == "allow"
+        self.answer.verdict.is_allow()
     }
 }
 
@@ -327,10 +330,10 @@ fn traces_agree_with_the_wire_and_name_the_policies() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     for case in &cases {
         for hop in &case.answer.hops {
-            assert_eq!(hop.code.is_some(), hop.verdict == "deny", "{case}");
+            assert_eq!(hop.code.is_some(), !hop.verdict.is_allow(), "{case}");
             let named = hop.policies.iter().all(|policy| hop.isolated_by.contains(policy));
             assert!(named, "{case}");
-            if hop.code == Some("policy") {
+            if hop.code == Some(Reason::Policy) {
                 assert_eq!(hop.policies, hop.isolated_by, "{case}");
             }
         }
@@ -387,15 +390,18 @@ fn details(world: &World) {
         );
 
         let far = ask("default/far", "default/web", Port::Name("http".into())).unwrap();
-        assert_eq!((far.verdict, far.to.port), ("allow", Some(8080)));
+        assert_eq!((far.verdict, far.to.port), (Decision::Allow, Some(8080)));
         assert_eq!(far.from.name.as_deref(), Some("default/far"));
-        assert_eq!((&*far.elsewhere[0].node, far.elsewhere[0].direction), ("node-2", "egress"));
+        assert_eq!(
+            (&*far.elsewhere[0].node, far.elsewhere[0].direction),
+            ("node-2", Direction::Egress)
+        );
         let by_address = ask("10.244.0.6", "10.244.0.2", Port::Number(8080)).unwrap();
         assert_eq!(by_address.hops, far.hops);
         assert_eq!(by_address.from, far.from);
         // Likewise resolved by the pod of another node.
         let to_far = ask("default/web", "default/far", Port::Name("http".into())).unwrap();
-        assert_eq!((to_far.verdict, to_far.to.port), ("allow", Some(8080)));
+        assert_eq!((to_far.verdict, to_far.to.port), (Decision::Allow, Some(8080)));
         for (from, to, port, expected) in [
             ("default/web", "default/db", Port::Name("https".into()), "known here: http"),
             ("default/web", "default/db", Port::None, "which port?"),
@@ -463,13 +469,13 @@ fn without_an_agent_the_verdict_is_the_same_and_missing_names_are_said() {
             tracer.ask(&Question { from, to, protocol: Protocol::Tcp, port, is_v6: false })
         };
         let allowed = ask("default/client", "default/web", Port::Number(8080)).unwrap();
-        assert_eq!(allowed.verdict, "allow");
+        assert_eq!(allowed.verdict, Decision::Allow);
         assert_eq!(
             allowed.hops[1].reason,
             "allowed by one of default/web, default/web-too (which one a running agent knows)"
         );
         let denied = ask("10.244.0.8", "web", Port::Number(8080)).unwrap();
-        assert_eq!((denied.verdict, denied.hops[0].policies.len()), ("deny", 2));
+        assert_eq!((denied.verdict, denied.hops[0].policies.len()), (Decision::Deny, 2));
         for (to, port, expected) in [
             ("default/far", Port::Number(1), "does not run"),
             ("svc/default/web", Port::Number(1), "does not run"),

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 
 use super::party::{Kind, Party, any_address};
-use super::tracer::{ALLOW, DENY, Tracer, Try, name_of};
+use super::tracer::{Tracer, Try, name_of};
 use super::{Backend, Hop};
 use crate::proxy::{Passage, Sender};
+use netpol_api::decision::Decision;
 use netpol_api::client;
 use netpol_api::questions::Question;
 use netpol_api::state::EndpointView;
@@ -88,7 +89,7 @@ impl Tracer<'_> {
             return Ok(hop);
         }
         let mut hop = from(any_address(packet.source.is_ipv6()))?;
-        if hop.verdict == DENY {
+        if !hop.verdict.is_allow() {
             hop.reason = format!("which of its addresses {} takes is not known", seen.node);
         }
         Ok(hop)
@@ -105,11 +106,11 @@ pub(super) fn is_itself(from: &Party, backend: &Party) -> bool {
 
 /// One hop of several with different sources: it allows only what all of them do.
 fn join(tried: Vec<(IpAddr, Hop)>, node: &str) -> Option<Hop> {
-    let of = |verdict: &'static str| {
+    let of = |verdict: Decision| {
         let those = tried.iter().filter(move |(_, hop)| hop.verdict == verdict);
         those.map(|(source, _)| source.to_string()).collect::<Vec<_>>().join(", ")
     };
-    let (allowed, denied) = (of(ALLOW), of(DENY));
+    let (allowed, denied) = (of(Decision::Allow), of(Decision::Deny));
     let mut hops = tried.into_iter().map(|(_, hop)| hop);
     if allowed.is_empty() || denied.is_empty() {
         return hops.next();
@@ -118,7 +119,7 @@ fn join(tried: Vec<(IpAddr, Hop)>, node: &str) -> Option<Hop> {
         "it depends on which of its addresses {node} takes: allowed from {allowed}, denied from \
          {denied}"
     );
-    hops.find(|hop| hop.verdict == DENY).map(|hop| Hop { reason, ..hop })
+    hops.find(|hop| !hop.verdict.is_allow()).map(|hop| Hop { reason, ..hop })
 }
 
 /// What to know beside the verdict about backends that do not see the sender.
@@ -158,16 +159,17 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use netpol_common::layout::Reason;
 
-    fn tried(source: &str, verdict: &'static str) -> (IpAddr, Hop) {
+    fn tried(source: &str, verdict: Decision) -> (IpAddr, Hop) {
         let hop = Hop {
             endpoint: "shop/web".into(),
-            direction: "ingress",
+            direction: Direction::Ingress,
             verdict,
             policies: vec![],
             isolated_by: vec![],
             reason: format!("for {source}"),
-            code: (verdict == DENY).then_some("policy"),
+            code: (!verdict.is_allow()).then_some(Reason::Policy),
         };
         (source.parse().unwrap(), hop)
     }
@@ -178,13 +180,13 @@ mod tests {
             let hop = join(tried.to_vec(), "n1").unwrap();
             (hop.verdict, hop.code, hop.reason)
         };
-        let [a, b] = [tried("10.0.0.1", ALLOW), tried("10.0.0.2", ALLOW)];
-        assert_eq!(joined(&[a.clone(), b]), (ALLOW, None, "for 10.0.0.1".into()));
-        let b = tried("10.0.0.2", DENY);
+        let [a, b] = [tried("10.0.0.1", Decision::Allow), tried("10.0.0.2", Decision::Allow)];
+        assert_eq!(joined(&[a.clone(), b]), (Decision::Allow, None, "for 10.0.0.1".into()));
+        let b = tried("10.0.0.2", Decision::Deny);
         assert_eq!(joined(std::slice::from_ref(&b)).2, "for 10.0.0.2");
         let reason = "it depends on which of its addresses n1 takes: allowed from 10.0.0.1, \
                       denied from 10.0.0.2";
-        assert_eq!(joined(&[a, b]), (DENY, Some("policy"), reason.into()));
+        assert_eq!(joined(&[a, b]), (Decision::Deny, Some(Reason::Policy), reason.into()));
         assert_eq!(join(vec![], "n1"), None);
     }
 }

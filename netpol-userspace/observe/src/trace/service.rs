@@ -2,12 +2,13 @@
 //! its backends. Must never decide a verdict.
 
 use anyhow::{Result, bail};
+use netpol_api::decision::Decision;
 use netpol_common::layout::Reason;
 use netpol_common::service::ToService;
 
 use super::party::{Kind, Party};
 use super::seen;
-use super::tracer::{ALLOW, DENY, Tracer, Try, Way, assemble, name_of, side, verdict};
+use super::tracer::{Tracer, Try, Way, assemble, name_of, side};
 use super::{Answer, Backend, Elsewhere, Hop, Port, Protocol};
 use crate::events;
 use crate::proxy::{self, Passage};
@@ -60,7 +61,7 @@ impl Tracer<'_> {
         notes.extend(note_on_others(to, passage, used.len(), others.len()));
         let mut answer = assemble(from, to, &packet, way, backends, notes);
         if answer.backends.is_empty() {
-            answer.verdict = DENY;
+            answer.verdict = Decision::Deny;
         }
         Ok(answer)
     }
@@ -71,10 +72,10 @@ impl Tracer<'_> {
         let Some(protocol) = model::Protocol::from_number(packet.protocol_number()) else { return };
         let key = ServiceKey { address: packet.destination, protocol, port: packet.port };
         let word = self.scratch.to_service(endpoint.egress.set, endpoint.id, &key);
-        if hop.verdict == ALLOW && word == ToService::Mixed {
+        if hop.verdict.is_allow() && word == ToService::Mixed {
             let reason = Reason::ServiceMixed;
-            hop.verdict = DENY;
-            hop.code = Some(reason.as_str());
+            hop.verdict = Decision::Deny;
+            hop.code = Some(reason);
             hop.policies.clone_from(&hop.isolated_by);
             hop.reason = events::message(reason, &hop.policies);
         }
@@ -93,7 +94,7 @@ impl Tracer<'_> {
         let way = self.way(from, &party, &packet, seen.as_ref())?;
         let side = side(&party, backend.ip, Some(backend.port));
         let seen_as = seen.map(|seen| seen.sources).unwrap_or_default();
-        let verdict = verdict(&way.hops);
+        let verdict = Decision::of_all(way.hops.iter().map(|hop| hop.verdict));
         Ok((Backend { verdict, side, seen_as, hops: way.hops }, way.elsewhere))
     }
 
@@ -190,19 +191,19 @@ fn note_on_others(
 
 /// What a hop to a Service says once the backends are known.
 fn summarise(hop: &mut Hop, backends: &[Backend]) {
-    if hop.verdict == DENY || !hop.reason.is_empty() {
+    if !hop.verdict.is_allow() || !hop.reason.is_empty() {
         return;
     }
     let egress = || {
         let hops = backends.iter().flat_map(|backend| &backend.hops);
-        hops.filter(|hop| hop.direction == Direction::Egress.as_str())
+        hops.filter(|hop| hop.direction == Direction::Egress)
     };
     let mut policies: Vec<String> =
-        egress().filter(|hop| hop.verdict == ALLOW).flat_map(|hop| hop.policies.clone()).collect();
+        egress().filter(|hop| hop.verdict.is_allow()).flat_map(|hop| hop.policies.clone()).collect();
     policies.sort();
     policies.dedup();
     hop.policies = policies;
-    let n_denied = egress().filter(|hop| hop.verdict == DENY).count();
+    let n_denied = egress().filter(|hop| !hop.verdict.is_allow()).count();
     hop.reason = match n_denied {
         0 => "every backend is allowed".to_owned(),
         _ => format!("{n_denied} of {} backends will be denied", backends.len()),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use netpol_api::decision::Decision;
 use netpol_common::layout::Reason;
 
 use super::party::{Directory, Kind, Party};
@@ -22,8 +23,6 @@ use netpol_datapath::run::Place;
 use netpol_datapath::scratch::Scratch;
 use netpol_model::Direction;
 
-pub(super) const ALLOW: &str = "allow";
-pub(super) const DENY: &str = "deny";
 /// Any interface but "none": the packet came from elsewhere.
 const LOOPBACK: u32 = 1;
 /// Client ports, from the range that Linux gives out: each packet has another, so that none is
@@ -139,7 +138,7 @@ impl<'a> Tracer<'a> {
         let elsewhere = |party: &Party, node: &String, direction: Direction| Elsewhere {
             node: node.clone(),
             endpoint: name_of(party),
-            direction: direction.as_str(),
+            direction,
         };
         match &from.kind {
             Kind::Endpoint(endpoint) => way.hops.push(self.egress(endpoint, packet, false)?),
@@ -194,8 +193,8 @@ impl<'a> Tracer<'a> {
         };
         let told = |is_allowed: bool, policies: Vec<String>, reason: String| Hop {
             endpoint: name(endpoint),
-            direction: direction.as_str(),
-            verdict: if is_allowed { ALLOW } else { DENY },
+            direction,
+            verdict: is_allowed.into(),
             policies,
             isolated_by: view.policies().to_vec(),
             reason,
@@ -210,7 +209,7 @@ impl<'a> Tracer<'a> {
             let policies =
                 if events::is_by_policy(reason) { view.policies().to_vec() } else { Vec::new() };
             let text = events::message(reason, &policies);
-            return Ok(Hop { code: Some(reason.as_str()), ..told(false, policies, text) });
+            return Ok(Hop { code: Some(reason), ..told(false, policies, text) });
         }
         let is_from_node = direction == Direction::Ingress && place.ingress_ifindex == 0;
         Ok(if is_from_node {
@@ -301,7 +300,7 @@ fn note_on_other_family(answer: &Answer, other: Result<Answer>) -> Option<String
         true => ("IPv6", "with"),
         false => ("IPv4", "without"),
     };
-    let word = if other.verdict == ALLOW { "allowed" } else { "denied" };
+    let word = if other.verdict.is_allow() { "allowed" } else { "denied" };
     Some(format!("by {family} it is {word}: ask {how} --ipv6"))
 }
 
@@ -323,11 +322,11 @@ pub(super) fn assemble(
     backends: Vec<Backend>,
     notes: Vec<String>,
 ) -> Answer {
-    let is_reached = backends.iter().all(|backend| backend.verdict == ALLOW);
-    let is_allowed = verdict(&way.hops) == ALLOW && is_reached;
+    let hops = way.hops.iter().map(|hop| hop.verdict);
+    let all = hops.chain(backends.iter().map(|backend| backend.verdict));
     let port = (packet.protocol != Protocol::Icmp).then_some(packet.port);
     Answer {
-        verdict: if is_allowed { ALLOW } else { DENY },
+        verdict: Decision::of_all(all),
         from: side(from, packet.source, None),
         to: side(to, packet.destination, port),
         protocol: packet.protocol.to_string(),
@@ -336,10 +335,6 @@ pub(super) fn assemble(
         elsewhere: way.elsewhere,
         notes,
     }
-}
-
-pub(super) fn verdict(hops: &[Hop]) -> &'static str {
-    if hops.iter().all(|hop| hop.verdict == ALLOW) { ALLOW } else { DENY }
 }
 
 pub(super) fn side(party: &Party, ip: IpAddr, port: Option<u16>) -> Side {

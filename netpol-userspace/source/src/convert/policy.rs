@@ -221,9 +221,9 @@ impl Converter {
     fn numbers(&mut self, field: &str, first: i32, end: Option<i32>) -> Option<PortRange> {
         let mut number = |name: &str, number: i32| match validate::port_number(number) {
             Ok(port) => Some(port),
-            Err(message) => {
+            Err(error) => {
                 let field = format!("{field}.{name}");
-                self.problems.push(Problem::invalid(field, number, &message));
+                self.problems.push(Problem::invalid(field, number, &error.to_string()));
                 None
             }
         };

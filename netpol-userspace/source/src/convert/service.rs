@@ -131,7 +131,7 @@ fn protocol(field: &str, text: Option<&str>, problems: &mut Vec<Problem>) -> Opt
 
 fn number(field: String, number: i32, problems: &mut Vec<Problem>) -> Option<u16> {
     validate::port_number(number)
-        .map_err(|message| problems.push(Problem::invalid(field, number, &message)))
+        .map_err(|error| problems.push(Problem::invalid(field, number, &error.to_string())))
         .ok()
 }
 

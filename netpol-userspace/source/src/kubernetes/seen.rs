@@ -131,7 +131,7 @@ impl Seen {
     fn of_read<T>(metadata: &ObjectMeta, read: Read<T>, change: fn(T) -> Change) -> Self {
         match read {
             Ok((model, problems)) => Self::new(metadata, Some(change(model)), problems),
-            Err(error) => Self::new(metadata, None, vec![Problem::new("", error)]),
+            Err(error) => Self::new(metadata, None, vec![Problem::new("", error.to_string())]),
         }
     }
 }
@@ -164,7 +164,7 @@ impl From<GuardedPolicy> for Seen {
     fn from(object: GuardedPolicy) -> Self {
         let read = match &object.policy {
             Ok(policy) => convert::stored_policy(policy),
-            Err(error) => Err(vec![Problem::new("", error)]),
+            Err(error) => Err(vec![Problem::new("", error.to_string())]),
         };
         let (change, problems) = match read {
             Ok((policy, problems)) => (Some(Change::Policy(policy)), problems),

@@ -38,14 +38,14 @@ impl Cluster<'_> {
                     && sent.backends.len() >= may.len(),
                 "{what}: {sent:#?}"
             );
-            let is_sent = sent.hops.iter().all(|hop| hop.verdict == "allow");
+            let is_sent = sent.hops.iter().all(|hop| hop.verdict.is_allow());
             for (backend, expected) in
                 may.iter().map(|it| (it, true)).chain(must_not.iter().map(|it| (it, false)))
             {
                 let ip = backend.addresses.iter().find(|ip| ip.is_ipv4() == address.is_ipv4());
                 let allows = |answer: &Answer| {
                     let found = answer.backends.iter().find(|one| one.side.ip == ip.copied());
-                    found.is_some_and(|found| found.verdict == "allow")
+                    found.is_some_and(|found| found.verdict.is_allow())
                 };
                 let judge = backend.node.map_or(here, |node| &answers[node - 1]);
                 let received = judge[index].as_ref().is_some_and(allows);
