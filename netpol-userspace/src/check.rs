@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use netpol_model::{Change, Cluster};
-use netpol_source::advice::{self, Known, Subject};
+use netpol_source::advice::{self, Scope, Subject};
 use netpol_source::catalog::{Catalog, FileState, Files};
 use netpol_source::directory::{self, Reader};
 use netpol_source::parse::{Entry, Object, Originals};
@@ -169,7 +169,7 @@ fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
     let (explanation, warnings) = match &entry.object {
         Some(Object::Policy(Some(object), policy)) => {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
-            let warnings = advice::warnings(subject, cluster, Known::SomeFiles);
+            let warnings = advice::warnings(subject, cluster, Scope::SomeFiles);
             let warnings = warnings.iter().map(ToString::to_string).collect();
             (explain::sentences(policy), warnings)
         }

@@ -45,7 +45,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
         None => None,
     };
     let (flows, missing) = list(&maps, &mut names, &args.places.run_dir, id);
-    output::note_missing_names(missing);
+    output::warn_of_missing_names(missing);
     output::list(out, args.output, &flows, "no flows", table)?;
     Ok(true)
 }

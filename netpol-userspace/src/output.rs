@@ -73,7 +73,7 @@ pub fn note(text: &str) {
 }
 
 /// Says why names that only an agent knows are not shown, if they are not.
-pub fn note_missing_names(why: Option<String>) {
+pub fn warn_of_missing_names(why: Option<String>) {
     if let Some(why) = why {
         note(&format!("pods of other nodes and Services are shown without their names: {why}"));
     }

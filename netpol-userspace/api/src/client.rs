@@ -167,7 +167,7 @@ pub fn tell(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> R
     block_on(async {
         loop {
             let left = limit.saturating_sub(begun.elapsed());
-            if let Some(answer) = tell_once(&socket, &body, left).await? {
+            if let Some(answer) = request_cni_once(&socket, &body, left).await? {
                 return Ok(answer);
             }
             if !is_patient || begun.elapsed() >= limit {
@@ -179,7 +179,7 @@ pub fn tell(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> R
 }
 
 /// `None` if no agent listens, or it ended before it answered.
-async fn tell_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
+async fn request_cni_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
     let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
     // It shall have time to say what is missing.
     let path = format!("/cni?timeout_ms={}", left.mul_f32(0.8).as_millis());

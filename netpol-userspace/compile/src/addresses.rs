@@ -9,12 +9,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::ClassId;
 use super::atoms::AtomId;
-use super::few::Few;
+use super::small_set::SmallSet;
 use netpol_model::{Cluster, ObjectName};
 
 /// What is known of one block; an address is a block of full length.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct AddressEntry {
     /// The pod that has the address.
     pub owner: Option<Box<ObjectName>>,
     /// A block atom, if a policy in use names exactly this block.
@@ -23,7 +23,7 @@ pub(super) struct Entry {
     pub class: ClassId,
 }
 
-impl Default for Entry {
+impl Default for AddressEntry {
     fn default() -> Self {
         Self { owner: None, cidr: None, class: ClassId::NONE }
     }
@@ -32,9 +32,9 @@ impl Default for Entry {
 /// All pod addresses and block atoms.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
-    entries: BTreeMap<IpNet, Entry>,
+    entries: BTreeMap<IpNet, AddressEntry>,
     /// The other atoms of blocks that have several. Apart, since there is an entry for each pod.
-    other_cidrs: FxHashMap<IpNet, Few<AtomId>>,
+    other_cidrs: FxHashMap<IpNet, SmallSet<AtomId>>,
     /// Addresses that more than one pod claims, with all claimants.
     contested: FxHashMap<IpAddr, Vec<ObjectName>>,
     /// How many blocks that may contain others, by atom or class, have each prefix length, for IPv4
@@ -50,7 +50,7 @@ fn family(block: &IpNet) -> usize {
 }
 
 /// Whether what is inside a block is to look at it: not at an address for its class.
-fn is_around(block: &IpNet, entry: &Entry) -> bool {
+fn is_around(block: &IpNet, entry: &AddressEntry) -> bool {
     let is_stored = entry.class != ClassId::NONE && block.prefix_len() < block.max_prefix_len();
     is_stored || entry.cidr.is_some()
 }
@@ -166,7 +166,7 @@ impl Addresses {
         } else if let Some(others) = others {
             others.remove(atom);
         }
-        if self.other_cidrs.get(&block).is_some_and(Few::is_empty) {
+        if self.other_cidrs.get(&block).is_some_and(SmallSet::is_empty) {
             self.other_cidrs.remove(&block);
         }
         let is_around = is_around(&block, entry);
@@ -174,7 +174,7 @@ impl Addresses {
     }
 
     /// The blocks that contain `block`, itself included, longest first.
-    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, &Entry)> {
+    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, &AddressEntry)> {
         self.lengths[family(&block)].range(..=block.prefix_len()).rev().filter_map(
             move |(&length, _)| {
                 let outer =
@@ -193,7 +193,7 @@ impl Addresses {
                 true => None,
                 false => self.other_cidrs.get(&outer),
             };
-            others.into_iter().flat_map(Few::iter).chain([atom])
+            others.into_iter().flat_map(SmallSet::iter).chain([atom])
         })
     }
 
@@ -209,7 +209,7 @@ impl Addresses {
             }
             scanned = Some(block);
             let end = IpNet::from(block.broadcast());
-            let stored = |entry: &Entry| entry.class != ClassId::NONE || entry.cidr.is_some();
+            let stored = |entry: &AddressEntry| entry.class != ClassId::NONE || entry.cidr.is_some();
             let inner = self.entries.range(block..=end).filter(|(_, entry)| stored(entry));
             found.extend(inner.map(|(&inner, _)| inner));
         }
@@ -217,7 +217,7 @@ impl Addresses {
     }
 
     /// The entry of a block.
-    pub fn get(&self, block: &IpNet) -> Option<&Entry> {
+    pub fn get(&self, block: &IpNet) -> Option<&AddressEntry> {
         self.entries.get(block)
     }
 

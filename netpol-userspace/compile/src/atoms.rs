@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::anchors::Anchors;
-use super::few::Few;
+use super::small_set::SmallSet;
 use super::{ClassId, SetId};
 use netpol_model::{Labels, NamedPort, NamespaceScope, Pod, Protocol, Selector, Str};
 
@@ -67,7 +67,7 @@ impl AtomId {
 
 /// An atom and who refers to it.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct AtomRecord {
     /// What it says.
     pub atom: Arc<Atom>,
     /// The number that sets write it with: its own, unless it is a renewal.
@@ -75,9 +75,9 @@ pub(super) struct Known {
     /// Tells renewals of one atom apart; 0 for the meaning.
     pub turn: u32,
     /// Sets that mention it. Empty for port atoms: sets mention the name, see [`NameUse`].
-    pub sets: Few<SetId>,
+    pub sets: SmallSet<SetId>,
     /// Classes that contain it.
-    pub classes: Few<ClassId>,
+    pub classes: SmallSet<ClassId>,
     /// Of a meaning: what a set that mentions it from now on should mention.
     current: AtomId,
     /// Of a meaning: sets that write it, and its renewals.
@@ -106,7 +106,7 @@ pub(super) struct NameUse {
 /// All live atoms.
 #[derive(Debug, Default)]
 pub(super) struct Atoms {
-    slots: Vec<Option<Known>>,
+    slots: Vec<Option<AtomRecord>>,
     free: Vec<AtomId>,
     by_content: HashMap<Arc<Atom>, AtomId>,
     renewed: FxHashMap<(AtomId, u32), AtomId>,
@@ -126,17 +126,17 @@ pub(super) struct Atoms {
 
 impl Atoms {
     /// The live atom of that number.
-    pub fn get(&self, id: AtomId) -> &Known {
+    pub fn get(&self, id: AtomId) -> &AtomRecord {
         self.slots[id.index()].as_ref().expect("invariant: atoms outlive what mentions them")
     }
 
     /// Likewise, if there is one.
-    pub fn live(&self, id: AtomId) -> Option<&Known> {
+    pub fn live(&self, id: AtomId) -> Option<&AtomRecord> {
         self.slots[id.index()].as_ref()
     }
 
     /// The live atom of that number, to note a reference.
-    pub fn get_mut(&mut self, id: AtomId) -> &mut Known {
+    pub fn get_mut(&mut self, id: AtomId) -> &mut AtomRecord {
         self.slots[id.index()].as_mut().expect("invariant: atoms outlive what mentions them")
     }
 
@@ -167,12 +167,12 @@ impl Atoms {
             let number = u32::try_from(self.slots.len()).ok().and_then(NonZeroU32::new);
             AtomId(number.expect("invariant: atoms fit into memory"))
         });
-        self.slots[id.index()] = Some(Known {
+        self.slots[id.index()] = Some(AtomRecord {
             atom,
             meaning: meaning.unwrap_or(id),
             turn,
-            sets: Few::None,
-            classes: Few::None,
+            sets: SmallSet::None,
+            classes: SmallSet::None,
             current: id,
             n_writers: 0,
             n_holders: 0,

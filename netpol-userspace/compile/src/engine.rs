@@ -34,7 +34,7 @@ pub(super) struct Engine {
     pub classes: Classes,
     pub addresses: Addresses,
     pub services: Services,
-    /// The sorted atoms of each pod that satisfies any. Few pods differ in them.
+    /// The sorted atoms of each pod that satisfies any. SmallSet pods differ in them.
     held: FxHashMap<ObjectName, Arc<[AtomId]>>,
     held_by_many: Pool<Arc<[AtomId]>>,
     shared: SharedPorts,
@@ -104,7 +104,7 @@ impl Engine {
     pub fn begin(&mut self, cluster: &Cluster, job: &mut Job, mut touched: Touched) -> Plan {
         let (fresh, edited) = self.sets.take_fresh(job.number);
         self.match_fresh(cluster, job, &mut touched);
-        self.note_found(job, touched.blocks);
+        self.queue_blocks(job, touched.blocks);
         if !edited.is_empty() {
             // An address that gets a class meanwhile must not be without what a set has given up
             // and without what it has in its place.
@@ -136,10 +136,10 @@ impl Engine {
             blocks.push(block);
         }
         let found = self.addresses.inside(blocks);
-        self.note_found(job, found);
+        self.queue_blocks(job, found);
     }
 
-    fn note_found(&mut self, job: &mut Job, blocks: Vec<IpNet>) {
+    fn queue_blocks(&mut self, job: &mut Job, blocks: Vec<IpNet>) {
         for block in &blocks {
             if self.stays(block) {
                 self.addresses.expect(*block);
@@ -376,7 +376,7 @@ impl Engine {
         let named: FxHashSet<EndpointId> = both
             .flat_map(|backends| &**backends)
             .filter_map(|backend| match backend {
-                Backend::Endpoint(id) => Some(*id),
+                Backend::CompiledEndpoint(id) => Some(*id),
                 Backend::Kind { .. } | Backend::Elsewhere => None,
             })
             .collect();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
 use super::atoms::{Atom, AtomId, Atoms};
-use super::few::Few;
+use super::small_set::SmallSet;
 use super::ids::IdPool;
 use super::plan::Row;
 use super::ports::Allowed;
@@ -87,7 +87,7 @@ struct Mention {
     /// How many predicates have it.
     n_predicates: u32,
     /// Where those are that do not match without it.
-    needed_at: Few<u32>,
+    needed_at: SmallSet<u32>,
 }
 
 /// A set in use.
@@ -149,7 +149,7 @@ impl Set {
         for atom in predicate.atoms() {
             let mention = self.mentions.entry(atom).or_insert_with(|| {
                 atoms.write(atom);
-                Mention { mark: mark(atoms, atom), n_predicates: 0, needed_at: Few::None }
+                Mention { mark: mark(atoms, atom), n_predicates: 0, needed_at: SmallSet::None }
             });
             mention.n_predicates += 1;
             if Some(atom) == needed {
@@ -296,7 +296,7 @@ impl Set {
 #[derive(Debug)]
 pub(super) struct Sets {
     by_id: FxHashMap<SetId, Set>,
-    by_hash: FxHashMap<u64, Few<SetId>>,
+    by_hash: FxHashMap<u64, SmallSet<SetId>>,
     /// Free numbers.
     pub ids: IdPool,
     /// Sets that a job has to make ready: whose rows are still to be computed.
@@ -329,7 +329,7 @@ impl Sets {
     pub fn new(last: u16) -> Self {
         Self {
             by_id: FxHashMap::from_iter([(CLOSED, Set::empty())]),
-            by_hash: FxHashMap::from_iter([(0, Few::One(CLOSED))]),
+            by_hash: FxHashMap::from_iter([(0, SmallSet::One(CLOSED))]),
             ids: IdPool::new(u32::from(CLOSED.0) + 1, u32::from(last)),
             fresh: Vec::new(),
             edited: Vec::new(),

@@ -5,7 +5,7 @@
 //! nothing behind.
 
 mod party;
-mod seen;
+mod masquerade;
 mod service;
 mod tracer;
 

@@ -13,7 +13,7 @@ use kube::client::Body;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::resume::{self, Resumes};
-use super::seen::Kind;
+use super::object::Kind;
 
 /// A client that does what `client` does, and tells of each watch that was accepted. It does not
 /// ask for a watch that would stay silent (see [`resume`]).

@@ -14,7 +14,7 @@ use kube::client::Body;
 use kube::core::Status;
 use serde::Deserialize;
 
-use super::seen::{Kind, N_KINDS, parse_version};
+use super::object::{Kind, N_KINDS, parse_version};
 
 /// API servers end a watch after the 290 s that it asks for.
 const ORDERLY: Duration = Duration::from_secs(280);

@@ -4,7 +4,7 @@
 use kube::core::Status;
 use kube::runtime::watcher;
 
-use super::seen::Kind;
+use super::object::Kind;
 
 /// What to tell of an error; `None` for what happens in every long life of a watch.
 pub fn explain(kind: Kind, error: &watcher::Error, is_synced: bool) -> Option<String> {

@@ -1,4 +1,4 @@
-//! Whose an endpoint is, as far as that is known, and which policy sets follow.
+//! JobOwner an endpoint is, as far as that is known, and which policy sets follow.
 //!
 //! A pod is judged as it was last seen for as long as its interface exists: its object may say
 //! that it has ended, or be gone, while it runs. Policies are those of now. Must never give an
@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::wanted::Why;
-use super::{Compiler, EndpointId, EndpointSets, Plan, settle};
+use super::{Compiler, EndpointId, EndpointSets, Plan, planning};
 use netpol_model::{Cluster, ObjectName, Pod, Str};
 
 /// A local endpoint.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct CompiledEndpoint {
     pub name: ObjectName,
     /// It is the pod of that name, whichever that is and whatever its object says.
     follows_name: bool,
@@ -26,7 +26,7 @@ pub(super) struct Endpoint {
     pub announced: bool,
 }
 
-impl Endpoint {
+impl CompiledEndpoint {
     /// Of a name, or of those pods.
     fn new(name: ObjectName, pods: Option<Vec<Pod>>) -> Self {
         Self {
@@ -34,7 +34,7 @@ impl Endpoint {
             follows_name: pods.is_none(),
             pods: pods.unwrap_or_default(),
             is_current: false,
-            sets: settle::NOT_ISOLATED,
+            sets: planning::NOT_ISOLATED,
             announced: false,
         }
     }
@@ -96,7 +96,7 @@ impl Endpoint {
     }
 
     /// Likewise, as they will be judged: what the cluster says of them counts before
-    /// [`Endpoint::refresh`] too.
+    /// [`CompiledEndpoint::refresh`] too.
     pub fn pods_soon<'a>(&'a self, cluster: &'a Cluster) -> impl Iterator<Item = &'a Pod> {
         self.pods_now(cluster).map(|pod| {
             let now = cluster.pod(&pod.id);
@@ -158,14 +158,14 @@ impl Compiler {
         endpoints: impl IntoIterator<Item = (EndpointId, ObjectName, Option<Vec<Pod>>)>,
     ) {
         for (id, name, pods) in endpoints {
-            let mut endpoint = Endpoint::new(name, pods);
+            let mut endpoint = CompiledEndpoint::new(name, pods);
             if let Some(old) = self.endpoints.remove(&id) {
                 self.unlist_endpoint(id, &old);
                 self.forget_work(id);
                 (endpoint.sets, endpoint.announced) = (old.sets, old.announced);
             }
             for namespace in endpoint.namespaces() {
-                self.shares.note_endpoints(&namespace);
+                self.shares.recount_endpoints(&namespace);
                 self.endpoints_in.entry(namespace).or_default().insert(id);
             }
             self.taken_in.look_at(endpoint.home(), id, Why::Anything);
@@ -199,9 +199,9 @@ impl Compiler {
         self.engine.sets.release(endpoint.sets.egress);
     }
 
-    fn unlist_endpoint(&mut self, id: EndpointId, endpoint: &Endpoint) {
+    fn unlist_endpoint(&mut self, id: EndpointId, endpoint: &CompiledEndpoint) {
         for namespace in endpoint.namespaces() {
-            self.shares.note_endpoints(&namespace);
+            self.shares.recount_endpoints(&namespace);
             if let Some(ids) = self.endpoints_in.get_mut(&namespace) {
                 ids.remove(&id);
                 if ids.is_empty() {

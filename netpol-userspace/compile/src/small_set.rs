@@ -6,7 +6,7 @@ use rustc_hash::FxHashSet;
 
 /// Distinct numbers.
 #[derive(Debug, Default)]
-pub(super) enum Few<T> {
+pub(super) enum SmallSet<T> {
     /// No element.
     #[default]
     None,
@@ -16,7 +16,7 @@ pub(super) enum Few<T> {
     Many(Box<FxHashSet<T>>),
 }
 
-impl<T: Copy + Eq + Hash> Few<T> {
+impl<T: Copy + Eq + Hash> SmallSet<T> {
     /// Puts one in. Returns whether it was not there.
     pub fn insert(&mut self, item: T) -> bool {
         match self {
@@ -86,12 +86,12 @@ mod tests {
 
     #[test]
     fn elements_come_and_go() {
-        let mut few = Few::default();
+        let mut few = SmallSet::default();
         assert!(few.is_empty() && !few.remove(1));
         assert!(few.insert(1) && !few.insert(1) && few.insert(2) && few.insert(3));
         assert_eq!(few.len(), 3);
         assert!(few.remove(1) && !few.remove(1) && few.remove(3));
-        assert!(matches!(few, Few::One(2)));
+        assert!(matches!(few, SmallSet::One(2)));
         assert_eq!(few.iter().collect::<Vec<_>>(), [2]);
         assert!(!few.remove(3) && few.remove(2) && few.is_empty());
     }

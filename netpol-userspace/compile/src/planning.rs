@@ -16,8 +16,8 @@ use super::engine::{Move, steps};
 use super::services::{Changed, Interest};
 use super::sets::Gathering;
 use super::wanted::Why;
-use super::work::{Coming, Job, Mark, UnderWay, Which, Whose};
-use super::{Compiler, Dirt, Endpoint, EndpointId, EndpointSets, Plan, SetId, Step};
+use super::work::{FutureSet, Job, Mark, UnderWay, Which, JobOwner};
+use super::{Compiler, Dirt, CompiledEndpoint, EndpointId, EndpointSets, Plan, SetId, Step};
 use netpol_model::{ObjectName, Pod};
 
 /// The sets of an endpoint that no policy selects.
@@ -49,9 +49,9 @@ impl Compiler {
                 all.endpoints.extend(dirt.endpoints);
                 all.policies.extend(dirt.policies);
             }
-            plan.extend(self.begin(&Whose::Everybody, touched, all));
+            plan.extend(self.begin(&JobOwner::Everybody, touched, all));
             let mut left = usize::MAX;
-            plan.extend(self.go_on(&Whose::Everybody, &mut left));
+            plan.extend(self.go_on(&JobOwner::Everybody, &mut left));
         }
         while self.has_work() {
             plan.extend(self.slice(self.slice_size));
@@ -85,18 +85,18 @@ impl Compiler {
         self.is_touched()
             || self.shares.is_touched()
             || !self.taken_in.of.is_empty()
-            || self.jobs.keys().any(|whose| *whose != Whose::Nobody)
+            || self.jobs.keys().any(|whose| *whose != JobOwner::Nobody)
     }
 
     /// Whether the policies and pods of a namespace are not all in plans yet.
     pub fn is_busy(&self, namespace: &str) -> bool {
         self.taken_in.of.contains_key(namespace)
-            || self.jobs.contains_key(&Whose::Namespace(namespace.into()))
+            || self.jobs.contains_key(&JobOwner::Namespace(namespace.into()))
     }
 
     /// Whether neither they nor pods of all namespaces are on their way.
     pub fn is_settled(&self, namespace: &str) -> bool {
-        let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
+        let is_everybodys = self.is_touched() || self.jobs.contains_key(&JobOwner::Everybody);
         !is_everybodys && !self.is_busy(namespace)
     }
 
@@ -105,7 +105,7 @@ impl Compiler {
     pub fn is_pod_settled(&self, pod: &Pod) -> bool {
         let touched = &self.taken_in.touched;
         let own: Vec<IpNet> = pod.addresses.iter().map(|&address| IpNet::from(address)).collect();
-        let everybodys = self.jobs.get(&Whose::Everybody);
+        let everybodys = self.jobs.get(&JobOwner::Everybody);
         let is_waiting = |block| everybodys.is_some_and(|job| job.blocks.contains(block));
         !self.is_busy(&pod.id.namespace)
             && !touched.pods.contains(&pod.id)
@@ -123,27 +123,27 @@ impl Compiler {
     /// Whether everything that was taken in before a mark is in plans, whatever came after it.
     pub fn has_done(&self, mark: &Mark) -> bool {
         let waiting = self.taken_in.of.values().map(|dirt| dirt.since);
-        let begun = self.jobs.iter().filter(|(whose, _)| matches!(whose, Whose::Namespace(_)));
+        let begun = self.jobs.iter().filter(|(whose, _)| matches!(whose, JobOwner::Namespace(_)));
         let mut since = waiting.chain(begun.map(|(_, job)| job.since));
         // What Services lead to is taken along by whoever's turn it is.
-        let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
+        let is_everybodys = self.is_touched() || self.jobs.contains_key(&JobOwner::Everybody);
         let is_done = !is_everybodys || self.everybodys.1 >= mark.n_everybodys;
         is_done && since.all(|since| since > mark.number)
     }
 
     /// What work is under way.
     pub fn under_way(&self) -> Vec<UnderWay> {
-        let begun = self.jobs.iter().filter(|(whose, _)| **whose != Whose::Nobody);
+        let begun = self.jobs.iter().filter(|(whose, _)| **whose != JobOwner::Nobody);
         let begun = begun.map(|(whose, job)| UnderWay {
             namespace: match whose {
-                Whose::Namespace(name) => Some(name.clone()),
-                Whose::Everybody | Whose::Nobody => None,
+                JobOwner::Namespace(name) => Some(name.clone()),
+                JobOwner::Everybody | JobOwner::Nobody => None,
             },
             done: job.n_done,
             all: job.n_done + job.n_left(),
         });
         let is_begun =
-            |name: &&netpol_model::Str| self.jobs.contains_key(&Whose::Namespace((*name).clone()));
+            |name: &&netpol_model::Str| self.jobs.contains_key(&JobOwner::Namespace((*name).clone()));
         let waiting = self.taken_in.of.keys().filter(|name| !is_begun(name));
         let waiting =
             waiting.map(|name| UnderWay { namespace: Some(name.clone()), done: 0, all: 0 });
@@ -160,19 +160,19 @@ impl Compiler {
         let mut left = n_most;
         let Some(whose) = self.next_turn(n_most) else { return plan };
         match &whose {
-            Whose::Everybody if self.is_touched() => plan.extend(self.begin_everybodys()),
-            Whose::Nobody => {
+            JobOwner::Everybody if self.is_touched() => plan.extend(self.begin_everybodys()),
+            JobOwner::Nobody => {
                 let (removed, blocks) = self.engine.collect_garbage(&self.cluster, n_most);
                 plan.extend(removed);
                 self.add_blocks(&whose, blocks);
             }
-            Whose::Namespace(name) if !self.jobs.contains_key(&whose) => {
+            JobOwner::Namespace(name) if !self.jobs.contains_key(&whose) => {
                 plan.extend(self.begin_with_pods());
                 if let Some(dirt) = self.taken_in.of.remove(name) {
                     plan.extend(self.begin(&whose, super::engine::Touched::default(), dirt));
                 }
             }
-            Whose::Everybody | Whose::Namespace(_) => {}
+            JobOwner::Everybody | JobOwner::Namespace(_) => {}
         }
         plan.extend(self.go_on(&whose, &mut left));
         plan
@@ -180,7 +180,7 @@ impl Compiler {
 
     fn begin_everybodys(&mut self) -> Plan {
         let touched = std::mem::take(&mut self.taken_in.touched);
-        self.begin(&Whose::Everybody, touched, Dirt::default())
+        self.begin(&JobOwner::Everybody, touched, Dirt::default())
     }
 
     /// Begins everybody's work if pods have changed: to be called before new atoms look at pods. Else a
@@ -198,22 +198,22 @@ impl Compiler {
         !touched.pods.is_empty() || !touched.blocks.is_empty() || self.engine.services.is_touched()
     }
 
-    fn next_turn(&mut self, n_most: usize) -> Option<Whose> {
-        let is_everybodys = self.is_touched() || self.jobs.contains_key(&Whose::Everybody);
-        let begun = self.jobs.keys().filter(|whose| **whose != Whose::Everybody).cloned();
-        let waiting = self.taken_in.of.keys().cloned().map(Whose::Namespace);
-        let garbage = self.engine.has_garbage().then_some(Whose::Nobody);
-        let others: BTreeSet<Whose> = begun.chain(waiting).chain(garbage).collect();
+    fn next_turn(&mut self, n_most: usize) -> Option<JobOwner> {
+        let is_everybodys = self.is_touched() || self.jobs.contains_key(&JobOwner::Everybody);
+        let begun = self.jobs.keys().filter(|whose| **whose != JobOwner::Everybody).cloned();
+        let waiting = self.taken_in.of.keys().cloned().map(JobOwner::Namespace);
+        let garbage = self.engine.has_garbage().then_some(JobOwner::Nobody);
+        let others: BTreeSet<JobOwner> = begun.chain(waiting).chain(garbage).collect();
         self.was_everybodys = is_everybodys && (others.is_empty() || !self.was_everybodys);
         if self.was_everybodys {
-            return Some(Whose::Everybody);
+            return Some(JobOwner::Everybody);
         }
         // Then as often as all namespaces together: they leave more behind than is taken away.
         self.was_nobodys = !self.was_nobodys
-            && others.contains(&Whose::Nobody)
+            && others.contains(&JobOwner::Nobody)
             && self.n_unused() > n_most.saturating_mul(MOST_UNUSED);
         if self.was_nobodys {
-            return Some(Whose::Nobody);
+            return Some(JobOwner::Nobody);
         }
         let next = others.iter().find(|whose| **whose > self.last_turn).or_else(|| others.first());
         self.last_turn = next?.clone();
@@ -222,10 +222,10 @@ impl Compiler {
 
     /// How many steps it would take to tidy up, about.
     fn n_unused(&self) -> usize {
-        self.engine.n_garbage() + self.jobs.get(&Whose::Nobody).map_or(0, Job::n_left)
+        self.engine.n_garbage() + self.jobs.get(&JobOwner::Nobody).map_or(0, Job::n_left)
     }
 
-    fn add_blocks(&mut self, whose: &Whose, blocks: Vec<IpNet>) {
+    fn add_blocks(&mut self, whose: &JobOwner, blocks: Vec<IpNet>) {
         if !blocks.is_empty() {
             let mut job = self.take_job(whose);
             job.blocks.extend(blocks, |block| self.engine.stays(block));
@@ -233,7 +233,7 @@ impl Compiler {
         }
     }
 
-    fn take_job(&mut self, whose: &Whose) -> Job {
+    fn take_job(&mut self, whose: &JobOwner) -> Job {
         self.jobs.remove(whose).unwrap_or_else(|| {
             self.last_job = self.last_job.wrapping_add(1).max(1);
             Job { number: self.last_job, ..Job::default() }
@@ -241,13 +241,13 @@ impl Compiler {
     }
 
     /// Finds what is to be done for what was touched.
-    fn begin(&mut self, whose: &Whose, mut touched: super::engine::Touched, dirt: Dirt) -> Plan {
+    fn begin(&mut self, whose: &JobOwner, mut touched: super::engine::Touched, dirt: Dirt) -> Plan {
         let mut job = self.take_job(whose);
         job.since = dirt.since;
-        self.everybodys.0 += u64::from(*whose == Whose::Everybody);
+        self.everybodys.0 += u64::from(*whose == JobOwner::Everybody);
         let first = self.engine.atoms.n_maybe_dead();
         // Everybody's is done all at once where it has endpoints.
-        let may_gather = matches!(whose, Whose::Namespace(_));
+        let may_gather = matches!(whose, JobOwner::Namespace(_));
         let (coming, gatherings) =
             self.compile_endpoints(dirt.endpoints, &dirt.policies, may_gather);
         job.coming.extend(coming);
@@ -275,7 +275,7 @@ impl Compiler {
 
     /// Gathers what new sets are to say, and finds what is to be done for them, as far as so many steps
     /// go.
-    fn prepare(&mut self, whose: &Whose, job: &mut Job, left: &mut usize) -> Plan {
+    fn prepare(&mut self, whose: &JobOwner, job: &mut Job, left: &mut usize) -> Plan {
         let mut plan = Plan::new();
         while *left > 0
             && let Some(mut gathering) = job.gatherings.pop_front()
@@ -289,8 +289,8 @@ impl Compiler {
             // Policies as they were when the job began: what has changed since is the next one's.
             let Self { cluster, taken_in, engine, .. } = self;
             let since = match whose {
-                Whose::Namespace(name) => taken_in.of.get(name).map(|dirt| &dirt.policies),
-                Whose::Everybody | Whose::Nobody => None,
+                JobOwner::Namespace(name) => taken_in.of.get(name).map(|dirt| &dirt.policies),
+                JobOwner::Everybody | JobOwner::Nobody => None,
             };
             let policy = |id: &ObjectName| match since.and_then(|since| since.get(id)) {
                 Some(before) => before.as_ref(),
@@ -304,9 +304,9 @@ impl Compiler {
                 job.gatherings.push_front(gathering);
                 break;
             }
-            plan.extend(self.note_gathered(whose, job, gathering));
+            plan.extend(self.finish_gathering(whose, job, gathering));
         }
-        job.note_switches();
+        job.complete_switches();
         if *left > 0 && job.gatherings.is_empty() && !job.unmatched.is_empty() {
             let n = job.unmatched.len().min(*left);
             self.engine.match_blocks(job, n);
@@ -320,12 +320,12 @@ impl Compiler {
     }
 
     /// What a job has gathered is a set, for whoever waits for it.
-    fn note_gathered(&mut self, whose: &Whose, job: &mut Job, gathering: Gathering) -> Plan {
+    fn finish_gathering(&mut self, whose: &JobOwner, job: &mut Job, gathering: Gathering) -> Plan {
         // Among the others: what it has begun to edit is looked for there.
         self.jobs.insert(whose.clone(), std::mem::take(job));
         let mut plan = self.begin_with_pods();
         *job = self.take_job(whose);
-        let number = Coming::Gathered(job.n_gathered);
+        let number = FutureSet::Gathered(job.n_gathered);
         let engine = &mut self.engine;
         engine.sets.exhausted = false;
         let set = engine.sets.acquire_gathered(gathering, &mut engine.atoms);
@@ -333,7 +333,7 @@ impl Compiler {
             let without = job.coming.iter().filter(|(_, both)| both.contains(&number));
             self.unnumbered.extend(without.map(|(id, _)| *id));
         }
-        for _ in 1..job.note_gathered(set) {
+        for _ in 1..job.resolve_gathered(set) {
             self.engine.sets.retain(set);
         }
         plan.extend(self.take_up(job, super::engine::Touched::default()));
@@ -341,7 +341,7 @@ impl Compiler {
     }
 
     /// Does a part of a job, and what concludes it if it was the last one.
-    fn go_on(&mut self, whose: &Whose, left: &mut usize) -> Plan {
+    fn go_on(&mut self, whose: &JobOwner, left: &mut usize) -> Plan {
         let Some(mut job) = self.jobs.remove(whose) else { return Plan::new() };
         let mut plan = self.prepare(whose, &mut job, left);
         if job.is_unprepared() {
@@ -379,13 +379,13 @@ impl Compiler {
             return plan;
         }
         self.conclude(job, &moves, &mut plan);
-        if *whose == Whose::Everybody {
+        if *whose == JobOwner::Everybody {
             self.everybodys.1 = self.everybodys.0;
         }
-        if *whose != Whose::Nobody {
+        if *whose != JobOwner::Nobody {
             // What is around them may have its classes now.
             let lingering = std::mem::take(&mut self.engine.lingering);
-            self.add_blocks(&Whose::Nobody, lingering);
+            self.add_blocks(&JobOwner::Nobody, lingering);
         }
         plan
     }
@@ -469,7 +469,7 @@ impl Compiler {
         if sets.is_empty() {
             return BTreeSet::new();
         }
-        let uses = |endpoint: &Endpoint| {
+        let uses = |endpoint: &CompiledEndpoint| {
             sets.contains(&endpoint.sets.ingress) || sets.contains(&endpoint.sets.egress)
         };
         let users = self.endpoints.iter().filter(|(_, endpoint)| uses(endpoint));

@@ -18,7 +18,7 @@ pub(super) struct Shares {
     /// Something has changed since it was shared out.
     is_touched: bool,
     /// Of namespaces with endpoints.
-    known: FxHashMap<Str, Known>,
+    known: FxHashMap<Str, NamespaceDemand>,
     /// Policies of which rules are left out, as they were read: the cluster has what is left.
     wholes: BTreeMap<ObjectName, Policy>,
     /// The most that a namespace may have now.
@@ -27,7 +27,7 @@ pub(super) struct Shares {
 
 /// What the policies of a namespace want.
 #[derive(Debug, Default)]
-struct Known {
+struct NamespaceDemand {
     /// Each policy for itself, whomever it selects: never less than what it comes to.
     sum: Demand,
     /// How many endpoints differ in what may select them. `None`: to be counted.
@@ -72,7 +72,7 @@ impl Shares {
     }
 
     /// Notes that a namespace has other endpoints, or that theirs are different.
-    pub fn note_endpoints(&mut self, namespace: &Str) {
+    pub fn recount_endpoints(&mut self, namespace: &Str) {
         if self.room.is_some() {
             self.is_touched = true;
             if let Some(known) = self.known.get_mut(namespace) {
@@ -149,11 +149,11 @@ impl Compiler {
         let namespaces: Vec<Str> = endpoints_in.keys().cloned().collect();
         let mut demands = BTreeMap::new();
         for namespace in namespaces {
-            let mut known = self.shares.known.remove(&namespace).unwrap_or_else(|| Known {
+            let mut known = self.shares.known.remove(&namespace).unwrap_or_else(|| NamespaceDemand {
                 sum: self
                     .wholes_in(&namespace)
                     .fold(Demand::default(), |sum, policy| sum.plus(Demand::of(policy))),
-                ..Known::default()
+                ..NamespaceDemand::default()
             });
             let n_kinds = known.n_kinds.unwrap_or_else(|| self.kinds_in(&namespace).len());
             known.n_kinds = Some(n_kinds);

@@ -98,7 +98,7 @@ impl Kind {
 
 /// One object in one version.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct WatchedObject {
     /// Its name (of a namespace or node: in no namespace).
     pub id: ObjectName,
     /// Its uid.
@@ -113,7 +113,7 @@ pub struct Seen {
     pub problems: Vec<Problem>,
 }
 
-impl Seen {
+impl WatchedObject {
     fn new(metadata: &ObjectMeta, change: Option<Change>, problems: Vec<Problem>) -> Self {
         let (id, uid, node) = match &change {
             Some(Change::Namespace(namespace)) => {
@@ -127,7 +127,7 @@ impl Seen {
     }
 }
 
-impl Seen {
+impl WatchedObject {
     fn of_read<T>(metadata: &ObjectMeta, read: Read<T>, change: fn(T) -> Change) -> Self {
         match read {
             Ok((model, problems)) => Self::new(metadata, Some(change(model)), problems),
@@ -146,21 +146,21 @@ pub fn parse_version(version: Option<&str>) -> u64 {
     version.and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-impl From<SlimNamespace> for Seen {
+impl From<SlimNamespace> for WatchedObject {
     fn from(object: SlimNamespace) -> Self {
         let (namespace, problems) = object.model();
         Self::new(&object.metadata, Some(Change::Namespace(namespace)), problems)
     }
 }
 
-impl From<SlimPod> for Seen {
+impl From<SlimPod> for WatchedObject {
     fn from(object: SlimPod) -> Self {
         let (pod, problems) = object.model();
         Self::new(&object.metadata, Some(Change::Pod(pod)), problems)
     }
 }
 
-impl From<GuardedPolicy> for Seen {
+impl From<GuardedPolicy> for WatchedObject {
     fn from(object: GuardedPolicy) -> Self {
         let read = match &object.policy {
             Ok(policy) => convert::stored_policy(policy),
@@ -174,19 +174,19 @@ impl From<GuardedPolicy> for Seen {
     }
 }
 
-impl From<SlimService> for Seen {
+impl From<SlimService> for WatchedObject {
     fn from(object: SlimService) -> Self {
         Self::of_read(&object.metadata, object.read, Change::Service)
     }
 }
 
-impl From<SlimEndpointSlice> for Seen {
+impl From<SlimEndpointSlice> for WatchedObject {
     fn from(object: SlimEndpointSlice) -> Self {
         Self::of_read(&object.metadata, object.read, Change::EndpointSlice)
     }
 }
 
-impl From<SlimNode> for Seen {
+impl From<SlimNode> for WatchedObject {
     fn from(object: SlimNode) -> Self {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         let id = ObjectName::new("", name);

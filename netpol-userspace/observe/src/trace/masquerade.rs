@@ -19,7 +19,7 @@ use netpol_model::Direction;
 
 /// What is in place of the sender's address.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub(super) struct Masquerade {
     /// The addresses that come into question; none if nobody knows.
     pub(super) sources: Vec<IpAddr>,
     /// The node whose they are.
@@ -45,7 +45,7 @@ impl Tracer<'_> {
         backend: &Party,
         passage: &Passage<'_>,
         to: IpAddr,
-    ) -> Result<Option<Seen>> {
+    ) -> Result<Option<Masquerade>> {
         let Kind::Endpoint(_) = backend.kind else { return Ok(None) };
         let here = &*self.directory.node.state.node;
         let node = passage.translator.unwrap_or(here).to_owned();
@@ -65,7 +65,7 @@ impl Tracer<'_> {
         } else {
             masquerades(to).with_context(|| format!("ask the kernel for the way to {to}"))?
         };
-        Ok(Some(Seen { sources, node, is_elsewhere }))
+        Ok(Some(Masquerade { sources, node, is_elsewhere }))
     }
 
     /// Ingress of a pod of this node, from each address that it may see.
@@ -74,7 +74,7 @@ impl Tracer<'_> {
         endpoint: &EndpointView,
         packet: &Try,
         place: Place,
-        seen: Option<&Seen>,
+        seen: Option<&Masquerade>,
     ) -> Result<Hop> {
         let Some(seen) = seen else {
             return self.hop(endpoint, Direction::Ingress, packet, place, false);
