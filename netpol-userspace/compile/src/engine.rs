@@ -376,7 +376,7 @@ impl Engine {
         let named: FxHashSet<EndpointId> = both
             .flat_map(|backends| &**backends)
             .filter_map(|backend| match backend {
-                Backend::CompiledEndpoint(id) => Some(*id),
+                Backend::Endpoint(id) => Some(*id),
                 Backend::Kind { .. } | Backend::Elsewhere => None,
             })
             .collect();

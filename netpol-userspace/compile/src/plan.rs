@@ -115,7 +115,7 @@ pub enum Backend {
         is_on_node: bool,
     },
     /// This endpoint is a backend. (The kind that it is of is listed as well.)
-    CompiledEndpoint(EndpointId),
+    Endpoint(EndpointId),
     /// No backend: another node has the address and translates, so packets to it leave this node
     /// as they are. Stands beside others only.
     Elsewhere,
@@ -153,7 +153,7 @@ impl Verdict {
         let mut has_self = false;
         for backend in backends {
             match *backend {
-                Backend::CompiledEndpoint(id) => has_self |= id == endpoint,
+                Backend::Endpoint(id) => has_self |= id == endpoint,
                 Backend::Elsewhere => {}
                 Backend::Kind { class, port, is_on_node } => {
                     let is_allowed = allows(class, port);
@@ -175,7 +175,7 @@ impl Verdict {
 
     /// The verdict on a Service for packets of `endpoint`, which is not isolated for egress.
     pub fn unless_own(endpoint: EndpointId, backends: &[Backend]) -> Self {
-        match backends.contains(&Backend::CompiledEndpoint(endpoint)) {
+        match backends.contains(&Backend::Endpoint(endpoint)) {
             true => Self::Mixed,
             false => Self::Allowed,
         }

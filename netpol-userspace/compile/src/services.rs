@@ -41,7 +41,7 @@ impl Interest {
     }
 
     fn includes(self, backends: &[Backend]) -> bool {
-        let is_local = |backend: &Backend| matches!(backend, Backend::CompiledEndpoint(_));
+        let is_local = |backend: &Backend| matches!(backend, Backend::Endpoint(_));
         match self {
             Self::None => false,
             Self::Own => backends.iter().any(is_local),
@@ -517,7 +517,7 @@ fn classify(targets: &[(IpAddr, u16)], addresses: &Addresses, here: &Here) -> Ar
         let is_on_node = here.node.contains(&address);
         backends.insert(Backend::Kind { class, port, is_on_node });
         let endpoints = here.endpoints_at.get(&address).into_iter().flatten();
-        backends.extend(endpoints.map(|&id| Backend::CompiledEndpoint(id)));
+        backends.extend(endpoints.map(|&id| Backend::Endpoint(id)));
     }
     backends.into_iter().collect()
 }
