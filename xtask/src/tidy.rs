@@ -26,7 +26,10 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "unshare(2) is unsafe to rustix because of one other flag",
     ),
     ("netpol-userspace/isolation/src/mounts.rs", "the same, for a mount namespace"),
-    ("netpol-userspace/tests/agent/attach_foreign.rs", "plays somebody who detaches netpol's links"),
+    (
+        "netpol-userspace/tests/agent/attach_foreign.rs",
+        "plays somebody who detaches netpol's links",
+    ),
     ("xtask/src/probe.rs", "bpf(2) has no safe interface short of all of aya"),
 ];
 

@@ -48,7 +48,7 @@ pub fn ask<T: DeserializeOwned>(run_dir: &Path, question: &Question) -> Result<O
 }
 
 /// Likewise.
-pub async fn ask_async<T: DeserializeOwned>(
+pub(crate) async fn ask_async<T: DeserializeOwned>(
     run_dir: &Path,
     question: &Question,
 ) -> Result<Option<T>> {

@@ -78,7 +78,7 @@ impl Addresses {
     }
 
     /// A pod no longer has `address`. Returns whether the owner changed.
-    pub fn unclaim(&mut self, address: IpAddr, pod: &ObjectName, cluster: &Cluster) -> bool {
+    pub(crate) fn unclaim(&mut self, address: IpAddr, pod: &ObjectName, cluster: &Cluster) -> bool {
         if let Some(claimants) = self.contested.get_mut(&address) {
             claimants.retain(|claimant| claimant != pod);
             return self.elect(address, cluster);
@@ -118,7 +118,9 @@ impl Addresses {
     }
 
     /// Addresses with several claimants: the address, who has it, all who claim it.
-    pub fn contested(&self) -> impl Iterator<Item = (IpAddr, Option<&ObjectName>, &[ObjectName])> {
+    pub(crate) fn contested(
+        &self,
+    ) -> impl Iterator<Item = (IpAddr, Option<&ObjectName>, &[ObjectName])> {
         self.contested.iter().map(|(&address, claimants)| {
             let entry = self.entries.get(&IpNet::from(address));
             (address, entry.and_then(|entry| entry.owner.as_deref()), claimants.as_slice())
@@ -126,7 +128,7 @@ impl Addresses {
     }
 
     /// A block atom exists from now on.
-    pub fn add_block(&mut self, block: IpNet, atom: AtomId) {
+    pub(crate) fn add_block(&mut self, block: IpNet, atom: AtomId) {
         let entry = self.entries.entry(block).or_default();
         if entry.cidr.is_some() {
             self.other_cidrs.entry(block).or_default().insert(atom);
@@ -153,7 +155,7 @@ impl Addresses {
     }
 
     /// A block atom is gone.
-    pub fn remove_block(&mut self, block: IpNet, atom: AtomId) {
+    pub(crate) fn remove_block(&mut self, block: IpNet, atom: AtomId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };
         let was_around = is_around(&block, entry);
         let others = self.other_cidrs.get_mut(&block);
@@ -186,7 +188,7 @@ impl Addresses {
     }
 
     /// The atoms of all blocks that contain `block`, itself included.
-    pub fn atoms_around(&self, block: IpNet) -> impl Iterator<Item = AtomId> {
+    pub(crate) fn atoms_around(&self, block: IpNet) -> impl Iterator<Item = AtomId> {
         let with_atoms = self.containing(block).filter_map(|(outer, e)| Some((outer, e.cidr?)));
         with_atoms.flat_map(|(outer, atom)| {
             let others = match self.other_cidrs.is_empty() {
@@ -209,7 +211,8 @@ impl Addresses {
             }
             scanned = Some(block);
             let end = IpNet::from(block.broadcast());
-            let stored = |entry: &AddressEntry| entry.class != ClassId::NONE || entry.cidr.is_some();
+            let stored =
+                |entry: &AddressEntry| entry.class != ClassId::NONE || entry.cidr.is_some();
             let inner = self.entries.range(block..=end).filter(|(_, entry)| stored(entry));
             found.extend(inner.map(|(&inner, _)| inner));
         }
@@ -222,14 +225,14 @@ impl Addresses {
     }
 
     /// The class that longest-prefix match gives to `block` while it is not stored itself.
-    pub fn class_around(&self, block: IpNet) -> ClassId {
+    pub(crate) fn class_around(&self, block: IpNet) -> ClassId {
         let outer = block.supernet().into_iter().flat_map(|outer| self.containing(outer));
         let mut classes = outer.map(|(_, entry)| entry.class);
         classes.find(|class| *class != ClassId::NONE).unwrap_or(ClassId::NONE)
     }
 
     /// The class that longest-prefix match gives to `block`.
-    pub fn effective_class(&self, block: IpNet) -> ClassId {
+    pub(crate) fn effective_class(&self, block: IpNet) -> ClassId {
         match self.entries.get(&block).map(|entry| entry.class) {
             Some(class) if class != ClassId::NONE => class,
             _ => self.class_around(block),
@@ -258,7 +261,7 @@ impl Addresses {
 
     /// What is to be stored inside these blocks, and is not yet, but for the blocks themselves; no
     /// more than so many. Whatever is inside another one comes first.
-    pub fn missing_inside(&self, blocks: &[IpNet], n_most: usize) -> Vec<IpNet> {
+    pub(crate) fn missing_inside(&self, blocks: &[IpNet], n_most: usize) -> Vec<IpNet> {
         if self.missing.is_empty() {
             return Vec::new();
         }

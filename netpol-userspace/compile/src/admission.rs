@@ -72,7 +72,7 @@ impl Shares {
     }
 
     /// Notes that a namespace has other endpoints, or that theirs are different.
-    pub fn recount_endpoints(&mut self, namespace: &Str) {
+    pub(crate) fn recount_endpoints(&mut self, namespace: &Str) {
         if self.room.is_some() {
             self.is_touched = true;
             if let Some(known) = self.known.get_mut(namespace) {
@@ -82,7 +82,7 @@ impl Shares {
     }
 
     /// Whether it is to be shared out anew.
-    pub fn is_touched(&self) -> bool {
+    pub(crate) fn is_touched(&self) -> bool {
         self.is_touched
     }
 }
@@ -149,12 +149,13 @@ impl Compiler {
         let namespaces: Vec<Str> = endpoints_in.keys().cloned().collect();
         let mut demands = BTreeMap::new();
         for namespace in namespaces {
-            let mut known = self.shares.known.remove(&namespace).unwrap_or_else(|| NamespaceDemand {
-                sum: self
-                    .wholes_in(&namespace)
-                    .fold(Demand::default(), |sum, policy| sum.plus(Demand::of(policy))),
-                ..NamespaceDemand::default()
-            });
+            let mut known =
+                self.shares.known.remove(&namespace).unwrap_or_else(|| NamespaceDemand {
+                    sum: self
+                        .wholes_in(&namespace)
+                        .fold(Demand::default(), |sum, policy| sum.plus(Demand::of(policy))),
+                    ..NamespaceDemand::default()
+                });
             let n_kinds = known.n_kinds.unwrap_or_else(|| self.kinds_in(&namespace).len());
             known.n_kinds = Some(n_kinds);
             demands.insert(namespace.clone(), known.sum.weighed(n_kinds));

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::atoms::{AtomId, Atoms};
-use super::small_set::SmallSet;
 use super::ids::{ClassKey, IdPool};
+use super::small_set::SmallSet;
 use super::{ClassId, SetId};
 
 /// Atoms, sorted: mostly one, which takes no memory of its own.
@@ -160,13 +160,17 @@ impl Classes {
     }
 
     /// How many may be of no use.
-    pub fn n_maybe_dead(&self) -> usize {
+    pub(crate) fn n_maybe_dead(&self) -> usize {
         self.maybe_dead.len()
     }
 
     /// Forgets classes that no address has any more, of so many, and returns them with the sets that
     /// had rows for them.
-    pub fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(ClassId, SmallSet<SetId>)> {
+    pub(crate) fn take_dead(
+        &mut self,
+        n_most: usize,
+        atoms: &mut Atoms,
+    ) -> Vec<(ClassId, SmallSet<SetId>)> {
         let mut dead = Vec::new();
         for id in self.maybe_dead.split_off(self.maybe_dead.len().saturating_sub(n_most)) {
             if self.by_id.get(&id).is_none_or(|class| class.n_addresses > 0) {

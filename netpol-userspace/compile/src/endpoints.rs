@@ -89,7 +89,7 @@ impl CompiledEndpoint {
     }
 
     /// The pods that it may be by this cluster.
-    pub fn pods_now<'a>(&'a self, cluster: &'a Cluster) -> impl Iterator<Item = &'a Pod> {
+    pub(crate) fn pods_now<'a>(&'a self, cluster: &'a Cluster) -> impl Iterator<Item = &'a Pod> {
         let named = cluster.pod(&self.name).filter(|_| self.follows_name);
         let last_seen = self.pods.iter().filter(move |_| named.is_none());
         named.into_iter().chain(last_seen)
@@ -97,7 +97,7 @@ impl CompiledEndpoint {
 
     /// Likewise, as they will be judged: what the cluster says of them counts before
     /// [`CompiledEndpoint::refresh`] too.
-    pub fn pods_soon<'a>(&'a self, cluster: &'a Cluster) -> impl Iterator<Item = &'a Pod> {
+    pub(crate) fn pods_soon<'a>(&'a self, cluster: &'a Cluster) -> impl Iterator<Item = &'a Pod> {
         self.pods_now(cluster).map(|pod| {
             let now = cluster.pod(&pod.id);
             now.filter(|now| now.uid == pod.uid && now.is_networked()).unwrap_or(pod)

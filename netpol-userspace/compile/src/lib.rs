@@ -15,22 +15,22 @@ mod changes;
 mod classes;
 mod describe;
 mod edits;
+mod endpoints;
 mod engine;
 mod explain;
-mod small_set;
 pub mod ids;
 mod keys;
 mod lookup;
 pub mod plan;
+mod planning;
 mod ports;
 mod rows;
 mod service_shares;
 mod services;
 mod sets;
-mod planning;
 pub mod shares;
+mod small_set;
 mod wanted;
-mod endpoints;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,10 +48,10 @@ pub use plan::{
 use rustc_hash::FxHashMap;
 
 use self::edits::{EarlierPolicies, Mentions};
+use self::endpoints::CompiledEndpoint;
 use self::engine::{Engine, Touched};
 pub use self::shares::{Demand, Room, Scarce};
 use self::wanted::Why;
-use self::endpoints::CompiledEndpoint;
 use self::work::{Job, JobOwner};
 pub use self::work::{Mark, UnderWay};
 use netpol_model::{Change, Cluster, Direction, Pod, Policy, Str, Strings};

@@ -16,8 +16,8 @@ use super::engine::{Move, steps};
 use super::services::{Changed, Interest};
 use super::sets::Gathering;
 use super::wanted::Why;
-use super::work::{FutureSet, Job, Mark, UnderWay, Which, JobOwner};
-use super::{Compiler, Dirt, CompiledEndpoint, EndpointId, EndpointSets, Plan, SetId, Step};
+use super::work::{FutureSet, Job, JobOwner, Mark, UnderWay, Which};
+use super::{CompiledEndpoint, Compiler, Dirt, EndpointId, EndpointSets, Plan, SetId, Step};
 use netpol_model::{ObjectName, Pod};
 
 /// The sets of an endpoint that no policy selects.
@@ -142,8 +142,9 @@ impl Compiler {
             done: job.n_done,
             all: job.n_done + job.n_left(),
         });
-        let is_begun =
-            |name: &&netpol_model::Str| self.jobs.contains_key(&JobOwner::Namespace((*name).clone()));
+        let is_begun = |name: &&netpol_model::Str| {
+            self.jobs.contains_key(&JobOwner::Namespace((*name).clone()))
+        };
         let waiting = self.taken_in.of.keys().filter(|name| !is_begun(name));
         let waiting =
             waiting.map(|name| UnderWay { namespace: Some(name.clone()), done: 0, all: 0 });

@@ -105,18 +105,18 @@ impl Job {
     }
 
     /// Whether it is not known yet what all of the work is.
-    pub fn is_unprepared(&self) -> bool {
+    pub(crate) fn is_unprepared(&self) -> bool {
         !(self.gatherings.is_empty() && self.unmatched.is_empty())
     }
 
     /// Whether some endpoint is to get what is gathered first.
-    pub fn is_gathering_wanted(&self) -> bool {
+    pub(crate) fn is_gathering_wanted(&self) -> bool {
         let wanted = FutureSet::Gathered(self.n_gathered);
         self.coming.iter().any(|(_, both)| both.contains(&wanted))
     }
 
     /// What was gathered first is this set; returns how many endpoints get it.
-    pub fn resolve_gathered(&mut self, set: SetId) -> usize {
+    pub(crate) fn resolve_gathered(&mut self, set: SetId) -> usize {
         let wanted = FutureSet::Gathered(self.n_gathered);
         self.n_gathered += 1;
         let both = self.coming.iter_mut().flat_map(|(_, both)| both);
@@ -124,7 +124,7 @@ impl Job {
     }
 
     /// Puts down what endpoints get in the end, as soon as all of it is known.
-    pub fn complete_switches(&mut self) {
+    pub(crate) fn complete_switches(&mut self) {
         if !self.gatherings.is_empty() {
             return;
         }
@@ -197,7 +197,7 @@ impl Blocks {
     }
 
     /// They come again.
-    pub fn put_back(&mut self, blocks: Vec<IpNet>, stay: bool) {
+    pub(crate) fn put_back(&mut self, blocks: Vec<IpNet>, stay: bool) {
         self.0.extend(blocks.into_iter().map(|block| (Self::order(&block, stay), block)));
     }
 

@@ -145,7 +145,10 @@ impl Scanner {
         }
         for nsid in &changes.deleted_nsids {
             self.namespaces.remove(nsid);
-            self.known.values_mut().filter(|known| known.link.nsid == *nsid).for_each(KnownLink::end);
+            self.known
+                .values_mut()
+                .filter(|known| known.link.nsid == *nsid)
+                .for_each(KnownLink::end);
         }
     }
 

@@ -130,7 +130,11 @@ fn parse(text: &str) -> Vec<SocketRow> {
 }
 
 /// Connections among the sockets of one protocol.
-fn connections_among(protocol: u8, rows: &[SocketRow], clients: &RangeInclusive<u16>) -> Vec<Connection> {
+fn connections_among(
+    protocol: u8,
+    rows: &[SocketRow],
+    clients: &RangeInclusive<u16>,
+) -> Vec<Connection> {
     let is_unconnected = |row: &SocketRow| row.remote.0.is_unspecified() || row.remote.1 == 0;
     let listening: HashSet<u16> = rows
         .iter()

@@ -153,7 +153,7 @@ fn detail(raw: &Raw) -> String {
 }
 
 /// Whether the endpoint's policies decided.
-pub fn is_by_policy(reason: Reason) -> bool {
+pub(crate) fn is_by_policy(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::NewFlow

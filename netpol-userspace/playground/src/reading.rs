@@ -54,7 +54,7 @@ impl Reading {
 
     /// Refuses, with what to do about it, a reading of which nothing can be tried: nobody should
     /// take an empty answer for a good one.
-    pub fn refuse_nothing(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn refuse_nothing(&self, dir: &Path) -> Result<()> {
         let hosts = &self.layout.hosts;
         if round::n_probes(hosts) > 0 {
             return Ok(());

@@ -223,10 +223,11 @@ impl<'a> Next<'a> {
             if by_hand.contains(&service.id) {
                 continue;
             }
-            let pods = objects().filter_map(|object| match (&object.model, &object.backend_facts) {
-                (Model::Pod(pod), BackendFacts::Pod(condition)) => Some((pod, *condition)),
-                _ => None,
-            });
+            let pods =
+                objects().filter_map(|object| match (&object.model, &object.backend_facts) {
+                    (Model::Pod(pod), BackendFacts::Pod(condition)) => Some((pod, *condition)),
+                    _ => None,
+                });
             derived.extend(slices::derive(service, selecting, pods));
         }
         for slice in derived {
@@ -252,11 +253,14 @@ fn entry_message(problems: &[Problem], accepted: bool, kept: bool) -> String {
 
 fn model(object: &Object) -> (Model, BackendFacts) {
     match object {
-        Object::Namespace(_, namespace) => (Model::Namespace(namespace.clone()), BackendFacts::Nothing),
+        Object::Namespace(_, namespace) => {
+            (Model::Namespace(namespace.clone()), BackendFacts::Nothing)
+        }
         Object::Pod(_, pod, condition) => (Model::Pod(pod.clone()), BackendFacts::Pod(*condition)),
         Object::Policy(_, policy) => (Model::Policy(policy.clone()), BackendFacts::Nothing),
         Object::Service(_, service, selecting) => {
-            let backend_facts = selecting.clone().map_or(BackendFacts::Nothing, BackendFacts::Service);
+            let backend_facts =
+                selecting.clone().map_or(BackendFacts::Nothing, BackendFacts::Service);
             (Model::Service(service.clone()), backend_facts)
         }
         Object::Slice(_, slice) => (Model::Slice(slice.clone()), BackendFacts::Nothing),

@@ -21,9 +21,9 @@ use super::{Event, Handle, Watches};
 
 mod barrier;
 mod connect;
+mod object;
 mod observed;
 mod resume;
-mod object;
 mod tracker;
 mod trouble;
 

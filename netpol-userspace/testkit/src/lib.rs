@@ -3,7 +3,11 @@
 //! expectation that a test should state.
 
 #![forbid(unsafe_code)]
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests say what they mean by names, and panic")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "tests say what they mean by names, and panic"
+)]
 #![allow(clippy::new_without_default, reason = "what is made costs namespaces and processes")]
 
 pub mod api_server;

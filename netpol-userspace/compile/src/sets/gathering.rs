@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHasher};
 
-use super::{Atoms, SmallSet, Predicate, Rules, Set, SetId, Sets, Sums, entry_hash};
+use super::{Atoms, Predicate, Rules, Set, SetId, Sets, SmallSet, Sums, entry_hash};
 use crate::ports::Allowed;
 use netpol_model::{Direction, NamedPort, ObjectName, Peers, Policy, Ports};
 
@@ -215,7 +215,7 @@ impl Set {
 
 impl Sets {
     /// The set with the content that has been gathered, for one more user.
-    pub fn acquire_gathered(&mut self, gathering: Gathering, atoms: &mut Atoms) -> SetId {
+    pub(crate) fn acquire_gathered(&mut self, gathering: Gathering, atoms: &mut Atoms) -> SetId {
         let mut set = gathering.set;
         let known = {
             let mut alike = self.by_hash.get(&set.hash).into_iter().flat_map(SmallSet::iter);

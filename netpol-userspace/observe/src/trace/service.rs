@@ -6,9 +6,9 @@ use netpol_api::decision::Decision;
 use netpol_common::layout::Reason;
 use netpol_common::service::ToService;
 
-use super::party::{Kind, Party};
 use super::masquerade;
-use super::tracer::{Tracer, Try, Route, assemble, name_of, side};
+use super::party::{Kind, Party};
+use super::tracer::{Route, Tracer, Try, assemble, name_of, side};
 use super::{Answer, Backend, Elsewhere, Hop, Port, Protocol};
 use crate::events;
 use crate::proxy::{self, Passage};
@@ -198,8 +198,10 @@ fn summarise(hop: &mut Hop, backends: &[Backend]) {
         let hops = backends.iter().flat_map(|backend| &backend.hops);
         hops.filter(|hop| hop.direction == Direction::Egress)
     };
-    let mut policies: Vec<String> =
-        egress().filter(|hop| hop.verdict.is_allow()).flat_map(|hop| hop.policies.clone()).collect();
+    let mut policies: Vec<String> = egress()
+        .filter(|hop| hop.verdict.is_allow())
+        .flat_map(|hop| hop.policies.clone())
+        .collect();
     policies.sort();
     policies.dedup();
     hop.policies = policies;

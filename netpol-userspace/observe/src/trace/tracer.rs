@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 use netpol_api::decision::Decision;
 use netpol_common::layout::Reason;
 
-use super::party::{Directory, Kind, Party};
 use super::masquerade::{Masquerade, is_itself};
+use super::party::{Directory, Kind, Party};
 use super::service::{front, only_port, passage_of};
 use super::{Answer, Backend, Elsewhere, Hop, Port, Protocol, Question, Side};
 use crate::events;

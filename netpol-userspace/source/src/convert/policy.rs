@@ -27,7 +27,7 @@ pub fn policy(object: &networking::NetworkPolicy) -> Result<Policy, Vec<Problem>
 /// 010.0.0.0/8, kept from before) or what this program does not know yet: a peer or port that is
 /// not understood matches nothing while the policy still isolates. The problems name these parts.
 /// Refused only if it is not clear which pods the policy selects.
-pub fn stored_policy(
+pub(crate) fn stored_policy(
     object: &networking::NetworkPolicy,
 ) -> Result<(Policy, Vec<Problem>), Vec<Problem>> {
     let mut converter = Converter::new(object, false);

@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 /// How many kinds there are.
-pub const N_KINDS: usize = Kind::ALL.len();
+pub(crate) const N_KINDS: usize = Kind::ALL.len();
 
 impl Kind {
     /// All of them, in the order of their numbers.
@@ -98,7 +98,7 @@ impl Kind {
 
 /// One object in one version.
 #[derive(Debug, Clone)]
-pub struct WatchedObject {
+pub(crate) struct WatchedObject {
     /// Its name (of a namespace or node: in no namespace).
     pub id: ObjectName,
     /// Its uid.
@@ -142,7 +142,7 @@ pub fn version(metadata: &ObjectMeta) -> u64 {
 }
 
 /// A resourceVersion as a number; they are comparable decimal numbers (KEP-5504).
-pub fn parse_version(version: Option<&str>) -> u64 {
+pub(crate) fn parse_version(version: Option<&str>) -> u64 {
     version.and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 

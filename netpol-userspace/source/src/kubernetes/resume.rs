@@ -33,7 +33,7 @@ enum Before {
 
 /// What each kind's next watch follows.
 #[derive(Debug, Default)]
-pub struct Resumes([Mutex<Before>; N_KINDS]);
+pub(crate) struct Resumes([Mutex<Before>; N_KINDS]);
 
 impl Resumes {
     /// A list, or a page of one, was read.
@@ -48,7 +48,7 @@ impl Resumes {
 
     /// A watch is about to be asked for: whether it must be doubted that the server has come as
     /// far as where it begins.
-    pub fn is_doubtful(&self, kind: Kind) -> bool {
+    pub(crate) fn is_doubtful(&self, kind: Kind) -> bool {
         match self.set(kind, Before::Unknown) {
             Before::Listed => false,
             Before::Accepted(then) => then.elapsed() < ORDERLY,

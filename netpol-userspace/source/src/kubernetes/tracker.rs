@@ -42,7 +42,7 @@ struct Awaited {
 
 /// The state of one watch.
 #[derive(Debug)]
-pub struct Tracker {
+pub(crate) struct Tracker {
     kind: Kind,
     node: Str,
     known: FxHashMap<ObjectName, Tracked>,
@@ -85,14 +85,14 @@ impl Tracker {
     }
 
     /// A list begins, maybe after one that did not complete.
-    pub fn list_begins(&mut self) {
+    pub(crate) fn list_begins(&mut self) {
         self.lists = self.lists.wrapping_add(1);
         self.is_listing = true;
         self.newest = 0;
     }
 
     /// A list is complete: what it did not mention is gone.
-    pub fn list_ends(&mut self, out: &mut Out) {
+    pub(crate) fn list_ends(&mut self, out: &mut Out) {
         self.synced = true;
         if !std::mem::take(&mut self.is_listing) {
             return;
@@ -175,7 +175,7 @@ impl Tracker {
 
     /// Awaits what a consistent read found: its newest object, and the end of every object that
     /// it did not find any more.
-    pub fn await_listed(&mut self, listed: &Listed) {
+    pub(crate) fn await_listed(&mut self, listed: &Listed) {
         let gone = self.known.iter().filter(|(id, known)| {
             known.local && known.version <= listed.version && !listed.objects.contains_key(*id)
         });
