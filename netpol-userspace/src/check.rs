@@ -1,6 +1,7 @@
 //! `netpol check FILE...`: each policy in plain sentences, what an API server would refuse, and
 //! what is probably not meant. Must never need a cluster or an agent.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,7 +83,7 @@ fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
     }
     let label = path.display().to_string();
     if std::fs::metadata(path).with_context(what)?.is_dir() {
-        let found = Reader::new(path, Originals::Kept).read(&Default::default(), |_| {}).files;
+        let found = Reader::new(path, Originals::Kept).read(&BTreeSet::default(), |_| {}).files;
         let label = label.trim_end_matches('/');
         to.extend(found.into_iter().map(|(name, state)| match name.as_str() {
             "." => (label.to_owned(), state),

@@ -324,7 +324,7 @@ fn line(event: &Event) -> String {
 
 fn end_text(end: &End, pod: &str) -> String {
     let address = flows::end(end.ip, end.port);
-    match output::owner(&end.endpoint, &end.service, &end.node) {
+    match output::owner(end.endpoint.as_deref(), end.service.as_deref(), end.node.as_deref()) {
         Some(name) if name != pod => format!("{address} ({name})"),
         _ => address,
     }

@@ -166,7 +166,7 @@ impl Services {
         }
         if interest == Interest::None {
             let (here, proxy) = (std::mem::take(&mut self.here), self.proxy.take());
-            let before = std::mem::replace(self, Self { here, proxy, ..Self::default() });
+            let before = std::mem::replace(self, Self { proxy, here, ..Self::default() });
             return before.stored.into_keys().map(Step::ClearService).collect();
         }
         self.interest = interest;

@@ -168,7 +168,7 @@ impl Set {
             mention.n_predicates -= 1;
             mention.needed_at.remove(at);
         }
-        let last = self.entries.len() as u32;
+        let last = u32::try_from(self.entries.len()).expect("invariant: positions are u32");
         if let Some((moved, _)) = self.entries.get(at as usize)
             && let (Some(needed), _) = moved.parts()
         {

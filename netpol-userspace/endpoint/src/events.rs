@@ -178,7 +178,7 @@ fn drain(
     loop {
         match receive(socket, buffer) {
             Ok(()) => {
-                Messages(buffer).for_each(|message| note(changes, message.kind, message.body))
+                Messages(buffer).for_each(|message| note(changes, message.kind, message.body));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             // ENOBUFS: the kernel dropped events. It clears the error by reporting it.

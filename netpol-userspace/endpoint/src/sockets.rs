@@ -80,7 +80,7 @@ fn ask_tcp() -> io::Result<Vec<SocketRow>> {
     let families = [(libc::AF_INET, SocketId::new_v4()), (libc::AF_INET6, SocketId::new_v6())];
     for (family, socket_id) in families {
         let request = InetRequest {
-            family: family as u8,
+            family: u8::try_from(family).expect("invariant: both families are small numbers"),
             protocol: TCP,
             extensions: ExtensionFlags::empty(),
             states: StateFlags::from_bits_retain(states),

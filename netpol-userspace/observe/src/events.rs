@@ -76,7 +76,10 @@ impl BootTime {
     /// When the machine booted, by today's clocks.
     pub fn now() -> Self {
         let uptime = clock_gettime(ClockId::Boottime);
-        let uptime = Duration::new(uptime.tv_sec.unsigned_abs(), uptime.tv_nsec as u32);
+        let uptime = Duration::new(
+            uptime.tv_sec.unsigned_abs(),
+            u32::try_from(uptime.tv_nsec).unwrap_or_default(),
+        );
         Self(SystemTime::now().checked_sub(uptime).unwrap_or(SystemTime::UNIX_EPOCH))
     }
 

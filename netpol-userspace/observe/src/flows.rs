@@ -85,7 +85,7 @@ pub fn list(
 /// The other side as [`Names`] know it: its port tells which Service is meant if it is where the
 /// connection went, or may have gone.
 fn remote(flow: &Tracked) -> End {
-    let port = if flow.opened != Some(Direction::Ingress) { flow.remote_port } else { 0 };
+    let port = if flow.opened == Some(Direction::Ingress) { 0 } else { flow.remote_port };
     End { ip: flow.remote, protocol: flow.protocol, port }
 }
 

@@ -219,9 +219,8 @@ fn word(verdict: ToService) -> ServiceDecision {
         | ToService::OwnElsewhere => Allow,
         ToService::Mixed => Mixed,
         ToService::Empty => Empty,
-        ToService::Denied | ToService::Undecidable => Deny,
-        // The entry went while this was looked at.
-        ToService::None => Deny,
+        // With none the entry went while this was looked at.
+        ToService::Denied | ToService::Undecidable | ToService::None => Deny,
     }
 }
 
@@ -243,7 +242,7 @@ mod tests {
         let decide = |said, kinds: &[Backend], used: Option<&[u16]>| {
             let used = used.map(backends);
             // Ports below 100 are allowed.
-            super::decide(said, kinds, used.as_deref(), |&(_, port)| port < 100)
+            decide(said, kinds, used.as_deref(), |&(_, port)| port < 100)
         };
         for (used, expected) in [
             (None, Mixed),

@@ -222,7 +222,7 @@ pub fn pod_addresses<'a>(
 fn add_address(field: &str, text: &str, to: &mut Vec<IpAddr>, problems: &mut Vec<Problem>) {
     match text.parse::<IpAddr>() {
         Ok(address) if validate::is_mapped(address) => {
-            problems.push(Problem::invalid(field, text, "must not be an IPv4-mapped IPv6 address"))
+            problems.push(Problem::invalid(field, text, "must not be an IPv4-mapped IPv6 address"));
         }
         Ok(address) if to.contains(&address) => {}
         Ok(address) => to.push(address),

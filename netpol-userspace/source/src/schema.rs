@@ -135,7 +135,7 @@ struct Checker {
 impl Checker {
     fn value(&mut self, schema: &Schema, path: &str, value: &mut Value) {
         match (schema, value) {
-            (Any, _) | (Text, Value::String(_)) | (IntOrText, Value::String(_)) => {}
+            (Any, _) | (Text | IntOrText, Value::String(_)) => {}
             (Int | IntOrText, Value::Number(number))
                 if number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
             (List(element), Value::Array(list)) => {

@@ -131,7 +131,7 @@ impl WatchedObject {
     fn of_read<T>(metadata: &ObjectMeta, read: Read<T>, change: fn(T) -> Change) -> Self {
         match read {
             Ok((model, problems)) => Self::new(metadata, Some(change(model)), problems),
-            Err(error) => Self::new(metadata, None, vec![Problem::new("", error.to_string())]),
+            Err(error) => Self::new(metadata, None, vec![Problem::new("", error.clone())]),
         }
     }
 }
