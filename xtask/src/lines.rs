@@ -65,7 +65,7 @@ fn row(name: &str, module: &str, [files, code, tests, comments]: [String; 4]) {
     run::say(format_args!("{name:<18} {module:<16} {files:>6} {code:>7} {tests:>7} {comments:>9}"));
 }
 
-/// `src/model/pod.rs` is of module `model`; `src/lib.rs` is of `(root)`; `tests/a.rs` of `tests`.
+/// What stands after `src`, `(root)` for the crate's root itself, `tests` for all below `tests`.
 fn module_of(path: &Path) -> String {
     let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
     match parts.as_slice() {

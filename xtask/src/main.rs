@@ -27,6 +27,7 @@ mod lines;
 mod manifests;
 mod neighbours;
 mod probe;
+mod references;
 mod run;
 mod selection;
 mod setup;

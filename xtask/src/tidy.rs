@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::lines::CRATES;
+use crate::references;
 use crate::run;
 use crate::source::{Source, files_under};
 use crate::workspace::Workspace;
@@ -83,6 +84,7 @@ fn examine(root: &Path) -> Result<Findings> {
     for name in CRATES {
         examine_licence(root, name, &mut findings);
     }
+    findings.errors.extend(references::examine(root)?);
     Ok(findings)
 }
 
