@@ -117,8 +117,12 @@ impl Build {
         if programs.iter().any(|program| program.is_test) {
             command.arg("-test");
         }
-        // Packages changed for a test are compiled when it is linked.
-        command.args(["-f", "{{if not .ForTest}}{{.Standard}} {{.Name}} {{.ImportPath}}{{end}}"]);
+        // Packages changed for a test are compiled when it is linked; one that is nothing but tests is
+        // an error to compile.
+        command.args([
+            "-f",
+            "{{if and .GoFiles (not .ForTest)}}{{.Standard}} {{.Name}} {{.ImportPath}}{{end}}",
+        ]);
         command.args(programs.iter().map(|program| program.package));
         let mut fetched = 0;
         let said = watch(command, &self.progress, |line, _| {
