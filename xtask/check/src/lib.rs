@@ -6,22 +6,27 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, anyhow};
+use netpol_build::{self as build, ebpf};
+use netpol_run::{self as run, Stage, Workspace, announce};
+use netpol_setup::{self as setup, PACKAGED_CLIPPY, Toolchain};
 
-use crate::run::{self, Stage, announce};
-use crate::setup::PACKAGED_CLIPPY;
-use crate::toolchain::Toolchain;
-use crate::workspace::Workspace;
-use crate::{build, ebpf, setup, tidy};
+pub mod lines;
+mod source;
+pub mod tidy;
 
 /// Options of `check`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Correct what can be corrected: formatting
     #[arg(long)]
     fix: bool,
 }
 
-pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+/// Checks everything, and prints what is not in order.
+///
+/// # Errors
+/// The eBPF object cannot be built.
+pub fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     // The userspace crate embeds the object, so it has to be there for clippy too.
     let _object = build::object(workspace)?;
     let toolchain = setup::toolchain();

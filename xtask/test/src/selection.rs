@@ -6,36 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use netpol_arguments::test::Scope;
 use netpol_needs::{FOR_KERNELS, IN_KERNELS, Need, TABLE};
-
-use crate::run;
-use crate::workspace::Workspace;
-
-/// A part of the tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Scope {
-    /// Everything
-    All,
-    /// Tests beside the code
-    Unit,
-    /// Whole-system tests: network namespaces, datapath, the binary
-    #[value(alias = "system")]
-    Root,
-    /// Examples in the documentation
-    Doc,
-    /// The loaded programs against the reference evaluator, against another parser, and against
-    /// their own code, on random clusters and frames; see --cases and --seed. A case is a cluster
-    /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
-    /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
-    Fuzz,
-    /// Attacks by pods with raw sockets, by tenants and by strangers, on the wire. What is promised
-    /// against whom is in SECURITY.md. A case, see --cases and --seed, is five thousand random frames
-    /// on each of three networks, and a second of each flood
-    Hostile,
-    /// Whole-system tests inside other kernels, in virtual machines; see --kernel. --filter selects
-    /// test programs by their names, and tunnels (`/gre`)
-    Kernels,
-}
+use netpol_run::{self as run, Workspace};
 
 /// The test programs of [`Scope::Hostile`].
 const ATTACKERS: [&str; 3] = ["hostile_attacks", "hostile_flood", "hostile_fuzz"];
@@ -49,7 +22,7 @@ const FUZZERS: [&str; 4] =
 const HERE: &str = "[!i]*";
 
 /// The one row of the table whose tests stand beside the code.
-const UNIT: &str = "xtask";
+const UNIT: &str = "netpol_capabilities";
 
 /// The tests that a run selects.
 #[derive(Clone, Debug)]
@@ -212,7 +185,7 @@ mod tests {
         let is_left_out = |name: &str| name.starts_with('i');
         let inside: Vec<_> = IN_KERNELS.iter().filter(|name| is_left_out(name)).collect();
         assert!(!inside.is_empty() && inside.iter().all(|name| name.starts_with("inside_")));
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let packages = ["netpol-common", "netpol-userspace"].map(|name| root.join(name));
         let below = std::fs::read_dir(root.join("xtask")).expect("a directory").flatten();
         for package in packages.into_iter().chain(below.map(|entry| entry.path())) {
