@@ -97,3 +97,16 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Lines => check::lines::command(workspace),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn nothing_may_stand_before_a_commands_name() {
+        Cli::command().debug_assert();
+        assert_eq!(Cli::command().get_arguments().count(), 0, "the words passed on begin after it");
+    }
+}
