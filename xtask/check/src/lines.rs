@@ -8,10 +8,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use netpol_run::{self as run, Workspace};
 
-use crate::run;
 use crate::source::Source;
-use crate::workspace::Workspace;
 
 /// The crates, in the order in which data flows through them.
 pub(crate) const CRATES: &[&str] = &["netpol-common", "netpol-ebpf", "netpol-userspace", "xtask"];
@@ -33,7 +32,11 @@ impl AddAssign for Count {
     }
 }
 
-pub(crate) fn command(workspace: &Workspace) -> Result<ExitCode> {
+/// Prints the table.
+///
+/// # Errors
+/// The checkout cannot be read.
+pub fn command(workspace: &Workspace) -> Result<ExitCode> {
     let sources = Source::read_all(workspace.root(), CRATES)?;
     let mut total = Count::default();
     row("crate", "module", ["files", "code", "tests", "comments"].map(str::to_owned));

@@ -9,10 +9,9 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 use netpol_needs::Need;
+use netpol_run::{self as run, find_program, is_root};
 
-use crate::probe;
-use crate::run;
-use crate::setup::{find_program, is_root};
+mod probe;
 
 /// The loopback device's index in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -129,7 +128,7 @@ const PROBES: &[Probe] = &[
 
 /// Options of `capabilities`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// For tests with these needs only [default: for all]
     #[arg(value_parser = need)]
     needs: Vec<Need>,
@@ -143,7 +142,11 @@ fn need(name: &str) -> Result<Need, String> {
     Need::of_name(name).ok_or_else(|| format!("there are {}", all()))
 }
 
-pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+/// Prints what works, what does not, and what to do about it.
+///
+/// # Errors
+/// It could not be tried.
+pub fn command(args: &Args) -> Result<ExitCode> {
     let probes = match (args.needs.as_slice(), args.bare) {
         ([], false) => probes(&Need::ALL),
         (needs, _) => probes(needs),
@@ -166,7 +169,10 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 }
 
 /// Fails with the names of what this machine or user cannot do of what is needed.
-pub(crate) fn require(needs: &[Need]) -> Result<()> {
+///
+/// # Errors
+/// As said; or it could not be tried.
+pub fn require(needs: &[Need]) -> Result<()> {
     let probes = probes(needs);
     let mut text = String::from("the tests need what this machine or user does not have:");
     let mut complete = true;

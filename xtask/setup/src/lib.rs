@@ -2,7 +2,7 @@
 //! command asks for all that it is going to need, at once and before it begins.
 //!
 //! It must be safe to run at any time: when nothing is missing it changes nothing and takes
-//! a few hundredths of a second. The decision what is missing is `toolchain`'s.
+//! a few hundredths of a second. The decision what is missing is `plan`'s.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -13,19 +13,22 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use netpol_debian::Arch;
 use netpol_needs::Need;
+use netpol_run::{self as run, announce, find_program, is_root};
 
-use crate::cross;
-use crate::run::{self, announce};
-use crate::toolchain::{CrossFacts, Facts, MINIMUM_RUST, Plan, Step, Toolchain, Version};
-use crate::toolchain::{Wanted, plan};
-use crate::workspace::Workspace;
+mod library;
+mod plan;
+
+pub use library::{Way, other, way};
+pub use plan::{Toolchain, Version, Wanted};
+
+use plan::{CrossFacts, Facts, MINIMUM_RUST, Plan, Step, plan};
 
 /// The distribution's compiler and the directory of its ready-made libraries.
-pub(crate) const PACKAGED_RUSTC: &str = "/usr/bin/rustc";
+pub const PACKAGED_RUSTC: &str = "/usr/bin/rustc";
 /// The cargo that belongs to `PACKAGED_RUSTC`.
-pub(crate) const PACKAGED_CARGO: &str = "/usr/bin/cargo";
+pub const PACKAGED_CARGO: &str = "/usr/bin/cargo";
 /// The clippy that belongs to `PACKAGED_RUSTC`; few machines have it.
-pub(crate) const PACKAGED_CLIPPY: &str = "/usr/bin/cargo-clippy";
+pub const PACKAGED_CLIPPY: &str = "/usr/bin/cargo-clippy";
 const PACKAGED_CORE_DIR: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 
 /// Where distributions and upstream put CNI plugins.
@@ -35,7 +38,7 @@ const DPKG_UPDATES: &str = "/var/lib/dpkg/updates";
 
 /// Options of `setup`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Print what would be installed and how, and change nothing
     #[arg(long)]
     print: bool,
@@ -44,8 +47,12 @@ pub(crate) struct Args {
     arch: Option<Arch>,
 }
 
-pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let wanted = Wanted { cross: cross::other(args.arch), ..Wanted::with(Need::ALL) };
+/// Does what was asked for.
+///
+/// # Errors
+/// Something is missing and cannot be installed.
+pub fn command(args: &Args) -> Result<ExitCode> {
+    let wanted = Wanted { cross: other(args.arch), ..Wanted::with(Need::ALL) };
     if args.print {
         let plan = plan(&facts(&wanted), &wanted);
         run::say(describe(&plan));
@@ -57,7 +64,10 @@ pub(crate) fn command(_workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 
 /// Installs what is wanted and missing, or fails with the commands to run; returns the compiler to
 /// use.
-pub(crate) fn ensure(wanted: &Wanted) -> Result<Toolchain> {
+///
+/// # Errors
+/// Something is missing and cannot be installed; the error says how to.
+pub fn ensure(wanted: &Wanted) -> Result<Toolchain> {
     let before = plan(&facts(wanted), wanted);
     if before.steps.is_empty() {
         announce(describe(&before));
@@ -88,7 +98,8 @@ pub(crate) fn ensure(wanted: &Wanted) -> Result<Toolchain> {
 }
 
 /// The compiler to use, when everything is there.
-pub(crate) fn toolchain() -> Toolchain {
+#[must_use]
+pub fn toolchain() -> Toolchain {
     plan(&facts(&Wanted::build()), &Wanted::build()).toolchain
 }
 
@@ -113,7 +124,7 @@ fn install(step: &Step) -> Result<()> {
         )?;
     }
     if let Some(arch) = step.library {
-        cross::fetch_library(arch)?;
+        library::fetch_library(arch)?;
     }
     stage.done();
     Ok(())
@@ -194,24 +205,13 @@ fn cross_facts(arch: Arch) -> CrossFacts {
     CrossFacts {
         compiler: find_program(&arch.tool("gcc")).is_some()
             && Path::new(&arch.c_library()).exists(),
-        library: cross::way(arch).is_some(),
+        library: way(arch).is_some(),
         emulator: find_program(arch.emulator()).is_some(),
     }
 }
 
 fn is_debian(os_release: &str) -> bool {
     os_release.lines().any(|line| line.trim() == "ID=debian")
-}
-
-/// Whether this process runs as root, from /proc because that needs no unsafe call.
-pub(crate) fn is_root() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    effective_uid(&status) == Some(0)
-}
-
-fn effective_uid(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn packaged_rust() -> Option<Version> {
@@ -246,18 +246,12 @@ fn home_of(variable: &str, default: &str) -> PathBuf {
 }
 
 /// The bpf-linker to use: where cargo installs it, else wherever PATH has one.
-pub(crate) fn linker_path() -> Option<PathBuf> {
+#[must_use]
+pub fn linker_path() -> Option<PathBuf> {
     let root = env::var_os("CARGO_INSTALL_ROOT")
         .map_or_else(|| home_of("CARGO_HOME", ".cargo"), PathBuf::from);
     let installed = root.join("bin/bpf-linker");
     if installed.exists() { Some(installed) } else { find_program("bpf-linker") }
-}
-
-/// Looks in PATH, and in the administrator's directories that a user's PATH may lack.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path).chain(extra).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 fn has_file_with_prefix(dir: &Path, prefix: &str) -> bool {
@@ -277,16 +271,8 @@ mod tests {
     }
 
     #[test]
-    fn the_effective_user_counts() {
-        assert_eq!(effective_uid("Name:\tx\nUid:\t1000\t0\t0\t0\n"), Some(0));
-        assert_eq!(effective_uid("Uid:\t0\t1000\t0\t0\n"), Some(1000));
-        assert_eq!(effective_uid("Name:\tx\n"), None);
-    }
-
-    #[test]
-    fn programs_are_found_and_asked_for_their_version() {
-        assert!(find_program("sh").is_some());
-        assert!(find_program("no-such-program-anywhere").is_none());
+    fn programs_are_asked_for_their_version() {
+        assert!(version_of(Path::new(env!("CARGO"))).is_some());
         assert_eq!(version_of(Path::new("/nonexistent")), None);
     }
 

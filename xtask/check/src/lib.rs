@@ -6,22 +6,28 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, anyhow};
+use netpol_build::{self as build, ebpf};
+use netpol_run::{self as run, Stage, Workspace, announce};
+use netpol_setup::{self as setup, PACKAGED_CLIPPY, Toolchain};
 
-use crate::run::{self, Stage, announce};
-use crate::setup::PACKAGED_CLIPPY;
-use crate::toolchain::Toolchain;
-use crate::workspace::Workspace;
-use crate::{build, ebpf, setup, tidy};
+pub mod lines;
+mod references;
+mod source;
+pub mod tidy;
 
 /// Options of `check`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Correct what can be corrected: formatting
     #[arg(long)]
     fix: bool,
 }
 
-pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+/// Checks everything, and prints what is not in order.
+///
+/// # Errors
+/// The eBPF object cannot be built.
+pub fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     // The userspace crate embeds the object, so it has to be there for clippy too.
     let _object = build::object(workspace)?;
     let toolchain = setup::toolchain();
@@ -76,7 +82,7 @@ fn repository_rules(workspace: &Workspace) -> Result<()> {
 
 fn clippy(workspace: &Workspace) -> Result<()> {
     // Cargo does not count among all targets what runs inside other kernels alone.
-    for targets in [["--all-targets"].as_slice(), &["--test", "inside_*"]] {
+    for targets in [["--all-targets"].as_slice(), &["--test", "inside"]] {
         let mut command = workspace_cargo(workspace);
         command.args(["clippy", "--workspace"]).args(targets).args(["--", "--deny", "warnings"]);
         run::visible(command, "fix the lints above, or `#[expect]` one with a reason")?;

@@ -6,36 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use netpol_arguments::test::Scope;
 use netpol_needs::{FOR_KERNELS, Need, TABLE, programs_in_kernels};
-
-use crate::run;
-use crate::workspace::Workspace;
-
-/// A part of the tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Scope {
-    /// Everything
-    All,
-    /// Tests beside the code
-    Unit,
-    /// Whole-system tests: network namespaces, datapath, the binary
-    #[value(alias = "system")]
-    Root,
-    /// Examples in the documentation
-    Doc,
-    /// The loaded programs against the reference evaluator, against another parser, and against
-    /// their own code, on random clusters and frames; see --cases and --seed. A case is a cluster
-    /// of some thousand frames (--filter verdict), a hundred thousand damaged frames (--filter
-    /// damaged), a sequence of sixty (--filter judge) or an edit under a flood (--filter edits)
-    Fuzz,
-    /// Attacks by pods with raw sockets, by tenants and by strangers, on the wire. What is promised
-    /// against whom is in SECURITY.md. A case, see --cases and --seed, is five thousand random frames
-    /// on each of three networks, and a second of each flood
-    Hostile,
-    /// Whole-system tests inside other kernels, in virtual machines; see --kernel. --filter selects
-    /// test programs by their names, and tunnels (`/gre`)
-    Kernels,
-}
+use netpol_run::{self as run, Workspace};
 
 /// The test programs of [`Scope::Hostile`].
 const ATTACKERS: [&str; 1] = ["hostile"];
@@ -48,7 +21,7 @@ const FUZZERS: [&str; 1] = ["fuzz"];
 const HERE: &str = "[!i]*";
 
 /// The rows of the table whose tests stand beside the code.
-const UNIT: [&str; 2] = ["xtask", "netpol_endpoint"];
+const UNIT: [&str; 2] = ["netpol_capabilities", "netpol_endpoint"];
 
 /// The tests that a run selects.
 #[derive(Clone, Debug)]
@@ -212,7 +185,7 @@ mod tests {
         let is_left_out = |name: &str| name.starts_with('i');
         let inside: Vec<_> = programs_in_kernels();
         assert_eq!(inside.iter().filter(|name| is_left_out(name)).count(), 1);
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let below = ["netpol-userspace", "xtask"].map(|name| root.join(name));
         let below = below.iter().flat_map(|path| std::fs::read_dir(path).expect("a directory"));
         let packages = ["netpol-common", "netpol-userspace"].map(|name| root.join(name));

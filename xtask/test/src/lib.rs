@@ -6,72 +6,34 @@
 
 use std::collections::BTreeSet;
 use std::env;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use netpol_debian::Arch;
+use netpol_arguments::test::{Args, Scope};
 use netpol_needs::Need;
+use netpol_run::{self as run, Stage, Workspace, announce};
+use netpol_setup::{self as setup, Wanted};
+use {netpol_build as build, netpol_capabilities as capabilities};
 
-use crate::run::{self, Stage, announce};
-use crate::selection::{Scope, Selection};
-use crate::summary::Summary;
-use crate::toolchain::Wanted;
-use crate::workspace::Workspace;
-use crate::{build, capabilities, kernels, neighbours, setup};
+mod kernels;
+mod neighbours;
+mod selection;
+mod summary;
 
-/// Options of `test`.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Which tests
-    #[arg(value_enum, default_value_t = Scope::All)]
-    scope: Scope,
-    /// Only tests whose name contains this
-    #[arg(long, value_name = "TEXT")]
-    filter: Option<String>,
-    /// Only tests of this package
-    #[arg(long, short, value_name = "NAME")]
-    package: Option<String>,
-    /// With `fuzz` and `hostile`: how many random cases; elsewhere: how often agents are replaced under
-    /// traffic (agent_restart)
-    #[arg(long, value_name = "N")]
-    cases: Option<u64>,
-    /// With `fuzz` and `hostile`: the first case, to repeat one that failed; else one that nobody has tried
-    #[arg(long, value_name = "S")]
-    seed: Option<u64>,
-    /// Show what tests print
-    #[arg(long)]
-    show_output: bool,
-    /// With `kernels`: the start of a kernel's release, such as 6.1; several can be given. With `--arch arm64`
-    /// 7-16k is one with pages of 16 KiB
-    #[arg(long, value_name = "V")]
-    kernel: Vec<String>,
-    /// With `kernels`: a few tests of each kind, and only the oldest and the newest kernel if none is named
-    #[arg(long)]
-    quick: bool,
-    /// With `kernels`: those of this processor, amd64 or arm64 [default: this machine's]
-    #[arg(long)]
-    arch: Option<Arch>,
-    /// Make ready what these tests need, and stop before the first one
-    #[arg(long)]
-    prepare: bool,
-}
+use selection::Selection;
+use summary::Summary;
 
-pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+/// Runs the tests that were asked for, and closes with how many did what. `words` are the arguments as
+/// they were written.
+///
+/// # Errors
+/// They cannot be run here.
+pub fn command(workspace: &Workspace, args: &Args, words: &[OsString]) -> Result<ExitCode> {
     if args.scope == Scope::Kernels {
-        return kernels::command(
-            workspace,
-            &kernels::Options {
-                arch: args.arch,
-                versions: &args.kernel,
-                filter: args.filter.as_deref(),
-                cases: args.cases,
-                quick: args.quick,
-                prepare: args.prepare,
-                show_output: args.show_output,
-            },
-        );
+        return kernels::command(workspace, args, words);
     }
     if args.quick || !args.kernel.is_empty() || args.arch.is_some() {
         bail!(
@@ -195,10 +157,10 @@ fn cargo_test(
 
 fn has_library(workspace: &Workspace, args: &Args) -> bool {
     let Some(package) = &args.package else { return true };
-    // Packages stand in directories of their name, or below xtask of its last part.
-    let below_xtask = package.strip_prefix("netpol-").map(|name| format!("xtask/{name}"));
-    let directories = [Some(package.clone()), below_xtask];
-    let mut directories = directories.iter().flatten();
+    // Packages stand in directories of their name, or below two others of its last part.
+    let last = package.strip_prefix("netpol-").unwrap_or(package);
+    let below = ["xtask", "netpol-userspace"].map(|directory| format!("{directory}/{last}"));
+    let mut directories = below.into_iter().chain([package.clone()]);
     directories.any(|directory| workspace.root().join(directory).join("src/lib.rs").exists())
 }
 
@@ -249,10 +211,10 @@ enum Privilege {
 
 impl Privilege {
     fn find() -> Result<Self> {
-        if setup::is_root() {
+        if run::is_root() {
             return Ok(Self::Root);
         }
-        if setup::find_program("sudo").is_some() {
+        if run::find_program("sudo").is_some() {
             announce("the tests make network namespaces and load eBPF programs: using sudo");
             return Ok(Self::Sudo);
         }

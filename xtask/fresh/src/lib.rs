@@ -16,11 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_needs::Need;
-
-use crate::run::{self, Stage, announce};
-use crate::setup;
-use crate::toolchain::Wanted;
-use crate::workspace::Workspace;
+use netpol_run::{self as run, Stage, Workspace, announce};
+use netpol_setup::{self as setup, Wanted};
 
 const SCRIPT: &str = include_str!("fresh.sh");
 
@@ -52,7 +49,7 @@ const GO_SOURCES: [&str; 4] = ["GOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE"];
 
 /// Options of `fresh`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Begin with the commit before the last one, then pull that, and run both commands again
     #[arg(long)]
     pull: bool,
@@ -77,9 +74,13 @@ struct Row {
     is_success: bool,
 }
 
-pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+/// Runs them, and prints what they took.
+///
+/// # Errors
+/// Such a machine cannot be made here.
+pub fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     ensure!(
-        setup::is_root(),
+        run::is_root(),
         "this makes a root file system and runs commands in it, which only root may do; run it as \
          root: sudo -E cargo xtask fresh"
     );
@@ -122,7 +123,7 @@ struct Machine {
 impl Machine {
     fn make(workspace: &Workspace, directory: &Path) -> Result<Self> {
         let rust = run::output(command_of("rustc", &["--print", "sysroot"]), "is Rust installed?")?;
-        let go = setup::find_program("go")
+        let go = run::find_program("go")
             .map(|path| run::output(command_of(path, &["env", "GOROOT"]), ""))
             .transpose()?;
         let mut machine = Self {

@@ -6,60 +6,73 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 /// The checkout and cargo's target directory for it.
-pub(crate) struct Workspace {
+pub struct Workspace {
     root: PathBuf,
     target: PathBuf,
 }
 
 impl Workspace {
-    /// The workspace this xtask was built in, even when called from a subdirectory of it.
-    pub(crate) fn locate() -> Result<Self> {
+    /// The workspace this program was built in, even when called from a subdirectory of it.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn locate() -> Result<Self> {
         let manifest_dir = env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-        let root = manifest_dir
-            .parent()
-            .with_context(|| format!("{} has no parent directory", manifest_dir.display()))?
-            .to_path_buf();
-        let executable = env::current_exe().context("cannot tell where this xtask was built")?;
+        let root = root_of(&manifest_dir)
+            .with_context(|| format!("no checkout has {}", manifest_dir.display()))?;
+        let executable = env::current_exe().context("cannot tell where this was built")?;
         let target = target_dir_of(&executable).unwrap_or_else(|| root.join("target"));
         Ok(Self { root, target })
     }
 
     /// The checkout's top directory.
-    pub(crate) fn root(&self) -> &Path {
+    #[must_use]
+    pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// Where everything that is built goes.
-    pub(crate) fn target(&self) -> &Path {
+    #[must_use]
+    pub fn target(&self) -> &Path {
         &self.target
     }
 
     /// The crate that is built for the kernel, outside the cargo workspace.
-    pub(crate) fn ebpf_crate(&self) -> PathBuf {
+    #[must_use]
+    pub fn ebpf_crate(&self) -> PathBuf {
         self.root.join("netpol-ebpf")
     }
 
     /// The eBPF crate's own target directory: apart from the workspace's, so that the two
     /// compilers neither wait for each other's lock nor invalidate each other's builds.
-    pub(crate) fn ebpf_target(&self) -> PathBuf {
+    #[must_use]
+    pub fn ebpf_target(&self) -> PathBuf {
         self.target.join("ebpf")
     }
 
     /// Where the finished object is put; netpol-userspace/datapath/build.rs looks for it here.
-    pub(crate) fn ebpf_object(&self) -> PathBuf {
+    #[must_use]
+    pub fn ebpf_object(&self) -> PathBuf {
         self.target.join("bpfel-unknown-none/release/netpol-ebpf")
     }
 
     /// The directory that shows bpf-linker the one LLVM library it is to load.
-    pub(crate) fn llvm_dir(&self) -> PathBuf {
+    #[must_use]
+    pub fn llvm_dir(&self) -> PathBuf {
         self.target.join("ebpf-llvm")
     }
 
     /// The binary `netpol` of a profile's directory (`debug` or `release`).
-    pub(crate) fn netpol(&self, profile_dir: &str) -> PathBuf {
+    #[must_use]
+    pub fn netpol(&self, profile_dir: &str) -> PathBuf {
         self.target.join(profile_dir).join("netpol")
     }
+}
+
+/// Only the workspace's top directory has a lock file, of all that have a package of it below them.
+fn root_of(package: &Path) -> Option<PathBuf> {
+    package.ancestors().find(|dir| dir.join("Cargo.lock").exists()).map(PathBuf::from)
 }
 
 /// Cargo marks its target directory with CACHEDIR.TAG. Looking for the mark honours every way

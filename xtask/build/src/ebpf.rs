@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-
-use crate::run;
-use crate::setup::{PACKAGED_CARGO, PACKAGED_CLIPPY, PACKAGED_RUSTC, linker_path};
-use crate::toolchain::{Toolchain, Version, pick_llvm};
-use crate::workspace::Workspace;
+use netpol_run::{self as run, Workspace};
+use netpol_setup::{
+    PACKAGED_CARGO, PACKAGED_CLIPPY, PACKAGED_RUSTC, Toolchain, Version, linker_path,
+};
 
 /// The target: the kernel's instruction set, little endian.
-pub(crate) const TARGET: &str = "bpfel-unknown-none";
+const TARGET: &str = "bpfel-unknown-none";
 
 /// The crates that may use unstable features when a stable compiler builds them. A list, not
 /// `1`: with `1` some build scripts conclude that `core` has to be built from source.
@@ -44,11 +43,10 @@ pub(crate) fn build(workspace: &Workspace, toolchain: Toolchain) -> Result<PathB
 }
 
 /// `cargo SUBCOMMAND` for the eBPF crate: compiler, linker, flags and directories all set.
-pub(crate) fn cargo(
-    workspace: &Workspace,
-    toolchain: Toolchain,
-    subcommand: &str,
-) -> Result<Command> {
+///
+/// # Errors
+/// The compiler or the linker is gone.
+pub fn cargo(workspace: &Workspace, toolchain: Toolchain, subcommand: &str) -> Result<Command> {
     let mut command = match toolchain {
         // Called by its own name: cargo would prefer another toolchain's clippy in CARGO_HOME.
         Toolchain::Packaged if subcommand == "clippy" => {
@@ -133,7 +131,7 @@ fn compiler_llvm(toolchain: Toolchain) -> Result<(u32, PathBuf)> {
     let version = rustc(&["-vV"])?;
     let line = version.lines().find(|line| line.starts_with("LLVM version"));
     let llvm = line.and_then(Version::find_in).context("rustc -vV names no LLVM version")?;
-    Ok((llvm.0, PathBuf::from(rustc(&["--print", "sysroot"])?.trim())))
+    Ok((llvm.major(), PathBuf::from(rustc(&["--print", "sysroot"])?.trim())))
 }
 
 /// Looks in the compiler's library directory, and for a distribution's compiler also in the
@@ -152,6 +150,20 @@ fn find_llvm(sysroot: &Path, major: u32) -> Option<PathBuf> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         pick_llvm(&names, major).map(|name| dir.join(name))
     })
+}
+
+/// Picks the LLVM shared library of major version `major` among a directory's file names.
+///
+/// bpf-linker takes the first `libLLVM*` that it finds in a directory, which with several
+/// versions side by side, as Debian has them, may be one that cannot read the compiler's output.
+fn pick_llvm<'a>(names: &[&'a str], major: u32) -> Option<&'a str> {
+    let real = format!("libLLVM.so.{major}.");
+    let link = format!("libLLVM.so.{major}");
+    let old_style = format!("libLLVM-{major}.so");
+    let find = |test: &dyn Fn(&str) -> bool| names.iter().copied().find(|name| test(name));
+    find(&|name| name.starts_with(&real))
+        .or_else(|| find(&|name| name == link || name.starts_with(&format!("{link}-"))))
+        .or_else(|| find(&|name| name.starts_with(&old_style)))
 }
 
 fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
@@ -206,5 +218,16 @@ mod tests {
             rustflags("x86_64"),
             "--cfg=bpf_target_arch=\"x86_64\"\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf"
         );
+    }
+
+    #[test]
+    fn the_compilers_own_llvm_is_picked_among_several() {
+        let debian = ["libLLVM-14.so.1", "libLLVM-15.so", "libLLVM-22.so", "libLLVM.so.22.1"];
+        assert_eq!(pick_llvm(&debian, 22), Some("libLLVM.so.22.1"));
+        assert_eq!(pick_llvm(&debian, 14), Some("libLLVM-14.so.1"));
+        assert_eq!(pick_llvm(&debian, 2), None);
+        // rustup's `libLLVM-22-rust-*.so` is a linker script, not a library.
+        let rustup = ["libLLVM-22-rust-1.95.0-stable.so", "libLLVM.so.22.1-rust-1.95.0-stable"];
+        assert_eq!(pick_llvm(&rustup, 22), Some("libLLVM.so.22.1-rust-1.95.0-stable"));
     }
 }

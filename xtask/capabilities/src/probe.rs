@@ -1,6 +1,6 @@
 //! Asks the kernel itself whether it accepts what the tests do: raw bpf(2) and unshare(2).
 //!
-//! This is the one place in xtask with unsafe code, because no safe interface covers bpf(2)
+//! This is the one place below xtask with unsafe code, because no safe interface covers bpf(2)
 //! without pulling the whole of aya into every `cargo xtask`. It must leave nothing behind:
 //! every object it makes is closed when the probe returns.
 

@@ -1,7 +1,7 @@
 //! Which compiler builds the eBPF object, and what is missing for it: the decision alone.
 //!
 //! Pure: facts about the machine go in, a plan comes out. Looking at the machine and carrying
-//! the plan out is `setup`'s; nothing here may read a file or start a program.
+//! the plan out is the crate's own; nothing here may read a file or start a program.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,11 +20,18 @@ const DEBIAN_RUST: &[&str] = &["rustc-web", "cargo-web", "libstd-rust-web-dev-bp
 
 /// Major, minor, patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
+pub struct Version(u32, u32, u32);
 
 impl Version {
+    /// The first number.
+    #[must_use]
+    pub fn major(self) -> u32 {
+        self.0
+    }
+
     /// Reads the first `A.B.C` in what a program prints about itself.
-    pub(crate) fn find_in(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn find_in(text: &str) -> Option<Self> {
         text.split_whitespace().find_map(|word| {
             let core = word.split(['-', '+']).next()?;
             let mut parts = core.split('.').map(|part| part.parse().ok());
@@ -46,27 +53,29 @@ const GO: &str = "golang-go";
 
 /// What is to be done with the machine, which decides what it must have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub struct Wanted {
     /// netpol is compiled.
-    pub(crate) build: bool,
+    pub build: bool,
     /// Network namespaces are wired.
-    pub(crate) namespaces: bool,
+    pub namespaces: bool,
     /// A fresh root file system is made.
-    pub(crate) fresh: bool,
+    pub fresh: bool,
     /// netpol is compiled for this other processor, and its kernels are booted if any are.
-    pub(crate) cross: Option<Arch>,
+    pub cross: Option<Arch>,
     /// What tests, clusters and benchmarks need besides.
-    pub(crate) needs: BTreeSet<Need>,
+    pub needs: BTreeSet<Need>,
 }
 
 impl Wanted {
     /// To compile netpol and run it in namespaces.
-    pub(crate) fn build() -> Self {
+    #[must_use]
+    pub fn build() -> Self {
         Self { build: true, namespaces: true, ..Self::default() }
     }
 
     /// The same, and these.
-    pub(crate) fn with(needs: impl IntoIterator<Item = Need>) -> Self {
+    #[must_use]
+    pub fn with(needs: impl IntoIterator<Item = Need>) -> Self {
         Self { needs: needs.into_iter().collect(), ..Self::build() }
     }
 }
@@ -113,7 +122,7 @@ pub(crate) struct CrossFacts {
 
 /// A compiler that can build for bpfel-unknown-none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Toolchain {
+pub enum Toolchain {
     /// The distribution's, with its ready-made `core`.
     Packaged,
     /// rustup's nightly, which builds `core` from rust-src.
@@ -308,20 +317,6 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// Picks the LLVM shared library of major version `major` among a directory's file names.
-///
-/// bpf-linker takes the first `libLLVM*` that it finds in a directory, which with several
-/// versions side by side, as Debian has them, may be one that cannot read the compiler's output.
-pub(crate) fn pick_llvm<'a>(names: &[&'a str], major: u32) -> Option<&'a str> {
-    let real = format!("libLLVM.so.{major}.");
-    let link = format!("libLLVM.so.{major}");
-    let old_style = format!("libLLVM-{major}.so");
-    let find = |test: &dyn Fn(&str) -> bool| names.iter().copied().find(|name| test(name));
-    find(&|name| name.starts_with(&real))
-        .or_else(|| find(&|name| name == link || name.starts_with(&format!("{link}-"))))
-        .or_else(|| find(&|name| name.starts_with(&old_style)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -496,16 +491,5 @@ mod tests {
         assert_eq!(Version::find_in("LLVM version: 22.1.8\n"), Some(Version(22, 1, 8)));
         assert_eq!(Version::find_in("bpf-linker"), None);
         assert_eq!(Version::find_in("2026-05-19 1.2 1.2.3.4"), None);
-    }
-
-    #[test]
-    fn the_compilers_own_llvm_is_picked_among_several() {
-        let debian = ["libLLVM-14.so.1", "libLLVM-15.so", "libLLVM-22.so", "libLLVM.so.22.1"];
-        assert_eq!(pick_llvm(&debian, 22), Some("libLLVM.so.22.1"));
-        assert_eq!(pick_llvm(&debian, 14), Some("libLLVM-14.so.1"));
-        assert_eq!(pick_llvm(&debian, 2), None);
-        // rustup's `libLLVM-22-rust-*.so` is a linker script, not a library.
-        let rustup = ["libLLVM-22-rust-1.95.0-stable.so", "libLLVM.so.22.1-rust-1.95.0-stable"];
-        assert_eq!(pick_llvm(&rustup, 22), Some("libLLVM.so.22.1-rust-1.95.0-stable"));
     }
 }

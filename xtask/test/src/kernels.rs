@@ -6,77 +6,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use netpol_arguments::test::{Args, Scope};
+use netpol_build::{self as build, Compiler, package};
 use netpol_debian::Arch;
 use netpol_needs::Need;
+use netpol_run::{self as run, Stage, Workspace};
+use netpol_setup::{Wanted, other};
 
-use crate::cross::{self, Compiler};
-use crate::run::{self, Stage};
-use crate::selection::{Scope, Selection};
-use crate::toolchain::Wanted;
-use crate::workspace::Workspace;
-use crate::{build, cluster};
+use crate::selection::Selection;
 
 /// The variable by which `xtask/kernels` hears where the test programs are.
 const VARIABLE: &str = "NETPOL_TEST_PROGRAMS";
 
-/// Options of the scope.
-pub(crate) struct Options<'a> {
-    /// Whose kernels; `None`: this machine's.
-    pub(crate) arch: Option<Arch>,
-    /// Starts of the kernels' releases; none: all of the table.
-    pub(crate) versions: &'a [String],
-    /// Only programs whose name contains this.
-    pub(crate) filter: Option<&'a str>,
-    /// How often tests repeat what they repeat.
-    pub(crate) cases: Option<u64>,
-    /// Only a few tests of each kind.
-    pub(crate) quick: bool,
-    /// Stop before the first machine.
-    pub(crate) prepare: bool,
-    /// Show what tests print.
-    pub(crate) show_output: bool,
-}
-
-pub(crate) fn command(workspace: &Workspace, options: &Options<'_>) -> Result<ExitCode> {
-    let built = match cross::other(options.arch) {
-        Some(arch) => for_another(workspace, options, arch)?,
+pub(crate) fn command(workspace: &Workspace, args: &Args, words: &[OsString]) -> Result<ExitCode> {
+    let built = match other(args.arch) {
+        Some(arch) => for_another(workspace, words, arch)?,
         None => for_this(workspace)?,
     };
-    let mut command = cluster::package(workspace, "netpol-kernels");
+    let mut command = package(workspace, "netpol-kernels");
     command.arg("--").env("NETPOL_PROGRAM", built.netpol);
     command.env(VARIABLE, built.programs);
     if let Some(first) = built.first {
         command.arg("--first").arg(first);
     }
-    pass_on(&mut command, options);
-    for (is_given, name) in [(options.prepare, "--prepare"), (options.show_output, "--show-output")]
-    {
-        if is_given {
-            command.arg(name);
-        }
-    }
-    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
+    let status = command.args(words).stdin(Stdio::null()).status().context("cannot start cargo")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// What says which kernels and tests are meant.
-fn pass_on(command: &mut Command, options: &Options<'_>) {
-    if let Some(arch) = options.arch {
-        command.args(["--arch", arch.name()]);
-    }
-    for version in options.versions {
-        command.args(["--kernel", version]);
-    }
-    if let Some(filter) = options.filter {
-        command.args(["--filter", filter]);
-    }
-    if let Some(cases) = options.cases {
-        command.args(["--cases", &cases.to_string()]);
-    }
-    if options.quick {
-        command.arg("--quick");
-    }
 }
 
 /// What runs inside.
@@ -100,12 +55,11 @@ fn for_this(workspace: &Workspace) -> Result<Built> {
 
 /// The same for another processor's machines: only the programs that are going to be run, which are
 /// compiled from the beginning, all in one go, so that everything is compiled once.
-fn for_another(workspace: &Workspace, options: &Options<'_>, arch: Arch) -> Result<Built> {
+fn for_another(workspace: &Workspace, words: &[OsString], arch: Arch) -> Result<Built> {
     let wanted = Wanted { cross: Some(arch), ..Wanted::with([Need::Kernels]) };
     let _object = build::object_for(workspace, &wanted)?;
-    let mut list = cluster::package(workspace, "netpol-kernels");
-    list.args(["--", "--list"]);
-    pass_on(&mut list, options);
+    let mut list = package(workspace, "netpol-kernels");
+    list.args(["--", "--list"]).args(words);
     let names = run::output(list, "fix the error above")?;
     let compiler = Compiler::named(arch)?;
     let cargo_test = || {

@@ -6,7 +6,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 
-use crate::run::announce;
+use netpol_run::announce;
 
 /// A file of /proc/net/stat, and the settings that say how large the table is: above the first an
 /// entry goes that nobody used for 5 s, at the second there is no further one.

@@ -1,6 +1,8 @@
-//! Running other programs: what is shown while they run, and what is said when they fail.
+//! Running other programs: what is shown while they run, and what is said when they fail; and what
+//! it takes: where they are, who runs them, where the checkout is.
 //!
 //! No child gets this process's standard input: CI has none, and a prompt nobody sees hangs.
+//! `cargo xtask` is linked with this, so it must have no dependency that a first build would feel.
 
 use std::collections::VecDeque;
 use std::env;
@@ -14,11 +16,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
+mod find;
+mod user;
+mod workspace;
+
+pub use find::{find_program, on_path};
+pub use user::is_root;
+pub use workspace::Workspace;
+
 /// How many of a failed command's last lines are repeated in the error.
 const TAIL_LINES: usize = 15;
 
 /// Says what happens next, on standard error, in a form that stands out from command output.
-pub(crate) fn announce(text: impl fmt::Display) {
+pub fn announce(text: impl fmt::Display) {
     if io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none() {
         eprintln!("\x1b[1;36m==>\x1b[0m \x1b[1m{text}\x1b[0m");
     } else {
@@ -28,26 +38,27 @@ pub(crate) fn announce(text: impl fmt::Display) {
 
 /// Writes a command's result to standard output. A reader that went away, as `head` does, is no
 /// error and no reason to panic.
-pub(crate) fn say(text: impl fmt::Display) {
+pub fn say(text: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// One announced stage of work; says how long it took when it is done.
-pub(crate) struct Stage {
+#[must_use]
+pub struct Stage {
     name: String,
     started: Instant,
 }
 
 impl Stage {
     /// Announces the stage and starts its clock.
-    pub(crate) fn start(name: impl Into<String>) -> Self {
+    pub fn start(name: impl Into<String>) -> Self {
         let name = name.into();
         announce(&name);
         Self { name, started: Instant::now() }
     }
 
     /// Says how long the stage took.
-    pub(crate) fn done(self) {
+    pub fn done(self) {
         announce(format_args!("{}: {:.1} s", self.name, self.started.elapsed().as_secs_f64()));
     }
 }
@@ -57,7 +68,10 @@ const WORD_EVERY: Duration = Duration::from_secs(5);
 
 /// Waits until nobody else has the lock of this file, and says every few seconds what it waits for:
 /// `whom` completes "waiting for ...". The lock ends with the file, or with this process.
-pub(crate) fn take_turn(file: &File, whom: &str) -> io::Result<()> {
+///
+/// # Errors
+/// The file cannot be locked.
+pub fn take_turn(file: &File, whom: &str) -> io::Result<()> {
     let started = Instant::now();
     let mut next = Duration::ZERO;
     loop {
@@ -75,7 +89,10 @@ pub(crate) fn take_turn(file: &File, whom: &str) -> io::Result<()> {
 }
 
 /// Runs a command whose output belongs on the terminal as it is.
-pub(crate) fn visible(mut command: Command, advice: &str) -> Result<()> {
+///
+/// # Errors
+/// It cannot be started, or it fails; the error has this advice.
+pub fn visible(mut command: Command, advice: &str) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
         .status()
@@ -84,7 +101,10 @@ pub(crate) fn visible(mut command: Command, advice: &str) -> Result<()> {
 }
 
 /// Runs a command, shows its output indented as it comes, and repeats the end of it on failure.
-pub(crate) fn indented(mut command: Command, advice: &str) -> Result<()> {
+///
+/// # Errors
+/// As above.
+pub fn indented(mut command: Command, advice: &str) -> Result<()> {
     // One pipe for both streams keeps their lines in the order in which they were written.
     let (reader, writer) = io::pipe().context("cannot create a pipe")?;
     let stderr = writer.try_clone().context("cannot duplicate a pipe")?;
@@ -126,7 +146,10 @@ fn last_state(line: &str) -> &str {
 
 /// Runs a command silently and returns its standard output; its standard error goes into the
 /// error when it fails.
-pub(crate) fn output(mut command: Command, advice: &str) -> Result<String> {
+///
+/// # Errors
+/// As above.
+pub fn output(mut command: Command, advice: &str) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -162,7 +185,8 @@ fn failure_of(command: &str, status: ExitStatus, tail: &[String], advice: &str) 
 }
 
 /// A command as one would type it.
-pub(crate) fn display(command: &Command) -> String {
+#[must_use]
+pub fn display(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(quote).collect::<Vec<_>>().join(" ")
 }
@@ -177,15 +201,16 @@ fn quote(word: &OsStr) -> String {
     }
 }
 
-/// The cargo this xtask was started by, for building the workspace itself.
-pub(crate) fn cargo() -> Command {
+/// The cargo that `cargo xtask` was started by, for building the workspace itself.
+#[must_use]
+pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     scrub(&mut command, left_by_cargo_run);
     command
 }
 
 /// Removes from a child's environment every inherited variable that `unwanted` names.
-pub(crate) fn scrub(command: &mut Command, unwanted: fn(&str) -> bool) {
+pub fn scrub(command: &mut Command, unwanted: fn(&str) -> bool) {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(unwanted) {
             command.env_remove(name);
@@ -195,7 +220,8 @@ pub(crate) fn scrub(command: &mut Command, unwanted: fn(&str) -> bool) {
 
 /// What `cargo run` sets for the program it starts. A cargo started by that program must not
 /// see it: build scripts that watch these variables would run again each time.
-pub(crate) fn left_by_cargo_run(name: &str) -> bool {
+#[must_use]
+pub fn left_by_cargo_run(name: &str) -> bool {
     name == "CARGO"
         || name == "CARGO_CRATE_NAME"
         || name == "CARGO_PRIMARY_PACKAGE"
@@ -205,7 +231,8 @@ pub(crate) fn left_by_cargo_run(name: &str) -> bool {
 
 /// What selects or changes the compiler of the outer cargo, besides the above. A cargo of
 /// another toolchain that inherits it would pick the wrong compiler, flags or directory.
-pub(crate) fn selects_toolchain(name: &str) -> bool {
+#[must_use]
+pub fn selects_toolchain(name: &str) -> bool {
     left_by_cargo_run(name)
         || name == "LD_LIBRARY_PATH"
         || name == "RUSTUP_TOOLCHAIN"
