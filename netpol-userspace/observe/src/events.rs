@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn the_clocks_agree() {
         let uptime = clock_gettime(ClockId::Boottime);
-        let at = BootTime::now().at(uptime.tv_sec as u64 * 1_000_000_000);
+        let at = BootTime::now().at(uptime.tv_sec.cast_unsigned() * 1_000_000_000);
         let now = jiff::Timestamp::now();
         assert!((now.as_second() - at.as_second()).abs() < 3600, "{at} against {now}");
     }

@@ -13,7 +13,6 @@
     clippy::cast_possible_truncation,
     reason = "frames and random numbers are cut on purpose"
 )]
-#![expect(clippy::assigning_clones, reason = "what is made is made once")]
 
 pub mod api_server;
 pub mod attacks;

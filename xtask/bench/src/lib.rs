@@ -8,6 +8,12 @@
 //!
 //! Nothing here is a test, and no test may be made of a time.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes that the benchmark chooses, and figures"
+)]
+
 pub mod agent;
 pub mod datapath;
 pub mod isolation;

@@ -37,6 +37,7 @@ impl Attribute {
     /// Sets the 64-bit field at a byte offset to an address.
     fn set_address(self, offset: usize, address: *const u8) -> Self {
         let value = address as u64;
+        #[expect(clippy::cast_possible_truncation, reason = "each half by itself")]
         let (low, high) = (value as u32, (value >> 32) as u32);
         let (first, second) =
             if cfg!(target_endian = "little") { (low, high) } else { (high, low) };

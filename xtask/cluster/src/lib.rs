@@ -1,6 +1,12 @@
 //! A real Kubernetes cluster on one machine: upstream's own programs, nodes in network and mount
 //! namespaces of their own. For tests and demonstrations; nothing of netpol depends on it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers of a test cluster, and figures"
+)]
+
 pub mod addresses;
 pub mod agent;
 pub mod binaries;

@@ -4,6 +4,8 @@
 //!
 //! It must not change the host, nor leave anything on it but logs.
 
+#![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times for people")]
+
 use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -283,8 +285,8 @@ fn mirror() -> Option<String> {
     files.extend(entries.filter(|path| {
         path.extension().is_some_and(|extension| extension == "list" || extension == "sources")
     }));
-    let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-    texts.filter_map(|text| mirror_in(&text)).next()
+    let mut texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
+    texts.find_map(|text| mirror_in(&text))
 }
 
 fn mirror_in(text: &str) -> Option<String> {

@@ -95,7 +95,7 @@ mod tests {
         start[18..20].copy_from_slice(&machine.to_le_bytes());
         start[32..40].copy_from_slice(&64_u64.to_le_bytes());
         start[54..56].copy_from_slice(&56_u16.to_le_bytes());
-        start[56..58].copy_from_slice(&(kinds.len() as u16).to_le_bytes());
+        start[56..58].copy_from_slice(&u16::try_from(kinds.len()).expect("a few").to_le_bytes());
         for (index, kind) in kinds.iter().enumerate() {
             start[64 + 56 * index..][..4].copy_from_slice(&kind.to_le_bytes());
         }

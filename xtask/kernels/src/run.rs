@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<Report> {
                 })
             })
             .collect();
-        let ended = running.into_iter().map(|thread| thread.join());
+        let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
         ended.map(|ended| ended.expect("invariant: nothing panics")).collect::<Result<_>>()
     })?;
     Ok(Report { columns })

@@ -170,15 +170,15 @@ fn failure(command: &Command, status: ExitStatus, tail: &[String], advice: &str)
 
 fn failure_of(command: &str, status: ExitStatus, tail: &[String], advice: &str) -> anyhow::Error {
     let mut text = format!("`{command}` failed ({status})");
-    if !tail.is_empty() {
+    if tail.is_empty() {
+        text.push_str("; ");
+    } else {
         text.push_str("; its last lines:\n");
         for line in tail {
             text.push_str("    ");
             text.push_str(line);
             text.push('\n');
         }
-    } else {
-        text.push_str("; ");
     }
     text.push_str(advice);
     anyhow!(text)

@@ -240,9 +240,10 @@ fn rustup_home() -> PathBuf {
 }
 
 fn home_of(variable: &str, default: &str) -> PathBuf {
-    env::var_os(variable)
-        .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(default))
+    env::var_os(variable).map_or_else(
+        || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(default),
+        PathBuf::from,
+    )
 }
 
 /// The bpf-linker to use: where cargo installs it, else wherever PATH has one.

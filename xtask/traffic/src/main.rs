@@ -2,6 +2,8 @@
 //! counts both exactly, so that each lost and each wrongly passed message shows. Must never send
 //! to anything but the targets it was given, and must never leave out what failed.
 
+#![expect(clippy::cast_possible_truncation, reason = "times and numbers of messages of one run")]
+
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;

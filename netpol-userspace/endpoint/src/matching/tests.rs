@@ -96,6 +96,7 @@ fn summary(matching: &Matching) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn pods_and_interfaces_without_history() {
     let elsewhere = |pod: Pod| Pod { node: Some("there".into()), ..pod };
     let anywhere = |pod: Pod| Pod { node: None, ..pod };

@@ -129,6 +129,7 @@ fn peers_are_read() {
 }
 
 /// Each bad spec, where the first problem is, and words of its message.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn bad_specs() -> Vec<(Value, &'static str, &'static str)> {
     let from = |peer: Value| json!({"ingress": [{"from": [peer]}]});
     let port = |port: Value| json!({"egress": [{"ports": [{}, port]}]});

@@ -40,16 +40,16 @@ pub fn measure(
     let mut bench = Bench { plan, server, probe, rng: Rng::with_seed(SEED) };
     progress::say("edits, without load");
     let quiet = bench.rounds()?;
-    let is_over = AtomicBool::new(false);
+    let isover = AtomicBool::new(false);
     let mut life = Life::of(server.objects().cluster(), SEED);
     let loaded = std::thread::scope(|scope| -> Result<_> {
-        let _over = SetOnDrop(&is_over);
-        let load = scope.spawn(|| send_steadily(server, &mut life, &is_over));
+        let over = SetOnDrop(&isover);
+        let load = scope.spawn(|| send_steadily(server, &mut life, &isover));
         progress::say(format_args!("{RATE} pod events a second"));
         cost_of_load(plan, server, agent, report)?;
         progress::say("edits, under this load");
         let loaded = bench.rounds()?;
-        drop(_over);
+        drop(over);
         load.join().map_err(|_| anyhow::anyhow!("the load has panicked"))??;
         Ok(loaded)
     })?;
@@ -169,12 +169,12 @@ fn tell(
 }
 
 /// Sends what happens to pods in a cluster, at the same pace for ever.
-fn send_steadily(server: &Server, life: &mut Life, is_over: &AtomicBool) -> Result<()> {
+fn send_steadily(server: &Server, life: &mut Life, isover: &AtomicBool) -> Result<()> {
     let mut rng = Rng::with_seed(SEED + 1);
     let per_beat = RATE / (1_000 / BEAT.as_millis() as u32);
     let mut next = Instant::now();
     let mut queued: Vec<(Happened, Pod)> = Vec::new();
-    while !is_over.load(Ordering::SeqCst) {
+    while !isover.load(Ordering::SeqCst) {
         for _ in 0..per_beat {
             if queued.is_empty() {
                 match rng.u32(..10) {

@@ -11,7 +11,8 @@ use super::tally::Outcome;
 
 pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let space = lab.space("drain")?;
-    let nodes: Vec<&str> = lab.cluster.nodes().iter().map(|node| node.name()).collect();
+    let nodes: Vec<&str> =
+        lab.cluster.nodes().iter().map(super::super::machine::Machine::name).collect();
     space.apply(&format!(
         "{DENY_ALL}{}{}",
         allow("client", "server"),

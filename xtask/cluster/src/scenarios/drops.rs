@@ -148,7 +148,7 @@ impl Monitor {
         let reader = thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 let parsed = serde_json::from_str(&line);
-                let mut seen = writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let mut seen = writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 match parsed {
                     Ok(Line::Drop(drop)) => seen.drops.push(*drop),
                     Ok(Line::Lost { lost }) => seen.lost += lost,
@@ -171,7 +171,7 @@ impl Monitor {
     /// Takes what was seen since the last call.
     #[must_use]
     pub fn take(&self) -> Seen {
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 

@@ -200,7 +200,7 @@ impl Lab {
     /// that starts with `to`; an empty prefix stands for what is no pod of any namespace.
     #[must_use]
     pub fn is_between(&self, dropped: &Dropped, space: &str, from: &str, to: &str) -> bool {
-        let names = self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let names = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is = |end: &Option<End>, wanted: &str| {
             let Some(end) = end else { return false };
             let name = match end.name() {
@@ -340,7 +340,7 @@ impl Space<'_> {
         let text = self.kubectl(&["get", "pods", "-l", selector, "-o", "json"])?;
         let list: Value = serde_json::from_str(&text)?;
         let pods: Vec<PodView> = list["items"].as_array().into_iter().flatten().map(view).collect();
-        let mut names = self.lab.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut names = self.lab.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for pod in pods.iter().filter(|pod| !pod.ip.is_empty()) {
             for ip in pod.object["status"]["podIPs"].as_array().into_iter().flatten() {
                 let ip = ip["ip"].as_str().unwrap_or_default().to_owned();

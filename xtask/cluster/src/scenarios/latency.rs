@@ -21,7 +21,8 @@ struct Edit {
 
 pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let space = lab.space("latency")?;
-    let nodes: Vec<&str> = lab.cluster.nodes().iter().map(|node| node.name()).collect();
+    let nodes: Vec<&str> =
+        lab.cluster.nodes().iter().map(super::super::machine::Machine::name).collect();
     space.apply(&policy(true))?;
     let servers: String = nodes
         .iter()

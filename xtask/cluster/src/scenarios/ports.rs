@@ -19,7 +19,8 @@ const ON_HOST: u16 = 18_080;
 pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let space = lab.space("ports")?;
     let (first, second) = (NodeAddresses(0).node().0, NodeAddresses(1).node().0);
-    let nodes: Vec<&str> = lab.cluster.nodes().iter().map(|node| node.name()).collect();
+    let nodes: Vec<&str> =
+        lab.cluster.nodes().iter().map(super::super::machine::Machine::name).collect();
     // Towards pods it speaks from its end of the VXLAN, where there is one.
     let vxlan = NodeAddresses(1).vxlan().0;
     space.apply(&policies(&second.to_string(), &vxlan.to_string()))?;

@@ -14,7 +14,8 @@ use crate::process::{run as run_program, wait_for};
 pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
     let space = lab.space("rollout")?;
     space.apply(&format!("{DENY_ALL}{}", allow("client", "server")))?;
-    let nodes: Vec<&str> = lab.cluster.nodes().iter().map(|node| node.name()).collect();
+    let nodes: Vec<&str> =
+        lab.cluster.nodes().iter().map(super::super::machine::Machine::name).collect();
     let servers: String = nodes
         .iter()
         .map(|node| Pod::new("server").on(node).serve().probed().pod(&format!("server-{node}")))

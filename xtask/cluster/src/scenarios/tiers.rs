@@ -24,7 +24,8 @@ pub(super) fn run(lab: &mut Lab) -> Result<Outcome> {
         manifests += &service(tier, tier, "ipFamilyPolicy: PreferDualStack");
         manifests += &service(&format!("{tier}-six"), tier, "ipFamilies: [IPv6]");
     }
-    let nodes: Vec<&str> = lab.cluster.nodes().iter().map(|node| node.name()).collect();
+    let nodes: Vec<&str> =
+        lab.cluster.nodes().iter().map(super::super::machine::Machine::name).collect();
     let mut count = 0;
     for tier in ["client", "web", "api", "db"] {
         for (index, node) in nodes.iter().enumerate() {
