@@ -275,9 +275,9 @@ impl Seen<'_> {
         let is_to_pod = self.direction == Direction::Ingress;
         match (kind, packet.hop_limit) {
             // None of them is as a neighbour would have it.
-            (131..=133 | 135 | 136 | 143, _) if !is_to_pod => Some(false),
+            (131 | 132 | 133 | 135 | 136 | 143, _) if !is_to_pod => Some(false),
             // None of them is from the link to a group.
-            (133 | 134..=137, 255) if is_to_pod => Some(true),
+            (133..=137, 255) if is_to_pod => Some(true),
             (130, _) if !is_to_pod => Some(is_open),
             (134 | 137, _) => Some(is_open),
             _ => None,
