@@ -647,7 +647,7 @@ impl Reason {
 )]
 #[repr(C)]
 pub struct Control {
-    /// Drop events are written until this tick (see [`flow::tick`](crate::flow)); 0: nobody reads.
+    /// Drop events are written until this tick (see [`flow::tick`](crate::flow::tick)); 0: nobody reads.
     pub listen_drops_until: u64,
     /// New-flow events likewise.
     pub listen_flows_until: u64,

@@ -99,7 +99,7 @@ pub enum Kind {
     Flow,
     /// Judged on its own, never tracked (ICMP other than echo, timestamp, address mask).
     Stateless,
-    /// An ICMP error; `Parsed::inner` names the packet it is about, if that could be read.
+    /// An ICMP error; [`parse`] says what it is about, if that could be read.
     Error,
     /// A fragment other than the first: its ports are unknown.
     Fragment,
@@ -208,7 +208,7 @@ fn parse_v4<F: Frame>(
     if header[0] >> 4 != 4 || header_length < 20 {
         return TRUNCATED;
     }
-    // A total length of 0 is how Linux marks a GSO packet above 64 KiB (net/ipv4: iph_totlen).
+    // A total length of 0 is how Linux marks a GSO packet above 64 KiB (include/linux/ip.h: iph_totlen).
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
     let end = if total == 0 { frame.length() } else { LINK_HEADER + total };
     if end > frame.length() || end < LINK_HEADER + header_length {

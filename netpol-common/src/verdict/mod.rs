@@ -4,8 +4,9 @@
 //! be judged a second time, *translated*, where it leaves the node or enters another pod: such
 //! packets, and the flows they belong to, are *stamped*.
 //!
-//! The rules are those of ARCHITECTURE.md's semantics table. This module must never parse, count,
+//! The rules are those of README.md ("What it does, exactly"). This module must never parse, count,
 //! log or touch a map itself; it asks [`Maps`].
+
 mod answer;
 mod apart;
 mod endpoint;
