@@ -1,11 +1,12 @@
 //! ICMP for IPv4 (RFC 792) and IPv6 (RFC 4443), and what an error quotes. Must never read of that
 //! beyond the end of the packet that quotes it.
 
+use super::ip::{FRAGMENT_OFFSET, addresses_v4, fragment_v4, length_v4};
 use super::{
     Chain, Frame, ICMP, ICMPV6, Kind, LINK_HEADER, Outcome, Packet, SCTP, TCP, TRUNCATED, UDP,
-    set_addresses, set_ports, word,
+    set_addresses, set_ports,
 };
-use crate::layout::{Address, Direction, Reason};
+use crate::layout::{Direction, Reason};
 use crate::neighbour;
 
 #[inline(always)]
@@ -27,22 +28,14 @@ pub(super) fn icmp_v4<F: Frame>(
         // Echo, timestamp and address mask: request and reply carry an id.
         0 | 8 | 13 | 14 | 17 | 18 => {
             let is_request = matches!(header[0], 8 | 13 | 17);
-            set_echo(packet, is_request, u16::from_be_bytes([header[4], header[5]]));
-            Outcome::Packet
+            echo(packet, is_request, u16::from_be_bytes([header[4], header[5]]))
         }
         // Destination unreachable, source quench, time exceeded, parameter problem.
         3 | 4 | 11 | 12 => {
-            packet.kind = Kind::Error;
-            if inner_v4(&Until { frame, end }, direction, offset + 8, inner) {
-                Outcome::Related
-            } else {
-                Outcome::Packet
-            }
+            let quote = Until { frame, end };
+            error(packet, || quoted_v4(&quote, opposite(direction), offset + 8, inner))
         }
-        _ => {
-            packet.kind = Kind::Stateless;
-            Outcome::Packet
-        }
+        _ => other(packet),
     }
 }
 
@@ -81,21 +74,13 @@ pub(super) fn icmp_v6<F: Frame>(
                 return TRUNCATED;
             }
             let Some(id) = frame.load::<2>(offset + 4) else { return TRUNCATED };
-            set_echo(packet, header[0] == 128, u16::from_be_bytes(id));
-            Outcome::Packet
+            echo(packet, header[0] == 128, u16::from_be_bytes(id))
         }
         1..=4 => {
-            packet.kind = Kind::Error;
-            if inner_v6(&Until { frame, end }, direction, offset + 8, inner) {
-                Outcome::Related
-            } else {
-                Outcome::Packet
-            }
+            let quote = Until { frame, end };
+            error(packet, || quoted_v6(&quote, opposite(direction), offset + 8, inner))
         }
-        _ => {
-            packet.kind = Kind::Stateless;
-            Outcome::Packet
-        }
+        _ => other(packet),
     }
 }
 
@@ -111,12 +96,33 @@ fn has_hop_limit<F: Frame>(frame: &F, hop_limit: u8) -> bool {
     frame.load::<1>(LINK_HEADER + 7) == Some([hop_limit])
 }
 
+/// A request or a reply with this id.
 #[inline(always)]
-fn set_echo(packet: &mut Packet, is_request: bool, id: u16) {
-    packet.local_port = id;
-    packet.remote_port = id;
+fn echo(packet: &mut Packet, is_request: bool, id: u16) -> Outcome {
+    set_id(packet, id);
     packet.is_opening = is_request;
     packet.is_answer = !is_request;
+    Outcome::Packet
+}
+
+/// An error; `read`: reads what it quotes, and says whether it could.
+#[inline(always)]
+fn error(packet: &mut Packet, read: impl FnOnce() -> bool) -> Outcome {
+    packet.kind = Kind::Error;
+    if read() { Outcome::Related } else { Outcome::Packet }
+}
+
+/// Neither: it is judged on its own.
+#[inline(always)]
+const fn other(packet: &mut Packet) -> Outcome {
+    packet.kind = Kind::Stateless;
+    Outcome::Packet
+}
+
+#[inline(always)]
+const fn set_id(packet: &mut Packet, id: u16) {
+    packet.local_port = id;
+    packet.remote_port = id;
 }
 
 /// A frame up to the end of its IP packet: what follows is padding.
@@ -152,46 +158,45 @@ impl<F: Frame> Frame for Until<'_, F> {
     }
 }
 
-/// Reads the start of the packet that an ICMP error quotes. That packet went the other way, so
-/// its source is this error's destination side.
+/// Reads the start of the packet that an ICMP error quotes. That packet went the other way, which
+/// is `direction`: its source is on the error's destination side.
 #[inline(always)]
-fn inner_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+fn quoted_v4<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
     let Some(header) = frame.load::<20>(offset) else { return false };
-    let header_length = u32::from(header[0] & 0x0f) * 4;
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
-    if header[0] >> 4 != 4
-        || header_length < 20
-        || offset + header_length > frame.length()
-        || fragment & 0x1fff != 0
-    {
+    let Some(length) = length_v4(&header) else { return false };
+    if offset + length > frame.length() || fragment_v4(&header) & FRAGMENT_OFFSET != 0 {
         return false;
     }
-    let source = Address::v4(word(header[12], header[13], header[14], header[15]));
-    let destination = Address::v4(word(header[16], header[17], header[18], header[19]));
-    set_addresses(inner, opposite(direction), source, destination);
+    let (source, destination) = addresses_v4(&header);
+    set_addresses(inner, direction, source, destination);
     inner.protocol = header[9];
-    inner_ports(frame, direction, offset + header_length, inner)
+    quoted_ports(frame, direction, offset + length, inner)
 }
 
 #[inline(always)]
-fn inner_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+fn quoted_v6<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
     let Some(header) = frame.load::<8>(offset) else { return false };
-    if header[0] >> 4 != 6 || !frame.addresses_v6(opposite(direction), offset, inner) {
+    if header[0] >> 4 != 6 || !frame.addresses_v6(direction, offset, inner) {
         return false;
     }
     // A large datagram that met a small link is quoted as its first fragment.
     let chain = frame.follow(header[6], offset + 40, frame.length());
     inner.protocol = chain.next();
-    chain.end() == Chain::TRANSPORT && inner_ports(frame, direction, chain.offset(), inner)
+    chain.end() == Chain::TRANSPORT && quoted_ports(frame, direction, chain.offset(), inner)
 }
 
 #[inline(always)]
-fn inner_ports<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &mut Packet) -> bool {
+fn quoted_ports<F: Frame>(
+    frame: &F,
+    direction: Direction,
+    offset: u32,
+    inner: &mut Packet,
+) -> bool {
     let icmp = if inner.local.family == 6 { ICMPV6 } else { ICMP };
     match inner.protocol {
         TCP | UDP | SCTP => {
             let Some(ports) = frame.load::<4>(offset) else { return false };
-            set_ports(inner, opposite(direction), ports);
+            set_ports(inner, direction, ports);
         }
         protocol if protocol == icmp => {
             let Some(header) = frame.load::<6>(offset) else { return false };
@@ -199,9 +204,7 @@ fn inner_ports<F: Frame>(frame: &F, direction: Direction, offset: u32, inner: &m
             if !matches!(header[0], 0 | 8 | 13 | 14 | 17 | 18 | 128 | 129) {
                 return false;
             }
-            let id = u16::from_be_bytes([header[4], header[5]]);
-            inner.local_port = id;
-            inner.remote_port = id;
+            set_id(inner, u16::from_be_bytes([header[4], header[5]]));
         }
         _ => {}
     }

@@ -12,23 +12,20 @@ pub(super) fn parse_v4<F: Frame>(
     inner: &mut Packet,
 ) -> Outcome {
     let Some(header) = frame.load::<20>(LINK_HEADER) else { return TRUNCATED };
-    let header_length = u32::from(header[0] & 0x0f) * 4;
-    if header[0] >> 4 != 4 || header_length < 20 {
-        return TRUNCATED;
-    }
-    // A total length of 0 is how Linux marks a GSO packet above 64 KiB (include/linux/ip.h: iph_totlen).
+    let Some(header_length) = length_v4(&header) else { return TRUNCATED };
+    // A total length of 0 is how Linux marks a GSO packet above 64 KiB (include/linux/ip.h:
+    // iph_totlen).
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
     let end = if total == 0 { frame.length() } else { LINK_HEADER + total };
     if end > frame.length() || end < LINK_HEADER + header_length {
         return TRUNCATED;
     }
-    let source = Address::v4(word(header[12], header[13], header[14], header[15]));
-    let destination = Address::v4(word(header[16], header[17], header[18], header[19]));
+    let (source, destination) = addresses_v4(&header);
     set_addresses(packet, direction, source, destination);
     packet.protocol = header[9];
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
-    let is_later_fragment = fragment & 0x1fff != 0;
-    if fragment & 0x3fff != 0 {
+    let fragment = fragment_v4(&header);
+    let is_later_fragment = fragment & FRAGMENT_OFFSET != 0;
+    if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
         packet.fragment_id = word(0, 0, header[4], header[5]);
         packet.is_first_fragment = !is_later_fragment;
     }
@@ -72,6 +69,32 @@ pub(super) fn parse_v6<F: Frame>(
         Chain::TRUNCATED => TRUNCATED,
         _ => Outcome::Refuse(Reason::ExtensionHeaders),
     }
+}
+
+/// The length of an IPv4 header; `None`: it is none.
+#[inline(always)]
+pub(super) fn length_v4(header: &[u8; 20]) -> Option<u32> {
+    let length = u32::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || length < 20 { None } else { Some(length) }
+}
+
+/// What an IPv4 header says of fragments.
+#[inline(always)]
+pub(super) fn fragment_v4(header: &[u8; 20]) -> u16 {
+    u16::from_be_bytes([header[6], header[7]])
+}
+
+/// The bit of [`fragment_v4`] that says that more fragments follow.
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// The bits of [`fragment_v4`] that say where a fragment belongs; zero: it is the first.
+pub(super) const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Source and destination of an IPv4 header.
+#[inline(always)]
+pub(super) fn addresses_v4(header: &[u8; 20]) -> (Address, Address) {
+    let source = word(header[12], header[13], header[14], header[15]);
+    let destination = word(header[16], header[17], header[18], header[19]);
+    (Address::v4(source), Address::v4(destination))
 }
 
 /// Notes the addresses of the IPv6 header at `offset`; whether they are there.
