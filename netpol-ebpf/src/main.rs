@@ -16,9 +16,11 @@
 mod bench;
 mod events;
 mod frame;
+mod global;
 mod guard;
 mod maps;
 mod neighbour;
+mod parse;
 mod shield;
 mod slow;
 mod stamp;

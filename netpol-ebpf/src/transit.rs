@@ -10,10 +10,10 @@ use netpol_common::packet::Packet;
 use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict};
 
 use crate::maps::{self, Kernel};
-use crate::slow::{
-    self, AGAIN, DROPPED, FLOW, NEIGHBOUR, PACKET, PASS, PASSED, RELATED, Steps, has_changed,
-    netpol_parse, netpol_parse_raw, refusal_reason,
+use crate::parse::{
+    NEIGHBOUR, PACKET, PASS, RELATED, netpol_parse, netpol_parse_raw, refusal_reason,
 };
+use crate::slow::{self, AGAIN, DROPPED, FLOW, PASSED, Steps, has_changed};
 use crate::{ALLOW, DENY, PLAIN, Seen, events, known, stamp};
 
 /// The verdict on `skb` as a tc return code; `RAW`: the device has no link-layer header.
