@@ -56,7 +56,7 @@ impl ToService {
 /// and few of them, since the loop runs at the depth where the programs' stack ends.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct Asked {
+pub struct BackendScan {
     /// The set that is asked; 0: everything is allowed.
     pub set: u16,
     endpoint: u16,
@@ -133,7 +133,7 @@ impl Found {
     }
 }
 
-impl Asked {
+impl BackendScan {
     /// Nobody has been asked yet.
     #[inline(always)]
     pub const fn new(set: u16, endpoint: u16, protocol: u8, offset: u32) -> Self {
@@ -164,7 +164,7 @@ impl Asked {
     }
 }
 
-const _: () = assert!(size_of::<Asked>() == 12);
+const _: () = assert!(size_of::<BackendScan>() == 12);
 
 /// Where the backends of a Service stand in the arena: `(offset, count)`.
 #[inline(always)]
@@ -190,13 +190,13 @@ pub fn judge_service<P: Policies>(
     key: &ServiceKey,
 ) -> ToService {
     let Some((offset, count)) = find_service(maps, key) else { return ToService::None };
-    let mut asked = Asked::new(set, endpoint, key.protocol, offset);
+    let mut scan = BackendScan::new(set, endpoint, key.protocol, offset);
     for index in offset..offset + count {
         // A word that is not there is a backend that nothing allows.
         let backend = maps.backend(index);
-        asked.add(backend.unwrap_or_default(), |class, port| {
+        scan.add(backend.unwrap_or_default(), |class, port| {
             backend.is_some() && row_allows(maps, set, class, key.protocol, port)
         });
     }
-    asked.answer()
+    scan.answer()
 }

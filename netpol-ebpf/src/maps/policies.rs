@@ -11,7 +11,7 @@ use netpol_common::layout::{
 };
 use netpol_common::packet::Packet;
 use netpol_common::ports::Intervals;
-use netpol_common::service::{Asked, ToService};
+use netpol_common::service::{BackendScan, ToService};
 use netpol_common::verdict::{self, Endpoint, Policies};
 
 use super::{ADDRESSES, BACKENDS, BLOCKS, INTERVALS, Kernel, ROWS, SERVICES};
@@ -66,16 +66,16 @@ pub extern "C" fn netpol_row_allows(set: u32, class: u32, protocol: u32, port: u
 }
 
 /// Asks one backend of a Service.
-unsafe extern "C" fn each_backend(index: u32, asked: *mut c_void) -> i64 {
-    // SAFETY: the verifier knows the context as the Asked that bpf_loop was given.
-    let asked = unsafe { &mut *asked.cast::<Asked>() };
-    let index = asked.offset.wrapping_add(index);
+unsafe extern "C" fn each_backend(index: u32, scan: *mut c_void) -> i64 {
+    // SAFETY: the verifier knows the context as the BackendScan that bpf_loop was given.
+    let scan = unsafe { &mut *scan.cast::<BackendScan>() };
+    let index = scan.offset.wrapping_add(index);
     let backend = match BACKENDS.get(index) {
         Some(backend) => *backend,
         None => return 1,
     };
-    let (set, protocol) = (u32::from(asked.set), u32::from(asked.protocol));
-    asked.add(backend, |class, port| netpol_row_allows(set, class, protocol, u32::from(port)) == 1);
+    let (set, protocol) = (u32::from(scan.set), u32::from(scan.protocol));
+    scan.add(backend, |class, port| netpol_row_allows(set, class, protocol, u32::from(port)) == 1);
     0
 }
 
@@ -90,13 +90,13 @@ pub extern "C" fn netpol_ask_backends(
     offset: u32,
     count: u32,
 ) -> u32 {
-    let mut asked = Asked::new(set as u16, endpoint as u16, protocol as u8, offset);
+    let mut scan = BackendScan::new(set as u16, endpoint as u16, protocol as u8, offset);
     // SAFETY: the callback and its context are as the helper wants them; count is 16 bits wide,
     // below the helper's limit.
     unsafe {
-        bpf_loop(count, each_backend as *mut c_void, (&raw mut asked).cast(), 0);
+        bpf_loop(count, each_backend as *mut c_void, (&raw mut scan).cast(), 0);
     }
-    asked.answer() as u32
+    scan.answer() as u32
 }
 
 /// [`verdict::ask_service`], as a number. `direction`: with bit 1 set, of a translated packet.
