@@ -14,7 +14,7 @@ use crate::global::{arrival_word, direction_of, netpol_refused};
 use crate::maps::{self, Kernel};
 use crate::parse::{NEIGHBOUR, PACKET, PASS, RELATED, netpol_parse, refusal_reason};
 use crate::shield::is_astray;
-use crate::{ALLOW, DENY, Seen, events, stamp};
+use crate::{ALLOW, DENY, PacketContext, events, stamp};
 
 /// How often a packet is judged at most because its endpoint's policies changed meanwhile. Each
 /// time takes about a microsecond, and a change much more.
@@ -53,12 +53,12 @@ pub struct Steps<Read, Judge, Talk, Settle> {
 pub fn judge(
     direction: Direction,
     mut is_read: bool,
-    seen: &mut MaybeUninit<Seen>,
+    seen: &mut MaybeUninit<PacketContext>,
     steps: Steps<
-        impl Fn(&mut MaybeUninit<Seen>) -> u64,
-        impl Fn(&Seen) -> u64,
-        impl Fn(&Seen) -> i32,
-        impl Fn(&Seen, u64) -> i32,
+        impl Fn(&mut MaybeUninit<PacketContext>) -> u64,
+        impl Fn(&PacketContext) -> u64,
+        impl Fn(&PacketContext) -> i32,
+        impl Fn(&PacketContext, u64) -> i32,
     >,
 ) -> i32 {
     let mut times = 0;
@@ -98,7 +98,7 @@ pub fn has_changed(ifindex: u32, endpoint: &Endpoint) -> bool {
 
 /// Reads the packet to its end, and judges one that has no flow.
 #[inline(never)]
-pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -> u64 {
+pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<PacketContext>) -> u64 {
     // SAFETY: the context pointer is valid for the run of the program.
     let ifindex = unsafe { (*skb).ifindex };
     let Some(endpoint) = maps::endpoint_at(ifindex) else {
@@ -106,12 +106,12 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
         return DROPPED;
     };
     let mut inner = Packet::default();
-    let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
+    let seen = seen.write(PacketContext { ifindex, endpoint, packet: Packet::default() });
     let parsed = netpol_parse(skb, direction, &mut seen.packet, &mut inner);
     if parsed == NEIGHBOUR {
         return TALK;
     }
-    let Seen { endpoint, packet, .. } = seen;
+    let PacketContext { endpoint, packet, .. } = seen;
     let verdict = if direction == Direction::Ingress as u32 && is_astray(skb, packet) {
         Verdict::drop(Reason::DestinationAddress, 0)
     } else if parsed == PASS {
@@ -133,7 +133,7 @@ pub fn read(skb: *mut __sk_buff, direction: u32, seen: &mut MaybeUninit<Seen>) -
 
 /// Judges a packet that has a flow.
 #[inline(never)]
-pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> u64 {
+pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &PacketContext) -> u64 {
     let direction = direction_of(direction);
     let verdict = if direction as u8 == Direction::Ingress as u8 && is_astray(skb, &seen.packet) {
         Verdict::drop(Reason::DestinationAddress, 0)
@@ -147,7 +147,7 @@ pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &Seen) -> u64 {
 /// Does what is to be done with what a pod says to its neighbours; `reason`: [`PASS`] or the number of
 /// a reason.
 #[inline(never)]
-pub fn settle_talk(skb: *mut __sk_buff, seen: &Seen, reason: u32) -> i32 {
+pub fn settle_talk(skb: *mut __sk_buff, seen: &PacketContext, reason: u32) -> i32 {
     if reason == PASS {
         return ALLOW;
     }
@@ -179,7 +179,7 @@ fn arrival_of_packet(skb: *mut __sk_buff, direction: Direction, packet: &Packet)
 
 /// Does what the verdict says, if it still holds.
 #[inline(never)]
-pub fn settle(skb: *mut __sk_buff, direction: u32, seen: &Seen, verdict: u64) -> i32 {
+pub fn settle(skb: *mut __sk_buff, direction: u32, seen: &PacketContext, verdict: u64) -> i32 {
     let (direction, verdict) = (direction_of(direction), Verdict::unpack(verdict));
     // Rows are complete for the policy sets that are in use. A packet that was held up while its
     // endpoint got others may have met classes that its own sets know nothing of.
@@ -197,7 +197,7 @@ pub fn settle(skb: *mut __sk_buff, direction: u32, seen: &Seen, verdict: u64) ->
 
 /// Enters the packet's flow, or notes what became of it; the verdict and what that did to others.
 #[inline(never)]
-fn carry_out(seen: &Seen, verdict: u64) -> u64 {
+fn carry_out(seen: &PacketContext, verdict: u64) -> u64 {
     verdict::carry_out(&Kernel, &seen.endpoint, &seen.packet, Verdict::unpack(verdict)).pack()
 }
 
@@ -208,12 +208,12 @@ pub fn refuse(
     skb: *mut __sk_buff,
     direction: u32,
     reason: u32,
-    seen: &mut MaybeUninit<Seen>,
+    seen: &mut MaybeUninit<PacketContext>,
 ) -> i32 {
     // SAFETY: the context pointer is valid for the run of the program.
     let ifindex = unsafe { (*skb).ifindex };
     let endpoint = maps::endpoint_at(ifindex).unwrap_or(Endpoint::NOBODY);
-    let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
+    let seen = seen.write(PacketContext { ifindex, endpoint, packet: Packet::default() });
     let mut inner = Packet::default();
     // Who sent what to whom is all that is wanted of it.
     let _ = netpol_parse(skb, direction, &mut seen.packet, &mut inner);
