@@ -56,55 +56,66 @@ impl ToService {
 /// and few of them, since the loop runs at the depth where the programs' stack ends.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct Asked {
+pub struct BackendScan {
     /// The set that is asked; 0: everything is allowed.
     pub set: u16,
     endpoint: u16,
     /// The protocol.
     pub protocol: u8,
-    found: u8,
+    found: Found,
     reserved: u16,
     /// Where the backends stand in the arena.
     pub offset: u32,
 }
 
-/// What was found among the backends: one that is allowed, one that is not, the endpoint itself,
-/// one that is not allowed and that no interface leads to; and that another node translates.
-const ALLOWED: u8 = 1;
-const DENIED: u8 = 2;
-const SELF: u8 = 4;
-const HIDDEN: u8 = 8;
-const ELSEWHERE: u8 = 16;
+/// What was found among a Service's backends, whoever looks.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(transparent)]
+pub struct Found(u8);
 
-impl Asked {
-    /// Nobody has been asked yet.
+impl Found {
+    /// One that is allowed.
+    pub const ALLOWED: Self = Self(1);
+    /// One that is not.
+    pub const DENIED: Self = Self(2);
+    /// The endpoint itself.
+    pub const SELF: Self = Self(4);
+    /// One that is not allowed and that no interface leads to.
+    pub const HIDDEN: Self = Self(2 | 8);
+    /// That another node translates.
+    pub const ELSEWHERE: Self = Self(16);
+    /// Nothing that matters to the endpoint.
+    pub const NOTHING: Self = Self(0);
+
+    /// A backend, allowed or not; `is_on_node`: it is the node itself.
     #[inline(always)]
-    pub const fn new(set: u16, endpoint: u16, protocol: u8, offset: u32) -> Self {
-        Self { set, endpoint, protocol, found: 0, reserved: 0, offset }
+    pub const fn backend(is_allowed: bool, is_on_node: bool) -> Self {
+        if is_allowed {
+            Self::ALLOWED
+        } else if is_on_node {
+            Self::HIDDEN
+        } else {
+            Self::DENIED
+        }
     }
 
-    /// Takes one backend's word into account; `allows` is asked about its class and port.
+    /// Adds what else was found.
     #[inline(always)]
-    pub fn add(&mut self, backend: Backend, allows: impl FnOnce(u32, u16) -> bool) {
-        self.found |= if backend & BACKEND_ELSEWHERE != 0 {
-            ELSEWHERE
-        } else if backend & BACKEND_ENDPOINT != 0 {
-            if backend_class(backend) == self.endpoint as u32 { SELF } else { 0 }
-        } else if self.set == 0 || allows(backend_class(backend), backend_port(backend)) {
-            ALLOWED
-        } else if backend & BACKEND_ON_NODE != 0 {
-            DENIED | HIDDEN
-        } else {
-            DENIED
-        };
+    pub const fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    #[inline(always)]
+    const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
     }
 
     /// The answer of all of them together.
     #[inline(always)]
-    pub const fn answer(&self) -> ToService {
-        if self.found & DENIED == 0 {
-            let is_elsewhere = self.found & ELSEWHERE != 0;
-            return match (self.found & SELF != 0, self.found & ALLOWED != 0) {
+    pub const fn answer(self) -> ToService {
+        if !self.has(Self::DENIED) {
+            let is_elsewhere = self.has(Self::ELSEWHERE);
+            return match (self.has(Self::SELF), self.has(Self::ALLOWED)) {
                 (true, _) if is_elsewhere => ToService::OwnElsewhere,
                 (true, _) => ToService::Own,
                 (false, true) if is_elsewhere => ToService::AllowedElsewhere,
@@ -112,9 +123,9 @@ impl Asked {
                 (false, false) => ToService::Empty,
             };
         }
-        if self.found & (ALLOWED | SELF) == 0 {
+        if !self.has(Self::ALLOWED) && !self.has(Self::SELF) {
             ToService::Denied
-        } else if self.found & HIDDEN != 0 {
+        } else if self.has(Self::HIDDEN) {
             ToService::Undecidable
         } else {
             ToService::Mixed
@@ -122,7 +133,38 @@ impl Asked {
     }
 }
 
-const _: () = assert!(size_of::<Asked>() == 12);
+impl BackendScan {
+    /// Nobody has been asked yet.
+    #[inline(always)]
+    pub const fn new(set: u16, endpoint: u16, protocol: u8, offset: u32) -> Self {
+        Self { set, endpoint, protocol, found: Found::NOTHING, reserved: 0, offset }
+    }
+
+    /// Takes one backend's word into account; `allows` is asked about its class and port.
+    #[inline(always)]
+    pub fn add(&mut self, backend: Backend, allows: impl FnOnce(u32, u16) -> bool) {
+        self.found.add(if backend & BACKEND_ELSEWHERE != 0 {
+            Found::ELSEWHERE
+        } else if backend & BACKEND_ENDPOINT != 0 {
+            if backend_class(backend) == self.endpoint as u32 {
+                Found::SELF
+            } else {
+                Found::NOTHING
+            }
+        } else {
+            let is_allowed = self.set == 0 || allows(backend_class(backend), backend_port(backend));
+            Found::backend(is_allowed, backend & BACKEND_ON_NODE != 0)
+        });
+    }
+
+    /// The answer of all of them together.
+    #[inline(always)]
+    pub const fn answer(&self) -> ToService {
+        self.found.answer()
+    }
+}
+
+const _: () = assert!(size_of::<BackendScan>() == 12);
 
 /// Where the backends of a Service stand in the arena: `(offset, count)`.
 #[inline(always)]
@@ -148,13 +190,13 @@ pub fn judge_service<P: Policies>(
     key: &ServiceKey,
 ) -> ToService {
     let Some((offset, count)) = find_service(maps, key) else { return ToService::None };
-    let mut asked = Asked::new(set, endpoint, key.protocol, offset);
+    let mut scan = BackendScan::new(set, endpoint, key.protocol, offset);
     for index in offset..offset + count {
         // A word that is not there is a backend that nothing allows.
         let backend = maps.backend(index);
-        asked.add(backend.unwrap_or_default(), |class, port| {
+        scan.add(backend.unwrap_or_default(), |class, port| {
             backend.is_some() && row_allows(maps, set, class, key.protocol, port)
         });
     }
-    asked.answer()
+    scan.answer()
 }

@@ -212,7 +212,7 @@ fn an_error_of_the_world_about_nothing_known_is_judged_like_any_other_packet() {
         assert!(!verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
         world.allow_all(1, 0);
         assert!(verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
-        assert_eq!(world.is_related4(&endpoint, &packet(UDP)), Known::No);
+        assert_eq!(world.is_related(&endpoint, &packet(UDP)), Known::No);
     });
 }
 

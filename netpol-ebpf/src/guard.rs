@@ -10,7 +10,7 @@ use netpol_common::verdict::{Endpoint, Verdict};
 use crate::frame::{ETHERTYPE, Linear, Skb};
 use crate::maps::Speaker;
 use crate::neighbour::{self, speaks_as};
-use crate::slow::{IN_TAG, NEIGHBOUR, PACKET, PASS, netpol_parse, refusal_reason};
+use crate::parse::{IN_TAG, NEIGHBOUR, PACKET, PASS, netpol_parse, refusal_reason};
 use crate::{ALLOW, DENY, events};
 
 /// Whether the packet may pass, as a tc return code.

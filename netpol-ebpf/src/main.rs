@@ -16,9 +16,11 @@
 mod bench;
 mod events;
 mod frame;
+mod global;
 mod guard;
 mod maps;
 mod neighbour;
+mod parse;
 mod shield;
 mod slow;
 mod stamp;
@@ -119,7 +121,7 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
 }
 
 /// A packet and the endpoint that it is of.
-pub struct Seen {
+pub struct PacketContext {
     /// The interface of the endpoint.
     pub ifindex: u32,
     /// The endpoint.
@@ -137,7 +139,7 @@ const PLAIN: u32 = 0x100;
 
 /// A function of its own, so that its stack is not added to that of judging.
 #[inline(never)]
-fn look_ingress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
+fn look_ingress(skb: *mut __sk_buff, seen: &mut MaybeUninit<PacketContext>) -> u32 {
     // SAFETY: the context pointer is valid for the run of the program.
     let ifindex = unsafe { (*skb).ifindex };
     let Some(endpoint) = maps::endpoint_at(ifindex) else { return NOBODY };
@@ -147,7 +149,7 @@ fn look_ingress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
 /// As above, for the other direction. Here every frame of the pod's comes by, so here its source is
 /// looked at, whatever else it is.
 #[inline(never)]
-fn look_egress(skb: *mut __sk_buff, seen: &mut MaybeUninit<Seen>) -> u32 {
+fn look_egress(skb: *mut __sk_buff, seen: &mut MaybeUninit<PacketContext>) -> u32 {
     // SAFETY: the context pointer is valid for the run of the program.
     let ifindex = unsafe { (*skb).ifindex };
     let Some((endpoint, link)) = maps::endpoint_and_link(ifindex) else { return NOBODY };
@@ -165,7 +167,7 @@ fn known<const RAW: bool>(
     ifindex: u32,
     endpoint: Endpoint,
     arrival: Arrival,
-    seen: &mut MaybeUninit<Seen>,
+    seen: &mut MaybeUninit<PacketContext>,
 ) -> u32 {
     let kernel = Kernel;
     let (known, packet) = if let Some(packet) = frame::common_v4::<RAW>(skb, arrival.direction) {
@@ -192,7 +194,7 @@ fn known<const RAW: bool>(
     if known as u32 != Known::No as u32 {
         return known as u32;
     }
-    seen.write(Seen { ifindex, endpoint, packet });
+    seen.write(PacketContext { ifindex, endpoint, packet });
     PLAIN
 }
 

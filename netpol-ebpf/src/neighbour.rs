@@ -10,7 +10,7 @@ use netpol_common::verdict::Maps as _;
 
 use crate::frame::Skb;
 use crate::maps::{Kernel, Speaker, may_forward, two_words};
-use crate::slow::PASS;
+use crate::parse::PASS;
 
 /// [`neighbour::refuses`]: [`PASS`], or the number of the reason.
 #[inline(always)]

@@ -12,7 +12,7 @@ use netpol_common::verdict::{Endpoint, Maps as _, Verdict};
 use crate::frame::{ETHERTYPE, Linear, Skb};
 use crate::maps::{Kernel, Speaker};
 use crate::neighbour::{is_of_node, speaks_as};
-use crate::slow::netpol_parse;
+use crate::parse::netpol_parse;
 use crate::{ALLOW, DENY, events};
 
 /// Whether the packet may pass to a pod that no policy selects, as a tc return code.

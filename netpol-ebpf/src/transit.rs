@@ -10,11 +10,11 @@ use netpol_common::packet::Packet;
 use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict};
 
 use crate::maps::{self, Kernel};
-use crate::slow::{
-    self, AGAIN, DROPPED, FLOW, NEIGHBOUR, PACKET, PASS, PASSED, RELATED, Steps, has_changed,
-    netpol_parse, netpol_parse_raw, refusal_reason,
+use crate::parse::{
+    NEIGHBOUR, PACKET, PASS, RELATED, netpol_parse, netpol_parse_raw, refusal_reason,
 };
-use crate::{ALLOW, DENY, PLAIN, Seen, events, known, stamp};
+use crate::slow::{self, AGAIN, DROPPED, FLOW, PASSED, Steps, has_changed};
+use crate::{ALLOW, DENY, PLAIN, PacketContext, events, known, stamp};
 
 /// The verdict on `skb` as a tc return code; `RAW`: the device has no link-layer header.
 #[inline(always)]
@@ -58,7 +58,7 @@ fn look<const RAW: bool>(
     skb: *mut __sk_buff,
     ifindex: u32,
     endpoint: &Endpoint,
-    seen: &mut MaybeUninit<Seen>,
+    seen: &mut MaybeUninit<PacketContext>,
 ) -> u32 {
     known::<RAW>(skb, ifindex, *endpoint, Arrival::transit(), seen)
 }
@@ -66,10 +66,14 @@ fn look<const RAW: bool>(
 /// Reads the packet to its end, and judges one that has no flow. `sender`: the interface of whoever
 /// stamped the packet, 0 if the stamp does not say so any more.
 #[inline(never)]
-fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUninit<Seen>) -> u64 {
+fn read<const RAW: bool>(
+    skb: *mut __sk_buff,
+    sender: u32,
+    seen: &mut MaybeUninit<PacketContext>,
+) -> u64 {
     let mut inner = Packet::default();
     let (ifindex, endpoint) = (sender, Endpoint::NOBODY);
-    let seen = seen.write(Seen { ifindex, endpoint, packet: Packet::default() });
+    let seen = seen.write(PacketContext { ifindex, endpoint, packet: Packet::default() });
     let egress = Direction::Egress as u32;
     let parsed = if RAW {
         netpol_parse_raw(skb, egress, &mut seen.packet, &mut inner)
@@ -102,7 +106,7 @@ fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUnini
         }
         return Verdict::drop(refusal_reason(parsed), 0).pack();
     }
-    let Seen { endpoint, packet, .. } = seen;
+    let PacketContext { endpoint, packet, .. } = seen;
     if verdict::has_flow(&Kernel, endpoint, Arrival::transit(), packet) {
         return FLOW;
     }
@@ -115,8 +119,8 @@ fn read<const RAW: bool>(skb: *mut __sk_buff, sender: u32, seen: &mut MaybeUnini
 
 /// Judges a packet that has a flow.
 #[inline(never)]
-fn judge_flow(seen: &Seen) -> u64 {
-    let Seen { endpoint, packet, .. } = seen;
+fn judge_flow(seen: &PacketContext) -> u64 {
+    let PacketContext { endpoint, packet, .. } = seen;
     // As above.
     if owns(endpoint, packet) {
         return PASSED;
@@ -126,7 +130,7 @@ fn judge_flow(seen: &Seen) -> u64 {
 
 /// Does what the verdict says, if it still holds.
 #[inline(never)]
-fn settle(skb: *mut __sk_buff, seen: &Seen, verdict: u64) -> i32 {
+fn settle(skb: *mut __sk_buff, seen: &PacketContext, verdict: u64) -> i32 {
     let verdict = Verdict::unpack(verdict);
     // As at the first look, see slow.rs.
     if has_changed(seen.ifindex, &seen.endpoint) {

@@ -50,11 +50,7 @@ pub fn judge_apart<J: Judge>(
     if let Some(inner) = inner
         && (arrival.is_towards_pod() || packet.remote.is_same(&inner.remote))
     {
-        let known = if inner.local.family == 6 {
-            maps.is_related6(endpoint, inner)
-        } else {
-            maps.is_related4(endpoint, inner)
-        };
+        let known = maps.is_related(endpoint, inner);
         if known as u32 != Known::No as u32 {
             let is_stamped = known as u32 == Known::Stamped as u32
                 && !arrival.is_towards_pod()

@@ -4,8 +4,9 @@
 //! be judged a second time, *translated*, where it leaves the node or enters another pod: such
 //! packets, and the flows they belong to, are *stamped*.
 //!
-//! The rules are those of ARCHITECTURE.md's semantics table. This module must never parse, count,
+//! The rules are those of README.md ("What it does, exactly"). This module must never parse, count,
 //! log or touch a map itself; it asks [`Maps`].
+
 mod answer;
 mod apart;
 mod endpoint;
@@ -87,81 +88,64 @@ pub trait Maps {
     -> FragmentPorts;
 }
 
-/// The parts that [`judge`] is made of. The kernel's implementation replaces them by functions
-/// that are verified on their own; what they compute is what stands here.
+/// Does something in the flow table of a packet's address family, with its key there.
+macro_rules! in_table {
+    ($maps:expr, $endpoint:expr, $packet:expr, |$table:ident, $key:ident| $what:expr) => {
+        if $packet.local.family == 6 {
+            let ($table, $key) = ($maps.flows6(), &flow::key6($packet, $endpoint.id));
+            $what
+        } else {
+            let ($table, $key) = ($maps.flows4(), &flow::key4($packet, $endpoint.id));
+            $what
+        }
+    };
+}
+
+/// The parts that [`judge`] is made of, each in the flow table of the packet's address family. The
+/// kernel's implementation replaces them by functions that are verified on their own; what they
+/// compute is what stands here.
 pub trait Judge: Maps {
-    /// [`judge_in`] the IPv4 flow table.
-    fn judge_in4(
+    /// [`judge_in`] its table.
+    fn judge_in(
         &self,
         endpoint: &Endpoint,
         arrival: Arrival,
         packet: &Packet,
         answers: Answers,
     ) -> Looked {
-        let key = flow::key4(packet, endpoint.id);
-        judge_in(self, self.flows4(), &key, endpoint, arrival, packet, answers)
+        in_table!(self, endpoint, packet, |table, key| {
+            judge_in(self, table, key, endpoint, arrival, packet, answers)
+        })
     }
 
-    /// [`judge_in`] the IPv6 flow table.
-    fn judge_in6(
-        &self,
-        endpoint: &Endpoint,
-        arrival: Arrival,
-        packet: &Packet,
-        answers: Answers,
-    ) -> Looked {
-        let key = flow::key6(packet, endpoint.id);
-        judge_in(self, self.flows6(), &key, endpoint, arrival, packet, answers)
+    /// Enters a packet's flow, with these bits for opener and stamp.
+    fn enter(&self, endpoint: &Endpoint, packet: &Packet, bits: u64) -> Inserted {
+        in_table!(self, endpoint, packet, |table, key| {
+            let hash = flow::hash(key, self.secret());
+            flow::insert(table, key, hash, endpoint.epoch, bits, &self.clock())
+        })
     }
 
-    /// Enters a packet's flow into the IPv4 flow table, with these bits for opener and stamp.
-    fn enter4(&self, endpoint: &Endpoint, packet: &Packet, bits: u64) -> Inserted {
-        let key = flow::key4(packet, endpoint.id);
-        let hash = flow::hash(&key, self.secret());
-        flow::insert(self.flows4(), &key, hash, endpoint.epoch, bits, &self.clock())
+    /// Notes that a packet's flow was answered.
+    fn settle(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
+        in_table!(self, endpoint, packet, |table, key| {
+            flow::settle(table, key, flow::hash(key, self.secret()), &self.clock())
+        })
     }
 
-    /// Likewise for IPv6.
-    fn enter6(&self, endpoint: &Endpoint, packet: &Packet, bits: u64) -> Inserted {
-        let key = flow::key6(packet, endpoint.id);
-        let hash = flow::hash(&key, self.secret());
-        flow::insert(self.flows6(), &key, hash, endpoint.epoch, bits, &self.clock())
+    /// [`bar`]s a packet's flow, or lifts that.
+    fn bar(&self, endpoint: &Endpoint, packet: &Packet, is_barred: bool) {
+        in_table!(self, endpoint, packet, |table, key| {
+            bar(table, key, flow::hash(key, self.secret()), endpoint, is_barred);
+        });
     }
 
-    /// Notes in the IPv4 flow table that a packet's flow was answered.
-    fn settle4(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
-        let key = flow::key4(packet, endpoint.id);
-        flow::settle(self.flows4(), &key, flow::hash(&key, self.secret()), &self.clock())
-    }
-
-    /// Likewise for IPv6.
-    fn settle6(&self, endpoint: &Endpoint, packet: &Packet) -> Inserted {
-        let key = flow::key6(packet, endpoint.id);
-        flow::settle(self.flows6(), &key, flow::hash(&key, self.secret()), &self.clock())
-    }
-
-    /// [`bar`]s a packet's flow in the IPv4 flow table, or lifts that.
-    fn bar4(&self, endpoint: &Endpoint, packet: &Packet, is_barred: bool) {
-        let key = flow::key4(packet, endpoint.id);
-        bar(self.flows4(), &key, flow::hash(&key, self.secret()), endpoint, is_barred);
-    }
-
-    /// Likewise for IPv6.
-    fn bar6(&self, endpoint: &Endpoint, packet: &Packet, is_barred: bool) {
-        let key = flow::key6(packet, endpoint.id);
-        bar(self.flows6(), &key, flow::hash(&key, self.secret()), endpoint, is_barred);
-    }
-
-    /// [`judge_related`] by what the IPv4 flow table says.
-    fn is_related4(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        let key = flow::key4(inner, endpoint.id);
-        judge_related(self, endpoint, inner, related_state(self, self.flows4(), &key, endpoint))
-    }
-
-    /// Likewise for IPv6.
-    fn is_related6(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
-        let key = flow::key6(inner, endpoint.id);
-        judge_related(self, endpoint, inner, related_state(self, self.flows6(), &key, endpoint))
+    /// [`judge_related`] by what the table says of what an ICMP error quotes.
+    fn is_related(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
+        let state = in_table!(self, endpoint, inner, |table, key| {
+            related_state(self, table, key, endpoint)
+        });
+        judge_related(self, endpoint, inner, state)
     }
 }
 

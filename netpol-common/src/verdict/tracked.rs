@@ -32,12 +32,7 @@ pub fn judge_tracked<J: Judge>(
     let mut looks = 0;
     // Once both directions are answered nothing is left to ask.
     while looks < 3 {
-        let looked = if packet.local.family == 6 {
-            maps.judge_in6(endpoint, arrival, packet, answers)
-        } else {
-            maps.judge_in4(endpoint, arrival, packet, answers)
-        };
-        match looked {
+        match maps.judge_in(endpoint, arrival, packet, answers) {
             Ok(verdict) => return verdict,
             Err(direction) => {
                 let judged = maps.judge_flow(endpoint, direction, arrival.is_translated, packet);
@@ -57,22 +52,13 @@ pub fn carry_out<J: Judge>(
     packet: &Packet,
     verdict: Verdict,
 ) -> Verdict {
-    let is_v6 = packet.local.family == 6;
     let inserted = if let Some(bits) = verdict.then.entering() {
-        if is_v6 {
-            maps.enter6(endpoint, packet, bits)
-        } else {
-            maps.enter4(endpoint, packet, bits)
-        }
+        maps.enter(endpoint, packet, bits)
     } else if verdict.then.is_settling() {
-        if is_v6 { maps.settle6(endpoint, packet) } else { maps.settle4(endpoint, packet) }
+        maps.settle(endpoint, packet)
     } else {
         if let Some(is_barred) = verdict.then.barring() {
-            if is_v6 {
-                maps.bar6(endpoint, packet, is_barred);
-            } else {
-                maps.bar4(endpoint, packet, is_barred);
-            }
+            maps.bar(endpoint, packet, is_barred);
         }
         Inserted::Free
     };

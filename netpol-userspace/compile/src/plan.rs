@@ -149,27 +149,26 @@ impl Verdict {
         backends: &[Backend],
         allows: impl Fn(ClassId, u16) -> bool,
     ) -> Self {
-        let (mut any, mut all, mut hides_denied) = (false, true, false);
-        let mut has_self = false;
+        use netpol_common::service::{Found, ToService};
+
+        let mut found = Found::NOTHING;
         for backend in backends {
-            match *backend {
-                Backend::Endpoint(id) => has_self |= id == endpoint,
-                Backend::Elsewhere => {}
+            found.add(match *backend {
+                Backend::Endpoint(id) if id == endpoint => Found::SELF,
+                Backend::Endpoint(_) => Found::NOTHING,
+                Backend::Elsewhere => Found::ELSEWHERE,
                 Backend::Kind { class, port, is_on_node } => {
-                    let is_allowed = allows(class, port);
-                    any |= is_allowed;
-                    all &= is_allowed;
-                    hides_denied |= is_on_node && !is_allowed;
+                    Found::backend(allows(class, port), is_on_node)
                 }
-            }
+            });
         }
-        match (any || has_self, all) {
-            _ if backends.is_empty() => Self::Mixed,
-            (false, _) => Self::Denied,
-            // Nobody would see it again.
-            (true, false) if hides_denied => Self::Denied,
-            (true, true) if !has_self => Self::Allowed,
-            (true, _) => Self::Mixed,
+        match found.answer() {
+            ToService::Allowed | ToService::AllowedElsewhere => Self::Allowed,
+            ToService::Mixed | ToService::Own | ToService::OwnElsewhere | ToService::Empty => {
+                Self::Mixed
+            }
+            // Of what cannot be decided nobody would see again what is denied.
+            ToService::Denied | ToService::Undecidable | ToService::None => Self::Denied,
         }
     }
 
