@@ -7,6 +7,11 @@
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_lossless,
+    reason = "words of maps are taken apart, also where `From` cannot be called"
+)]
 
 pub mod flow;
 pub mod layout;

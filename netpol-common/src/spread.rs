@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn in_turn_visits_each_once() {
         let mut spread = Spread { flags: IN_TURN, ..NONE };
-        let mut seen: std::vec::Vec<u32> = (0..1_000).map(|_| spread.choose()).collect();
+        let mut seen: Vec<u32> = (0..1_000).map(|_| spread.choose()).collect();
         seen.sort_unstable();
         assert!(seen.into_iter().eq(0..1_000));
         let mut single = Spread { flags: IN_TURN, count: 1, ..NONE };

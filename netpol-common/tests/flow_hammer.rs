@@ -2,6 +2,8 @@
 //! collide. Every flow's epoch and opener are a function of its key, so that an entry that a
 //! look-up returns for the wrong flow shows.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
+
 mod support;
 
 use std::sync::Barrier;

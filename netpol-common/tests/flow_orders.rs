@@ -3,6 +3,8 @@
 //! loads and stores are relaxed, as those of the programs are; what compares and swaps is a full
 //! barrier, as the kernel makes it (Documentation/bpf/standardization/instruction-set.rst, and
 //! "fully ordered" in Documentation/atomic_t.txt). Must never rest on the order of this machine.
+
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use loom::sync::Arc;

@@ -1,6 +1,8 @@
 //! Whose flows make room for whose when the table is full, and that what an endpoint has is counted
 //! exactly.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
+
 mod support;
 
 use std::collections::HashMap;

@@ -1,5 +1,7 @@
 //! What the flow table remembers, forgets, and counts as lost.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
+
 mod support;
 
 use std::collections::HashMap;

@@ -1,6 +1,7 @@
 //! What a pod may say to its neighbours: what its kernel says of itself, byte for byte, and nothing
 //! that differs from it in one of the things that matter.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod support;

@@ -1,6 +1,12 @@
 //! The packet parser against frames that are whole, cut, altered, or wrapped in every header
 //! that may stand before the transport's.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small or random numbers"
+)]
+
 mod support;
 
 use netpol_common::layout::{Address, Direction, Reason};

@@ -1,5 +1,7 @@
 //! The port search against counting.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
+
 use netpol_common::layout::{INTERVAL_ALLOW, Interval, ROW_ALL, ROW_PORTS, Row, interval};
 use netpol_common::packet::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use netpol_common::ports::{Intervals, allows};

@@ -1,6 +1,8 @@
 //! Verdicts that deserve a name: cases that once were wrong, and those that the random sequences
 //! of `verdict_model` reach rarely.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
+
 mod support;
 
 use netpol_common::flow;

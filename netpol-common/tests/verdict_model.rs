@@ -2,6 +2,8 @@
 //! is written down here once more, in plain collections and without epochs: a flow is judged by
 //! the policy of the moment, in the direction in which it was opened.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
+
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

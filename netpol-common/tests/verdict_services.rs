@@ -2,6 +2,8 @@
 //! against what they are for: a packet gets where the proxy sends it exactly if the pod's policies
 //! allow that place, or it is the pod itself.
 
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
+
 mod support;
 
 use std::collections::{BTreeSet, HashMap};
