@@ -53,7 +53,7 @@ enum Command {
     Cluster(cluster::Args),
     /// Upstream's NetworkPolicy end-to-end suites against netpol on a real cluster
     Conformance(conformance::Args),
-    /// Formatting, clippy, rustdoc and the repository's own rules
+    /// Formatting, clippy, rustdoc, dependencies, workflows and the repository's own rules
     Check(check::Args),
     /// The repository's own rules only (part of `check` and of `test`)
     Tidy,

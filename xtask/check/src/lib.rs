@@ -1,4 +1,5 @@
-//! `cargo xtask check`: formatting, lints, documentation and the repository's own rules.
+//! `cargo xtask check`: formatting, lints, documentation, dependencies, workflows and the repository's
+//! own rules.
 //!
 //! Every part runs, so that one run shows everything there is to fix.
 
@@ -14,6 +15,7 @@ pub mod lines;
 mod references;
 mod source;
 pub mod tidy;
+mod tools;
 
 /// Options of `check`.
 #[derive(clap::Args)]
@@ -45,6 +47,8 @@ pub fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     part("clippy", &mut || clippy(workspace));
     part("clippy for the eBPF crate", &mut || ebpf_clippy(workspace, toolchain));
     part("documentation", &mut || documentation(workspace));
+    part("dependencies", &mut || tools::dependencies(workspace));
+    part("workflows", &mut || tools::workflows(workspace));
     if failed.is_empty() {
         announce("everything is in order");
         return Ok(ExitCode::SUCCESS);
