@@ -70,13 +70,6 @@ const WARDENS: [Warden; 2] = [
     },
 ];
 
-/// Error number of a link whose device is gone.
-const ENOLINK: i32 = 67;
-/// Error numbers of clsact: nothing to replace, there already, taken by another kind of filter.
-const ENOENT: i32 = 2;
-const EEXIST: i32 = 17;
-const EINVAL: i32 = 22;
-
 /// Attaches in one of the two ways.
 #[derive(Debug)]
 pub struct Attacher {
@@ -432,7 +425,7 @@ fn replace_pinned(program: &mut SchedClassifier, path: &Path) -> Result<bool, Pr
             Ok(true)
         }
         Err(ProgramError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(ENOLINK) =>
+            if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
         {
             let _ = fs::remove_file(path);
             Ok(false)
@@ -542,7 +535,9 @@ fn require_clsact(ifindex: u32, interface: &str, what: &str) -> Result<(), Datap
         Hooks::None => match tc::qdisc_add_clsact(interface) {
             Ok(()) | Err(TcError::AlreadyAttached) => Ok(()),
             // Somebody else was quicker.
-            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EEXIST) => Ok(()),
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(())
+            }
             Err(error) => Err(bpf_error(what)(error)),
         },
         Hooks::Ingress => Err(DatapathError::Missing(format!(
@@ -589,7 +584,7 @@ fn attach_clsact(
         let existing = SchedClassifierLink::attached(interface, hook, priority, handle, None)
             .map_err(TcError::IoError)?;
         let attached = match program.attach_to_link(existing) {
-            Err(error) if os_error(&error) == Some(ENOENT) => {
+            Err(error) if os_error(&error) == Some(libc::ENOENT) => {
                 let options = NlOptions { priority, handle, ..NlOptions::default() };
                 program.attach_with_options(interface, hook, TcAttachOptions::Netlink(options))
             }
@@ -605,7 +600,8 @@ fn attach_clsact(
                 return Ok(());
             }
             // Someone else's filters of another kind or protocol have this priority.
-            Err(error) if os_error(&error) == Some(EINVAL) && priority < *PRIORITIES.end() => {}
+            Err(error)
+                if os_error(&error) == Some(libc::EINVAL) && priority < *PRIORITIES.end() => {}
             Err(error) => return Err(error),
         }
     }

@@ -3,14 +3,14 @@
 
 use aya::maps::lpm_trie::Key as LpmKey;
 use ipnet::IpNet;
-use netpol_common::layout::{self, Address};
-use zerocopy::IntoBytes as _;
+use netpol_common::layout;
 
 use super::classes::{Put, Store, is_address};
-use super::error::DatapathError;
+use super::error::{DatapathError, full_or, os_error, was_there};
+use super::keys::{address_bytes, address_of, trie_key};
 use super::limits::Limits;
-use super::maps::Maps;
-use super::writer::{Datapath, EEXIST, ENOENT, address_of, full_or, os_error, was_there};
+use super::maps::{AddressBytes, Maps};
+use super::writer::Datapath;
 use netpol_compile::ClassId;
 
 impl Datapath {
@@ -57,13 +57,13 @@ impl Store for ClassMaps<'_> {
         if may_add {
             match maps.addresses.insert(key, value, BPF_NOEXIST) {
                 Ok(()) => return Ok(Put::Added),
-                Err(error) if os_error(&error) == Some(EEXIST) => {}
+                Err(error) if os_error(&error) == Some(libc::EEXIST) => {}
                 Err(error) => return Err(full(error)),
             }
         }
         match maps.addresses.insert(key, value, BPF_EXIST) {
             Ok(()) => Ok(Put::Changed),
-            Err(error) if os_error(&error) == Some(ENOENT) => Ok(Put::Absent),
+            Err(error) if os_error(&error) == Some(libc::ENOENT) => Ok(Put::Absent),
             Err(error) => Err(full(error)),
         }
     }
@@ -77,13 +77,6 @@ impl Store for ClassMaps<'_> {
     }
 }
 
-pub(super) fn address_bytes(address: &Address) -> [u8; 20] {
-    zerocopy::transmute!(*address)
-}
-
-fn lpm_key(block: &IpNet) -> LpmKey<[u8; 20]> {
-    let prefix = layout::FAMILY_BITS + u32::from(block.prefix_len());
-    let mut bytes = [0; 20];
-    bytes.copy_from_slice(address_of(block.network()).as_bytes());
-    LpmKey::new(prefix, bytes)
+fn lpm_key(block: &IpNet) -> LpmKey<AddressBytes> {
+    trie_key(layout::FAMILY_BITS, block, |address| address_bytes(&address))
 }

@@ -9,10 +9,9 @@ use netpol_common::service::{self, ToService};
 use netpol_common::verdict::{self, Policies};
 
 use super::error::{DatapathError, bpf_error};
+use super::keys::{address_of, ip_of};
 use super::maps::{AddressBytes, Maps, RowKeyBytes, ServiceKeyBytes};
-use super::observe::ip_of;
 use super::services::{backend_of, layout_key};
-use super::writer::address_of;
 use netpol_compile::{Backend, ServiceKey};
 use netpol_model::Protocol;
 

@@ -128,11 +128,8 @@ fn bytes_of(request: RouteNetlinkMessage) -> Vec<u8> {
 
 /// An interface that is gone, or has no clsact qdisc, has no filters.
 fn no_hook(error: io::Error) -> io::Result<()> {
-    const EINVAL: i32 = 22;
-    const ENODEV: i32 = 19;
-    const ENOENT: i32 = 2;
     match error.raw_os_error() {
-        Some(EINVAL | ENODEV | ENOENT) => Ok(()),
+        Some(libc::EINVAL | libc::ENODEV | libc::ENOENT) => Ok(()),
         _ => Err(error),
     }
 }

@@ -9,9 +9,6 @@ use netpol_common::layout::{self, MAX_ENDPOINTS};
 use super::mapped::{Bucket, Mapped};
 use super::maps::Maps;
 
-/// Word index of [`layout::Control::secret`].
-const SECRET: usize = 2;
-
 /// One flow table.
 #[derive(Clone, Copy)]
 pub struct FlowTable<'a> {
@@ -42,16 +39,12 @@ pub struct FlowUse {
 impl Maps {
     /// The IPv4 flow table.
     pub fn table4(&self) -> FlowTable<'_> {
-        FlowTable::new(&self.flows4, &self.flow_use, self.secret())
+        FlowTable::new(&self.flows4, &self.flow_use, self.control.secret())
     }
 
     /// The IPv6 flow table.
     pub fn table6(&self) -> FlowTable<'_> {
-        FlowTable::new(&self.flows6, &self.flow_use, self.secret())
-    }
-
-    fn secret(&self) -> [u64; 2] {
-        [self.control.load(0, SECRET), self.control.load(0, SECRET + 1)]
+        FlowTable::new(&self.flows6, &self.flow_use, self.control.secret())
     }
 
     /// What the endpoint with this id has of the flow tables.
@@ -199,7 +192,7 @@ impl OldTables {
 
     /// Enters all that is live and not yet in the new tables, answered flows first.
     pub fn copy_into(&self, maps: &Maps, clock: &Clock) {
-        let secret = maps.secret();
+        let secret = maps.control.secret();
         let old4 = FlowTable::new(&self.flows4, &self.flow_use, secret);
         let old6 = FlowTable::new(&self.flows6, &self.flow_use, secret);
         for is_answered in [true, false] {

@@ -7,9 +7,9 @@
 //! never put one on the interface of an endpoint without declared addresses.
 
 use super::attach::Part;
-use super::error::DatapathError;
+use super::error::{DatapathError, EndpointFailure};
 use super::load::{GUARD, SHIELD};
-use super::writer::{Datapath, Endpoint, EndpointFailure};
+use super::writer::{Datapath, Endpoint};
 use netpol_compile::{EndpointId, SetId};
 
 /// Whether there are to be any.

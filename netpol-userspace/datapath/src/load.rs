@@ -11,12 +11,11 @@ use rustix::time::{ClockId, clock_getres};
 
 use super::error::{DatapathError, bpf_error, io_error};
 use super::limits::Limits;
-use super::maps::{check_pinned, mapped_control};
+use super::maps::{check_pinned, open_control};
 use super::pins::Pins;
 use super::resize::pinned_buckets;
 
-/// The eBPF object, built by `cargo xtask build`.
-/// The eBPF object, as it was built.
+/// The eBPF object, as `cargo xtask build` has built it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-ebpf.o"));
 
 /// Name of the program for traffic towards pods, on the tc egress hook.
@@ -87,9 +86,8 @@ impl Programs {
         let secret = if known == [0; 2] { random_secret()? } else { known };
         let programs = Self::load_with(pins, options, &names::ALL, secret, buckets)?;
         if secret != known {
-            let control = mapped_control(pins)?;
-            control.store(0, CONTROL_SECRET, secret[0]);
-            control.store(0, CONTROL_SECRET + 1, secret[1]);
+            let control = open_control(pins)?;
+            control.set_secret(secret);
         }
         Ok(programs)
     }
@@ -232,9 +230,6 @@ fn load_patiently(program: &mut SchedClassifier) -> Result<(), ProgramError> {
     }
 }
 
-/// Word index of [`netpol_common::layout::Control::secret`].
-const CONTROL_SECRET: usize = 2;
-
 fn program_mut<'a>(
     ebpf: &'a mut Ebpf,
     name: &str,
@@ -264,8 +259,7 @@ fn random_secret() -> Result<[u64; 2], DatapathError> {
 }
 
 fn pinned_secret(pins: &Pins) -> Result<[u64; 2], DatapathError> {
-    let control = mapped_control(pins)?;
-    Ok([control.load(0, CONTROL_SECRET), control.load(0, CONTROL_SECRET + 1)])
+    Ok(open_control(pins)?.secret())
 }
 
 /// The kernel's tick rate: the coarse clock advances once per jiffy.

@@ -9,6 +9,7 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray};
 use netpol_common::flow;
 use netpol_common::layout::{self, names};
 
+use super::control::ControlEntry;
 use super::error::{DatapathError, bpf_error};
 use super::limits::Limits;
 use super::mapped::Mapped;
@@ -42,7 +43,7 @@ pub struct Maps {
     /// The interval arena.
     pub intervals: Arc<Mapped>,
     /// [`layout::Control`].
-    pub control: Arc<Mapped>,
+    pub(crate) control: ControlEntry,
     /// Exact classes.
     pub addresses: HashMap<MapData, AddressBytes, u64>,
     /// Classes of blocks.
@@ -218,7 +219,7 @@ impl Maps {
                 names::FLOWS6 => &self.flows6,
                 names::FLOW_USE => &self.flow_use,
                 names::INTERVALS => &self.intervals,
-                names::CONTROL => &self.control,
+                names::CONTROL => self.control.map(),
                 names::BACKENDS => &self.backends,
                 names::SPEAKERS => &self.speakers,
                 _ => return mapped(pins, name, false).map(Arc::new),
@@ -237,7 +238,7 @@ impl Maps {
             flows6: mapped(names::FLOWS6)?,
             flow_use: mapped(names::FLOW_USE)?,
             intervals: mapped(names::INTERVALS)?,
-            control: mapped(names::CONTROL)?,
+            control: ControlEntry::new(mapped(names::CONTROL)?),
             addresses: open(pins, names::ADDRESSES)?,
             blocks: open(pins, names::BLOCKS)?,
             rows: open(pins, names::ROWS)?,
@@ -265,8 +266,8 @@ where
 }
 
 /// The control entry, writable.
-pub fn mapped_control(pins: &Pins) -> Result<Mapped, DatapathError> {
-    mapped(pins, names::CONTROL, true)
+pub fn open_control(pins: &Pins) -> Result<ControlEntry, DatapathError> {
+    mapped(pins, names::CONTROL, true).map(|map| ControlEntry::new(Arc::new(map)))
 }
 
 fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {

@@ -1,7 +1,7 @@
 //! Reads the maps for people: endpoints, flows, classes, counters. Must never write.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netpol_common::flow::{
@@ -12,9 +12,11 @@ use netpol_common::layout::{self, Address, EPOCH_MASK, N_COUNTERS, Reason};
 use zerocopy::FromBytes as _;
 
 use super::error::{DatapathError, bpf_error};
+pub use super::keys::ip_of;
+use super::keys::trie_block;
 use super::load::{jiffies_per_second, seconds_to_ticks};
 use super::maps::Maps;
-use super::writer;
+use super::{speakers, writer};
 use netpol_compile::ClassId;
 use netpol_model::Direction;
 
@@ -68,15 +70,15 @@ pub struct EndpointEntry {
 pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
     (0..maps.endpoints.len())
         .filter_map(|slot| {
-            let identity = maps.endpoints.load(slot, 0);
-            let policy = maps.endpoints.load(slot, 1);
+            let identity = maps.endpoints.load(slot, writer::IDENTITY);
+            let policy = maps.endpoints.load(slot, writer::POLICY);
             (identity != 0).then_some(EndpointEntry {
                 ifindex: (identity >> 32) as u32,
                 id: identity as u16,
                 ingress: (policy >> 16) as u16,
                 egress: policy as u16,
                 epoch: (policy >> 32) as u32 & EPOCH_MASK,
-                born: maps.endpoints.load(slot, 2) as u32 & EPOCH_MASK,
+                born: maps.endpoints.load(slot, writer::BORN) as u32 & EPOCH_MASK,
             })
         })
         .collect()
@@ -85,7 +87,7 @@ pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
 /// Interfaces and ids of all known endpoints, isolated or not.
 pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
     (0..maps.speakers.len())
-        .map(|slot| maps.speakers.load(slot, 0))
+        .map(|slot| maps.speakers.load(slot, speakers::IDENTITY))
         .filter(|&identity| identity != 0)
         .map(|identity| ((identity >> 32) as u32, identity as u16))
         .collect()
@@ -94,7 +96,7 @@ pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
 /// The link-layer address that every frame of the endpoint with this interface must come from, if
 /// any.
 pub fn link_source(maps: &Maps, ifindex: u32) -> Option<[u8; 6]> {
-    let has = |slot: &usize| (maps.endpoints.load(*slot, 0) >> 32) as u32 == ifindex;
+    let has = |slot: &usize| (maps.endpoints.load(*slot, writer::IDENTITY) >> 32) as u32 == ifindex;
     let slot = writer::slots(ifindex).find(has)?;
     let [a, b, c, d, e, f, _, _] = maps.endpoints.load(slot, writer::LINK).to_le_bytes();
     Some([a, b, c, d, e, f]).filter(|address| *address != [0; 6])
@@ -167,8 +169,7 @@ pub fn classes(maps: &Maps) -> Result<BTreeMap<IpNet, ClassId>, DatapathError> {
     for entry in maps.blocks.iter() {
         let (key, value) = entry.map_err(bpf_error("read the block table"))?;
         let address: Address = zerocopy::transmute!(key.data());
-        let prefix = key.prefix_len().saturating_sub(layout::FAMILY_BITS);
-        if let Ok(block) = IpNet::new(ip_of(&address), u8::try_from(prefix).unwrap_or(u8::MAX)) {
+        if let Some(block) = trie_block(layout::FAMILY_BITS, key.prefix_len(), &address) {
             all.insert(block, ClassId(value));
         }
     }
@@ -207,17 +208,4 @@ pub fn counters(
 /// Packets dropped, of a set of counters.
 pub fn drops(counters: &[u64; N_COUNTERS]) -> u64 {
     Reason::ALL.iter().filter(|r| r.is_drop()).map(|&r| counters[r as usize]).sum()
-}
-
-/// The address that a map key stands for.
-pub fn ip_of(address: &Address) -> IpAddr {
-    if address.family == 6 {
-        let mut bytes = [0; 16];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(address.words) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-        IpAddr::V6(Ipv6Addr::from(bytes))
-    } else {
-        IpAddr::V4(Ipv4Addr::from(address.words[0].to_ne_bytes()))
-    }
 }

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 
 use netpol_common::layout;
 
-use super::error::DatapathError;
+use super::error::{DatapathError, full_or, ignore_missing};
+use super::keys::address_of;
 use super::speakers;
-use super::writer::{Datapath, OWN4, address_of, full_or, ignore_missing};
+use super::writer::{Datapath, OWN4};
 use netpol_compile::EndpointId;
 
 impl Datapath {

@@ -8,11 +8,11 @@ use ipnet::IpNet;
 use netpol_common::layout::{self, HAS_SOURCE_PREFIXES, names};
 use zerocopy::FromBytes as _;
 
-use super::error::{DatapathError, bpf_error};
+use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
+use super::keys::{trie_block, trie_key};
 use super::limits::{N_EXAMPLES, Overflow};
 use super::maps::SourcePrefixBytes;
-use super::observe::ip_of;
-use super::writer::{Datapath, address_of, full_or, ignore_missing};
+use super::writer::Datapath;
 use netpol_compile::EndpointId;
 
 /// What stands in the table, and what does not though it is wanted.
@@ -48,7 +48,7 @@ impl Datapath {
             self.rejudge(&concerned);
         }
         if !wanted.is_empty() {
-            self.set_flag(HAS_SOURCE_PREFIXES, true);
+            self.maps.control.set_flag(HAS_SOURCE_PREFIXES, true);
         }
         self.prefixes.missing.clear();
         let fresh: Vec<_> = wanted.difference(&self.prefixes.stored).copied().collect();
@@ -65,7 +65,7 @@ impl Datapath {
             }
         }
         if self.prefixes.stored.is_empty() {
-            self.set_flag(HAS_SOURCE_PREFIXES, false);
+            self.maps.control.set_flag(HAS_SOURCE_PREFIXES, false);
         }
         result
     }
@@ -101,13 +101,13 @@ impl Datapath {
 }
 
 fn key((ifindex, block): &(u32, IpNet)) -> LpmKey<SourcePrefixBytes> {
-    let prefix = layout::SOURCE_PREFIX_BITS + u32::from(block.prefix_len());
-    let source = layout::SourcePrefix { ifindex: *ifindex, address: address_of(block.network()) };
-    LpmKey::new(prefix, zerocopy::transmute!(source))
+    trie_key(layout::SOURCE_PREFIX_BITS, block, |address| {
+        zerocopy::transmute!(layout::SourcePrefix { ifindex: *ifindex, address })
+    })
 }
 
 fn prefix_of(key: &LpmKey<SourcePrefixBytes>) -> Option<(u32, IpNet)> {
     let source = layout::SourcePrefix::read_from_bytes(&key.data()).ok()?;
-    let length = u8::try_from(key.prefix_len().checked_sub(layout::SOURCE_PREFIX_BITS)?).ok()?;
-    Some((source.ifindex, IpNet::new(ip_of(&source.address), length).ok()?))
+    let block = trie_block(layout::SOURCE_PREFIX_BITS, key.prefix_len(), &source.address)?;
+    Some((source.ifindex, block))
 }

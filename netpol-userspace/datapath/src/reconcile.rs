@@ -9,10 +9,11 @@ use netpol_common::layout;
 use zerocopy::FromBytes as _;
 
 use super::arena::{Content as _, Region};
-use super::error::{DatapathError, bpf_error};
+use super::error::{DatapathError, EndpointFailure, bpf_error, ignore_missing};
+use super::keys::ip_of;
 use super::observe;
 use super::rows::{Pair, row_key};
-use super::writer::{Datapath, EndpointFailure, clear_slot, ignore_missing};
+use super::writer::{Datapath, IDENTITY, clear_slot};
 use netpol_compile::{ClassId, EndpointId, PortSet, Row, SetId, Step, Tables};
 
 /// Numbers of sets and classes that the maps hold.
@@ -164,7 +165,7 @@ impl Datapath {
             .filter_map(|(&id, endpoint)| Some((endpoint.slot?, id)))
             .collect();
         for slot in 0..self.maps.endpoints.len() {
-            let identity = self.maps.endpoints.load(slot, 0);
+            let identity = self.maps.endpoints.load(slot, IDENTITY);
             if identity != 0 && !known.contains_key(&slot) {
                 let ifindex = (identity >> 32) as u32;
                 let is_reused = self.endpoints.values().any(|endpoint| endpoint.ifindex == ifindex);
@@ -189,7 +190,7 @@ impl Datapath {
         }
         let is_own = |own: &layout::OwnAddress| {
             let endpoint = self.endpoints.get(&EndpointId(own.endpoint as u16));
-            endpoint.is_some_and(|known| known.addresses.contains(&observe::ip_of(&own.address)))
+            endpoint.is_some_and(|known| known.addresses.contains(&ip_of(&own.address)))
         };
         let stale: Vec<_> = self
             .maps

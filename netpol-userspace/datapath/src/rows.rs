@@ -8,9 +8,9 @@ use std::sync::Arc;
 use netpol_common::layout;
 
 use super::arena::{Placed, Region};
-use super::error::DatapathError;
+use super::error::{DatapathError, full_or, ignore_missing, no_room};
 use super::maps::{RowBytes, RowKeyBytes};
-use super::writer::{Datapath, full_or, ignore_missing, no_room};
+use super::writer::Datapath;
 use netpol_compile::{ClassId, PortSet, Row, SetId};
 
 /// What a row is for.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use netpol_common::layout;
 
 use super::arena::{Placed, Region};
-use super::error::{DatapathError, bpf_error};
+use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
+use super::keys::{address_of, ip_of};
 use super::maps::ServiceKeyBytes;
-use super::observe::ip_of;
-use super::writer::{Datapath, address_of, full_or, ignore_missing};
+use super::writer::Datapath;
 use netpol_compile::{Backend, ClassId, EndpointId, ServiceKey};
 use netpol_model::Protocol;
 

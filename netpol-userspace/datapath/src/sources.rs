@@ -11,10 +11,9 @@ use std::net::IpAddr;
 
 use netpol_common::layout::{self, names};
 
-use super::class_maps::address_bytes;
-use super::error::{DatapathError, bpf_error};
-use super::observe::ip_of;
-use super::writer::{Datapath, address_of, full_or, ignore_missing};
+use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
+use super::keys::{address_bytes, address_of, ip_of};
+use super::writer::Datapath;
 
 /// Who has which address.
 #[derive(Debug, Default)]

@@ -2,23 +2,25 @@
 //! read where somebody's word must be its own. Must never say of an endpoint what nobody declared.
 
 use std::collections::HashSet;
+use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr};
 
 use netpol_common::layout;
 use netpol_common::neighbour::link_word;
 
-use super::mapped::Mapped;
+use super::keys::address_of;
+use super::mapped::{Mapped, word_at};
 use super::own_addresses::own4;
-use super::writer::{self, Datapath, Endpoint, address_of, identity_word, slots};
+use super::writer::{self, Datapath, Endpoint, identity_word, slots};
 use netpol_compile::EndpointId;
 
 /// Word indices of [`layout::Speaker`].
-const IDENTITY: usize = 0;
-const OWN4: usize = 1;
-const OWN6: usize = 2;
-const LINK_LOCAL: usize = 4;
-const LINK: usize = 6;
-const ROUTED_BY: usize = 7;
+pub(super) const IDENTITY: usize = word_at(offset_of!(layout::Speaker, identity));
+const OWN4: usize = word_at(offset_of!(layout::Speaker, own4));
+const OWN6: usize = word_at(offset_of!(layout::Speaker, own6));
+const LINK_LOCAL: usize = word_at(offset_of!(layout::Speaker, link_local));
+const LINK: usize = word_at(offset_of!(layout::Speaker, link));
+const ROUTED_BY: usize = word_at(offset_of!(layout::Speaker, routed_by));
 
 /// How an endpoint's interface is linked to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

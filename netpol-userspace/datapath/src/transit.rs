@@ -10,13 +10,11 @@ use std::collections::BTreeMap;
 use netpol_common::layout::{SERVICES_INCOMPLETE, TRANSIT_READY};
 
 use super::attach::Part;
+use super::error::EndpointFailure;
 use super::load::{TRANSIT, TRANSIT_RAW};
-use super::writer::{Datapath, EndpointFailure};
+use super::writer::Datapath;
 use netpol_compile::{EndpointId, SetId, Step};
 use netpol_endpoint::Exit;
-
-/// Word index of [`netpol_common::layout::Control::flags`].
-pub(super) const CONTROL_FLAGS: usize = 5;
 
 /// What is known of the exits.
 #[derive(Debug, Default)]
@@ -131,12 +129,12 @@ impl Datapath {
     }
 
     fn is_transit_ready(&self) -> bool {
-        self.maps.control.load(0, CONTROL_FLAGS) & TRANSIT_READY != 0
+        self.maps.control.has_flag(TRANSIT_READY)
     }
 
     fn set_transit_ready(&mut self, is_ready: bool) {
         let was_ready = self.is_transit_ready();
-        self.set_flag(TRANSIT_READY, is_ready);
+        self.maps.control.set_flag(TRANSIT_READY, is_ready);
         if was_ready && !is_ready {
             // What passed on condition that it is judged again.
             self.rejudge_all();
@@ -146,17 +144,11 @@ impl Datapath {
     /// Tells the programs whether there are Services that they do not know of.
     pub(super) fn tell_incomplete(&mut self) {
         let is_incomplete = !self.unplaced.is_empty();
-        let was_incomplete = self.maps.control.load(0, CONTROL_FLAGS) & SERVICES_INCOMPLETE != 0;
+        let was_incomplete = self.maps.control.has_flag(SERVICES_INCOMPLETE);
         if is_incomplete != was_incomplete {
-            self.set_flag(SERVICES_INCOMPLETE, is_incomplete);
+            self.maps.control.set_flag(SERVICES_INCOMPLETE, is_incomplete);
             self.rejudge_all();
         }
-    }
-
-    pub(super) fn set_flag(&self, flag: u64, is_set: bool) {
-        let flags = self.maps.control.load(0, CONTROL_FLAGS);
-        let flags = if is_set { flags | flag } else { flags & !flag };
-        self.maps.control.store(0, CONTROL_FLAGS, flags);
     }
 
     pub(super) fn rejudge_all(&mut self) {

@@ -6,21 +6,23 @@
 //! flight may still read is reused before a grace period ([`Datapath::collect_garbage`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::mem::offset_of;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aya::maps::{MapError, PerCpuValues};
-use netpol_common::layout::{self, Address, EPOCH_MASK, names};
+use aya::maps::PerCpuValues;
+use netpol_common::layout::{self, EPOCH_MASK, names};
 
 use super::arena::Arena;
 use super::attach::{AttachMode, Attacher, Part};
 use super::classes::Classes;
-use super::error::{DatapathError, bpf_error, io_error};
+use super::error::{DatapathError, EndpointFailure, bpf_error, io_error};
 use super::features;
 use super::grace::grace_period;
 use super::guards::{Guard, Guards};
 use super::limits::Limits;
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
+use super::mapped::word_at;
 use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
@@ -29,31 +31,20 @@ use super::resize::SetAside;
 use super::rows::Rows;
 use super::sources::Sources;
 use super::speakers::Link;
-use super::transit::{CONTROL_FLAGS, Transit};
+use super::transit::Transit;
 use crate::lock::Lock;
 use netpol_compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
 use netpol_endpoint::{PodNetns, sockets};
 
 /// Word indices of [`layout::Endpoint`].
-const IDENTITY: usize = 0;
-const POLICY: usize = 1;
-const BORN: usize = 2;
-pub(super) const OWN4: usize = 3;
-pub(super) const LINK: usize = 4;
-/// Word index of [`layout::Control::epoch`].
-const CONTROL_EPOCH: usize = 4;
+pub(super) const IDENTITY: usize = word_at(offset_of!(layout::Endpoint, identity));
+pub(super) const POLICY: usize = word_at(offset_of!(layout::Endpoint, policy));
+pub(super) const BORN: usize = word_at(offset_of!(layout::Endpoint, born));
+pub(super) const OWN4: usize = word_at(offset_of!(layout::Endpoint, own4));
+pub(super) const LINK: usize = word_at(offset_of!(layout::Endpoint, link));
 
 /// Whether this machine's processors may do a load before one that comes earlier in the program.
 const IS_WEAKLY_ORDERED: bool = !cfg!(any(target_arch = "x86_64", target_arch = "x86"));
-
-/// Something that could not be done for one endpoint or table; everything else was.
-#[derive(Debug)]
-pub struct EndpointFailure {
-    /// The endpoint, if it is about one.
-    pub endpoint: Option<EndpointId>,
-    /// What went wrong.
-    pub error: DatapathError,
-}
 
 /// A local endpoint as the datapath knows it.
 #[derive(Debug, Clone)]
@@ -135,7 +126,7 @@ impl Datapath {
         if let Some(tables) = &set_aside {
             tables.copy(&maps);
         }
-        let transit = Transit::adopt(maps.control.load(0, CONTROL_FLAGS));
+        let transit = Transit::adopt(maps.control.flags());
         // An earlier release has left this word as it was, whosever the entry became. Its programs
         // do not read it; these do as soon as they are attached, and zero lets them ask the table.
         for slot in 0..maps.endpoints.len() {
@@ -340,9 +331,9 @@ impl Datapath {
             endpoint.born = self.maps.endpoints.load(slot, BORN) as u32;
             endpoint.addresses = self.own_addresses(id);
         } else {
-            endpoint.born = self.next_epoch();
+            endpoint.born = self.maps.control.next_epoch();
             // Seeded flows carry the first epoch and are judged again in this one.
-            endpoint.epoch = self.next_epoch();
+            endpoint.epoch = self.maps.control.next_epoch();
             if self.has_entry(id) {
                 self.clear_counters(id)?;
                 self.maps.clear_losses(id.0);
@@ -385,7 +376,7 @@ impl Datapath {
         }
         // What flows do from now on is not seen: should the pod be isolated again, what is in the
         // table is void and its sockets tell.
-        let (born, epoch) = (self.next_epoch(), self.next_epoch());
+        let (born, epoch) = (self.maps.control.next_epoch(), self.maps.control.next_epoch());
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             (endpoint.born, endpoint.epoch) = (born, epoch);
         }
@@ -555,7 +546,7 @@ impl Datapath {
             // it made of it as judged in that. The kernel always has this call.
             let _ = grace_period();
         }
-        let epoch = self.next_epoch();
+        let epoch = self.maps.control.next_epoch();
         for id in ids {
             let Some(endpoint) = self.endpoints.get_mut(id) else { continue };
             endpoint.epoch = epoch;
@@ -632,13 +623,6 @@ impl Datapath {
         Ok(())
     }
 
-    /// A new epoch, above every one given out so far, also by earlier agents.
-    fn next_epoch(&mut self) -> u32 {
-        let epoch = (self.maps.control.load(0, CONTROL_EPOCH) as u32).wrapping_add(1) & EPOCH_MASK;
-        self.maps.control.store(0, CONTROL_EPOCH, u64::from(epoch));
-        epoch
-    }
-
     fn clear_counters(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| io_error(what)(error))?;
         for direction in [layout::Direction::Ingress, layout::Direction::Egress] {
@@ -671,58 +655,4 @@ pub(super) fn slots(ifindex: u32) -> impl Iterator<Item = usize> {
 
 pub(super) const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
     (ifindex as u64) << 32 | id.0 as u64
-}
-
-/// The map form of an address.
-pub fn address_of(address: IpAddr) -> Address {
-    match address {
-        IpAddr::V4(v4) => Address::v4(u32::from_ne_bytes(v4.octets())),
-        IpAddr::V6(v6) => {
-            let bytes = v6.octets();
-            Address::v6(std::array::from_fn(|i| {
-                u32::from_ne_bytes(std::array::from_fn(|j| bytes[i * 4 + j]))
-            }))
-        }
-    }
-}
-
-pub(super) const ENOENT: i32 = 2;
-const E2BIG: i32 = 7;
-const ENOMEM: i32 = 12;
-pub(super) const EEXIST: i32 = 17;
-const ENOSPC: i32 = 28;
-
-pub(super) fn os_error(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    }
-}
-
-/// A table is full.
-pub(super) fn no_room(table: &'static str, limit: u32) -> DatapathError {
-    let consequence = "what did not fit is denied for isolated pods";
-    DatapathError::Full { table, limit, consequence }
-}
-
-/// A map error, named as "full" where that is what it is.
-pub(super) fn full_or(error: MapError, table: &'static str, limit: u32) -> DatapathError {
-    match os_error(&error) {
-        Some(E2BIG | ENOSPC | ENOMEM) => no_room(table, limit),
-        _ => bpf_error(format!("write to the {table}"))(error),
-    }
-}
-
-pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), DatapathError> {
-    was_there(result).map(drop)
-}
-
-/// Whether what was to be removed was there.
-pub(super) fn was_there(result: Result<(), MapError>) -> Result<bool, DatapathError> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(MapError::KeyNotFound) => Ok(false),
-        Err(error) if os_error(&error) == Some(ENOENT) => Ok(false),
-        Err(error) => Err(bpf_error("remove a map entry")(error)),
-    }
 }
