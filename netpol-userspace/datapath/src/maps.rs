@@ -11,6 +11,7 @@ use netpol_common::layout::{self, names};
 
 use super::control::ControlEntry;
 use super::error::{DatapathError, bpf_error};
+use super::flow_tables::{FlowTable, FlowTables, FlowUse};
 use super::limits::Limits;
 use super::mapped::Mapped;
 use super::pins::Pins;
@@ -34,12 +35,8 @@ pub type CounterWords = [u64; layout::N_COUNTERS];
 pub struct Maps {
     /// [`layout::Endpoint`]s.
     pub endpoints: Arc<Mapped>,
-    /// IPv4 flow buckets.
-    pub flows4: Arc<Mapped>,
-    /// IPv6 flow buckets.
-    pub flows6: Arc<Mapped>,
-    /// [`layout::FlowUse`]s of both.
-    pub flow_use: Arc<Mapped>,
+    /// Flow buckets and [`layout::FlowUse`]s.
+    pub(crate) flow_tables: FlowTables,
     /// The interval arena.
     pub intervals: Arc<Mapped>,
     /// [`layout::Control`].
@@ -212,12 +209,13 @@ impl Maps {
     /// The same maps once more, for another task of this process: their memory is mapped once,
     /// since all that is mapped counts as resident.
     pub fn open_again(&self, pins: &Pins) -> Result<Self, DatapathError> {
+        let [flows4, flows6, flow_use] = self.flow_tables.maps();
         Self::around(pins, |name| {
             let known = match name {
                 names::ENDPOINTS => &self.endpoints,
-                names::FLOWS4 => &self.flows4,
-                names::FLOWS6 => &self.flows6,
-                names::FLOW_USE => &self.flow_use,
+                names::FLOWS4 => flows4,
+                names::FLOWS6 => flows6,
+                names::FLOW_USE => flow_use,
                 names::INTERVALS => &self.intervals,
                 names::CONTROL => self.control.map(),
                 names::BACKENDS => &self.backends,
@@ -228,17 +226,42 @@ impl Maps {
         })
     }
 
+    /// The IPv4 flow table.
+    pub fn table4(&self) -> FlowTable<'_> {
+        self.flow_tables.table4()
+    }
+
+    /// The IPv6 flow table.
+    pub fn table6(&self) -> FlowTable<'_> {
+        self.flow_tables.table6()
+    }
+
+    /// What the endpoint with this id has of the flow tables.
+    pub fn flow_use(&self, id: u16) -> FlowUse {
+        self.flow_tables.use_of(id)
+    }
+
+    /// The buckets of the IPv4 and of the IPv6 flow table, for who empties them.
+    pub fn flow_buckets(&self) -> [&Mapped; 2] {
+        let [flows4, flows6, _] = self.flow_tables.maps();
+        [flows4, flows6]
+    }
+
     fn around(
         pins: &Pins,
         mapped: impl Fn(&'static str) -> Result<Arc<Mapped>, DatapathError>,
     ) -> Result<Self, DatapathError> {
+        let control = ControlEntry::new(mapped(names::CONTROL)?);
         Ok(Self {
             endpoints: mapped(names::ENDPOINTS)?,
-            flows4: mapped(names::FLOWS4)?,
-            flows6: mapped(names::FLOWS6)?,
-            flow_use: mapped(names::FLOW_USE)?,
+            flow_tables: FlowTables::new(
+                mapped(names::FLOWS4)?,
+                mapped(names::FLOWS6)?,
+                mapped(names::FLOW_USE)?,
+                control.clone(),
+            ),
             intervals: mapped(names::INTERVALS)?,
-            control: ControlEntry::new(mapped(names::CONTROL)?),
+            control,
             addresses: open(pins, names::ADDRESSES)?,
             blocks: open(pins, names::BLOCKS)?,
             rows: open(pins, names::ROWS)?,

@@ -173,8 +173,9 @@ impl Datapath {
                     self.attacher.detach(ifindex);
                 }
                 clear_slot(&self.maps.endpoints, slot);
-                if !self.endpoints.contains_key(&EndpointId(identity as u16)) {
-                    self.maps.clear_share(identity as u16);
+                let id = EndpointId(identity as u16);
+                if !self.endpoints.contains_key(&id) {
+                    self.flows.clear_share(id);
                 }
             }
         }

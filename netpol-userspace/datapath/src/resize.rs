@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use netpol_common::layout::{self, names};
 
 use super::error::{DatapathError, bpf_error, io_error};
-use super::flow_tables::OldTables;
+use super::flow_tables::{FlowTables, OldTables};
 use super::load::LoadOptions;
-use super::maps::{Maps, check_pinned, mapped_at};
+use super::maps::{check_pinned, mapped_at};
 use super::observe::clock;
 use super::pins::Pins;
 
@@ -42,28 +42,28 @@ impl SetAside {
         let tables = OldTables {
             flows4: open(names::FLOWS4)?,
             flows6: open(names::FLOWS6)?,
-            flow_use: open(names::FLOW_USE)?,
+            accounts: open(names::FLOW_USE)?,
         };
         Ok(Some(Self { pins: pins.clone(), tables }))
     }
 
     /// Fills the new tables, before any program uses them.
-    pub fn copy(&self, maps: &Maps) {
-        self.tables.move_accounts(maps);
-        self.tables.copy_into(maps, &clock());
+    pub fn copy(&self, into: &FlowTables) {
+        self.tables.move_accounts(into);
+        self.tables.copy_into(into, &clock());
     }
 
     /// Adds what came into the old tables meanwhile, once no program uses them any more, and
     /// removes them.
-    pub fn finish(self, maps: &Maps) -> Result<(), DatapathError> {
+    pub fn finish(self, into: &FlowTables) -> Result<(), DatapathError> {
         super::grace::grace_period()?;
-        self.tables.copy_into(maps, &clock());
+        self.tables.copy_into(into, &clock());
         // The first one last: what an interrupted removal leaves still says that it had begun.
         for name in TABLES.iter().rev() {
             let path = aside(&self.pins, name);
             fs::remove_file(&path).map_err(io_error(format!("remove map {}", path.display())))?;
         }
-        let [flows4, flows6] = [maps.table4(), maps.table6()].map(|table| table.n_slots());
+        let [flows4, flows6] = [into.table4(), into.table6()].map(|table| table.n_slots());
         tracing::info!(flows4, flows6, "the flow tables have another size");
         Ok(())
     }

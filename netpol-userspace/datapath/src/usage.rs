@@ -77,15 +77,15 @@ impl Datapath {
     /// How full the flow tables are: slots that hold a flow, also one that has expired and that
     /// nobody has needed the slot of, and all.
     pub fn flow_tables(&self) -> [TableUse; 2] {
-        let held = self.maps.held_flows();
-        let slots = [self.maps.table4(), self.maps.table6()].map(|table| table.n_slots());
+        let held = self.flows.held();
+        let slots = [self.flows.table4(), self.flows.table6()].map(|table| table.n_slots());
         let table = |table, used, limit| TableUse { table, used, limit, overflow: None };
         [table("flows4", held[0], slots[0]), table("flows6", held[1], slots[1])]
     }
 
     /// What an endpoint has of the flow tables, if it has an entry.
     pub fn flow_use(&self, id: EndpointId) -> Option<FlowUse> {
-        self.has_entry(id).then(|| self.maps.flow_use(id.0))
+        self.has_entry(id).then(|| self.flows.use_of(id.0))
     }
 
     /// How many live flows made room for these endpoints' flows.

@@ -18,6 +18,7 @@ use super::attach::{AttachMode, Attacher, Part};
 use super::classes::Classes;
 use super::error::{DatapathError, EndpointFailure, bpf_error, io_error};
 use super::features;
+use super::flow_tables::FlowTables;
 use super::grace::grace_period;
 use super::guards::{Guard, Guards};
 use super::limits::Limits;
@@ -78,6 +79,7 @@ pub(super) struct Endpoint {
 /// The agent's side of the maps. One per pin directory.
 pub struct Datapath {
     pub(super) maps: Maps,
+    pub(super) flows: FlowTables,
     pub(super) programs: Programs,
     pub(super) attacher: Attacher,
     pub(super) arena: Arena<PortSet>,
@@ -123,8 +125,9 @@ impl Datapath {
         let set_aside = SetAside::prepare(pins, options)?;
         let mut programs = Programs::load(pins, options)?;
         let maps = Maps::open(pins, true)?;
+        let flows = maps.flow_tables.clone();
         if let Some(tables) = &set_aside {
-            tables.copy(&maps);
+            tables.copy(&flows);
         }
         let transit = Transit::adopt(maps.control.flags());
         // An earlier release has left this word as it was, whosever the entry became. Its programs
@@ -136,7 +139,7 @@ impl Datapath {
         attacher.adopt(&mut programs)?;
         programs.pin(pins)?;
         if let Some(tables) = set_aside {
-            tables.finish(&maps)?;
+            tables.finish(&flows)?;
         }
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
         let limits = limits_within(pins, options.limits)?;
@@ -150,6 +153,7 @@ impl Datapath {
             beyond: BTreeSet::new(),
             old_backends: Vec::new(),
             maps,
+            flows,
             programs,
             attacher,
             rows: Rows::default(),
@@ -336,7 +340,7 @@ impl Datapath {
             endpoint.epoch = self.maps.control.next_epoch();
             if self.has_entry(id) {
                 self.clear_counters(id)?;
-                self.maps.clear_losses(id.0);
+                self.flows.clear_losses(id);
             }
         }
         Ok(endpoint)
@@ -368,7 +372,7 @@ impl Datapath {
         endpoint.sets = NO_SETS;
         if let Some(slot) = endpoint.slot.take() {
             clear_slot(&self.maps.endpoints, slot);
-            self.maps.clear_share(id.0);
+            self.flows.clear_share(id);
             let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
             let ifindex = endpoint.ifindex;
             self.remove_sources(&addresses, ifindex);
@@ -480,7 +484,7 @@ impl Datapath {
             Ok(connections) => {
                 let own = |c: &&sockets::Connection| endpoint.addresses.contains(&c.local);
                 let connections: Vec<_> = connections.iter().filter(own).copied().collect();
-                super::seed::seed(&self.maps, id, &connections, endpoint.born);
+                super::seed::seed(&self.flows, id, &connections, endpoint.born);
             }
             // A pod that is just ending.
             Err(error) => tracing::debug!(%error, "cannot read a pod's connections"),
@@ -503,7 +507,7 @@ impl Datapath {
         let Some(slot) = free.next().filter(|_| may_have_entry) else { return false };
         // Whatever the flow table holds under this id is an earlier endpoint's.
         table.store(slot, BORN, u64::from(endpoint.born));
-        self.maps.set_born(id.0, endpoint.born);
+        self.flows.set_born(id, endpoint.born);
         table.store(slot, OWN4, own4(&endpoint.addresses));
         table.store(slot, LINK, endpoint.link.frames_from());
         table.store(slot, POLICY, word);
@@ -519,10 +523,8 @@ impl Datapath {
     /// Gives every endpoint with an entry an equal share of the flow tables.
     fn divide_flow_tables(&self) {
         let with_entry = self.endpoints.iter().filter(|(_, endpoint)| endpoint.slot.is_some());
-        let ids: Vec<u16> = with_entry.map(|(id, _)| id.0).collect();
-        for &id in &ids {
-            self.maps.set_share(id, ids.len());
-        }
+        let ids: Vec<EndpointId> = with_entry.map(|(id, _)| *id).collect();
+        self.flows.divide(&ids);
     }
 
     fn attach(&mut self, id: EndpointId) -> Result<(), DatapathError> {
