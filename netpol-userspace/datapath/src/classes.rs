@@ -39,7 +39,7 @@ pub enum Put {
 
 /// A block (shorter than an address) that is stored.
 #[derive(Debug)]
-struct Block {
+struct StoredBlock {
     /// The class it should have.
     class: ClassId,
     /// It has [`ClassId::CLOSED`] instead.
@@ -53,7 +53,7 @@ struct Block {
 pub struct Classes {
     limits: [usize; 2],
     n_addresses: usize,
-    blocks: FxHashMap<IpNet, Block>,
+    blocks: FxHashMap<IpNet, StoredBlock>,
     /// How many stored blocks have each prefix length, for IPv4 and IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
     missing: BTreeMap<IpNet, ClassId>,
@@ -79,13 +79,13 @@ impl Classes {
         }
     }
 
-    /// Notes what stands in the maps already.
+    /// Counts what stands in the maps already.
     pub fn adopt(&mut self, block: IpNet, class: ClassId) {
         if is_address(&block) {
             self.n_addresses += 1;
         } else {
             let is_closed = class == ClassId::CLOSED;
-            self.list(block, Block { class, is_closed, n_missing: 0 });
+            self.list(block, StoredBlock { class, is_closed, n_missing: 0 });
         }
     }
 
@@ -99,8 +99,8 @@ impl Classes {
         self.missing.keys()
     }
 
-    /// Gives an address or block its class, if there is room. What does not fit is noted, and
-    /// closed; an error is one that has nothing to do with room.
+    /// Gives an address or block its class, if there is room. What does not fit is missing, and
+    /// what is around it closed; an error is one that has nothing to do with room.
     pub fn set(
         &mut self,
         store: &mut impl Store,
@@ -121,8 +121,8 @@ impl Classes {
             Ok(false) | Err(DatapathError::Full { .. }) => None,
             Err(error) => Some(error),
         };
-        let noted = self.miss(store, block, class);
-        error.map_or(noted, Err)
+        let closed = self.miss(store, block, class);
+        error.map_or(closed, Err)
     }
 
     /// Takes an address or block out.
@@ -194,12 +194,12 @@ impl Classes {
         let n_missing = self.n_missing_nearest_in(block);
         let is_closed = n_missing > 0;
         store.put(&block, if is_closed { ClassId::CLOSED } else { class }, true)?;
-        self.list(block, Block { class, is_closed, n_missing });
+        self.list(block, StoredBlock { class, is_closed, n_missing });
         self.uncount(store, block, n_missing);
         Ok(true)
     }
 
-    /// Notes that something does not fit, and closes what would judge it instead.
+    /// Remembers that something does not fit, and closes what would judge it instead.
     fn miss(
         &mut self,
         store: &mut impl Store,
@@ -293,7 +293,7 @@ impl Classes {
         })
     }
 
-    fn list(&mut self, block: IpNet, known: Block) {
+    fn list(&mut self, block: IpNet, known: StoredBlock) {
         if self.blocks.insert(block, known).is_none() {
             *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
         }

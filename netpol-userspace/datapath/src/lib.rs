@@ -8,7 +8,7 @@
 
 mod arena;
 mod attach;
-mod class_maps;
+mod class_table;
 mod classes;
 pub mod cleanup;
 mod control;

@@ -13,10 +13,9 @@ use zerocopy::FromBytes as _;
 
 use super::error::{DatapathError, bpf_error};
 pub use super::keys::ip_of;
-use super::keys::trie_block;
 use super::load::{jiffies_per_second, seconds_to_ticks};
 use super::maps::Maps;
-use super::{speakers, writer};
+use super::{class_table, speakers, writer};
 use netpol_compile::ClassId;
 use netpol_model::Direction;
 
@@ -160,20 +159,7 @@ pub fn clock() -> Clock {
 
 /// All address blocks with their classes.
 pub fn classes(maps: &Maps) -> Result<BTreeMap<IpNet, ClassId>, DatapathError> {
-    let mut all = BTreeMap::new();
-    for entry in maps.addresses.iter() {
-        let (key, value) = entry.map_err(bpf_error("read the address table"))?;
-        let address: Address = zerocopy::transmute!(key);
-        all.insert(IpNet::from(ip_of(&address)), ClassId(value as u32));
-    }
-    for entry in maps.blocks.iter() {
-        let (key, value) = entry.map_err(bpf_error("read the block table"))?;
-        let address: Address = zerocopy::transmute!(key.data());
-        if let Some(block) = trie_block(layout::FAMILY_BITS, key.prefix_len(), &address) {
-            all.insert(block, ClassId(value));
-        }
-    }
-    Ok(all)
+    class_table::read(&maps.addresses, &maps.blocks)
 }
 
 /// `(endpoint id, address)` of all local endpoints.

@@ -37,7 +37,7 @@ impl Datapath {
             numbers.sets.extend([endpoint.ingress, endpoint.egress]);
         }
         // Classes that cannot be read cannot be reconciled either, which is told then.
-        let classes = observe::classes(&self.maps).unwrap_or_default();
+        let classes = self.classes.read().unwrap_or_default();
         numbers.classes.extend(classes.values().map(|class| class.0));
         numbers.sets.remove(&0);
         for class in [ClassId::NONE, ClassId::CLOSED] {
@@ -94,7 +94,7 @@ impl Datapath {
     /// and the new ones as far as equal content has equal numbers. Endpoints must have been added
     /// before. Everything that is not in `tables` goes.
     pub fn reconcile(&mut self, tables: &Tables) -> Result<Vec<EndpointFailure>, DatapathError> {
-        let classes = observe::classes(&self.maps)?;
+        let classes = self.classes.read()?;
         // Rows and classes one by one: as a plan they take as much again as the tables do.
         let mut failures = Vec::new();
         for (&(set, class), row) in &tables.rows {

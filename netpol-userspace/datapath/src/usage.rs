@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use netpol_common::layout::{self, Reason};
 
-use super::classes::is_address;
 use super::flow_tables::FlowUse;
 use super::limits::{N_EXAMPLES, Overflow, TableUse};
 use super::observe;
@@ -45,8 +44,8 @@ impl Datapath {
                 layout::MAX_SOURCE_PREFIXES as usize,
                 self.missing_prefixes(),
             ),
-            table("addresses", addresses.0, addresses.1, self.missing_classes(true)),
-            table("blocks", blocks.0, blocks.1, self.missing_classes(false)),
+            table("addresses", addresses.0, addresses.1, self.classes.overflow(true)),
+            table("blocks", blocks.0, blocks.1, self.classes.overflow(false)),
             table(
                 "rows",
                 self.rows.stored.len(),
@@ -124,21 +123,6 @@ impl Datapath {
             endpoints,
             consequence: "what these pods send from them is dropped while a policy isolates them",
             remedy: "give the pods fewer addresses",
-        })
-    }
-
-    fn missing_classes(&self, of_addresses: bool) -> Option<Overflow> {
-        let missing = || self.classes.missing().filter(|b| is_address(b) == of_addresses);
-        let n_left_out = missing().count() as u64;
-        (n_left_out > 0).then(|| Overflow {
-            is_error: true,
-            n_left_out,
-            examples: missing().take(N_EXAMPLES).map(ToString::to_string).collect(),
-            endpoints: Vec::new(),
-            consequence: "for isolated pods, only rules without peers apply to these and to the \
-                          rest of the smallest block around each; connections that were judged \
-                          before go on",
-            remedy: "let the policies of this node's pods select fewer pods and name fewer blocks",
         })
     }
 

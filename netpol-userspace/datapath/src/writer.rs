@@ -15,7 +15,7 @@ use netpol_common::layout::{self, EPOCH_MASK, names};
 
 use super::arena::Arena;
 use super::attach::{AttachMode, Attacher, Part};
-use super::classes::Classes;
+use super::class_table::ClassTable;
 use super::error::{DatapathError, EndpointFailure, bpf_error, io_error};
 use super::features;
 use super::flow_tables::FlowTables;
@@ -93,7 +93,7 @@ pub struct Datapath {
     /// Backends of Services that were changed or cleared since the last grace period.
     pub(super) old_backends: Vec<Arc<[Backend]>>,
     pub(super) limits: Limits,
-    pub(super) classes: Classes,
+    pub(super) classes: ClassTable,
     pub(super) rows: Rows,
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) program_ids: [u32; 2],
@@ -145,7 +145,7 @@ impl Datapath {
         let limits = limits_within(pins, options.limits)?;
         let mut datapath = Self {
             limits,
-            classes: Classes::new(limits.addresses, limits.blocks),
+            classes: ClassTable::open(pins, &limits)?,
             arena: Arena::new(limits.intervals),
             backend_arena: Arena::new(layout::MAX_BACKENDS),
             services: HashMap::new(),
@@ -167,7 +167,6 @@ impl Datapath {
             _lock: lock,
         };
         datapath.sources = Sources::new(!datapath.adopted().is_empty());
-        datapath.adopt_classes()?;
         datapath.adopt_rows()?;
         datapath.adopt_services()?;
         datapath.adopt_prefixes()?;
@@ -406,8 +405,8 @@ impl Datapath {
         let general = |error| EndpointFailure { endpoint: None, error };
         match step {
             Step::AddRow(set, class, row) => self.add_row(*set, *class, row).map_err(general),
-            Step::SetClass(block, class) => self.set_class(block, *class).map_err(general),
-            Step::ClearClass(block) => self.clear_class(block).map_err(general),
+            Step::SetClass(block, class) => self.classes.set(block, *class).map_err(general),
+            Step::ClearClass(block) => self.classes.clear(block).map_err(general),
             Step::SetService(key, backends) => self.set_service(key, backends).map_err(general),
             Step::ClearService(key) => self.clear_service(key).map_err(general),
             Step::SetEndpoint(id, sets) => self
@@ -427,7 +426,7 @@ impl Datapath {
     /// Tries again what did not fit, as far as there is room now.
     pub fn retry(&mut self) -> Result<(), DatapathError> {
         self.retry_rows()?;
-        self.retry_classes()?;
+        self.classes.retry()?;
         self.retry_services()?;
         self.retry_sources()?;
         let closed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_closed);
