@@ -38,7 +38,7 @@ pub struct Maps {
     /// Flow buckets and [`layout::FlowUse`]s.
     pub(crate) flow_tables: FlowTables,
     /// The interval arena.
-    pub intervals: Arc<Mapped>,
+    pub(crate) intervals: Arc<Mapped>,
     /// [`layout::Control`].
     pub(crate) control: ControlEntry,
     /// Exact classes.
@@ -46,7 +46,7 @@ pub struct Maps {
     /// Classes of blocks.
     pub blocks: LpmTrie<MapData, AddressBytes, u32>,
     /// Verdict rows.
-    pub rows: HashMap<MapData, RowKeyBytes, RowBytes>,
+    pub(crate) rows: HashMap<MapData, RowKeyBytes, RowBytes>,
     /// [`layout::Speaker`]s.
     pub speakers: Arc<Mapped>,
     /// The arena of kinds of backends.
@@ -291,6 +291,11 @@ where
 /// The control entry, writable.
 pub fn open_control(pins: &Pins) -> Result<ControlEntry, DatapathError> {
     mapped(pins, names::CONTROL, true).map(|map| ControlEntry::new(Arc::new(map)))
+}
+
+/// A pinned array map in our address space, for its owner.
+pub(crate) fn open_mapped(pins: &Pins, name: &str) -> Result<Mapped, DatapathError> {
+    mapped(pins, name, true)
 }
 
 fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {

@@ -8,13 +8,11 @@ use std::sync::Arc;
 use netpol_common::layout;
 use zerocopy::FromBytes as _;
 
-use super::arena::{Content as _, Region};
-use super::error::{DatapathError, EndpointFailure, bpf_error, ignore_missing};
+use super::error::{DatapathError, EndpointFailure, ignore_missing};
 use super::keys::ip_of;
 use super::observe;
-use super::rows::{Pair, row_key};
 use super::writer::{Datapath, IDENTITY, clear_slot};
-use netpol_compile::{ClassId, EndpointId, PortSet, Row, SetId, Step, Tables};
+use netpol_compile::{ClassId, EndpointId, Step, Tables};
 
 /// Numbers of sets and classes that the maps hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,7 +27,7 @@ impl Datapath {
     /// The numbers that an earlier agent left in the maps.
     pub fn numbers(&self) -> NumbersInMaps {
         let mut numbers = NumbersInMaps::default();
-        for (set, class) in self.rows.stored.keys() {
+        for (set, class) in self.rows.pairs() {
             numbers.sets.insert(set.0);
             numbers.classes.insert(class.0);
         }
@@ -46,50 +44,6 @@ impl Datapath {
         numbers
     }
 
-    /// Reads the rows that are there and accounts for their port sets.
-    pub(super) fn adopt_rows(&mut self) -> Result<(), DatapathError> {
-        for (pair, value) in self.read_rows()? {
-            let ports = (value.kind == layout::ROW_PORTS).then(|| self.read_ports(&value));
-            if let Some(ports) = &ports {
-                let region = Region { offset: value.offset, length: ports.length() };
-                if !self.arena.adopt(ports, region) {
-                    // Nothing of ours looks like this; the row is rewritten or removed later.
-                    tracing::warn!(set = pair.0.0, class = pair.1.0, "inconsistent verdict row");
-                    continue;
-                }
-            }
-            self.rows.stored.insert(pair, ports);
-        }
-        Ok(())
-    }
-
-    fn read_rows(&self) -> Result<Vec<(Pair, layout::Row)>, DatapathError> {
-        self.maps
-            .rows
-            .iter()
-            .map(|entry| {
-                let (key, value) = entry.map_err(bpf_error("read the verdict table"))?;
-                let key: layout::RowKey = zerocopy::transmute!(key);
-                let value: layout::Row = zerocopy::transmute!(value);
-                Ok(((SetId(key.set as u16), ClassId(key.class)), value))
-            })
-            .collect()
-    }
-
-    fn read_ports(&self, row: &layout::Row) -> Arc<PortSet> {
-        let mut index = row.offset as usize;
-        let intervals = row.counts.map(|count| {
-            let end = (index + usize::from(count)).min(self.maps.intervals.len());
-            let list = (index..end)
-                .map(|i| self.maps.intervals.load(i, 0))
-                .map(|word| (layout::interval_first(word), layout::interval_last(word)))
-                .collect();
-            index = end;
-            list
-        });
-        Arc::new(PortSet { intervals })
-    }
-
     /// Makes the maps equal to `tables`, keeping every state on the way between the old verdicts
     /// and the new ones as far as equal content has equal numbers. Endpoints must have been added
     /// before. Everything that is not in `tables` goes.
@@ -98,13 +52,7 @@ impl Datapath {
         // Rows and classes one by one: as a plan they take as much again as the tables do.
         let mut failures = Vec::new();
         for (&(set, class), row) in &tables.rows {
-            let is_there =
-                self.rows.stored.get(&(set, class)).is_some_and(|known| match (known, row) {
-                    (None, Row::All) => true,
-                    (Some(known), Row::Ports(ports)) => known == ports,
-                    _ => false,
-                });
-            if !is_there {
+            if !self.rows.holds((set, class), row) {
                 let step = Step::AddRow(set, class, row.clone());
                 failures.extend(self.apply_step(&step).err());
             }
@@ -137,22 +85,16 @@ impl Datapath {
         let services = self.read_services()?;
         let stale = services.keys().filter(|key| !tables.services.contains_key(key));
         plan.extend(stale.map(|key| Step::ClearService(*key)));
-        let stale_rows: Vec<_> = self
-            .rows
-            .stored
-            .keys()
-            .filter(|pair| !tables.rows.contains_key(pair))
-            .copied()
-            .collect();
-        self.rows.missing.retain(|pair, _| tables.rows.contains_key(pair));
-        plan.extend(stale_rows.into_iter().map(|(set, class)| Step::RemoveRow(set, class)));
+        let stale_rows = self.rows.pairs().filter(|pair| !tables.rows.contains_key(pair));
+        plan.extend(stale_rows.map(|(set, class)| Step::RemoveRow(set, class)));
+        self.rows.forget_missing(&tables.rows);
 
         failures.extend(self.apply(&plan));
         for endpoint in self.endpoints.values().filter(|endpoint| endpoint.slot.is_some()) {
             self.attacher.detach_other_mode(endpoint.ifindex);
         }
         self.remove_unknown_endpoints()?;
-        self.remove_unaccounted_rows(tables)?;
+        self.rows.remove_unknown(&tables.rows)?;
         Ok(failures)
     }
 
@@ -207,15 +149,5 @@ impl Datapath {
         self.remove_unknown_guards();
         self.remove_unknown_speakers();
         self.retire_other_versions()
-    }
-
-    /// Rows that could not be adopted and are not wanted either.
-    fn remove_unaccounted_rows(&mut self, tables: &Tables) -> Result<(), DatapathError> {
-        for (pair, _) in self.read_rows()? {
-            if !self.rows.stored.contains_key(&pair) && !tables.rows.contains_key(&pair) {
-                ignore_missing(self.maps.rows.remove(&row_key(pair)))?;
-            }
-        }
-        Ok(())
     }
 }

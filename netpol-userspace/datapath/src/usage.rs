@@ -1,14 +1,12 @@
 //! How full the tables are, for people and metrics. Reads the bookkeeping only.
 
-use std::collections::BTreeSet;
-
 use netpol_common::layout::{self, Reason};
 
 use super::flow_tables::FlowUse;
 use super::limits::{N_EXAMPLES, Overflow, TableUse};
 use super::observe;
 use super::writer::{Datapath, Endpoint};
-use netpol_compile::{EndpointId, ServiceKey, SetId};
+use netpol_compile::{EndpointId, ServiceKey};
 use netpol_model::Direction;
 
 impl Datapath {
@@ -18,7 +16,8 @@ impl Datapath {
         let n_own: usize = self.endpoints.values().map(|e| e.addresses.len()).sum();
         let n_endpoints = self.endpoints.keys().filter(|id| self.has_entry(**id)).count();
         let is_service_short = self.services.len() >= self.limits.services as usize;
-        let is_row_short = self.rows.stored.len() >= self.limits.rows as usize;
+        let [rows, intervals] = self.rows.sizes();
+        let is_row_short = rows.0 >= rows.1;
         let table = |table, used: usize, limit: usize, overflow| TableUse {
             table,
             used: used as u64,
@@ -46,16 +45,11 @@ impl Datapath {
             ),
             table("addresses", addresses.0, addresses.1, self.classes.overflow(true)),
             table("blocks", blocks.0, blocks.1, self.classes.overflow(false)),
-            table(
-                "rows",
-                self.rows.stored.len(),
-                self.limits.rows as usize,
-                self.missing_rows().filter(|_| is_row_short),
-            ),
+            table("rows", rows.0, rows.1, self.missing_rows().filter(|_| is_row_short)),
             table(
                 "intervals",
-                self.arena.used() as usize,
-                self.limits.intervals as usize,
+                intervals.0,
+                intervals.1,
                 self.missing_rows().filter(|_| !is_row_short),
             ),
             table(
@@ -127,10 +121,10 @@ impl Datapath {
     }
 
     fn missing_rows(&self) -> Option<Overflow> {
-        let sets: BTreeSet<SetId> = self.rows.missing.keys().map(|(set, _)| *set).collect();
+        let (n_left_out, sets) = self.rows.missing();
         (!sets.is_empty()).then(|| Overflow {
             is_error: true,
-            n_left_out: self.rows.missing.len() as u64,
+            n_left_out: n_left_out as u64,
             examples: Vec::new(),
             endpoints: self.endpoints_where(|endpoint| {
                 sets.contains(&endpoint.sets.ingress) || sets.contains(&endpoint.sets.egress)

@@ -29,12 +29,12 @@ use super::own_addresses::own4;
 use super::pins::Pins;
 use super::prefixes::Prefixes;
 use super::resize::SetAside;
-use super::rows::Rows;
+use super::rows::{Pair, RowTable};
 use super::sources::Sources;
 use super::speakers::Link;
 use super::transit::Transit;
 use crate::lock::Lock;
-use netpol_compile::{Backend, EndpointId, EndpointSets, PortSet, ServiceKey, SetId, Step};
+use netpol_compile::{Backend, EndpointId, EndpointSets, Row, ServiceKey, SetId, Step};
 use netpol_endpoint::{PodNetns, sockets};
 
 /// Word indices of [`layout::Endpoint`].
@@ -82,7 +82,6 @@ pub struct Datapath {
     pub(super) flows: FlowTables,
     pub(super) programs: Programs,
     pub(super) attacher: Attacher,
-    pub(super) arena: Arena<PortSet>,
     pub(super) backend_arena: Arena<[Backend]>,
     /// Services in the map, with the backends whose region they use.
     pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
@@ -94,7 +93,7 @@ pub struct Datapath {
     pub(super) old_backends: Vec<Arc<[Backend]>>,
     pub(super) limits: Limits,
     pub(super) classes: ClassTable,
-    pub(super) rows: Rows,
+    pub(super) rows: RowTable,
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) program_ids: [u32; 2],
     pub(super) transit: Transit,
@@ -146,7 +145,6 @@ impl Datapath {
         let mut datapath = Self {
             limits,
             classes: ClassTable::open(pins, &limits)?,
-            arena: Arena::new(limits.intervals),
             backend_arena: Arena::new(layout::MAX_BACKENDS),
             services: HashMap::new(),
             unplaced: BTreeMap::new(),
@@ -156,7 +154,7 @@ impl Datapath {
             flows,
             programs,
             attacher,
-            rows: Rows::default(),
+            rows: RowTable::open(pins, &limits)?,
             endpoints: BTreeMap::new(),
             program_ids,
             transit,
@@ -167,7 +165,6 @@ impl Datapath {
             _lock: lock,
         };
         datapath.sources = Sources::new(!datapath.adopted().is_empty());
-        datapath.adopt_rows()?;
         datapath.adopt_services()?;
         datapath.adopt_prefixes()?;
         Ok(datapath)
@@ -404,7 +401,7 @@ impl Datapath {
     pub(super) fn apply_step(&mut self, step: &Step) -> Result<(), EndpointFailure> {
         let general = |error| EndpointFailure { endpoint: None, error };
         match step {
-            Step::AddRow(set, class, row) => self.add_row(*set, *class, row).map_err(general),
+            Step::AddRow(set, class, row) => self.add_row((*set, *class), row).map_err(general),
             Step::SetClass(block, class) => self.classes.set(block, *class).map_err(general),
             Step::ClearClass(block) => self.classes.clear(block).map_err(general),
             Step::SetService(key, backends) => self.set_service(key, backends).map_err(general),
@@ -417,15 +414,31 @@ impl Datapath {
                 Ok(())
             }
             Step::RemoveRow(set, class) => {
-                self.drop_row((*set, *class));
+                self.rows.discard((*set, *class));
                 Ok(())
             }
         }
     }
 
+    /// Adds a row. One that does not fit is left out; an error has nothing to do with room.
+    fn add_row(&mut self, pair: Pair, row: &Row) -> Result<(), DatapathError> {
+        let mut added = self.rows.add(pair, row);
+        // Reclaiming waits for packets in flight: worth it only when room runs out.
+        if matches!(added, Err(DatapathError::Full { .. })) && self.has_garbage() {
+            self.collect_garbage()?;
+            added = self.rows.add(pair, row);
+        }
+        let Err(error) = added else { return Ok(()) };
+        self.rows.leave_out(pair, row)?;
+        match error {
+            DatapathError::Full { .. } => Ok(()),
+            other => Err(other),
+        }
+    }
+
     /// Tries again what did not fit, as far as there is room now.
     pub fn retry(&mut self) -> Result<(), DatapathError> {
-        self.retry_rows()?;
+        self.rows.retry()?;
         self.classes.retry()?;
         self.retry_services()?;
         self.retry_sources()?;
@@ -595,9 +608,8 @@ impl Datapath {
 
     /// Whether [`Self::collect_garbage`] has anything to do.
     pub fn has_garbage(&self) -> bool {
-        !self.rows.garbage.is_empty()
+        self.rows.has_garbage()
             || !self.old_backends.is_empty()
-            || self.arena.has_released()
             || self.backend_arena.has_released()
     }
 
@@ -606,21 +618,17 @@ impl Datapath {
         if !self.has_garbage() {
             return Ok(());
         }
-        let garbage = std::mem::take(&mut self.rows.garbage);
         let old_backends = std::mem::take(&mut self.old_backends);
         grace_period()?;
-        for pair in garbage {
-            self.take_row_out(pair)?;
-        }
+        self.rows.remove_garbage()?;
         // The rows that led to these regions are gone, but a packet may have read one just
         // before it went.
         for backends in old_backends {
             self.backend_arena.release(&backends);
         }
         grace_period()?;
-        self.arena.reclaim();
+        self.rows.reclaim();
         self.backend_arena.reclaim();
-        self.rows.has_new_room = true;
         Ok(())
     }
 
