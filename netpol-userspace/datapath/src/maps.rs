@@ -50,9 +50,9 @@ pub struct Maps {
     /// [`layout::Speaker`]s.
     pub speakers: Arc<Mapped>,
     /// The arena of kinds of backends.
-    pub backends: Arc<Mapped>,
+    pub(crate) backends: Arc<Mapped>,
     /// Services.
-    pub services: HashMap<MapData, ServiceKeyBytes, u64>,
+    pub(crate) services: HashMap<MapData, ServiceKeyBytes, u64>,
     /// Interfaces of local endpoints by their addresses.
     pub sources: HashMap<MapData, AddressBytes, u32>,
     /// Addresses of local endpoints.

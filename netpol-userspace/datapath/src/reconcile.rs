@@ -70,7 +70,7 @@ impl Datapath {
         }
         let mut plan = Vec::new();
         for (key, backends) in &tables.services {
-            if self.services.get(key) != Some(backends) {
+            if !self.services.holds(key, backends) {
                 plan.push(Step::SetService(*key, Arc::clone(backends)));
             }
         }
@@ -82,7 +82,7 @@ impl Datapath {
         for block in known.filter(|block| !tables.classes.contains_key(block)) {
             plan.push(Step::ClearClass(*block));
         }
-        let services = self.read_services()?;
+        let services = self.services.read()?;
         let stale = services.keys().filter(|key| !tables.services.contains_key(key));
         plan.extend(stale.map(|key| Step::ClearService(*key)));
         let stale_rows = self.rows.pairs().filter(|pair| !tables.rows.contains_key(pair));

@@ -62,7 +62,7 @@ impl Datapath {
         };
         let serves = |step: &Step| matches!(step, Step::SetService(..));
         let will_isolate = self.isolates_egress() || plan.iter().any(isolates);
-        let will_serve = self.has_services() || plan.iter().any(serves);
+        let will_serve = self.services.has_any() || plan.iter().any(serves);
         let is_needed = will_isolate && will_serve;
         if !is_needed || self.transit.is_wanted && self.is_transit_ready() {
             return Vec::new();
@@ -73,7 +73,7 @@ impl Datapath {
 
     /// After a plan: takes the programs off when nobody needs them any more.
     pub(super) fn settle_transit(&mut self) {
-        let is_needed = self.isolates_egress() && self.has_services();
+        let is_needed = self.isolates_egress() && self.services.has_any();
         if is_needed || !self.transit.is_wanted && self.transit.is_clean {
             return;
         }
@@ -141,11 +141,10 @@ impl Datapath {
         }
     }
 
-    /// Tells the programs whether there are Services that they do not know of.
-    pub(super) fn tell_incomplete(&mut self) {
-        let is_incomplete = !self.unplaced.is_empty();
-        let was_incomplete = self.maps.control.has_flag(SERVICES_INCOMPLETE);
-        if is_incomplete != was_incomplete {
+    /// Says to the programs whether there are Services that they do not know.
+    pub(super) fn update_incomplete(&mut self) {
+        let is_incomplete = self.services.is_incomplete();
+        if is_incomplete != self.maps.control.has_flag(SERVICES_INCOMPLETE) {
             self.maps.control.set_flag(SERVICES_INCOMPLETE, is_incomplete);
             self.rejudge_all();
         }
@@ -158,9 +157,5 @@ impl Datapath {
 
     fn isolates_egress(&self) -> bool {
         self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
-    }
-
-    fn has_services(&self) -> bool {
-        !self.services.is_empty() || !self.unplaced.is_empty()
     }
 }

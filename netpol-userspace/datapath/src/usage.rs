@@ -6,7 +6,7 @@ use super::flow_tables::FlowUse;
 use super::limits::{N_EXAMPLES, Overflow, TableUse};
 use super::observe;
 use super::writer::{Datapath, Endpoint};
-use netpol_compile::{EndpointId, ServiceKey};
+use netpol_compile::EndpointId;
 use netpol_model::Direction;
 
 impl Datapath {
@@ -15,7 +15,8 @@ impl Datapath {
         let [addresses, blocks] = self.classes.sizes();
         let n_own: usize = self.endpoints.values().map(|e| e.addresses.len()).sum();
         let n_endpoints = self.endpoints.keys().filter(|id| self.has_entry(**id)).count();
-        let is_service_short = self.services.len() >= self.limits.services as usize;
+        let [services, backends] = self.services.sizes();
+        let is_service_short = services.0 >= services.1;
         let [rows, intervals] = self.rows.sizes();
         let is_row_short = rows.0 >= rows.1;
         let table = |table, used: usize, limit: usize, overflow| TableUse {
@@ -54,15 +55,15 @@ impl Datapath {
             ),
             table(
                 "services",
-                self.services.len(),
-                self.limits.services as usize,
-                self.missing_services().filter(|_| is_service_short),
+                services.0,
+                services.1,
+                self.services.overflow().filter(|_| is_service_short),
             ),
             table(
                 "backends",
-                self.backend_arena.used() as usize,
-                layout::MAX_BACKENDS as usize,
-                self.missing_services().filter(|_| !is_service_short),
+                backends.0,
+                backends.1,
+                self.services.overflow().filter(|_| !is_service_short),
             ),
         ]
     }
@@ -132,22 +133,6 @@ impl Datapath {
             consequence: "some of what their policies allow is denied to these pods",
             remedy: "let the policies of this node's pods tell fewer peers and ports apart, or \
                      move pods to other nodes",
-        })
-    }
-
-    fn missing_services(&self) -> Option<Overflow> {
-        let name = |key: &ServiceKey| format!("{} {} port {}", key.protocol, key.address, key.port);
-        // What is beyond a share is its namespace's matter, not the node's.
-        let unplaced = || self.unplaced.keys().filter(|key| !self.beyond.contains(key));
-        let n_left_out = unplaced().count() as u64;
-        (n_left_out > 0).then(|| Overflow {
-            is_error: true,
-            n_left_out,
-            examples: unplaced().take(N_EXAMPLES).map(name).collect(),
-            endpoints: Vec::new(),
-            consequence: "what isolated pods send there passes only if their policies allow both \
-                          the Service's address and, after translation, the backend",
-            remedy: "let pods be isolated for egress on fewer nodes, or have fewer Services",
         })
     }
 

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use aya::maps::PerCpuValues;
 use netpol_common::layout::{self, EPOCH_MASK, names};
 
-use super::arena::Arena;
 use super::attach::{AttachMode, Attacher, Part};
 use super::class_table::ClassTable;
 use super::error::{DatapathError, EndpointFailure, bpf_error, io_error};
@@ -30,6 +29,7 @@ use super::pins::Pins;
 use super::prefixes::Prefixes;
 use super::resize::SetAside;
 use super::rows::{Pair, RowTable};
+use super::services::ServiceTable;
 use super::sources::Sources;
 use super::speakers::Link;
 use super::transit::Transit;
@@ -82,15 +82,7 @@ pub struct Datapath {
     pub(super) flows: FlowTables,
     pub(super) programs: Programs,
     pub(super) attacher: Attacher,
-    pub(super) backend_arena: Arena<[Backend]>,
-    /// Services in the map, with the backends whose region they use.
-    pub(super) services: HashMap<ServiceKey, Arc<[Backend]>>,
-    /// Services that did not fit into the map.
-    pub(super) unplaced: BTreeMap<ServiceKey, Arc<[Backend]>>,
-    /// Services that are not to have a place, since their namespaces want more than their share.
-    pub(super) beyond: BTreeSet<ServiceKey>,
-    /// Backends of Services that were changed or cleared since the last grace period.
-    pub(super) old_backends: Vec<Arc<[Backend]>>,
+    pub(super) services: ServiceTable,
     pub(super) limits: Limits,
     pub(super) classes: ClassTable,
     pub(super) rows: RowTable,
@@ -145,11 +137,7 @@ impl Datapath {
         let mut datapath = Self {
             limits,
             classes: ClassTable::open(pins, &limits)?,
-            backend_arena: Arena::new(layout::MAX_BACKENDS),
-            services: HashMap::new(),
-            unplaced: BTreeMap::new(),
-            beyond: BTreeSet::new(),
-            old_backends: Vec::new(),
+            services: ServiceTable::open(pins, &limits)?,
             maps,
             flows,
             programs,
@@ -165,7 +153,6 @@ impl Datapath {
             _lock: lock,
         };
         datapath.sources = Sources::new(!datapath.adopted().is_empty());
-        datapath.adopt_services()?;
         datapath.adopt_prefixes()?;
         Ok(datapath)
     }
@@ -436,6 +423,79 @@ impl Datapath {
         }
     }
 
+    /// Packets to this Service are judged by these backends from now on. If they do not fit, the
+    /// programs are told that there are Services which they do not know; that is no failure, see
+    /// [`Self::tables`].
+    fn set_service(
+        &mut self,
+        key: &ServiceKey,
+        backends: &Arc<[Backend]>,
+    ) -> Result<(), DatapathError> {
+        if self.services.is_beyond(key) {
+            return self.leave_out_service(key, backends);
+        }
+        if !self.services.place(key, backends)? {
+            // Reclaiming waits for packets in flight: worth it only when room runs out.
+            self.collect_garbage()?;
+            if !self.services.place(key, backends)? {
+                // What stands there is not true any more.
+                return self.leave_out_service(key, backends);
+            }
+        }
+        self.update_incomplete();
+        Ok(())
+    }
+
+    /// The programs know that there are Services which they do not know before this is one of them.
+    fn leave_out_service(
+        &mut self,
+        key: &ServiceKey,
+        backends: &Arc<[Backend]>,
+    ) -> Result<(), DatapathError> {
+        self.services.leave_out(key, backends);
+        self.update_incomplete();
+        self.services.take_out(key)
+    }
+
+    fn clear_service(&mut self, key: &ServiceKey) -> Result<(), DatapathError> {
+        self.services.clear(key)?;
+        self.update_incomplete();
+        Ok(())
+    }
+
+    fn retry_services(&mut self) -> Result<(), DatapathError> {
+        self.services.retry()?;
+        self.update_incomplete();
+        Ok(())
+    }
+
+    /// These Services go without a place from now on, and no others if they fit.
+    pub fn leave_out_services(
+        &mut self,
+        beyond: BTreeSet<ServiceKey>,
+    ) -> Result<(), DatapathError> {
+        let placed = self.services.placed(&beyond);
+        for (key, backends) in &placed {
+            self.leave_out_service(key, backends)?;
+        }
+        if !placed.is_empty() {
+            self.rejudge_all();
+        }
+        self.services.set_beyond(beyond);
+        self.collect_garbage()?;
+        self.retry_services()
+    }
+
+    /// Whether there are Services without a place.
+    pub fn is_short_of_services(&self) -> bool {
+        self.services.is_incomplete()
+    }
+
+    /// Those that go without a place since their namespaces want more than their share.
+    pub fn left_out_services(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.left_out()
+    }
+
     /// Tries again what did not fit, as far as there is room now.
     pub fn retry(&mut self) -> Result<(), DatapathError> {
         self.rows.retry()?;
@@ -608,9 +668,7 @@ impl Datapath {
 
     /// Whether [`Self::collect_garbage`] has anything to do.
     pub fn has_garbage(&self) -> bool {
-        self.rows.has_garbage()
-            || !self.old_backends.is_empty()
-            || self.backend_arena.has_released()
+        self.rows.has_garbage() || self.services.has_garbage()
     }
 
     /// Removes rows that nothing refers to any more, after a grace period for packets in flight.
@@ -618,17 +676,12 @@ impl Datapath {
         if !self.has_garbage() {
             return Ok(());
         }
-        let old_backends = std::mem::take(&mut self.old_backends);
         grace_period()?;
         self.rows.remove_garbage()?;
-        // The rows that led to these regions are gone, but a packet may have read one just
-        // before it went.
-        for backends in old_backends {
-            self.backend_arena.release(&backends);
-        }
+        self.services.release_garbage();
         grace_period()?;
         self.rows.reclaim();
-        self.backend_arena.reclaim();
+        self.services.reclaim();
         Ok(())
     }
 
