@@ -74,8 +74,8 @@ impl Datapath {
         let (ifindex, slot) = (endpoint.ifindex, endpoint.slot);
         if let Some(slot) = slot {
             self.maps.endpoints.store(slot, OWN4, own4(&endpoint.addresses));
-            self.remove_sources(&lost, ifindex);
-            self.add_sources(&gained, ifindex);
+            self.sources.remove(&lost, ifindex);
+            self.sources.add(&gained, ifindex);
             if !lost.is_empty() {
                 // The flows from there are somebody else's by now, or nobody's.
                 self.rejudge(&[id]);

@@ -145,7 +145,7 @@ impl Datapath {
         for key in stale {
             ignore_missing(self.maps.own_addresses.remove(&key))?;
         }
-        self.reconcile_sources()?;
+        self.sources.reconcile()?;
         self.remove_unknown_guards();
         self.remove_unknown_speakers();
         self.retire_other_versions()

@@ -40,9 +40,9 @@ impl Datapath {
             ),
             table(
                 "source_prefixes",
-                self.source_prefixes(),
+                self.prefixes.len(),
                 layout::MAX_SOURCE_PREFIXES as usize,
-                self.missing_prefixes(),
+                self.prefixes.overflow(),
             ),
             table("addresses", addresses.0, addresses.1, self.classes.overflow(true)),
             table("blocks", blocks.0, blocks.1, self.classes.overflow(false)),

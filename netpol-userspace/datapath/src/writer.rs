@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use aya::maps::PerCpuValues;
-use netpol_common::layout::{self, EPOCH_MASK, names};
+use ipnet::IpNet;
+use netpol_common::layout::{self, EPOCH_MASK, HAS_SOURCE_PREFIXES, names};
 
 use super::attach::{AttachMode, Attacher, Part};
 use super::class_table::ClassTable;
@@ -26,11 +27,11 @@ use super::mapped::word_at;
 use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
 use super::pins::Pins;
-use super::prefixes::Prefixes;
+use super::prefixes::PrefixTable;
 use super::resize::SetAside;
 use super::rows::{Pair, RowTable};
 use super::services::ServiceTable;
-use super::sources::Sources;
+use super::sources::SourceTable;
 use super::speakers::Link;
 use super::transit::Transit;
 use crate::lock::Lock;
@@ -89,10 +90,10 @@ pub struct Datapath {
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
     pub(super) program_ids: [u32; 2],
     pub(super) transit: Transit,
-    pub(super) sources: Sources,
+    pub(super) sources: SourceTable,
     pub(super) guards: Guards,
     lacks: Vec<String>,
-    pub(super) prefixes: Prefixes,
+    pub(super) prefixes: PrefixTable,
     _lock: Lock,
 }
 
@@ -134,7 +135,9 @@ impl Datapath {
         }
         let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
         let limits = limits_within(pins, options.limits)?;
-        let mut datapath = Self {
+        let has_endpoints = adopted(&maps).next().is_some();
+        let sources = SourceTable::open(pins, has_endpoints)?;
+        Ok(Self {
             limits,
             classes: ClassTable::open(pins, &limits)?,
             services: ServiceTable::open(pins, &limits)?,
@@ -146,15 +149,12 @@ impl Datapath {
             endpoints: BTreeMap::new(),
             program_ids,
             transit,
-            sources: Sources::default(),
+            sources,
             guards: Guards::default(),
             lacks,
-            prefixes: Prefixes::default(),
+            prefixes: PrefixTable::open(pins)?,
             _lock: lock,
-        };
-        datapath.sources = Sources::new(!datapath.adopted().is_empty());
-        datapath.adopt_prefixes()?;
-        Ok(datapath)
+        })
     }
 
     /// The programs, for their figures.
@@ -184,11 +184,7 @@ impl Datapath {
 
     /// Ids of endpoints that an earlier agent left in force, by ifindex.
     pub fn adopted(&self) -> HashMap<u32, EndpointId> {
-        (0..self.maps.endpoints.len())
-            .map(|slot| self.maps.endpoints.load(slot, IDENTITY))
-            .filter(|&identity| identity != 0)
-            .map(|identity| ((identity >> 32) as u32, EndpointId(identity as u16)))
-            .collect()
+        adopted(&self.maps).collect()
     }
 
     /// Whether an earlier agent enforced an endpoint on the interface, which is the same since.
@@ -223,7 +219,7 @@ impl Datapath {
             let endpoint = self.new_endpoint(id, ifindex, slot)?;
             if slot.is_some() {
                 let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
-                self.adopt_sources(&addresses, ifindex);
+                self.sources.adopt(&addresses, ifindex);
             }
             self.endpoints.insert(id, endpoint);
         }
@@ -264,7 +260,7 @@ impl Datapath {
             clear_slot(&self.maps.endpoints, slot);
             let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
             let ifindex = endpoint.ifindex;
-            self.remove_sources(&addresses, ifindex);
+            self.sources.remove(&addresses, ifindex);
         }
         self.remove_speaker(old);
         self.set_addresses(old, [])?;
@@ -358,7 +354,7 @@ impl Datapath {
             self.flows.clear_share(id);
             let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
             let ifindex = endpoint.ifindex;
-            self.remove_sources(&addresses, ifindex);
+            self.sources.remove(&addresses, ifindex);
             self.divide_flow_tables();
         }
         // What flows do from now on is not seen: should the pod be isolated again, what is in the
@@ -486,6 +482,28 @@ impl Datapath {
         self.retry_services()
     }
 
+    /// These blocks, by interface, and no others may be the sources of what pods forward.
+    pub fn set_source_prefixes(
+        &mut self,
+        wanted: BTreeSet<(u32, IpNet)>,
+    ) -> Result<(), DatapathError> {
+        let (lost, removed) = self.prefixes.keep_only(&wanted);
+        // Flows from there are forged by now.
+        let concerned = self.endpoints.iter().filter(|(_, e)| lost.contains(&e.ifindex));
+        let concerned: Vec<EndpointId> = concerned.map(|(&id, _)| id).collect();
+        if !concerned.is_empty() {
+            self.rejudge(&concerned);
+        }
+        if !wanted.is_empty() {
+            self.maps.control.set_flag(HAS_SOURCE_PREFIXES, true);
+        }
+        let added = self.prefixes.add(&wanted);
+        if self.prefixes.len() == 0 {
+            self.maps.control.set_flag(HAS_SOURCE_PREFIXES, false);
+        }
+        added.and(removed)
+    }
+
     /// Whether there are Services without a place.
     pub fn is_short_of_services(&self) -> bool {
         self.services.is_incomplete()
@@ -501,7 +519,7 @@ impl Datapath {
         self.rows.retry()?;
         self.classes.retry()?;
         self.retry_services()?;
-        self.retry_sources()?;
+        self.sources.retry()?;
         let closed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_closed);
         let closed: Vec<_> = closed.map(|(&id, endpoint)| (id, endpoint.sets)).collect();
         for (id, sets) in closed {
@@ -588,7 +606,7 @@ impl Datapath {
         let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
         self.divide_flow_tables();
         self.maps.endpoints.store(slot, IDENTITY, identity_word(ifindex, id));
-        self.add_sources(&addresses, ifindex);
+        self.sources.add(&addresses, ifindex);
         true
     }
 
@@ -699,6 +717,13 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+fn adopted(maps: &Maps) -> impl Iterator<Item = (u32, EndpointId)> {
+    (0..maps.endpoints.len())
+        .map(|slot| maps.endpoints.load(slot, IDENTITY))
+        .filter(|&identity| identity != 0)
+        .map(|identity| ((identity >> 32) as u32, EndpointId(identity as u16)))
 }
 
 pub(super) fn clear_slot(endpoints: &super::mapped::Mapped, slot: usize) {
