@@ -8,6 +8,7 @@
 
 mod arena;
 mod attach;
+mod attachments;
 mod class_table;
 mod classes;
 pub mod cleanup;
@@ -19,7 +20,6 @@ mod filters;
 pub mod flow_size;
 mod flow_tables;
 pub mod grace;
-mod guards;
 mod keys;
 mod limits;
 mod load;

@@ -91,7 +91,7 @@ impl Datapath {
 
         failures.extend(self.apply(&plan));
         for endpoint in self.endpoints.values().filter(|endpoint| endpoint.slot.is_some()) {
-            self.attacher.detach_other_mode(endpoint.ifindex);
+            self.attachments.detach_other_mode(endpoint.ifindex);
         }
         self.remove_unknown_endpoints()?;
         self.rows.remove_unknown(&tables.rows)?;
@@ -112,7 +112,7 @@ impl Datapath {
                 let ifindex = (identity >> 32) as u32;
                 let is_reused = self.endpoints.values().any(|endpoint| endpoint.ifindex == ifindex);
                 if !is_reused {
-                    self.attacher.detach(ifindex);
+                    self.attachments.detach_unknown(ifindex);
                 }
                 clear_slot(&self.maps.endpoints, slot);
                 let id = EndpointId(identity as u16);
@@ -128,9 +128,7 @@ impl Datapath {
             .filter(|endpoint| endpoint.slot.is_some() || endpoint.is_closed)
             .map(|endpoint| endpoint.ifindex)
             .collect();
-        for ifindex in self.attacher.linked().difference(&isolated) {
-            self.attacher.detach_links(*ifindex);
-        }
+        self.attachments.keep_links_of(&isolated);
         let is_own = |own: &layout::OwnAddress| {
             let endpoint = self.endpoints.get(&EndpointId(own.endpoint as u16));
             endpoint.is_some_and(|known| known.addresses.contains(&ip_of(&own.address)))
@@ -146,7 +144,7 @@ impl Datapath {
             ignore_missing(self.maps.own_addresses.remove(&key))?;
         }
         self.sources.reconcile()?;
-        self.remove_unknown_guards();
+        self.attachments.remove_unknown_guards();
         self.remove_unknown_speakers();
         self.retire_other_versions()
     }

@@ -114,7 +114,7 @@ impl Datapath {
         for slot in (0..table.len()).filter(|slot| !known.contains(slot)) {
             let identity = table.load(slot, IDENTITY);
             if identity != 0 {
-                self.attacher.detach_guard((identity >> 32) as u32);
+                self.attachments.detach_unknown_guard((identity >> 32) as u32);
                 clear_slot(table, slot);
             }
         }

@@ -14,7 +14,7 @@ impl Datapath {
     /// Takes off the programs that other layout versions have on interfaces, and removes their
     /// pins. One whose agent still runs is left alone.
     pub(super) fn retire_other_versions(&self) -> Result<(), DatapathError> {
-        for other in self.attacher.pins().of_other_versions()? {
+        for other in self.attachments.pins().of_other_versions()? {
             let _lock = match other.lock() {
                 Ok(lock) => lock,
                 Err(error) => {

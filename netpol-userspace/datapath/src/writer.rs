@@ -12,17 +12,19 @@ use std::sync::Arc;
 
 use aya::maps::PerCpuValues;
 use ipnet::IpNet;
-use netpol_common::layout::{self, EPOCH_MASK, HAS_SOURCE_PREFIXES, names};
+use netpol_common::layout::{
+    self, EPOCH_MASK, HAS_SOURCE_PREFIXES, SERVICES_INCOMPLETE, TRANSIT_READY, names,
+};
 
 use super::attach::{AttachMode, Attacher, Part};
+use super::attachments::{Attachments, Guarding};
 use super::class_table::ClassTable;
 use super::error::{DatapathError, EndpointFailure, bpf_error, io_error};
 use super::features;
 use super::flow_tables::FlowTables;
 use super::grace::grace_period;
-use super::guards::{Guard, Guards};
 use super::limits::Limits;
-use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
+use super::load::{LoadOptions, Programs};
 use super::mapped::word_at;
 use super::maps::{CounterWords, Maps, limits_within};
 use super::own_addresses::own4;
@@ -33,10 +35,10 @@ use super::rows::{Pair, RowTable};
 use super::services::ServiceTable;
 use super::sources::SourceTable;
 use super::speakers::Link;
-use super::transit::Transit;
+use super::transit::TransitHooks;
 use crate::lock::Lock;
 use netpol_compile::{Backend, EndpointId, EndpointSets, Row, ServiceKey, SetId, Step};
-use netpol_endpoint::{PodNetns, sockets};
+use netpol_endpoint::{Exit, PodNetns, sockets};
 
 /// Word indices of [`layout::Endpoint`].
 pub(super) const IDENTITY: usize = word_at(offset_of!(layout::Endpoint, identity));
@@ -58,7 +60,6 @@ pub(super) struct Endpoint {
     pub(super) epoch: u32,
     /// Flows of earlier epochs belong to an earlier owner of the id.
     pub(super) born: u32,
-    pub(super) is_attached: bool,
     /// Where the pod's sockets can be read, if anywhere.
     pub(super) netns: Option<PodNetns>,
     /// Its addresses in the map.
@@ -72,26 +73,41 @@ pub(super) struct Endpoint {
     pub(super) link: Link,
     /// The declared addresses are this interface's, not only another one's of the same pod.
     pub(super) is_main: bool,
-    pub(super) guard: Guard,
     /// It has had declared addresses.
     pub(super) was_declared: bool,
+}
+
+impl Endpoint {
+    /// What guard it may have. It may if no policy selects it, and what it may speak as is declared
+    /// and written down, or was once: who has lost all addresses speaks as nobody.
+    fn guarding(&self) -> Guarding {
+        let may_have_guard = self.sets == NO_SETS
+            && !self.is_closed
+            && self.is_main
+            && self.speaker.is_some()
+            && (!self.addresses.is_empty() || self.was_declared);
+        match may_have_guard {
+            false => Guarding::None,
+            true if self.link.is_shared => Guarding::WithShield,
+            true => Guarding::Guard,
+        }
+    }
 }
 
 /// The agent's side of the maps. One per pin directory.
 pub struct Datapath {
     pub(super) maps: Maps,
     pub(super) flows: FlowTables,
-    pub(super) programs: Programs,
-    pub(super) attacher: Attacher,
+    pub(super) attachments: Attachments,
     pub(super) services: ServiceTable,
     pub(super) limits: Limits,
     pub(super) classes: ClassTable,
     pub(super) rows: RowTable,
     pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
-    pub(super) program_ids: [u32; 2],
-    pub(super) transit: Transit,
+    pub(super) transit: TransitHooks,
     pub(super) sources: SourceTable,
-    pub(super) guards: Guards,
+    /// Pods that no policy selects are to have a guard.
+    wants_guards: bool,
     lacks: Vec<String>,
     pub(super) prefixes: PrefixTable,
     _lock: Lock,
@@ -121,7 +137,7 @@ impl Datapath {
         if let Some(tables) = &set_aside {
             tables.copy(&flows);
         }
-        let transit = Transit::adopt(maps.control.flags());
+        let transit = TransitHooks::adopt(maps.control.has_flag(TRANSIT_READY));
         // An earlier release has left this word as it was, whosever the entry became. Its programs
         // do not read it; these do as soon as they are attached, and zero lets them ask the table.
         for slot in 0..maps.endpoints.len() {
@@ -133,7 +149,7 @@ impl Datapath {
         if let Some(tables) = set_aside {
             tables.finish(&flows)?;
         }
-        let program_ids = [programs.info(INGRESS)?.id(), programs.info(EGRESS)?.id()];
+        let attachments = Attachments::new(programs, attacher)?;
         let limits = limits_within(pins, options.limits)?;
         let has_endpoints = adopted(&maps).next().is_some();
         let sources = SourceTable::open(pins, has_endpoints)?;
@@ -143,14 +159,12 @@ impl Datapath {
             services: ServiceTable::open(pins, &limits)?,
             maps,
             flows,
-            programs,
-            attacher,
+            attachments,
             rows: RowTable::open(pins, &limits)?,
             endpoints: BTreeMap::new(),
-            program_ids,
             transit,
             sources,
-            guards: Guards::default(),
+            wants_guards: false,
             lacks,
             prefixes: PrefixTable::open(pins)?,
             _lock: lock,
@@ -159,7 +173,7 @@ impl Datapath {
 
     /// The programs, for their figures.
     pub fn programs(&mut self) -> &mut Programs {
-        &mut self.programs
+        self.attachments.programs()
     }
 
     /// The maps once more, for who reads them beside this.
@@ -179,7 +193,7 @@ impl Datapath {
 
     /// `tcx` or `clsact`.
     pub fn attach_mode(&self) -> &'static str {
-        self.attacher.name()
+        self.attachments.mode()
     }
 
     /// Ids of endpoints that an earlier agent left in force, by ifindex.
@@ -189,7 +203,7 @@ impl Datapath {
 
     /// Whether an earlier agent enforced an endpoint on the interface, which is the same since.
     pub fn is_enforced(&self, ifindex: u32) -> bool {
-        self.attacher.is_enforced(ifindex)
+        self.attachments.is_enforced(ifindex)
     }
 
     /// The addresses of the endpoint that an earlier agent enforced on the interface.
@@ -222,10 +236,15 @@ impl Datapath {
                 self.sources.adopt(&addresses, ifindex);
             }
             self.endpoints.insert(id, endpoint);
+            self.attachments.add(id, ifindex);
         }
         let result = self.set_addresses(id, addresses);
         self.add_speaker(id);
-        self.adopt_guard(id);
+        if self.attachments.adopt_guard(id)
+            && let Some(endpoint) = self.endpoints.get_mut(&id)
+        {
+            endpoint.was_declared = true;
+        }
         result
     }
 
@@ -241,11 +260,11 @@ impl Datapath {
     /// Its policy sets are to be given next.
     pub fn renumber(&mut self, old: EndpointId, new: EndpointId) -> Result<(), DatapathError> {
         let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
+        let attachment = self.attachments.forget(old).unwrap_or_default();
         let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
-        let Endpoint { is_attached, netns, link, is_main, guard, was_declared, .. } = endpoint;
-        let renumbered =
-            Endpoint { is_attached, netns, link, is_main, guard, was_declared, ..fresh };
-        self.endpoints.insert(new, renumbered);
+        let Endpoint { netns, link, is_main, was_declared, .. } = endpoint;
+        self.endpoints.insert(new, Endpoint { netns, link, is_main, was_declared, ..fresh });
+        self.attachments.take_over(new, attachment);
         let result = self.set_addresses(new, endpoint.other_addresses);
         self.add_speaker(new);
         result
@@ -265,10 +284,11 @@ impl Datapath {
         self.remove_speaker(old);
         self.set_addresses(old, [])?;
         let Some(endpoint) = self.endpoints.remove(&old) else { return Ok(()) };
+        let attachment = self.attachments.forget(old).unwrap_or_default();
         let fresh = self.new_endpoint(new, endpoint.ifindex, None)?;
-        let Endpoint { sets, is_attached, netns, link, is_main, guard, .. } = endpoint;
-        let other = Endpoint { sets, is_attached, netns, link, is_main, guard, is_closed, ..fresh };
-        self.endpoints.insert(new, other);
+        let Endpoint { sets, netns, link, is_main, .. } = endpoint;
+        self.endpoints.insert(new, Endpoint { sets, netns, link, is_main, is_closed, ..fresh });
+        self.attachments.take_over(new, attachment);
         self.add_speaker(new);
         Ok(())
     }
@@ -293,7 +313,6 @@ impl Datapath {
             sets: NO_SETS,
             epoch: 0,
             born: 0,
-            is_attached: false,
             netns: None,
             addresses: HashSet::new(),
             other_addresses: Vec::new(),
@@ -301,7 +320,6 @@ impl Datapath {
             speaker: None,
             link: Link::default(),
             is_main: true,
-            guard: Guard::None,
             was_declared: false,
         };
         if let Some(slot) = slot {
@@ -334,19 +352,19 @@ impl Datapath {
     /// Takes an endpoint out: programs off first, then its entry.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         self.release_endpoint(id);
-        self.detach_guard(id);
+        self.attachments.detach_guard(id);
         self.remove_speaker(id);
         self.set_addresses(id, [])?;
         self.endpoints.remove(&id);
-        self.settle_transit();
+        self.attachments.forget(id);
+        self.detach_unneeded_transit();
         Ok(())
     }
 
     /// Detaches and clears the map entry, but keeps the endpoint known.
     fn release_endpoint(&mut self, id: EndpointId) {
         let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
-        self.attacher.detach(endpoint.ifindex);
-        endpoint.is_attached = false;
+        self.attachments.detach(id);
         endpoint.is_closed = false;
         endpoint.sets = NO_SETS;
         if let Some(slot) = endpoint.slot.take() {
@@ -377,7 +395,7 @@ impl Datapath {
         if let Err(error) = self.retry() {
             failures.push(EndpointFailure { endpoint: None, error });
         }
-        self.settle_transit();
+        self.detach_unneeded_transit();
         failures
     }
 
@@ -537,7 +555,7 @@ impl Datapath {
             {
                 // Before the programs, which check the same, come off.
                 endpoint.is_closed = false;
-                let guarded = self.settle_guard(id);
+                let guarded = self.update_guard(id);
                 self.release_endpoint(id);
                 return guarded;
             }
@@ -553,16 +571,16 @@ impl Datapath {
         }
         // Without an entry the programs drop everything: what a policy selects must not be open.
         if !is_new || is_closed {
-            self.attach(id)?;
-            self.detach_guard(id);
+            self.attachments.attach(id)?;
+            self.attachments.detach_guard(id);
             return Ok(());
         }
         // Before the programs, so that none of these flows is new to them; and after them, for
         // those that were opened meanwhile.
         self.seed(id);
-        self.attach(id)?;
+        self.attachments.attach(id)?;
         self.seed(id);
-        self.detach_guard(id);
+        self.attachments.detach_guard(id);
         Ok(())
     }
 
@@ -617,20 +635,6 @@ impl Datapath {
         self.flows.divide(&ids);
     }
 
-    fn attach(&mut self, id: EndpointId) -> Result<(), DatapathError> {
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
-        if endpoint.is_attached {
-            return Ok(());
-        }
-        match self.attacher.attach(&mut self.programs, endpoint.ifindex) {
-            Ok(()) => endpoint.is_attached = true,
-            // It has just vanished, and that will be heard of.
-            Err(_) if !self.attacher.exists(endpoint.ifindex) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
     /// Makes every flow of these endpoints be judged again at its next packet.
     pub(super) fn rejudge(&mut self, ids: &[EndpointId]) {
         if IS_WEAKLY_ORDERED {
@@ -657,31 +661,154 @@ impl Datapath {
         part: Part,
         is_thorough: bool,
     ) -> (Vec<EndpointId>, Vec<EndpointFailure>) {
-        let (mut repaired, mut failures) = self.verify_guards(part, is_thorough);
-        let isolated: Vec<EndpointId> = self
+        let (endpoints, wants_guards) = (&self.endpoints, self.wants_guards);
+        let wanted = |id| {
+            let endpoint = endpoints.get(&id).filter(|_| wants_guards);
+            endpoint.map_or(Guarding::None, Endpoint::guarding)
+        };
+        let (mut repaired, mut failures) =
+            self.attachments.verify_guards(wanted, part, is_thorough);
+        let isolated = self
             .endpoints
             .iter()
             .filter(|(_, endpoint)| endpoint.slot.is_some() || endpoint.is_closed)
             .filter(|(_, endpoint)| part.has(endpoint.ifindex))
-            .map(|(&id, _)| id)
-            .collect();
-        for id in isolated {
-            let ifindex = self.endpoints[&id].ifindex;
-            if self.endpoints[&id].is_attached
-                && self.attacher.is_attached(ifindex, self.program_ids)
-            {
-                continue;
-            }
-            if let Some(endpoint) = self.endpoints.get_mut(&id) {
-                endpoint.is_attached = false;
-            }
-            match self.attach(id) {
-                Ok(()) if self.endpoints[&id].is_attached => repaired.push(id),
-                Ok(()) => {}
-                Err(error) => failures.push(EndpointFailure { endpoint: Some(id), error }),
-            }
-        }
+            .map(|(&id, _)| id);
+        let (more_repaired, more_failures) = self.attachments.verify(isolated);
+        repaired.extend(more_repaired);
+        failures.extend(more_failures);
         (repaired, failures)
+    }
+
+    /// These are the interfaces by which packets leave this network namespace.
+    pub fn set_exits(&mut self, exits: &[Exit]) -> Vec<EndpointFailure> {
+        let is_news = self.transit.set_exits(exits);
+        if is_news && self.transit.is_wanted() { self.attach_transit() } else { Vec::new() }
+    }
+
+    /// Before a plan: whoever will send to Services that are not settled needs the transit programs
+    /// by then.
+    fn prepare_transit(&mut self, plan: &[Step]) -> Vec<EndpointFailure> {
+        let isolates = |step: &Step| {
+            matches!(step, Step::SetEndpoint(id, sets)
+                if sets.egress != SetId::NONE && self.endpoints.contains_key(id))
+        };
+        let serves = |step: &Step| matches!(step, Step::SetService(..));
+        let will_isolate = self.isolates_egress() || plan.iter().any(isolates);
+        let will_serve = self.services.has_any() || plan.iter().any(serves);
+        let is_needed = will_isolate && will_serve;
+        if !is_needed || self.transit.is_wanted() && self.maps.control.has_flag(TRANSIT_READY) {
+            return Vec::new();
+        }
+        self.transit.want();
+        self.attach_transit()
+    }
+
+    /// After a plan: takes the transit programs off when nobody needs them any more.
+    fn detach_unneeded_transit(&mut self) {
+        let is_needed = self.isolates_egress() && self.services.has_any();
+        if is_needed || !self.transit.may_be_attached() {
+            return;
+        }
+        self.set_transit_ready(false);
+        self.transit.detach(&self.attachments);
+    }
+
+    /// Periodic: puts back what somebody took off, on some interfaces. Returns how many had to be.
+    pub fn verify_transit(&mut self, part: Part) -> (usize, Vec<EndpointFailure>) {
+        if !self.transit.is_wanted() {
+            return (0, Vec::new());
+        }
+        let missing = self.transit.verify(part, &mut self.attachments);
+        if missing == 0 && self.maps.control.has_flag(TRANSIT_READY) {
+            return (0, Vec::new());
+        }
+        (missing, self.attach_transit())
+    }
+
+    /// Puts the transit programs on every exit that lacks them, and says whether all have them.
+    fn attach_transit(&mut self) -> Vec<EndpointFailure> {
+        let Some(failures) = self.transit.attach(&mut self.attachments) else { return Vec::new() };
+        self.set_transit_ready(failures.is_empty());
+        failures
+    }
+
+    fn set_transit_ready(&mut self, is_ready: bool) {
+        let was_ready = self.maps.control.has_flag(TRANSIT_READY);
+        self.maps.control.set_flag(TRANSIT_READY, is_ready);
+        if was_ready && !is_ready {
+            // What passed on condition that it is judged again.
+            self.rejudge_all();
+        }
+    }
+
+    /// Says to the programs whether there are Services that they do not know.
+    fn update_incomplete(&mut self) {
+        let is_incomplete = self.services.is_incomplete();
+        if is_incomplete != self.maps.control.has_flag(SERVICES_INCOMPLETE) {
+            self.maps.control.set_flag(SERVICES_INCOMPLETE, is_incomplete);
+            self.rejudge_all();
+        }
+    }
+
+    fn rejudge_all(&mut self) {
+        let ids: Vec<EndpointId> = self.endpoints.keys().copied().collect();
+        self.rejudge(&ids);
+    }
+
+    fn isolates_egress(&self) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
+    }
+
+    /// Whether pods that no policy selects get a guard.
+    pub fn want_guards(&mut self, is_wanted: bool) {
+        self.wants_guards = is_wanted;
+    }
+
+    /// As [`Self::want_guards`] was told.
+    pub fn wants_guards(&self) -> bool {
+        self.wants_guards
+    }
+
+    /// How many endpoints have one.
+    pub fn guarded(&self) -> usize {
+        self.attachments.guarded()
+    }
+
+    /// Whether an earlier agent, or this one, has put one on the interface.
+    pub fn was_guarded(&self, ifindex: u32) -> bool {
+        self.attachments.was_guarded(ifindex)
+    }
+
+    /// Whether some program checks who speaks on an endpoint's interface.
+    pub fn checks_speaker(&self, id: EndpointId) -> bool {
+        self.attachments.checks_speaker(id)
+    }
+
+    /// Whether an endpoint's guard is still to be put on or taken off.
+    pub fn is_guard_pending(&self, id: EndpointId) -> bool {
+        self.attachments.is_guard_pending(id, self.guarding(id))
+    }
+
+    /// Whether some guard is still to be put on or taken off.
+    pub fn has_pending_guards(&self) -> bool {
+        self.endpoints.keys().any(|id| self.is_guard_pending(*id))
+    }
+
+    /// Puts one guard on that is missing, or takes one off. Returns the endpoint, if there was any.
+    pub fn update_next_guard(&mut self) -> Option<(EndpointId, Result<(), DatapathError>)> {
+        let id = self.endpoints.keys().copied().find(|id| self.is_guard_pending(*id))?;
+        Some((id, self.update_guard(id)))
+    }
+
+    fn update_guard(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        self.attachments.update_guard(id, self.guarding(id))
+    }
+
+    /// What guard an endpoint is to have.
+    fn guarding(&self, id: EndpointId) -> Guarding {
+        let endpoint = self.endpoints.get(&id).filter(|_| self.wants_guards);
+        endpoint.map_or(Guarding::None, Endpoint::guarding)
     }
 
     /// Whether [`Self::collect_garbage`] has anything to do.
