@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_common::flow::{self, ANSWERED, Clock, KEY4, KEY6, SLOTS, Slot, account};
-use netpol_common::layout::{self, MAX_ENDPOINTS};
+use netpol_common::layout::{self, MAX_ENDPOINTS, names};
 
 use super::control::ControlEntry;
+use super::error::DatapathError;
 use super::mapped::{Bucket, Mapped};
+use super::maps::map_for_writing;
+use super::pins::Pins;
 use netpol_compile::EndpointId;
 
 /// One flow table.
@@ -58,6 +61,16 @@ impl FlowTables {
         control: ControlEntry,
     ) -> Self {
         Self { flows4, flows6, accounts, control }
+    }
+
+    /// Opens those that are pinned.
+    pub(crate) fn open(pins: &Pins, control: ControlEntry) -> Result<Self, DatapathError> {
+        Ok(Self {
+            flows4: map_for_writing(pins, names::FLOWS4)?,
+            flows6: map_for_writing(pins, names::FLOWS6)?,
+            accounts: map_for_writing(pins, names::FLOW_USE)?,
+            control,
+        })
     }
 
     /// The maps: IPv4 flows, IPv6 flows, accounts.

@@ -5,15 +5,17 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType};
 use netpol_common::flow;
 use netpol_common::layout::{self, names};
 
 use super::control::ControlEntry;
+use super::counters::CounterTable;
 use super::error::{DatapathError, bpf_error};
 use super::flow_tables::{FlowTable, FlowTables, FlowUse};
 use super::limits::Limits;
 use super::mapped::Mapped;
+use super::own_addresses::OwnAddressMap;
 use super::pins::Pins;
 
 /// Bytes of an [`layout::Address`].
@@ -31,7 +33,7 @@ pub type SourcePrefixBytes = [u8; size_of::<layout::SourcePrefix>()];
 /// Words of a [`layout::Counters`].
 pub type CounterWords = [u64; layout::N_COUNTERS];
 
-/// Every map that userspace touches.
+/// The maps as observers read them. The agent's own are in the tables of [`super::Datapath`].
 pub struct Maps {
     /// [`layout::Endpoint`]s.
     pub endpoints: Arc<Mapped>,
@@ -48,20 +50,19 @@ pub struct Maps {
     /// Verdict rows.
     pub(crate) rows: HashMap<MapData, RowKeyBytes, RowBytes>,
     /// [`layout::Speaker`]s.
-    pub speakers: Arc<Mapped>,
+    pub(crate) speakers: Arc<Mapped>,
     /// The arena of kinds of backends.
     pub(crate) backends: Arc<Mapped>,
     /// Services.
     pub(crate) services: HashMap<MapData, ServiceKeyBytes, u64>,
-    /// Interfaces of local endpoints by their addresses.
-    pub sources: HashMap<MapData, AddressBytes, u32>,
     /// Addresses of local endpoints.
-    pub own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
-    /// Blocks that pods forward for.
-    pub source_prefixes: LpmTrie<MapData, SourcePrefixBytes, u32>,
+    pub(crate) own_addresses: OwnAddressMap,
     /// Counters.
-    pub counters: PerCpuArray<MapData, CounterWords>,
+    pub(crate) counters: CounterTable,
 }
+
+/// Maps that are in this process's memory, by name.
+pub(crate) struct SharedMaps<'a>(pub(crate) Vec<(&'static str, &'a Arc<Mapped>)>);
 
 /// What a map must look like.
 struct Expected {
@@ -195,34 +196,19 @@ impl Maps {
         }
         check_pinned(pins)?;
         // Observers write the leases that turn events on.
-        let is_writable = |name: &str| is_writer || name == names::CONTROL;
-        Self::around(pins, |name| {
-            // The agent enters few flows and reads none; who lists them reads all.
-            let map = match name {
-                names::FLOWS4 | names::FLOWS6 if is_writer => Mapped::in_windows,
-                _ => Mapped::new,
-            };
-            mapped_by(map, &pins.map(name), name, is_writable(name)).map(Arc::new)
+        let is_writable = |name: &str| name == names::CONTROL;
+        Self::around(pins, |name| match is_writer {
+            true => map_for_writing(pins, name),
+            false => mapped(pins, name, is_writable(name)).map(Arc::new),
         })
     }
 
     /// The same maps once more, for another task of this process: their memory is mapped once,
     /// since all that is mapped counts as resident.
-    pub fn open_again(&self, pins: &Pins) -> Result<Self, DatapathError> {
-        let [flows4, flows6, flow_use] = self.flow_tables.maps();
-        Self::around(pins, |name| {
-            let known = match name {
-                names::ENDPOINTS => &self.endpoints,
-                names::FLOWS4 => flows4,
-                names::FLOWS6 => flows6,
-                names::FLOW_USE => flow_use,
-                names::INTERVALS => &self.intervals,
-                names::CONTROL => self.control.map(),
-                names::BACKENDS => &self.backends,
-                names::SPEAKERS => &self.speakers,
-                _ => return mapped(pins, name, false).map(Arc::new),
-            };
-            Ok(known.clone())
+    pub(crate) fn open_shared(pins: &Pins, shared: &SharedMaps<'_>) -> Result<Self, DatapathError> {
+        Self::around(pins, |name| match shared.0.iter().find(|(of, _)| *of == name) {
+            Some((_, map)) => Ok(Arc::clone(map)),
+            None => mapped(pins, name, false).map(Arc::new),
         })
     }
 
@@ -268,10 +254,8 @@ impl Maps {
             backends: mapped(names::BACKENDS)?,
             speakers: mapped(names::SPEAKERS)?,
             services: open(pins, names::SERVICES)?,
-            sources: open(pins, names::SOURCES)?,
-            own_addresses: open(pins, names::OWN_ADDRESSES)?,
-            source_prefixes: open(pins, names::SOURCE_PREFIXES)?,
-            counters: open(pins, names::COUNTERS)?,
+            own_addresses: OwnAddressMap::open(pins)?,
+            counters: CounterTable::open(pins)?,
         })
     }
 }
@@ -289,13 +273,18 @@ where
 }
 
 /// The control entry, writable.
-pub fn open_control(pins: &Pins) -> Result<ControlEntry, DatapathError> {
-    mapped(pins, names::CONTROL, true).map(|map| ControlEntry::new(Arc::new(map)))
+pub(crate) fn open_control(pins: &Pins) -> Result<ControlEntry, DatapathError> {
+    map_for_writing(pins, names::CONTROL).map(ControlEntry::new)
 }
 
-/// A pinned array map in our address space, for its owner.
-pub(crate) fn open_mapped(pins: &Pins, name: &str) -> Result<Mapped, DatapathError> {
-    mapped(pins, name, true)
+/// A pinned array map in our address space, for who writes it.
+pub(crate) fn map_for_writing(pins: &Pins, name: &str) -> Result<Arc<Mapped>, DatapathError> {
+    // The agent enters few flows and reads none; who lists them reads all.
+    let map = match name {
+        names::FLOWS4 | names::FLOWS6 => Mapped::in_windows,
+        _ => Mapped::new,
+    };
+    mapped_by(map, &pins.map(name), name, true).map(Arc::new)
 }
 
 fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {

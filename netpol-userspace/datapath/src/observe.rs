@@ -8,14 +8,14 @@ use netpol_common::flow::{
     self, Clock, KEY4, KEY6, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, Slot,
     Timeouts,
 };
-use netpol_common::layout::{self, Address, EPOCH_MASK, N_COUNTERS, Reason};
-use zerocopy::FromBytes as _;
+use netpol_common::layout::{Address, EPOCH_MASK, N_COUNTERS, Reason};
 
-use super::error::{DatapathError, bpf_error};
+use super::endpoint_map::{self, Judged};
+use super::error::DatapathError;
 pub use super::keys::ip_of;
 use super::load::{jiffies_per_second, seconds_to_ticks};
 use super::maps::Maps;
-use super::{class_table, speakers, writer};
+use super::{class_table, speakers};
 use netpol_compile::ClassId;
 use netpol_model::Direction;
 
@@ -67,37 +67,30 @@ pub struct EndpointEntry {
 
 /// Endpoints with programs attached.
 pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
-    (0..maps.endpoints.len())
-        .filter_map(|slot| {
-            let identity = maps.endpoints.load(slot, writer::IDENTITY);
-            let policy = maps.endpoints.load(slot, writer::POLICY);
-            (identity != 0).then_some(EndpointEntry {
-                ifindex: (identity >> 32) as u32,
-                id: identity as u16,
-                ingress: (policy >> 16) as u16,
-                egress: policy as u16,
-                epoch: (policy >> 32) as u32 & EPOCH_MASK,
-                born: maps.endpoints.load(slot, writer::BORN) as u32 & EPOCH_MASK,
-            })
-        })
-        .collect()
+    let entries = endpoint_map::identities(&maps.endpoints).map(|(slot, ifindex, id)| {
+        let Judged { sets, epoch, born } = endpoint_map::judged(&maps.endpoints, slot);
+        EndpointEntry {
+            ifindex,
+            id: id.0,
+            ingress: sets.ingress.0,
+            egress: sets.egress.0,
+            epoch,
+            born: born & EPOCH_MASK,
+        }
+    });
+    entries.collect()
 }
 
 /// Interfaces and ids of all known endpoints, isolated or not.
 pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
-    (0..maps.speakers.len())
-        .map(|slot| maps.speakers.load(slot, speakers::IDENTITY))
-        .filter(|&identity| identity != 0)
-        .map(|identity| ((identity >> 32) as u32, identity as u16))
-        .collect()
+    speakers::identities(&maps.speakers).map(|(_, ifindex, id)| (ifindex, id.0)).collect()
 }
 
 /// The link-layer address that every frame of the endpoint with this interface must come from, if
 /// any.
-pub fn link_source(maps: &Maps, ifindex: u32) -> Option<[u8; 6]> {
-    let has = |slot: &usize| (maps.endpoints.load(*slot, writer::IDENTITY) >> 32) as u32 == ifindex;
-    let slot = writer::slots(ifindex).find(has)?;
-    let [a, b, c, d, e, f, _, _] = maps.endpoints.load(slot, writer::LINK).to_le_bytes();
+pub(crate) fn link_source(maps: &Maps, ifindex: u32) -> Option<[u8; 6]> {
+    let link = endpoint_map::link_of(&maps.endpoints, ifindex)?;
+    let [a, b, c, d, e, f, _, _] = link.to_le_bytes();
     Some([a, b, c, d, e, f]).filter(|address| *address != [0; 6])
 }
 
@@ -164,31 +157,16 @@ pub fn classes(maps: &Maps) -> Result<BTreeMap<IpNet, ClassId>, DatapathError> {
 
 /// `(endpoint id, address)` of all local endpoints.
 pub fn own_addresses(maps: &Maps) -> impl Iterator<Item = (u16, IpAddr)> {
-    maps.own_addresses.keys().flatten().filter_map(|key| {
-        let own = layout::OwnAddress::read_from_bytes(&key).ok()?;
-        Some((own.endpoint as u16, ip_of(&own.address)))
-    })
+    maps.own_addresses.all().map(|(id, address)| (id.0, address))
 }
 
-/// An endpoint's counters of one direction, summed over CPUs, by [`Reason`].
+/// An endpoint's counters of one direction, summed over processors, by [`Reason`].
 pub fn counters(
     maps: &Maps,
     endpoint: u16,
     direction: Direction,
 ) -> Result<[u64; N_COUNTERS], DatapathError> {
-    let direction = match direction {
-        Direction::Ingress => layout::Direction::Ingress,
-        Direction::Egress => layout::Direction::Egress,
-    };
-    let index = layout::counter_index(u32::from(endpoint), direction);
-    let values = maps.counters.get(&index, 0).map_err(bpf_error("read the counters"))?;
-    let mut sum = [0; N_COUNTERS];
-    for cpu in values.iter() {
-        for (total, value) in sum.iter_mut().zip(cpu) {
-            *total += value;
-        }
-    }
-    Ok(sum)
+    maps.counters.sum(endpoint, direction)
 }
 
 /// Packets dropped, of a set of counters.

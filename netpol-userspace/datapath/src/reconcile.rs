@@ -2,17 +2,14 @@
 //! compiler's tables. Deletes only here, and only when the caller says that every source has
 //! synced.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use netpol_common::layout;
-use zerocopy::FromBytes as _;
+use netpol_compile::{ClassId, Step, Tables};
 
-use super::error::{DatapathError, EndpointFailure, ignore_missing};
-use super::keys::ip_of;
-use super::observe;
-use super::writer::{Datapath, IDENTITY, clear_slot};
-use netpol_compile::{ClassId, EndpointId, Step, Tables};
+use super::Datapath;
+use super::error::{DatapathError, EndpointFailure};
+use super::versions::retire_other_versions;
 
 /// Numbers of sets and classes that the maps hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,8 +28,10 @@ impl Datapath {
             numbers.sets.insert(set.0);
             numbers.classes.insert(class.0);
         }
-        for endpoint in observe::endpoints(&self.maps) {
-            numbers.sets.extend([endpoint.ingress, endpoint.egress]);
+        let entries = self.endpoints.entries();
+        for (slot, ..) in entries.identities() {
+            let sets = entries.judged(slot).sets;
+            numbers.sets.extend([sets.ingress.0, sets.egress.0]);
         }
         // Classes that cannot be read cannot be reconciled either, which is told then.
         let classes = self.classes.read().unwrap_or_default();
@@ -90,8 +89,8 @@ impl Datapath {
         self.rows.forget_missing(&tables.rows);
 
         failures.extend(self.apply(&plan));
-        for endpoint in self.endpoints.values().filter(|endpoint| endpoint.slot.is_some()) {
-            self.attachments.detach_other_mode(endpoint.ifindex);
+        for ifindex in self.endpoints.with_entry() {
+            self.attachments.detach_other_mode(ifindex);
         }
         self.remove_unknown_endpoints()?;
         self.rows.remove_unknown(&tables.rows)?;
@@ -101,51 +100,25 @@ impl Datapath {
     /// Endpoints that an earlier agent knew and that are gone, and addresses of whoever had a
     /// number before.
     fn remove_unknown_endpoints(&mut self) -> Result<(), DatapathError> {
-        let known: BTreeMap<usize, EndpointId> = self
-            .endpoints
-            .iter()
-            .filter_map(|(&id, endpoint)| Some((endpoint.slot?, id)))
-            .collect();
-        for slot in 0..self.maps.endpoints.len() {
-            let identity = self.maps.endpoints.load(slot, IDENTITY);
-            if identity != 0 && !known.contains_key(&slot) {
-                let ifindex = (identity >> 32) as u32;
-                let is_reused = self.endpoints.values().any(|endpoint| endpoint.ifindex == ifindex);
-                if !is_reused {
-                    self.attachments.detach_unknown(ifindex);
-                }
-                clear_slot(&self.maps.endpoints, slot);
-                let id = EndpointId(identity as u16);
-                if !self.endpoints.contains_key(&id) {
-                    self.flows.clear_share(id);
-                }
+        for (slot, ifindex, id) in self.endpoints.unknown_entries() {
+            if !self.endpoints.has_interface(ifindex) {
+                self.attachments.detach_unknown(ifindex);
+            }
+            self.endpoints.entries().clear(slot);
+            if !self.endpoints.contains(id) {
+                self.flows.clear_share(id);
             }
         }
         // One without an entry had none before either: it drops everything.
-        let isolated: BTreeSet<u32> = self
-            .endpoints
-            .values()
-            .filter(|endpoint| endpoint.slot.is_some() || endpoint.is_closed)
-            .map(|endpoint| endpoint.ifindex)
-            .collect();
+        let isolated = self.endpoints.isolated().map(|(_, ifindex)| ifindex).collect();
         self.attachments.keep_links_of(&isolated);
-        let is_own = |own: &layout::OwnAddress| {
-            let endpoint = self.endpoints.get(&EndpointId(own.endpoint as u16));
-            endpoint.is_some_and(|known| known.addresses.contains(&ip_of(&own.address)))
-        };
-        let stale: Vec<_> = self
-            .maps
-            .own_addresses
-            .keys()
-            .flatten()
-            .filter(|key| layout::OwnAddress::read_from_bytes(key).is_ok_and(|own| !is_own(&own)))
-            .collect();
-        for key in stale {
-            ignore_missing(self.maps.own_addresses.remove(&key))?;
-        }
-        self.sources.reconcile()?;
+        self.endpoints.remove_unknown_addresses()?;
+        self.endpoints.reconcile_sources()?;
         self.attachments.remove_unknown_guards();
-        self.remove_unknown_speakers();
-        self.retire_other_versions()
+        for (slot, ifindex) in self.endpoints.unknown_speakers() {
+            self.attachments.detach_unknown_guard(ifindex);
+            self.endpoints.speakers().clear(slot);
+        }
+        retire_other_versions(self.attachments.pins())
     }
 }

@@ -13,7 +13,7 @@ use super::arena::{Arena, Content as _, Placed, Region};
 use super::error::{DatapathError, bpf_error, full_or, ignore_missing, no_room};
 use super::limits::Limits;
 use super::mapped::Mapped;
-use super::maps::{RowBytes, RowKeyBytes, open, open_mapped};
+use super::maps::{RowBytes, RowKeyBytes, map_for_writing, open};
 use super::pins::Pins;
 
 /// What a row is for.
@@ -42,7 +42,7 @@ impl RowTable {
     pub(crate) fn open(pins: &Pins, limits: &Limits) -> Result<Self, DatapathError> {
         let mut table = Self {
             map: open(pins, names::ROWS)?,
-            intervals: Arc::new(open_mapped(pins, names::INTERVALS)?),
+            intervals: map_for_writing(pins, names::INTERVALS)?,
             arena: Arena::new(limits.intervals),
             limit: limits.rows,
             stored: HashMap::new(),

@@ -14,7 +14,7 @@ use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
 use super::keys::{address_of, ip_of};
 use super::limits::{Limits, N_EXAMPLES, Overflow};
 use super::mapped::Mapped;
-use super::maps::{ServiceKeyBytes, open, open_mapped};
+use super::maps::{ServiceKeyBytes, map_for_writing, open};
 use super::pins::Pins;
 
 /// The Services. Owns their map, the arena of their backends and the account of both. Must never
@@ -41,7 +41,7 @@ impl ServiceTable {
     pub(crate) fn open(pins: &Pins, limits: &Limits) -> Result<Self, DatapathError> {
         let mut table = Self {
             map: open(pins, names::SERVICES)?,
-            backends: Arc::new(open_mapped(pins, names::BACKENDS)?),
+            backends: map_for_writing(pins, names::BACKENDS)?,
             arena: Arena::new(layout::MAX_BACKENDS),
             limit: limits.services,
             stored: HashMap::new(),
