@@ -13,7 +13,7 @@ use super::classes::{Classes, Put, Store, is_address};
 use super::error::{DatapathError, bpf_error, full_or, os_error, was_there};
 use super::keys::{address_bytes, address_of, ip_of, trie_block, trie_key};
 use super::limits::{Limits, N_EXAMPLES, Overflow};
-use super::maps::{AddressBytes, open};
+use super::pinned::{AddressBytes, open};
 use super::pins::Pins;
 
 /// Update flags: only what is not there, only what is there.

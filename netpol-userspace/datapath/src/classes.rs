@@ -18,7 +18,7 @@ use super::error::DatapathError;
 use netpol_compile::ClassId;
 
 /// Where the classes are written.
-pub trait Store {
+pub(crate) trait Store {
     /// Writes the class of an address (a block of full length) or block. With `may_add` false only
     /// one that is there is changed. Returns what happened.
     fn put(&mut self, block: &IpNet, class: ClassId, may_add: bool) -> Result<Put, DatapathError>;
@@ -28,7 +28,7 @@ pub trait Store {
 
 /// What [`Store::put`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
+pub(crate) enum Put {
     /// The entry is new.
     Added,
     /// It was there and has the class now.
@@ -50,7 +50,7 @@ struct StoredBlock {
 
 /// What is stored and what is not. Addresses that are stored are merely counted.
 #[derive(Debug)]
-pub struct Classes {
+pub(crate) struct Classes {
     limits: [usize; 2],
     n_addresses: usize,
     blocks: FxHashMap<IpNet, StoredBlock>,
@@ -62,13 +62,13 @@ pub struct Classes {
 }
 
 /// Whether the block is an address.
-pub fn is_address(block: &IpNet) -> bool {
+pub(crate) fn is_address(block: &IpNet) -> bool {
     block.prefix_len() == block.max_prefix_len()
 }
 
 impl Classes {
     /// Nothing stored, and room for this many addresses and blocks.
-    pub fn new(n_addresses: u32, n_blocks: u32) -> Self {
+    pub(crate) fn new(n_addresses: u32, n_blocks: u32) -> Self {
         Self {
             limits: [n_addresses as usize, n_blocks as usize],
             n_addresses: 0,
@@ -80,7 +80,7 @@ impl Classes {
     }
 
     /// Counts what stands in the maps already.
-    pub fn adopt(&mut self, block: IpNet, class: ClassId) {
+    pub(crate) fn adopt(&mut self, block: IpNet, class: ClassId) {
         if is_address(&block) {
             self.n_addresses += 1;
         } else {
@@ -90,18 +90,18 @@ impl Classes {
     }
 
     /// `(used, limit)` of addresses and blocks.
-    pub fn sizes(&self) -> [(usize, usize); 2] {
+    pub(crate) fn sizes(&self) -> [(usize, usize); 2] {
         [(self.n_addresses, self.limits[0]), (self.blocks.len(), self.limits[1])]
     }
 
     /// What did not fit.
-    pub fn missing(&self) -> impl Iterator<Item = &IpNet> {
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &IpNet> {
         self.missing.keys()
     }
 
     /// Gives an address or block its class, if there is room. What does not fit is missing, and
     /// what is around it closed; an error is one that has nothing to do with room.
-    pub fn set(
+    pub(crate) fn set(
         &mut self,
         store: &mut impl Store,
         block: IpNet,
@@ -126,7 +126,11 @@ impl Classes {
     }
 
     /// Takes an address or block out.
-    pub fn clear(&mut self, store: &mut impl Store, block: IpNet) -> Result<(), DatapathError> {
+    pub(crate) fn clear(
+        &mut self,
+        store: &mut impl Store,
+        block: IpNet,
+    ) -> Result<(), DatapathError> {
         if self.missing.remove(&block).is_some() {
             self.uncount(store, block, 1);
             return Ok(());
@@ -135,7 +139,7 @@ impl Classes {
     }
 
     /// Tries again what did not fit, where there is room now.
-    pub fn retry(&mut self, store: &mut impl Store) -> Result<(), DatapathError> {
+    pub(crate) fn retry(&mut self, store: &mut impl Store) -> Result<(), DatapathError> {
         for block in std::mem::take(&mut self.to_open) {
             self.open(store, block);
         }

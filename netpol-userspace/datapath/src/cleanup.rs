@@ -12,7 +12,7 @@ use super::endpoint_map::{IDENTITY, parts_of};
 use super::error::{DatapathError, io_error};
 use super::filters::filter_programs;
 use super::load::ATTACHED;
-use super::maps::open;
+use super::pinned::open;
 use super::pins::Pins;
 
 /// What was removed.

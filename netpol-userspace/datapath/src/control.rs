@@ -4,9 +4,12 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
-use netpol_common::layout::{Control, EPOCH_MASK};
+use netpol_common::layout::{Control, EPOCH_MASK, names};
 
+use super::error::DatapathError;
 use super::mapped::{Mapped, word_at};
+use super::pinned::map_for_writing;
+use super::pins::Pins;
 
 const DROPS_UNTIL: usize = word_at(offset_of!(Control, listen_drops_until));
 const FLOWS_UNTIL: usize = word_at(offset_of!(Control, listen_flows_until));
@@ -22,6 +25,11 @@ impl ControlEntry {
     /// The one in this map.
     pub(crate) fn new(map: Arc<Mapped>) -> Self {
         Self(map)
+    }
+
+    /// The one that is pinned.
+    pub(crate) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        map_for_writing(pins, names::CONTROL).map(Self)
     }
 
     /// The map that it stands in.

@@ -6,7 +6,7 @@ use netpol_compile::EndpointId;
 use netpol_model::Direction;
 
 use super::error::{DatapathError, bpf_error, io_error};
-use super::maps::{CounterWords, open};
+use super::pinned::{CounterWords, open};
 use super::pins::Pins;
 
 /// The counters. Owns their map.

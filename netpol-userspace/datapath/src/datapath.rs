@@ -26,8 +26,9 @@ use super::grace::grace_period;
 use super::limits::Limits;
 use super::load::{LoadOptions, Programs};
 use super::lock::Lock;
-use super::maps::{Maps, SharedMaps, limits_within, map_for_writing};
+use super::maps::{Maps, SharedMaps};
 use super::own_addresses::OwnAddressMap;
+use super::pinned::{limits_within, map_for_writing};
 use super::pins::Pins;
 use super::prefixes::PrefixTable;
 use super::resize::SetAside;
@@ -74,7 +75,7 @@ impl Datapath {
         let lock = pins.lock()?;
         let set_aside = SetAside::prepare(pins, options)?;
         let mut programs = Programs::load(pins, options)?;
-        let control = ControlEntry::new(map_for_writing(pins, names::CONTROL)?);
+        let control = ControlEntry::open(pins)?;
         let flows = FlowTables::open(pins, control.clone())?;
         if let Some(tables) = &set_aside {
             tables.copy(&flows);

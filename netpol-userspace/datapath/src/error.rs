@@ -89,14 +89,16 @@ fn list(numbers: &[u32]) -> String {
 }
 
 /// Names what failed, for [`io::Error`] and rustix errors.
-pub fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> DatapathError {
+pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> DatapathError {
     let what = what.into();
     move |source| DatapathError::Io { what, source }
 }
 
 /// Names what failed, for aya's errors: their cause chain on one line, a verifier log cut to its
 /// last lines.
-pub fn bpf_error<E: std::error::Error>(what: impl Into<String>) -> impl FnOnce(E) -> DatapathError {
+pub(crate) fn bpf_error<E: std::error::Error>(
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> DatapathError {
     let what = what.into();
     move |error| DatapathError::Bpf { what, message: chain(&error) }
 }

@@ -205,7 +205,7 @@ pub fn require() -> Result<Vec<String>, DatapathError> {
 }
 
 /// Fails if there are no links to interfaces, which were asked for.
-pub(super) fn require_tcx() -> Result<(), DatapathError> {
+pub(crate) fn require_tcx() -> Result<(), DatapathError> {
     if has_tcx() {
         return Ok(());
     }
@@ -269,7 +269,7 @@ fn has_helper(helper: BpfHelper) -> bool {
 }
 
 /// Whether interfaces take links: they can be asked for those that they have.
-pub fn has_tcx() -> bool {
+pub(crate) fn has_tcx() -> bool {
     SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
 }
 

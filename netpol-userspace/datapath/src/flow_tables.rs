@@ -10,7 +10,7 @@ use netpol_common::layout::{self, MAX_ENDPOINTS, names};
 use super::control::ControlEntry;
 use super::error::DatapathError;
 use super::mapped::{Bucket, Mapped};
-use super::maps::map_for_writing;
+use super::pinned::map_for_writing;
 use super::pins::Pins;
 use netpol_compile::EndpointId;
 
@@ -150,7 +150,7 @@ fn share(common: u32, n_endpoints: usize) -> u64 {
 
 impl<'a> FlowTable<'a> {
     /// `buckets` and `accounts` are of the same tables, whose hash has this key.
-    pub(super) fn new(buckets: &'a Mapped, accounts: &'a Mapped, secret: [u64; 2]) -> Self {
+    pub(crate) fn new(buckets: &'a Mapped, accounts: &'a Mapped, secret: [u64; 2]) -> Self {
         let common = u32::try_from(buckets.len())
             .ok()
             .and_then(layout::common_buckets)
@@ -207,7 +207,7 @@ impl flow::Account for Account<'_> {
 }
 
 /// Tables that are no longer in force, whose flows are to go into others.
-pub struct OldTables {
+pub(crate) struct OldTables {
     /// IPv4 flow buckets.
     pub flows4: Mapped,
     /// IPv6 flow buckets.
@@ -218,7 +218,7 @@ pub struct OldTables {
 
 impl OldTables {
     /// Gives the endpoints in the new tables what they had in the old ones, as far as sizes allow.
-    pub fn move_accounts(&self, into: &FlowTables) {
+    pub(crate) fn move_accounts(&self, into: &FlowTables) {
         let pairs = [(&self.flows4, into.table4()), (&self.flows6, into.table6())];
         for id in 0..MAX_ENDPOINTS as usize {
             for word in [account::BORN, account::DISPLACED, account::GIVEN, account::REFUSED] {
@@ -234,7 +234,7 @@ impl OldTables {
     }
 
     /// Enters all that is live and not yet in the new tables, answered flows first.
-    pub fn copy_into(&self, into: &FlowTables, clock: &Clock) {
+    pub(crate) fn copy_into(&self, into: &FlowTables, clock: &Clock) {
         let secret = into.control.secret();
         let old4 = FlowTable::new(&self.flows4, &self.accounts, secret);
         let old6 = FlowTable::new(&self.flows6, &self.accounts, secret);

@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::Key as LpmKey;
 use ipnet::IpNet;
 use netpol_common::layout::Address;
 
-use super::maps::AddressBytes;
+use super::pinned::AddressBytes;
 
 /// The map form of an address.
 pub(crate) fn address_of(address: IpAddr) -> Address {

@@ -5,6 +5,24 @@
 //! never decide what the maps should say, and never delete anything because it does not know it:
 //! removal happens only on an explicit step, or in [`Datapath::reconcile`] after every source has
 //! synced.
+//!
+//! Each table owns its maps and the account of what is in them; what one needs of another it is
+//! handed. [`Datapath`] holds them all and does what is about several (`datapath.rs`): a plan's
+//! steps (`plan.rs`), and after a restart what makes the maps equal to all tables (`reconcile.rs`).
+//!
+//! | table | maps |
+//! |---|---|
+//! | `EndpointTable` | entries, speakers, own addresses, sources, counters |
+//! | `ClassTable` | addresses, blocks |
+//! | `RowTable` | rows, intervals |
+//! | `ServiceTable` | Services, backends |
+//! | `PrefixTable` | source prefixes |
+//! | `FlowTables` | IPv4 flows, IPv6 flows, accounts |
+//! | `ControlEntry` | control |
+//! | `Attachments` | none: programs, links and filters, and what is on which endpoint's interface |
+//! | `TransitHooks` | none: which exits have their transit program |
+
+#![warn(unreachable_pub)]
 
 mod arena;
 mod attach;
@@ -12,6 +30,8 @@ mod attachments;
 mod class_table;
 mod classes;
 pub mod cleanup;
+mod clock;
+mod clsact;
 mod control;
 mod counters;
 mod datapath;
@@ -33,10 +53,11 @@ mod maps;
 pub mod monitor;
 pub mod observe;
 mod own_addresses;
+mod pinned;
 mod pins;
 mod plan;
 mod prefixes;
-pub mod probe;
+mod probe;
 mod reconcile;
 mod resize;
 mod rows;
@@ -46,6 +67,7 @@ mod seed;
 mod services;
 mod sources;
 mod speakers;
+mod tcx;
 mod transit;
 mod usage;
 mod versions;

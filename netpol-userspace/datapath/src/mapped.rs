@@ -76,7 +76,7 @@ impl Mapped {
     /// The same of a map that is large and of which little is looked at, mostly: what is mapped of a
     /// map is resident in full, though it takes no more memory. Values are of a size that divides a
     /// window's.
-    pub fn in_windows(
+    pub(crate) fn in_windows(
         name: &str,
         fd: BorrowedFd<'_>,
         value_size: usize,

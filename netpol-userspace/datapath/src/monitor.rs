@@ -10,9 +10,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes as _;
 
+use super::clock::clock;
 use super::error::{DatapathError, io_error};
-use super::maps::{Maps, open};
-use super::observe::clock;
+use super::maps::Maps;
+use super::pinned::open;
 use super::pins::Pins;
 use crate::lock::Lock;
 

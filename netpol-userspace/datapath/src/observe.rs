@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_common::flow::{
     self, Clock, KEY4, KEY6, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, Slot,
-    Timeouts,
 };
 use netpol_common::layout::{Address, EPOCH_MASK, N_COUNTERS, Reason};
 
+pub use super::clock::clock;
+use super::clock::jiffies_per_second;
 use super::endpoint_map::{self, Judged};
 use super::error::DatapathError;
 pub use super::keys::ip_of;
-use super::load::{jiffies_per_second, seconds_to_ticks};
 use super::maps::Maps;
 use super::{class_table, speakers};
 use netpol_compile::ClassId;
@@ -126,27 +126,6 @@ fn flow_of<const KEY: usize>(slot: &Slot<KEY>, family: u32, clock: &Clock) -> Fl
         idle_seconds: (clock.now.saturating_sub(slot.last_seen()) << flow::TICK_SHIFT)
             / jiffies_per_second(),
         epoch: slot.epoch(),
-    }
-}
-
-/// Now, in the programs' ticks, and the default idle limits. The kernel starts its jiffies five
-/// minutes before they wrap 32 bits (include/linux/jiffies.h: INITIAL_JIFFIES).
-pub fn clock() -> Clock {
-    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let hz = jiffies_per_second();
-    let nanoseconds = uptime.tv_sec as u64 * 1_000_000_000 + uptime.tv_nsec as u64;
-    let jiffies = (1 << 32) - 300 * hz + nanoseconds / (1_000_000_000 / hz);
-    let t = flow::TIMEOUT_SECONDS;
-    Clock {
-        now: flow::tick(jiffies),
-        timeouts: Timeouts {
-            tcp_established: seconds_to_ticks(t.tcp_established),
-            tcp_other: seconds_to_ticks(t.tcp_other),
-            sctp: seconds_to_ticks(t.sctp),
-            udp: seconds_to_ticks(t.udp),
-            icmp: seconds_to_ticks(t.icmp),
-            other: seconds_to_ticks(t.other),
-        },
     }
 }
 

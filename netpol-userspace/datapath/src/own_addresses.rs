@@ -11,7 +11,7 @@ use zerocopy::FromBytes as _;
 
 use super::error::{DatapathError, full_or, ignore_missing};
 use super::keys::{address_of, ip_of};
-use super::maps::{OwnAddressBytes, open};
+use super::pinned::{OwnAddressBytes, open};
 use super::pins::Pins;
 
 /// The addresses of all endpoints. Owns their map.

@@ -92,7 +92,7 @@ impl Pins {
     }
 
     /// What agents of other layout versions have pinned.
-    pub fn of_other_versions(&self) -> Result<Vec<Self>, DatapathError> {
+    pub(crate) fn of_other_versions(&self) -> Result<Vec<Self>, DatapathError> {
         let others = versions(&reachable(&self.bpffs))?.into_iter();
         let others = others.filter(|root| *root != self.root);
         Ok(others.map(|root| Self { bpffs: self.bpffs.clone(), root }).collect())

@@ -12,7 +12,7 @@ use zerocopy::FromBytes as _;
 use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
 use super::keys::{trie_block, trie_key};
 use super::limits::{N_EXAMPLES, Overflow};
-use super::maps::{SourcePrefixBytes, open};
+use super::pinned::{SourcePrefixBytes, open};
 use super::pins::Pins;
 
 /// The blocks that pods forward for. Owns their map and the account of what stands in it. Must never

@@ -13,7 +13,7 @@ use super::arena::{Arena, Content as _, Placed, Region};
 use super::error::{DatapathError, bpf_error, full_or, ignore_missing, no_room};
 use super::limits::Limits;
 use super::mapped::Mapped;
-use super::maps::{RowBytes, RowKeyBytes, map_for_writing, open};
+use super::pinned::{RowBytes, RowKeyBytes, map_for_writing, open};
 use super::pins::Pins;
 
 /// What a row is for.

@@ -7,10 +7,10 @@ use zerocopy::FromBytes as _;
 
 use aya::maps::{Array, MapData, RingBuf};
 
+use super::clock::clock;
 use super::error::{DatapathError, bpf_error};
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::Maps;
-use super::observe::clock;
 use super::pins::Pins;
 use super::run::{Place, run};
 use netpol_compile::ServiceKey;

@@ -6,9 +6,9 @@
 use netpol_common::flow::{self, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENER};
 use netpol_common::packet::Packet;
 
+use super::clock::clock;
 use super::flow_tables::FlowTables;
 use super::keys::address_of;
-use super::observe::clock;
 use netpol_compile::EndpointId;
 use netpol_endpoint::sockets::Connection;
 use netpol_model::Direction;

@@ -14,7 +14,7 @@ use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
 use super::keys::{address_of, ip_of};
 use super::limits::{Limits, N_EXAMPLES, Overflow};
 use super::mapped::Mapped;
-use super::maps::{ServiceKeyBytes, map_for_writing, open};
+use super::pinned::{ServiceKeyBytes, map_for_writing, open};
 use super::pins::Pins;
 
 /// The Services. Owns their map, the arena of their backends and the account of both. Must never

@@ -14,7 +14,7 @@ use netpol_common::layout::{self, names};
 
 use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
 use super::keys::{address_bytes, address_of, ip_of};
-use super::maps::{AddressBytes, open};
+use super::pinned::{AddressBytes, open};
 use super::pins::Pins;
 
 /// The table of sources. Owns its map and who has which address. Must never write an address of which

@@ -5,9 +5,9 @@ use std::fs;
 
 use aya::programs::links::{FdLink, PinnedLink};
 
-use super::attach::detach_now;
 use super::error::DatapathError;
 use super::pins::Pins;
+use super::tcx::detach_now;
 
 /// Takes off the programs that layout versions other than that of `pins` have on interfaces, and
 /// removes what they have pinned. One whose agent still runs is left alone.
