@@ -1,8 +1,13 @@
 //! The agent's side of the maps and programs: the tables, and what is done with several of them for one
-//! endpoint. What a plan says is done in [`super::plan`].
+//! endpoint. What a plan says is done in [`plan`], what is left of an earlier agent is put right in
+//! [`reconcile`]. Must never reach into a table.
 //!
 //! Invariants: an endpoint's entry is complete before its programs are attached, and goes only after
 //! they are detached; a guard has its entry before it is attached and until it is off.
+
+mod plan;
+mod reconcile;
+mod usage;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -38,20 +43,22 @@ use super::sources::SourceTable;
 use super::speakers::{Link, SpeakerMap};
 use super::transit::TransitHooks;
 
+pub use reconcile::NumbersInMaps;
+
 /// Whether this machine's processors may do a load before one that comes earlier in the program.
 const IS_WEAKLY_ORDERED: bool = !cfg!(any(target_arch = "x86_64", target_arch = "x86"));
 
 /// The agent's side of the maps. One per pin directory.
 pub struct Datapath {
-    pub(crate) control: ControlEntry,
-    pub(crate) endpoints: EndpointTable,
-    pub(crate) classes: ClassTable,
-    pub(crate) rows: RowTable,
-    pub(crate) services: ServiceTable,
-    pub(crate) prefixes: PrefixTable,
-    pub(crate) flows: FlowTables,
-    pub(crate) attachments: Attachments,
-    pub(crate) transit: TransitHooks,
+    control: ControlEntry,
+    endpoints: EndpointTable,
+    classes: ClassTable,
+    rows: RowTable,
+    services: ServiceTable,
+    prefixes: PrefixTable,
+    flows: FlowTables,
+    attachments: Attachments,
+    transit: TransitHooks,
     limits: Limits,
     /// What the kernel lacks.
     lacks: Vec<String>,
@@ -122,10 +129,11 @@ impl Datapath {
     /// The maps once more, for who reads them beside this.
     pub fn maps(&self, pins: &Pins) -> Result<Maps, DatapathError> {
         let [flows4, flows6, flow_use] = self.flows.maps();
+        let [entries, speakers] = self.endpoints.maps();
         let shared = SharedMaps(vec![
             (names::CONTROL, self.control.map()),
-            (names::ENDPOINTS, self.endpoints.entries().map()),
-            (names::SPEAKERS, self.endpoints.speakers().map()),
+            (names::ENDPOINTS, entries),
+            (names::SPEAKERS, speakers),
             (names::FLOWS4, flows4),
             (names::FLOWS6, flows6),
             (names::FLOW_USE, flow_use),
@@ -152,8 +160,7 @@ impl Datapath {
 
     /// Ids of endpoints that an earlier agent left in force, by ifindex.
     pub fn adopted(&self) -> HashMap<u32, EndpointId> {
-        let entries = self.endpoints.entries().identities();
-        entries.map(|(_, ifindex, id)| (ifindex, id)).collect()
+        self.endpoints.in_entries().collect()
     }
 
     /// Whether an earlier agent enforced an endpoint on the interface, which is the same since.
@@ -168,7 +175,7 @@ impl Datapath {
 
     /// The link-layer addresses of interfaces, by ifindex, that an earlier agent has written.
     pub fn link_addresses(&self) -> Vec<(u32, [u8; 6])> {
-        self.endpoints.speakers().link_addresses()
+        self.endpoints.link_addresses()
     }
 
     /// Makes an endpoint known (not isolated yet): its addresses, and counters at zero. An
@@ -250,13 +257,13 @@ impl Datapath {
     }
 
     /// Takes an endpoint's programs off and clears its entry, but keeps it known.
-    pub(crate) fn release_endpoint(&mut self, id: EndpointId) {
+    fn release_endpoint(&mut self, id: EndpointId) {
         self.attachments.detach(id);
         self.endpoints.release(id, &self.control, &self.flows);
     }
 
     /// The first of `addresses` become the endpoint's own, as many as it may have.
-    pub(crate) fn set_addresses(
+    fn set_addresses(
         &mut self,
         id: EndpointId,
         addresses: impl IntoIterator<Item = IpAddr>,
@@ -291,7 +298,7 @@ impl Datapath {
     }
 
     /// Makes every flow of these endpoints be judged again at its next packet.
-    pub(crate) fn rejudge(&mut self, ids: &[EndpointId]) {
+    fn rejudge(&mut self, ids: &[EndpointId]) {
         if IS_WEAKLY_ORDERED {
             // A program could have read an address's old class before the new epoch, and enter what
             // it made of it as judged in that. The kernel always has this call.
@@ -302,7 +309,7 @@ impl Datapath {
     }
 
     /// Likewise of all endpoints.
-    pub(crate) fn rejudge_all(&mut self) {
+    fn rejudge_all(&mut self) {
         let ids: Vec<EndpointId> = self.endpoints.ids().collect();
         self.rejudge(&ids);
     }
@@ -314,7 +321,7 @@ impl Datapath {
     }
 
     /// After a plan: takes the transit programs off when nobody needs them any more.
-    pub(crate) fn detach_unneeded_transit(&mut self) {
+    fn detach_unneeded_transit(&mut self) {
         let is_needed = self.endpoints.isolates_egress() && self.services.has_any();
         if is_needed || !self.transit.may_be_attached() {
             return;
@@ -336,7 +343,7 @@ impl Datapath {
     }
 
     /// Puts the transit programs on every exit that lacks them, and says whether all have them.
-    pub(crate) fn attach_transit(&mut self) -> Vec<EndpointFailure> {
+    fn attach_transit(&mut self) -> Vec<EndpointFailure> {
         let Some(failures) = self.transit.attach(&mut self.attachments) else { return Vec::new() };
         self.set_transit_ready(failures.is_empty());
         failures
@@ -352,7 +359,7 @@ impl Datapath {
     }
 
     /// Says to the programs whether there are Services that they do not know.
-    pub(crate) fn update_incomplete(&mut self) {
+    fn update_incomplete(&mut self) {
         let is_incomplete = self.services.is_incomplete();
         if is_incomplete != self.control.has_flag(SERVICES_INCOMPLETE) {
             self.control.set_flag(SERVICES_INCOMPLETE, is_incomplete);
@@ -402,7 +409,7 @@ impl Datapath {
     }
 
     /// Brings an endpoint's guard up to date.
-    pub(crate) fn update_guard(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+    fn update_guard(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         self.attachments.update_guard(id, self.endpoints.guarding(id))
     }
 

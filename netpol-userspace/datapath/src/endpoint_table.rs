@@ -9,6 +9,7 @@ mod usage;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use netpol_compile::{EndpointId, EndpointSets, SetId};
 use netpol_endpoint::{PodNetns, sockets};
@@ -20,6 +21,7 @@ use super::endpoint_map::{EndpointMap, Judged};
 use super::error::DatapathError;
 use super::flow_tables::FlowTables;
 use super::limits::Limits;
+use super::mapped::Mapped;
 use super::own_addresses::{OwnAddressMap, own4};
 use super::sources::SourceTable;
 use super::speakers::{Link, SpeakerMap};
@@ -119,19 +121,9 @@ impl EndpointTable {
         Self { entries, speakers, own_addresses, sources, counters, limits, wants_guards, known }
     }
 
-    /// The entries.
-    pub(crate) fn entries(&self) -> &EndpointMap {
-        &self.entries
-    }
-
-    /// Who speaks where.
-    pub(crate) fn speakers(&self) -> &SpeakerMap {
-        &self.speakers
-    }
-
-    /// The counters.
-    pub(crate) fn counters(&self) -> &CounterTable {
-        &self.counters
+    /// The maps of entries and of speakers.
+    pub(crate) fn maps(&self) -> [&Arc<Mapped>; 2] {
+        [self.entries.map(), self.speakers.map()]
     }
 
     /// Whether an endpoint with this id may have an entry.

@@ -7,8 +7,9 @@
 //! synced.
 //!
 //! Each table owns its maps and the account of what is in them; what one needs of another it is
-//! handed. [`Datapath`] holds them all and does what is about several (`datapath.rs`): a plan's
-//! steps (`plan.rs`), and after a restart what makes the maps equal to all tables (`reconcile.rs`).
+//! handed. [`Datapath`] holds them all and does what is about several: a plan's steps
+//! (`datapath/plan.rs`), and after a restart what makes the maps equal to the compiler's tables
+//! (`datapath/reconcile.rs`).
 //!
 //! | table | maps |
 //! |---|---|
@@ -55,10 +56,8 @@ pub mod observe;
 mod own_addresses;
 mod pinned;
 mod pins;
-mod plan;
 mod prefixes;
 mod probe;
-mod reconcile;
 mod resize;
 mod rows;
 pub mod run;
@@ -69,16 +68,14 @@ mod sources;
 mod speakers;
 mod tcx;
 mod transit;
-mod usage;
 mod versions;
 
 pub use attach::{AttachMode, Part, programs_on};
-pub use datapath::Datapath;
+pub use datapath::{Datapath, NumbersInMaps};
 pub use error::{DatapathError, EndpointFailure};
 pub use flow_tables::{FlowTable, FlowUse};
 pub use limits::{Limits, Overflow, TableUse};
 pub use load::{LoadOptions, OBJECT, Programs};
 pub use maps::Maps;
 pub use pins::Pins;
-pub use reconcile::NumbersInMaps;
 pub use speakers::Link;

@@ -1,13 +1,16 @@
 //! What there is of endpoints and what has no room, and what an earlier agent has left of others. Must
-//! never write.
+//! never write but to clear what is nobody's.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use netpol_compile::{EndpointId, SetId};
+use netpol_compile::{EndpointId, EndpointSets, SetId};
+use netpol_model::Direction;
 
 use super::EndpointTable;
+use crate::error::DatapathError;
 use crate::limits::{N_EXAMPLES, Overflow};
+use crate::pinned::CounterWords;
 
 impl EndpointTable {
     /// How many endpoints may have an entry, and how many addresses all have.
@@ -78,5 +81,39 @@ impl EndpointTable {
     pub(crate) fn unknown_speakers(&self) -> Vec<(usize, u32)> {
         let known: HashSet<usize> = self.known.values().filter_map(|e| e.speaker).collect();
         self.speakers.other_than(&known)
+    }
+
+    /// Frees the slot of one of [`Self::unknown_entries`], whose programs are off.
+    pub(crate) fn clear_unknown_entry(&self, slot: usize) {
+        self.entries.clear(slot);
+    }
+
+    /// Frees the slot of one of [`Self::unknown_speakers`], whose guard is off.
+    pub(crate) fn clear_unknown_speaker(&self, slot: usize) {
+        self.speakers.clear(slot);
+    }
+
+    /// Interfaces and ids of all entries, also of endpoints that nobody has added.
+    pub(crate) fn in_entries(&self) -> impl Iterator<Item = (u32, EndpointId)> {
+        self.entries.identities().map(|(_, ifindex, id)| (ifindex, id))
+    }
+
+    /// The policy sets of all entries, likewise.
+    pub(crate) fn sets_in_entries(&self) -> impl Iterator<Item = EndpointSets> {
+        self.entries.identities().map(|(slot, ..)| self.entries.judged(slot).sets)
+    }
+
+    /// The link-layer addresses of interfaces, by ifindex, likewise of all speakers.
+    pub(crate) fn link_addresses(&self) -> Vec<(u32, [u8; 6])> {
+        self.speakers.link_addresses()
+    }
+
+    /// An endpoint's counters of one direction.
+    pub(crate) fn counters(
+        &self,
+        id: EndpointId,
+        direction: Direction,
+    ) -> Result<CounterWords, DatapathError> {
+        self.counters.sum(id.0, direction)
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use netpol_compile::{ClassId, Step, Tables};
 
 use super::Datapath;
-use super::error::{DatapathError, EndpointFailure};
-use super::versions::retire_other_versions;
+use crate::error::{DatapathError, EndpointFailure};
+use crate::versions::retire_other_versions;
 
 /// Numbers of sets and classes that the maps hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,9 +28,7 @@ impl Datapath {
             numbers.sets.insert(set.0);
             numbers.classes.insert(class.0);
         }
-        let entries = self.endpoints.entries();
-        for (slot, ..) in entries.identities() {
-            let sets = entries.judged(slot).sets;
+        for sets in self.endpoints.sets_in_entries() {
             numbers.sets.extend([sets.ingress.0, sets.egress.0]);
         }
         // Classes that cannot be read cannot be reconciled either, which is told then.
@@ -104,7 +102,7 @@ impl Datapath {
             if !self.endpoints.has_interface(ifindex) {
                 self.attachments.detach_unknown(ifindex);
             }
-            self.endpoints.entries().clear(slot);
+            self.endpoints.clear_unknown_entry(slot);
             if !self.endpoints.contains(id) {
                 self.flows.clear_share(id);
             }
@@ -117,7 +115,7 @@ impl Datapath {
         self.attachments.remove_unknown_guards();
         for (slot, ifindex) in self.endpoints.unknown_speakers() {
             self.attachments.detach_unknown_guard(ifindex);
-            self.endpoints.speakers().clear(slot);
+            self.endpoints.clear_unknown_speaker(slot);
         }
         retire_other_versions(self.attachments.pins())
     }

@@ -12,11 +12,11 @@ use netpol_common::layout::TRANSIT_READY;
 use netpol_compile::{Backend, EndpointId, EndpointSets, Row, ServiceKey, SetId, Step};
 
 use super::Datapath;
-use super::endpoint_table::{EntryChange, NO_SETS};
-use super::error::{DatapathError, EndpointFailure};
-use super::grace::grace_period;
-use super::rows::Pair;
-use super::seed::seed;
+use crate::endpoint_table::{EntryChange, NO_SETS};
+use crate::error::{DatapathError, EndpointFailure};
+use crate::grace::grace_period;
+use crate::rows::Pair;
+use crate::seed::seed;
 
 impl Datapath {
     /// Carries out the steps in order. A failure concerns what it names; the other steps are
@@ -35,7 +35,7 @@ impl Datapath {
         failures
     }
 
-    pub(crate) fn apply_step(&mut self, step: &Step) -> Result<(), EndpointFailure> {
+    pub(super) fn apply_step(&mut self, step: &Step) -> Result<(), EndpointFailure> {
         let general = |error| EndpointFailure { endpoint: None, error };
         match step {
             Step::AddRow(set, class, row) => self.add_row((*set, *class), row).map_err(general),

@@ -5,8 +5,8 @@ use netpol_compile::EndpointId;
 use netpol_model::Direction;
 
 use super::Datapath;
-use super::flow_tables::FlowUse;
-use super::limits::{Overflow, TableUse};
+use crate::flow_tables::FlowUse;
+use crate::limits::{Overflow, TableUse};
 
 impl Datapath {
     /// Every table that can be full, but for the flow tables: those make room by themselves.
@@ -66,7 +66,7 @@ impl Datapath {
         let with_entry = endpoints.filter(|id| self.endpoints.may_have_entry(*id));
         with_entry
             .flat_map(|id| Direction::BOTH.map(|direction| (id, direction)))
-            .filter_map(|(id, direction)| self.endpoints.counters().sum(id.0, direction).ok())
+            .filter_map(|(id, direction)| self.endpoints.counters(id, direction).ok())
             .map(|counters| counters[Reason::FlowEvicted as usize])
             .sum()
     }
