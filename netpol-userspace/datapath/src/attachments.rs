@@ -324,3 +324,21 @@ impl Attachments {
         self.attacher.detach_all_transit(ifindexes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guard_is_pending_while_it_is_another_than_wanted_unless_it_has_failed() {
+        let all = [Guarding::None, Guarding::Guard, Guarding::WithShield];
+        for guarding in all {
+            for wanted in all {
+                let attachment = Attachment { guarding, ..Attachment::default() };
+                assert_eq!(attachment.is_pending(wanted), guarding != wanted);
+                let failed = Attachment { has_failed: true, ..attachment };
+                assert!(!failed.is_pending(wanted), "it is tried again from time to time");
+            }
+        }
+    }
+}
