@@ -18,14 +18,18 @@ pub(crate) trait Content: Hash + Eq {
 
 impl Content for PortSet {
     fn length(&self) -> u32 {
-        self.intervals.iter().map(|list| list.len() as u32).sum()
+        length_of(self.intervals.iter().map(Vec::len).sum())
     }
 }
 
 impl Content for [Backend] {
     fn length(&self) -> u32 {
-        self.len() as u32
+        length_of(self.len())
     }
+}
+
+fn length_of(n_words: usize) -> u32 {
+    u32::try_from(n_words).expect("invariant: one content is shorter than a map can be")
 }
 
 /// Offset and length, in words.

@@ -90,17 +90,18 @@ impl ClassTable {
 }
 
 /// All addresses and blocks with their classes.
+#[expect(clippy::cast_possible_truncation, reason = "the class is the lower half")]
 pub(crate) fn read(
     addresses: &HashMap<MapData, AddressBytes, u64>,
     blocks: &LpmTrie<MapData, AddressBytes, u32>,
 ) -> Result<BTreeMap<IpNet, ClassId>, DatapathError> {
     let mut all = BTreeMap::new();
-    for entry in addresses.iter() {
+    for entry in addresses {
         let (key, value) = entry.map_err(bpf_error("read the address table"))?;
         let address: Address = zerocopy::transmute!(key);
         all.insert(IpNet::from(ip_of(&address)), ClassId(value as u32));
     }
-    for entry in blocks.iter() {
+    for entry in blocks {
         let (key, value) = entry.map_err(bpf_error("read the block table"))?;
         let address: Address = zerocopy::transmute!(key.data());
         if let Some(block) = trie_block(layout::FAMILY_BITS, key.prefix_len(), &address) {

@@ -1,16 +1,17 @@
 //! The programs' clock, by which flows and leases end. Pure but for asking the kernel what time it is.
 
 use netpol_common::flow::{self, Clock, TIMEOUT_SECONDS, Timeouts};
-use rustix::time::{ClockId, clock_getres};
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 
 /// Now, in the programs' ticks, and the default idle limits. The kernel starts its jiffies five
 /// minutes before they wrap 32 bits (include/linux/jiffies.h: INITIAL_JIFFIES).
 pub fn clock() -> Clock {
-    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let uptime = clock_gettime(ClockId::Monotonic);
     let hz = jiffies_per_second();
-    let nanoseconds = uptime.tv_sec as u64 * 1_000_000_000 + uptime.tv_nsec as u64;
+    let nanoseconds =
+        uptime.tv_sec.cast_unsigned() * 1_000_000_000 + uptime.tv_nsec.cast_unsigned();
     let jiffies = (1 << 32) - 300 * hz + nanoseconds / (1_000_000_000 / hz);
-    let t = flow::TIMEOUT_SECONDS;
+    let t = TIMEOUT_SECONDS;
     Clock {
         now: flow::tick(jiffies),
         timeouts: Timeouts {

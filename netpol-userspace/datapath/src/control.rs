@@ -38,6 +38,7 @@ impl ControlEntry {
     }
 
     /// A new epoch, above every one given out so far, also by earlier agents.
+    #[expect(clippy::cast_possible_truncation, reason = "an epoch has 31 bits")]
     pub(crate) fn next_epoch(&self) -> u32 {
         let epoch = (self.0.load(0, EPOCH) as u32).wrapping_add(1) & EPOCH_MASK;
         self.0.store(0, EPOCH, u64::from(epoch));

@@ -114,6 +114,7 @@ pub(crate) fn identities(map: &Mapped) -> impl Iterator<Item = (usize, u32, Endp
 }
 
 /// What the entry in this slot of the map says.
+#[expect(clippy::cast_possible_truncation, reason = "parts of words")]
 pub(crate) fn judged(map: &Mapped, slot: usize) -> Judged {
     let policy = map.load(slot, POLICY);
     Judged {
@@ -141,6 +142,7 @@ pub(crate) const fn identity_word(ifindex: u32, id: EndpointId) -> u64 {
 }
 
 /// Interface and id of such a word.
+#[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
 pub(crate) const fn parts_of(identity: u64) -> (u32, EndpointId) {
     ((identity >> 32) as u32, EndpointId(identity as u16))
 }

@@ -288,7 +288,7 @@ impl EndpointTable {
         let Some(endpoint) = self.known.remove(&old) else { return Ok(()) };
         let fresh = self.make(new, endpoint.ifindex, None, control, flows)?;
         let LocalEndpoint { sets, netns, link, is_main, .. } = endpoint;
-        self.known.insert(new, LocalEndpoint { sets, netns, link, is_main, is_closed, ..fresh });
+        self.known.insert(new, LocalEndpoint { sets, netns, is_closed, link, is_main, ..fresh });
         Ok(())
     }
 

@@ -56,7 +56,7 @@ impl Policies for Maps {
 /// The Services that the programs know, with the kinds of their backends, sorted.
 pub fn services(maps: &Maps) -> Result<Vec<(ServiceKey, Vec<Backend>)>, DatapathError> {
     let mut list = Vec::new();
-    for entry in maps.services.iter() {
+    for entry in &maps.services {
         let (key, value) = entry.map_err(bpf_error("read the service table"))?;
         let Some(key) = service_key(&key) else { continue };
         let Region { offset, length } = region_of(value);

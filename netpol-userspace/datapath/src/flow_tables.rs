@@ -226,7 +226,7 @@ impl OldTables {
             }
             for (family, (old, new)) in pairs.iter().enumerate() {
                 let word = account::SHARE + family;
-                let share = self.accounts.load(id, word) as u128;
+                let share = u128::from(self.accounts.load(id, word));
                 let share = (share * new.buckets.len() as u128).div_ceil(old.len() as u128);
                 into.accounts.store(id, word, u64::try_from(share).unwrap_or(u64::MAX));
             }

@@ -105,6 +105,7 @@ fn own_address(id: EndpointId, address: IpAddr) -> OwnAddressBytes {
     zerocopy::transmute!(own)
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "an endpoint's number has 16 bits")]
 fn parts_of(key: &OwnAddressBytes) -> Option<(EndpointId, IpAddr)> {
     let own = layout::OwnAddress::read_from_bytes(key).ok()?;
     Some((EndpointId(own.endpoint as u16), ip_of(&own.address)))

@@ -46,6 +46,7 @@ enum Size {
     Any,
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "keys and values are of some bytes")]
 fn expected(name: &str) -> Expected {
     use Size::{Any, Exactly, FlowTable};
     use layout as l;

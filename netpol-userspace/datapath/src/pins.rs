@@ -188,7 +188,7 @@ fn outer_bpffs() -> Option<OwnedFd> {
         let path = format!("/proc/{process}/root{DEFAULT_MOUNT}");
         let directory = open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).ok()?;
         fstatfs(&directory)
-            .is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+            .is_ok_and(|stat| stat.f_type.cast_unsigned() == BPF_FS_MAGIC)
             .then_some(directory)
     })
 }
@@ -248,5 +248,5 @@ fn nearest(directory: &Path) -> &Path {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    statfs(path).is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+    statfs(path).is_ok_and(|stat| stat.f_type.cast_unsigned() == BPF_FS_MAGIC)
 }

@@ -231,6 +231,7 @@ impl RowTable {
         Ok(())
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "a set's number has 16 bits")]
     fn read(&self) -> Result<Vec<(Pair, layout::Row)>, DatapathError> {
         self.map
             .iter()
@@ -259,10 +260,13 @@ impl RowTable {
 }
 
 /// The map value of a port-set row.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a port set has at most 32,768 intervals per protocol: disjoint and not adjacent"
+)]
 fn ports_row(ports: &PortSet, region: Region) -> layout::Row {
     layout::Row {
         kind: layout::ROW_PORTS,
-        // A port set has at most 32,768 intervals per protocol: disjoint and not adjacent.
         counts: std::array::from_fn(|i| ports.intervals[i].len() as u16),
         offset: region.offset,
         reserved: 0,

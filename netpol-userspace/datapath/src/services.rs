@@ -196,7 +196,7 @@ impl ServiceTable {
     /// The keys and values in the map.
     pub(crate) fn read(&self) -> Result<HashMap<ServiceKey, u64>, DatapathError> {
         let mut all = HashMap::new();
-        for entry in self.map.iter() {
+        for entry in &self.map {
             let (key, value) = entry.map_err(bpf_error("read the service table"))?;
             all.extend(service_key(&key).map(|key| (key, value)));
         }
@@ -238,6 +238,7 @@ fn word_of(backend: &Backend) -> layout::Backend {
 }
 
 /// The kind of backend that a word in the map says.
+#[expect(clippy::cast_possible_truncation, reason = "an endpoint's number has 16 bits")]
 pub(crate) fn backend_of(word: layout::Backend) -> Backend {
     let class = layout::backend_class(word);
     if word & layout::BACKEND_ENDPOINT != 0 {
@@ -254,6 +255,7 @@ pub(crate) fn backend_of(word: layout::Backend) -> Backend {
 }
 
 /// Where a Service's backends are, by its value in the map.
+#[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
 pub(crate) fn region_of(value: u64) -> Region {
     Region { offset: (value >> 32) as u32, length: u32::from((value >> 16) as u16) }
 }

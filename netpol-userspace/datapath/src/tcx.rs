@@ -75,7 +75,7 @@ pub(crate) fn detach_now(link: FdLink) {
     let Ok(link) = SchedClassifierLink::try_from(link) else { return };
     if let Ok(fd) = MultiProgLink::fd(&link) {
         // `union bpf_attr`'s `link_detach`: the descriptor alone.
-        let attribute = fd.as_raw_fd() as u32;
+        let attribute = fd.as_raw_fd().cast_unsigned();
         let _short = grace::short();
         // SAFETY: the kernel reads the four bytes given and writes nothing.
         unsafe {
