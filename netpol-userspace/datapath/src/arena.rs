@@ -11,26 +11,30 @@ use std::sync::Arc;
 use netpol_compile::{Backend, PortSet};
 
 /// Something that takes a number of words in an arena.
-pub trait Content: Hash + Eq {
+pub(crate) trait Content: Hash + Eq {
     /// How many.
     fn length(&self) -> u32;
 }
 
 impl Content for PortSet {
     fn length(&self) -> u32 {
-        self.intervals.iter().map(|list| list.len() as u32).sum()
+        length_of(self.intervals.iter().map(Vec::len).sum())
     }
 }
 
 impl Content for [Backend] {
     fn length(&self) -> u32 {
-        self.len() as u32
+        length_of(self.len())
     }
+}
+
+fn length_of(n_words: usize) -> u32 {
+    u32::try_from(n_words).expect("invariant: one content is shorter than a map can be")
 }
 
 /// Offset and length, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Region {
+pub(crate) struct Region {
     /// Index of the first word.
     pub offset: u32,
     /// Number of words.
@@ -39,7 +43,7 @@ pub struct Region {
 
 /// The arena.
 #[derive(Debug)]
-pub struct Arena<C: Content + ?Sized> {
+pub(crate) struct Arena<C: Content + ?Sized> {
     free: BTreeMap<u32, u32>,
     placed: HashMap<Arc<C>, (Region, u32)>,
     released: Vec<Region>,
@@ -48,7 +52,7 @@ pub struct Arena<C: Content + ?Sized> {
 
 /// What [`Arena::place`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placed {
+pub(crate) enum Placed {
     /// The set is there already.
     Known(Region),
     /// The caller must write the words to this region before using it.
@@ -57,7 +61,7 @@ pub enum Placed {
 
 impl<C: Content + ?Sized> Arena<C> {
     /// An empty arena of `capacity` words.
-    pub fn new(capacity: u32) -> Self {
+    pub(crate) fn new(capacity: u32) -> Self {
         Self {
             free: BTreeMap::from([(0, capacity)]),
             placed: HashMap::new(),
@@ -67,22 +71,22 @@ impl<C: Content + ?Sized> Arena<C> {
     }
 
     /// Number of words it can hold.
-    pub fn capacity(&self) -> u32 {
+    pub(crate) fn capacity(&self) -> u32 {
         self.capacity
     }
 
     /// Whether [`Self::reclaim`] would free anything.
-    pub fn has_released(&self) -> bool {
+    pub(crate) fn has_released(&self) -> bool {
         !self.released.is_empty()
     }
 
     /// Number of words in use or waiting to be reclaimed.
-    pub fn used(&self) -> u32 {
+    pub(crate) fn used(&self) -> u32 {
         self.capacity - self.free.values().sum::<u32>()
     }
 
     /// Takes a reference to the set's region; `None` if there is no room.
-    pub fn place(&mut self, set: &Arc<C>) -> Option<Placed> {
+    pub(crate) fn place(&mut self, set: &Arc<C>) -> Option<Placed> {
         if let Some((region, references)) = self.placed.get_mut(set) {
             *references += 1;
             return Some(Placed::Known(*region));
@@ -94,7 +98,7 @@ impl<C: Content + ?Sized> Arena<C> {
 
     /// Notes that `set` already stands at `region` (after a restart), with one reference.
     /// Returns false if that contradicts what is known.
-    pub fn adopt(&mut self, set: &Arc<C>, region: Region) -> bool {
+    pub(crate) fn adopt(&mut self, set: &Arc<C>, region: Region) -> bool {
         if let Some((known, references)) = self.placed.get_mut(set)
             && *known == region
         {
@@ -109,7 +113,7 @@ impl<C: Content + ?Sized> Arena<C> {
     }
 
     /// Gives a reference back.
-    pub fn release(&mut self, set: &Arc<C>) {
+    pub(crate) fn release(&mut self, set: &Arc<C>) {
         let Some((region, references)) = self.placed.get_mut(set) else { return };
         *references -= 1;
         if *references == 0 {
@@ -119,7 +123,7 @@ impl<C: Content + ?Sized> Arena<C> {
     }
 
     /// Makes released regions free: call it when no packet can be reading them any more.
-    pub fn reclaim(&mut self) {
+    pub(crate) fn reclaim(&mut self) {
         for region in std::mem::take(&mut self.released) {
             self.give_back(region);
         }

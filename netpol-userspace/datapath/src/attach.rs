@@ -1,25 +1,24 @@
 //! Puts the programs on interfaces and takes them off, by TCX links (kernel 6.6 and later) or as
-//! clsact filters. Either way they outlive the agent.
+//! clsact filters. Either way they outlive the agent. Must never decide which interface gets what.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{
-    Link as _, MultiProgLink, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
-};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcHandle};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketType, socket};
 
+use super::clsact::{attach_clsact, detach_clsact, require_clsact};
 use super::error::{DatapathError, bpf_error, io_error};
 use super::features;
-use super::filters::{Filter, Hooks, filter_programs, filters, hooks};
-use super::grace::{self, grace_period};
+use super::filters::{filter_programs, filters};
+use super::grace::grace_period;
 use super::load::{EGRESS, GUARD, INGRESS, Programs, SHIELD, TRANSIT, TRANSIT_RAW};
 use super::pins::Pins;
+use super::tcx::{attach_tcx, detach_now, replace_pinned};
 
 /// How programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,7 +42,7 @@ const HOOKS: [(&str, TcAttachType, &str); 2] =
 /// Likewise of the transit programs', which may be on the same hook.
 const TRANSIT_HANDLE: TcHandle = TcHandle::new(0, 0x6e71);
 /// Transit programs and what their links are called.
-const TRANSITS: [(&str, &str); 2] = [(TRANSIT, "transit"), (TRANSIT_RAW, "transitraw")];
+const TRANSIT_LINKS: [(&str, &str); 2] = [(TRANSIT, "transit"), (TRANSIT_RAW, "transitraw")];
 
 /// A program for pods that no policy selects, and how it is attached.
 struct Warden {
@@ -70,23 +69,16 @@ const WARDENS: [Warden; 2] = [
     },
 ];
 
-/// Error number of a link whose device is gone.
-const ENOLINK: i32 = 67;
-/// Error numbers of clsact: nothing to replace, there already, taken by another kind of filter.
-const ENOENT: i32 = 2;
-const EEXIST: i32 = 17;
-const EINVAL: i32 = 22;
-
 /// Attaches in one of the two ways.
 #[derive(Debug)]
-pub struct Attacher {
+pub(crate) struct Attacher {
     is_tcx: bool,
     pins: Pins,
 }
 
 impl Attacher {
     /// Resolves `mode` for this kernel.
-    pub fn new(mode: AttachMode, pins: &Pins) -> Self {
+    pub(crate) fn new(mode: AttachMode, pins: &Pins) -> Self {
         let is_tcx = match mode {
             AttachMode::Auto => features::has_tcx(),
             AttachMode::Tcx => true,
@@ -96,12 +88,12 @@ impl Attacher {
     }
 
     /// Where the links are pinned.
-    pub fn pins(&self) -> &Pins {
+    pub(crate) fn pins(&self) -> &Pins {
         &self.pins
     }
 
     /// `tcx` or `clsact`.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         if self.is_tcx { "tcx" } else { "clsact" }
     }
 
@@ -109,7 +101,11 @@ impl Attacher {
     ///
     /// The name is looked up in the calling thread's network namespace, and must still belong
     /// to `ifindex`.
-    pub fn attach(&self, programs: &mut Programs, ifindex: u32) -> Result<(), DatapathError> {
+    pub(crate) fn attach(
+        &self,
+        programs: &mut Programs,
+        ifindex: u32,
+    ) -> Result<(), DatapathError> {
         let interface = interface_name(ifindex)?;
         for (name, hook, direction) in HOOKS {
             let what = format!("attach {name} to {interface}");
@@ -134,12 +130,12 @@ impl Attacher {
 
     /// Takes off what an agent with the other mode left: it would go on judging, and drop
     /// everything once the endpoint is gone.
-    pub fn detach_other_mode(&self, ifindex: u32) {
+    pub(crate) fn detach_other_mode(&self, ifindex: u32) {
         if self.is_tcx { detach_filters(ifindex) } else { self.detach_links(ifindex) }
     }
 
     /// Puts a transit program on the interface.
-    pub fn attach_transit(
+    pub(crate) fn attach_transit(
         &self,
         programs: &mut Programs,
         ifindex: u32,
@@ -168,7 +164,7 @@ impl Attacher {
 
     /// Puts the guard on the interface, where it sees what comes from the pod first, and where the
     /// link is shared the shield, which sees what comes to it; else takes that off.
-    pub fn attach_guard(
+    pub(crate) fn attach_guard(
         &self,
         programs: &mut Programs,
         ifindex: u32,
@@ -212,7 +208,7 @@ impl Attacher {
     }
 
     /// Takes guard and shield off an interface, in whichever mode they are on.
-    pub fn detach_guard(&self, ifindex: u32) {
+    pub(crate) fn detach_guard(&self, ifindex: u32) {
         for warden in &WARDENS {
             self.detach_warden(ifindex, warden);
         }
@@ -224,14 +220,14 @@ impl Attacher {
     }
 
     /// Interfaces with a pinned link of a guard or a shield.
-    pub fn guarded(&self) -> BTreeSet<u32> {
+    pub(crate) fn guarded(&self) -> BTreeSet<u32> {
         let is_wardens = |name: &str| WARDENS.iter().any(|warden| warden.link == name);
         let guards = self.pinned_links().filter(|(_, _, name)| is_wardens(name));
         guards.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     /// Whether the interface has a guard, of whichever agent and in whichever mode.
-    pub fn is_guarded(&self, ifindex: u32) -> bool {
+    pub(crate) fn is_guarded(&self, ifindex: u32) -> bool {
         let [guard, _] = &WARDENS;
         let has_filter = || {
             let filters = filters(ifindex, guard.hook).unwrap_or_default();
@@ -242,62 +238,62 @@ impl Attacher {
 
     /// Whether the guard still is on the interface, and the shield where the link is shared, by the
     /// ids of their programs.
-    pub fn has_guard(&self, ifindex: u32, program_ids: [u32; 2], is_shared: bool) -> bool {
+    pub(crate) fn has_guard(&self, ifindex: u32, program_ids: [u32; 2], is_shared: bool) -> bool {
         let Ok(name) = interface_name(ifindex) else { return false };
         let mut wanted = WARDENS.iter().zip(program_ids).take(1 + usize::from(is_shared));
         wanted.all(|(warden, id)| self.has_program(ifindex, &name, warden.hook, id))
     }
 
     /// Takes transit programs off an interface, in whichever mode they are on.
-    pub fn detach_transit(&self, ifindex: u32) {
+    pub(crate) fn detach_transit(&self, ifindex: u32) {
         self.detach_transit_links(ifindex);
         detach_transit_filters(ifindex);
     }
 
     /// Takes transit programs off all interfaces that have links of them, and off these.
-    pub fn detach_all_transit(&self, ifindexes: impl IntoIterator<Item = u32>) {
+    pub(crate) fn detach_all_transit(&self, ifindexes: impl IntoIterator<Item = u32>) {
         for ifindex in ifindexes.into_iter().chain(self.transits()) {
             self.detach_transit(ifindex);
         }
     }
 
     /// Interfaces with a pinned link of a transit program.
-    pub fn transits(&self) -> BTreeSet<u32> {
+    pub(crate) fn transits(&self) -> BTreeSet<u32> {
         let transits = self.pinned_links().filter(|(_, _, name)| is_transit_link(name));
         transits.map(|(_, ifindex, _)| ifindex).collect()
     }
 
     fn detach_transit_links(&self, ifindex: u32) {
-        for (_, name) in TRANSITS {
+        for (_, name) in TRANSIT_LINKS {
             self.detach_link(&self.link_path(ifindex, name));
         }
     }
 
     /// Whether the transit program (by id) still is on the interface.
-    pub fn has_transit(&self, ifindex: u32, program_id: u32) -> bool {
+    pub(crate) fn has_transit(&self, ifindex: u32, program_id: u32) -> bool {
         interface_name(ifindex)
             .is_ok_and(|name| self.has_program(ifindex, &name, TcAttachType::Egress, program_id))
     }
 
     /// Whether there is such an interface here.
-    pub fn exists(&self, ifindex: u32) -> bool {
+    pub(crate) fn exists(&self, ifindex: u32) -> bool {
         interface_name(ifindex).is_ok()
     }
 
     fn transit_link(&self, ifindex: u32) -> Option<SchedClassifierLink> {
         let open = |name| PinnedLink::from_pin(self.link_path(ifindex, name)).ok();
-        let pinned = TRANSITS.into_iter().find_map(|(_, name)| open(name))?;
+        let pinned = TRANSIT_LINKS.into_iter().find_map(|(_, name)| open(name))?;
         SchedClassifierLink::try_from(FdLink::from(pinned)).ok()
     }
 
     /// Takes both programs off, in whichever mode they are on. An interface that is gone is fine.
-    pub fn detach(&self, ifindex: u32) {
+    pub(crate) fn detach(&self, ifindex: u32) {
         self.detach_links(ifindex);
         detach_filters(ifindex);
     }
 
     /// Takes the links off.
-    pub fn detach_links(&self, ifindex: u32) {
+    pub(crate) fn detach_links(&self, ifindex: u32) {
         for (_, _, direction) in HOOKS {
             self.detach_link(&self.link_path(ifindex, direction));
         }
@@ -312,9 +308,9 @@ impl Attacher {
 
     /// Switches every pinned link to the programs just loaded, each in one step, and forgets
     /// links whose interface is gone.
-    pub fn adopt(&self, programs: &mut Programs) -> Result<(), DatapathError> {
+    pub(crate) fn adopt(&self, programs: &mut Programs) -> Result<(), DatapathError> {
         for (path, _, name) in self.pinned_links() {
-            let transits = TRANSITS.into_iter();
+            let transits = TRANSIT_LINKS.into_iter();
             let wardens = WARDENS.iter().map(|warden| (warden.program, warden.link));
             let when_needed = transits.chain(wardens).find(|(_, link)| *link == name);
             let program = match (name.as_str(), when_needed) {
@@ -339,7 +335,7 @@ impl Attacher {
     }
 
     /// Whether both programs (by id) are still on the interface's hooks.
-    pub fn is_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
+    pub(crate) fn is_attached(&self, ifindex: u32, program_ids: [u32; 2]) -> bool {
         let Ok(interface) = interface_name(ifindex) else { return false };
         HOOKS
             .iter()
@@ -359,7 +355,7 @@ impl Attacher {
     /// Whether the interface has what an agent attached for an endpoint, be it a guard, in whichever
     /// mode. A link is to this very device, and so is a filter: no other one that got its index has
     /// them. Links of devices that are gone are forgotten by [`Self::adopt`].
-    pub fn is_enforced(&self, ifindex: u32) -> bool {
+    pub(crate) fn is_enforced(&self, ifindex: u32) -> bool {
         let wardens = WARDENS.iter().map(|warden| (warden.program, warden.hook, warden.link));
         HOOKS.into_iter().chain(wardens).any(|(program, hook, link)| {
             self.link_path(ifindex, link).exists()
@@ -369,7 +365,7 @@ impl Attacher {
     }
 
     /// Interfaces with a pinned link of an endpoint.
-    pub fn linked(&self) -> BTreeSet<u32> {
+    pub(crate) fn linked(&self) -> BTreeSet<u32> {
         let is_endpoints = |name: &str| HOOKS.iter().any(|hook| hook.2 == name);
         let linked = self.pinned_links().filter(|(_, _, name)| is_endpoints(name));
         linked.map(|(_, ifindex, _)| ifindex).collect()
@@ -381,64 +377,11 @@ impl Attacher {
 }
 
 fn transit_link_name(program: &str) -> &'static str {
-    TRANSITS.into_iter().find(|(name, _)| *name == program).map_or("transit", |(_, link)| link)
+    TRANSIT_LINKS.into_iter().find(|(name, _)| *name == program).map_or("transit", |(_, link)| link)
 }
 
 fn is_transit_link(name: &str) -> bool {
-    TRANSITS.into_iter().any(|(_, link)| link == name)
-}
-
-/// Attaches by a link pinned at `path`: at the head of the hook, or right behind another link.
-fn attach_tcx(
-    program: &mut SchedClassifier,
-    interface: &str,
-    hook: TcAttachType,
-    behind: Option<&SchedClassifierLink>,
-    path: &Path,
-) -> Result<(), ProgramError> {
-    if replace_pinned(program, path)? {
-        return Ok(());
-    }
-    let _short = grace::short();
-    let behind = behind.and_then(|link| LinkOrder::after_link(link).ok());
-    let first = || TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = match behind {
-        Some(order) => program
-            .attach_with_options(interface, hook, TcAttachOptions::TcxOrder(order))
-            // That link has just gone.
-            .or_else(|_| program.attach_with_options(interface, hook, first()))?,
-        None => program.attach_with_options(interface, hook, first())?,
-    };
-    let link = program.take_link(id)?;
-    let link = FdLink::try_from(link).map_err(ProgramError::from_link_error)?;
-    // From here on the pin, not this process, keeps the program attached.
-    link.pin(path).map_err(ProgramError::from_pin_error)?;
-    Ok(())
-}
-
-/// Replaces the program of a pinned link. False if there is no such link, or its interface is
-/// gone, in which case the pin is removed.
-fn replace_pinned(program: &mut SchedClassifier, path: &Path) -> Result<bool, ProgramError> {
-    let Ok(pinned) = PinnedLink::from_pin(path) else {
-        let _ = fs::remove_file(path);
-        return Ok(false);
-    };
-    let link = SchedClassifierLink::try_from(FdLink::from(pinned))
-        .map_err(ProgramError::from_link_error)?;
-    match program.attach_to_link(link) {
-        Ok(id) => {
-            // The pin keeps it attached; dropping our descriptor changes nothing.
-            drop(program.take_link(id)?);
-            Ok(true)
-        }
-        Err(ProgramError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(ENOLINK) =>
-        {
-            let _ = fs::remove_file(path);
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
+    TRANSIT_LINKS.into_iter().any(|(_, link)| link == name)
 }
 
 /// Some of all interfaces, to be looked at in turn: a look at all of them takes a while.
@@ -493,25 +436,8 @@ fn detach_warden_filters(ifindex: u32, program: &str, hook: TcAttachType) {
 /// Takes clsact filters of transit programs off an interface.
 fn detach_transit_filters(ifindex: u32) {
     let Ok(interface) = interface_name(ifindex) else { return };
-    for (program, _) in TRANSITS {
+    for (program, _) in TRANSIT_LINKS {
         detach_clsact(ifindex, &interface, TcAttachType::Egress, program);
-    }
-}
-
-/// Takes a link's program off at once. Removing the pin alone does it some time later, when the
-/// kernel gets to releasing the inode; until then packets would meet a program whose endpoint is
-/// gone. A link whose interface is gone has nothing to take off, which is fine.
-pub(super) fn detach_now(link: FdLink) {
-    const BPF_LINK_DETACH: i64 = 34;
-    let Ok(link) = SchedClassifierLink::try_from(link) else { return };
-    if let Ok(fd) = MultiProgLink::fd(&link) {
-        // `union bpf_attr`'s `link_detach`: the descriptor alone.
-        let attribute = fd.as_raw_fd() as u32;
-        let _short = grace::short();
-        // SAFETY: the kernel reads the four bytes given and writes nothing.
-        unsafe {
-            libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attribute, size_of::<u32>());
-        }
     }
 }
 
@@ -530,145 +456,9 @@ pub fn programs_on(interface: &str, hook: TcAttachType) -> Result<Vec<u32>, Data
     filter_programs(ifindex, hook).map_err(io_error(what()))
 }
 
-/// Sees to a clsact qdisc on the interface. Fails where the kernel would put a filter for the
-/// egress hook on the ingress hook.
-///
-/// One that is there is left alone, whoever made it, and it is never taken off again: for either
-/// the kernel takes an interface that is up out of service for a moment, and drops what is under
-/// way. An empty one does nothing.
-fn require_clsact(ifindex: u32, interface: &str, what: &str) -> Result<(), DatapathError> {
-    match hooks(ifindex).map_err(io_error(format!("{what}: list the qdiscs of {interface}")))? {
-        Hooks::Clsact => Ok(()),
-        Hooks::None => match tc::qdisc_add_clsact(interface) {
-            Ok(()) | Err(TcError::AlreadyAttached) => Ok(()),
-            // Somebody else was quicker.
-            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EEXIST) => Ok(()),
-            Err(error) => Err(bpf_error(what)(error)),
-        },
-        Hooks::Ingress => Err(DatapathError::Missing(format!(
-            "{what}: it has an ingress qdisc, where the kernel has no place for a program that \
-             sees what leaves by it; have whoever made it use clsact instead (`tc qdisc del dev \
-             {interface} ingress`, `tc qdisc add dev {interface} clsact`), or use TCX"
-        ))),
-    }
-}
-
-/// Priorities to try: one of them is free, or belongs to filters that ours can stand beside.
-const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=64;
-
-/// Where a filter of this name is to be among those that are there, in the order in which they run:
-/// the first priority to try, and what stands at a wrong place and has to go afterwards.
-///
-/// Filters run by their priorities, and of equal ones the newest first. What is denied on its way is
-/// not to be judged as if it arrived, so all others stand behind the transit programs'.
-fn place<'a>(filters: &'a [Filter], name: &str) -> (u16, Option<&'a Filter>) {
-    let is_transit = |name: &str| TRANSITS.iter().any(|(transit, _)| *transit == name);
-    let own = filters.iter().position(|filter| filter.name == name);
-    let ahead = filters.iter().rposition(|filter| is_transit(&filter.name) && !is_transit(name));
-    match (own.map(|at| &filters[at]), ahead.map(|at| &filters[at])) {
-        (Some(here), _) if ahead < own => (here.priority, None),
-        (misplaced, Some(transit)) => {
-            (transit.priority.saturating_add(1).min(*PRIORITIES.end()), misplaced)
-        }
-        (_, None) => (*PRIORITIES.start(), None),
-    }
-}
-
-fn attach_clsact(
-    program: &mut SchedClassifier,
-    name: &str,
-    ifindex: u32,
-    interface: &str,
-    hook: TcAttachType,
-    handle: TcHandle,
-) -> Result<(), ProgramError> {
-    let filters = filters(ifindex, hook).map_err(TcError::IoError)?;
-    let (first, misplaced) = place(&filters, name);
-    for priority in first..=*PRIORITIES.end() {
-        // The kernel wants to be told whether to replace or to create.
-        let existing = SchedClassifierLink::attached(interface, hook, priority, handle, None)
-            .map_err(TcError::IoError)?;
-        let attached = match program.attach_to_link(existing) {
-            Err(error) if os_error(&error) == Some(ENOENT) => {
-                let options = NlOptions { priority, handle, ..NlOptions::default() };
-                program.attach_with_options(interface, hook, TcAttachOptions::Netlink(options))
-            }
-            result => result,
-        };
-        match attached {
-            Ok(id) => {
-                // Dropping the link would take the filter off.
-                std::mem::forget(program.take_link(id)?);
-                if let Some(filter) = misplaced {
-                    detach_filter(filter, interface, hook);
-                }
-                return Ok(());
-            }
-            // Someone else's filters of another kind or protocol have this priority.
-            Err(error) if os_error(&error) == Some(EINVAL) && priority < *PRIORITIES.end() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    unreachable!("invariant: the last priority returns")
-}
-
-/// Removes our filters from the hook, whatever their priority. Returns whether there were any.
-fn detach_clsact(ifindex: u32, interface: &str, hook: TcAttachType, program: &str) -> bool {
-    // Not by aya's search for a name, which fails at filters of certain other kinds.
-    let filters = filters(ifindex, hook).unwrap_or_default();
-    let ours: Vec<_> = filters.into_iter().filter(|filter| filter.name == program).collect();
-    for filter in &ours {
-        detach_filter(filter, interface, hook);
-    }
-    !ours.is_empty()
-}
-
-fn detach_filter(filter: &Filter, interface: &str, hook: TcAttachType) {
-    let Filter { priority, handle, name: program, .. } = filter;
-    let handle = TcHandle::new(handle.major, handle.minor);
-    let link = SchedClassifierLink::attached(interface, hook, *priority, handle, None);
-    if let Err(error) = link
-        .map_err(|error| error.to_string())
-        .and_then(|link| link.detach().map_err(|error| error.to_string()))
-    {
-        tracing::warn!(interface, program, error, "cannot remove a filter");
-    }
-}
-
-fn os_error(error: &ProgramError) -> Option<i32> {
-    match error {
-        ProgramError::NetlinkError(error) | ProgramError::TcError(TcError::NetlinkError(error)) => {
-            error.raw_os_error()
-        }
-        _ => None,
-    }
-}
-
 fn interface_name(ifindex: u32) -> Result<String, DatapathError> {
     let any_socket = socket(AddressFamily::INET, SocketType::DGRAM, None)
         .map_err(|error| io_error("open a socket")(error.into()))?;
     index_to_name(&any_socket, ifindex)
         .map_err(|error| io_error(format!("find interface {ifindex}"))(error.into()))
-}
-
-/// Conversions that aya leaves to its callers.
-trait FromParts {
-    fn from_link_error(error: LinkError) -> Self;
-    fn from_pin_error(error: aya::pin::PinError) -> Self;
-}
-
-impl FromParts for ProgramError {
-    fn from_link_error(error: LinkError) -> Self {
-        match error {
-            LinkError::SyscallError(error) => Self::SyscallError(error),
-            other => Self::IOError(std::io::Error::other(other.to_string())),
-        }
-    }
-
-    fn from_pin_error(error: aya::pin::PinError) -> Self {
-        match error {
-            aya::pin::PinError::SyscallError(error) => Self::SyscallError(error),
-            other => Self::IOError(std::io::Error::other(other.to_string())),
-        }
-    }
 }

@@ -18,7 +18,7 @@ use super::error::DatapathError;
 use netpol_compile::ClassId;
 
 /// Where the classes are written.
-pub trait Store {
+pub(crate) trait Store {
     /// Writes the class of an address (a block of full length) or block. With `may_add` false only
     /// one that is there is changed. Returns what happened.
     fn put(&mut self, block: &IpNet, class: ClassId, may_add: bool) -> Result<Put, DatapathError>;
@@ -28,7 +28,7 @@ pub trait Store {
 
 /// What [`Store::put`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
+pub(crate) enum Put {
     /// The entry is new.
     Added,
     /// It was there and has the class now.
@@ -39,7 +39,7 @@ pub enum Put {
 
 /// A block (shorter than an address) that is stored.
 #[derive(Debug)]
-struct Block {
+struct StoredBlock {
     /// The class it should have.
     class: ClassId,
     /// It has [`ClassId::CLOSED`] instead.
@@ -50,10 +50,10 @@ struct Block {
 
 /// What is stored and what is not. Addresses that are stored are merely counted.
 #[derive(Debug)]
-pub struct Classes {
+pub(crate) struct Classes {
     limits: [usize; 2],
     n_addresses: usize,
-    blocks: FxHashMap<IpNet, Block>,
+    blocks: FxHashMap<IpNet, StoredBlock>,
     /// How many stored blocks have each prefix length, for IPv4 and IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
     missing: BTreeMap<IpNet, ClassId>,
@@ -62,13 +62,13 @@ pub struct Classes {
 }
 
 /// Whether the block is an address.
-pub fn is_address(block: &IpNet) -> bool {
+pub(crate) fn is_address(block: &IpNet) -> bool {
     block.prefix_len() == block.max_prefix_len()
 }
 
 impl Classes {
     /// Nothing stored, and room for this many addresses and blocks.
-    pub fn new(n_addresses: u32, n_blocks: u32) -> Self {
+    pub(crate) fn new(n_addresses: u32, n_blocks: u32) -> Self {
         Self {
             limits: [n_addresses as usize, n_blocks as usize],
             n_addresses: 0,
@@ -79,29 +79,29 @@ impl Classes {
         }
     }
 
-    /// Notes what stands in the maps already.
-    pub fn adopt(&mut self, block: IpNet, class: ClassId) {
+    /// Counts what stands in the maps already.
+    pub(crate) fn adopt(&mut self, block: IpNet, class: ClassId) {
         if is_address(&block) {
             self.n_addresses += 1;
         } else {
             let is_closed = class == ClassId::CLOSED;
-            self.list(block, Block { class, is_closed, n_missing: 0 });
+            self.list(block, StoredBlock { class, is_closed, n_missing: 0 });
         }
     }
 
     /// `(used, limit)` of addresses and blocks.
-    pub fn sizes(&self) -> [(usize, usize); 2] {
+    pub(crate) fn sizes(&self) -> [(usize, usize); 2] {
         [(self.n_addresses, self.limits[0]), (self.blocks.len(), self.limits[1])]
     }
 
     /// What did not fit.
-    pub fn missing(&self) -> impl Iterator<Item = &IpNet> {
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &IpNet> {
         self.missing.keys()
     }
 
-    /// Gives an address or block its class, if there is room. What does not fit is noted, and
-    /// closed; an error is one that has nothing to do with room.
-    pub fn set(
+    /// Gives an address or block its class, if there is room. What does not fit is missing, and
+    /// what is around it closed; an error is one that has nothing to do with room.
+    pub(crate) fn set(
         &mut self,
         store: &mut impl Store,
         block: IpNet,
@@ -121,12 +121,16 @@ impl Classes {
             Ok(false) | Err(DatapathError::Full { .. }) => None,
             Err(error) => Some(error),
         };
-        let noted = self.miss(store, block, class);
-        error.map_or(noted, Err)
+        let closed = self.miss(store, block, class);
+        error.map_or(closed, Err)
     }
 
     /// Takes an address or block out.
-    pub fn clear(&mut self, store: &mut impl Store, block: IpNet) -> Result<(), DatapathError> {
+    pub(crate) fn clear(
+        &mut self,
+        store: &mut impl Store,
+        block: IpNet,
+    ) -> Result<(), DatapathError> {
         if self.missing.remove(&block).is_some() {
             self.uncount(store, block, 1);
             return Ok(());
@@ -135,7 +139,7 @@ impl Classes {
     }
 
     /// Tries again what did not fit, where there is room now.
-    pub fn retry(&mut self, store: &mut impl Store) -> Result<(), DatapathError> {
+    pub(crate) fn retry(&mut self, store: &mut impl Store) -> Result<(), DatapathError> {
         for block in std::mem::take(&mut self.to_open) {
             self.open(store, block);
         }
@@ -194,12 +198,12 @@ impl Classes {
         let n_missing = self.n_missing_nearest_in(block);
         let is_closed = n_missing > 0;
         store.put(&block, if is_closed { ClassId::CLOSED } else { class }, true)?;
-        self.list(block, Block { class, is_closed, n_missing });
+        self.list(block, StoredBlock { class, is_closed, n_missing });
         self.uncount(store, block, n_missing);
         Ok(true)
     }
 
-    /// Notes that something does not fit, and closes what would judge it instead.
+    /// Remembers that something does not fit, and closes what would judge it instead.
     fn miss(
         &mut self,
         store: &mut impl Store,
@@ -293,7 +297,7 @@ impl Classes {
         })
     }
 
-    fn list(&mut self, block: IpNet, known: Block) {
+    fn list(&mut self, block: IpNet, known: StoredBlock) {
         if self.blocks.insert(block, known).is_none() {
             *self.lengths[family(&block)].entry(block.prefix_len()).or_default() += 1;
         }

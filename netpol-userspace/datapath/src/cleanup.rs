@@ -8,10 +8,11 @@ use aya::programs::{ProgramInfo, TcAttachType};
 use netpol_common::layout::{self, names};
 
 use super::attach::{AttachMode, Attacher};
+use super::endpoint_map::{IDENTITY, parts_of};
 use super::error::{DatapathError, io_error};
 use super::filters::filter_programs;
 use super::load::ATTACHED;
-use super::maps::open;
+use super::pinned::open;
 use super::pins::Pins;
 
 /// What was removed.
@@ -79,8 +80,9 @@ fn known(pins: &Pins) -> BTreeSet<u32> {
     endpoints
         .iter()
         .flatten()
-        .filter(|value| value[0] != 0)
-        .map(|value| (value[0] >> 32) as u32)
+        .map(|value| value[IDENTITY])
+        .filter(|&identity| identity != 0)
+        .map(|identity| parts_of(identity).0)
         .collect()
 }
 

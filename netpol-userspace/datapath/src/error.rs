@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use aya::maps::MapError;
+use netpol_compile::EndpointId;
+
 /// What can go wrong between netpol and the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -72,19 +75,30 @@ pub enum DatapathError {
     },
 }
 
+/// Something that could not be done for one endpoint or table; everything else was.
+#[derive(Debug)]
+pub struct EndpointFailure {
+    /// The endpoint, if it is about one.
+    pub endpoint: Option<EndpointId>,
+    /// What went wrong.
+    pub error: DatapathError,
+}
+
 fn list(numbers: &[u32]) -> String {
     numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Names what failed, for [`io::Error`] and rustix errors.
-pub fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> DatapathError {
+pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> DatapathError {
     let what = what.into();
     move |source| DatapathError::Io { what, source }
 }
 
 /// Names what failed, for aya's errors: their cause chain on one line, a verifier log cut to its
 /// last lines.
-pub fn bpf_error<E: std::error::Error>(what: impl Into<String>) -> impl FnOnce(E) -> DatapathError {
+pub(crate) fn bpf_error<E: std::error::Error>(
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> DatapathError {
     let what = what.into();
     move |error| DatapathError::Bpf { what, message: chain(&error) }
 }
@@ -107,4 +121,41 @@ fn tail(text: &str) -> String {
     const LINES: usize = 60;
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+/// The kernel's error number, if it is the kernel's error.
+pub(crate) fn os_error(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+/// A table is full.
+pub(crate) fn no_room(table: &'static str, limit: u32) -> DatapathError {
+    let consequence = "what did not fit is denied for isolated pods";
+    DatapathError::Full { table, limit, consequence }
+}
+
+/// A map error, named as "full" where that is what it is.
+pub(crate) fn full_or(error: MapError, table: &'static str, limit: u32) -> DatapathError {
+    match os_error(&error) {
+        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => no_room(table, limit),
+        _ => bpf_error(format!("write to the {table}"))(error),
+    }
+}
+
+/// It need not have been there.
+pub(crate) fn ignore_missing(result: Result<(), MapError>) -> Result<(), DatapathError> {
+    was_there(result).map(drop)
+}
+
+/// Whether what was to be removed was there.
+pub(crate) fn was_there(result: Result<(), MapError>) -> Result<bool, DatapathError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(error) if os_error(&error) == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(bpf_error("remove a map entry")(error)),
+    }
 }

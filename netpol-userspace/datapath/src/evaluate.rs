@@ -8,11 +8,12 @@ use netpol_common::ports::Intervals;
 use netpol_common::service::{self, ToService};
 use netpol_common::verdict::{self, Policies};
 
+use super::arena::Region;
 use super::error::{DatapathError, bpf_error};
-use super::maps::{AddressBytes, Maps, RowKeyBytes, ServiceKeyBytes};
-use super::observe::ip_of;
-use super::services::{backend_of, layout_key};
-use super::writer::address_of;
+use super::keys::address_of;
+use super::maps::Maps;
+use super::pinned::{AddressBytes, RowKeyBytes, ServiceKeyBytes};
+use super::services::{backend_of, layout_key, region_of, service_key};
 use netpol_compile::{Backend, ServiceKey};
 use netpol_model::Protocol;
 
@@ -55,15 +56,12 @@ impl Policies for Maps {
 /// The Services that the programs know, with the kinds of their backends, sorted.
 pub fn services(maps: &Maps) -> Result<Vec<(ServiceKey, Vec<Backend>)>, DatapathError> {
     let mut list = Vec::new();
-    for entry in maps.services.iter() {
+    for entry in &maps.services {
         let (key, value) = entry.map_err(bpf_error("read the service table"))?;
-        let key: layout::ServiceKey = zerocopy::transmute!(key);
-        let Some(protocol) = Protocol::from_number(key.protocol) else { continue };
-        let (offset, count) = ((value >> 32) as u32, u32::from((value >> 16) as u16));
-        let words = (offset..offset + count).filter_map(|index| maps.backend(index));
-        let address = ip_of(&key.address);
-        let backends = words.map(backend_of).collect();
-        list.push((ServiceKey { address, protocol, port: key.port }, backends));
+        let Some(key) = service_key(&key) else { continue };
+        let Region { offset, length } = region_of(value);
+        let words = (offset..offset + length).filter_map(|index| maps.backend(index));
+        list.push((key, words.map(backend_of).collect()));
     }
     list.sort_by_key(|(key, _)| *key);
     Ok(list)

@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::Instant;
 
 use aya::maps::MapType;
-use aya::programs::{ProgramType, SchedClassifier, TcAttachType, tc};
+use aya::programs::{ProgramInfo, ProgramType, SchedClassifier, TcAttachType, tc};
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
 use serde::Serialize;
 
@@ -205,7 +205,7 @@ pub fn require() -> Result<Vec<String>, DatapathError> {
 }
 
 /// Fails if there are no links to interfaces, which were asked for.
-pub(super) fn require_tcx() -> Result<(), DatapathError> {
+pub(crate) fn require_tcx() -> Result<(), DatapathError> {
     if has_tcx() {
         return Ok(());
     }
@@ -230,7 +230,7 @@ pub fn capabilities() -> Result<Capabilities, DatapathError> {
                 programs = ATTACHED.iter().map(|name| give(&mut object, name)).collect();
             }
             Err(error) => {
-                reason = Some(format!("this kernel ({kernel}) refuses the maps: {error}"))
+                reason = Some(format!("this kernel ({kernel}) refuses the maps: {error}"));
             }
         }
         let refused = programs.iter().find_map(|program: &Loaded| {
@@ -252,10 +252,10 @@ fn give(object: &mut Programs, name: &'static str) -> Loaded {
         name,
         refused,
         verified_instructions: info
-            .and_then(|info| info.verified_instruction_count())
+            .and_then(ProgramInfo::verified_instruction_count)
             .unwrap_or_default(),
         load_ms: (load_ms * 10.0).round() / 10.0,
-        jitted_bytes: info.map_or(0, |info| info.size_jitted()),
+        jitted_bytes: info.map_or(0, ProgramInfo::size_jitted),
     }
 }
 
@@ -269,7 +269,7 @@ fn has_helper(helper: BpfHelper) -> bool {
 }
 
 /// Whether interfaces take links: they can be asked for those that they have.
-pub fn has_tcx() -> bool {
+pub(crate) fn has_tcx() -> bool {
     SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
 }
 
@@ -324,7 +324,7 @@ fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let attribute = LoadAttribute {
         kind: SCHED_CLS,
-        count: instructions.len() as u32,
+        count: u32::try_from(instructions.len()).expect("invariant: a few"),
         instructions: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         log: [0; 2],

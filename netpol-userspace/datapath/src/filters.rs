@@ -16,7 +16,7 @@ use netlink_sys::{Socket, SocketAddr};
 
 /// A BPF filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// Its place among the filters.
     pub priority: u16,
     /// Its number there.
@@ -28,12 +28,12 @@ pub struct Filter {
 }
 
 /// Ids of the programs of all BPF filters on the hook; none if there is no such interface.
-pub fn filter_programs(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<u32>> {
+pub(crate) fn filter_programs(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<u32>> {
     Ok(filters(ifindex, hook)?.iter().map(|filter| filter.program).collect())
 }
 
 /// All BPF filters on the hook; none if there is no such interface.
-pub fn filters(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> {
+pub(crate) fn filters(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> {
     let mut filters = Vec::new();
     dump(&request(ifindex, hook), |message| {
         if let RouteNetlinkMessage::NewTrafficFilter(filter) = message {
@@ -45,7 +45,7 @@ pub fn filters(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> {
 
 /// What stands where filters without a queue are hung.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hooks {
+pub(crate) enum Hooks {
     /// Nothing.
     None,
     /// A clsact qdisc.
@@ -56,7 +56,7 @@ pub enum Hooks {
 }
 
 /// Which hooks the interface has.
-pub fn hooks(ifindex: u32) -> io::Result<Hooks> {
+pub(crate) fn hooks(ifindex: u32) -> io::Result<Hooks> {
     let mut message = TcMessage::default();
     message.header.index = ifindex.cast_signed();
     let mut found = Hooks::None;
@@ -128,11 +128,8 @@ fn bytes_of(request: RouteNetlinkMessage) -> Vec<u8> {
 
 /// An interface that is gone, or has no clsact qdisc, has no filters.
 fn no_hook(error: io::Error) -> io::Result<()> {
-    const EINVAL: i32 = 22;
-    const ENODEV: i32 = 19;
-    const ENOENT: i32 = 2;
     match error.raw_os_error() {
-        Some(EINVAL | ENODEV | ENOENT) => Ok(()),
+        Some(libc::EINVAL | libc::ENODEV | libc::ENOENT) => Ok(()),
         _ => Err(error),
     }
 }

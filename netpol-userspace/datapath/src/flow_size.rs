@@ -15,8 +15,11 @@ const MOST: [u32; 2] = [1 << 17, 1 << 16];
 /// The least: 131,072 and 65,536 flows.
 const LEAST: [u32; 2] = [FLOW4_BUCKETS, FLOW6_BUCKETS];
 
+#[expect(clippy::cast_possible_truncation, reason = "it is 4")]
+const SLOTS_PER_BUCKET: u32 = SLOTS as u32;
+
 /// Most flows that a table can be told to have room for.
-pub const MAX_FLOWS: u32 = MAX_FLOW_BUCKETS * SLOTS as u32;
+pub const MAX_FLOWS: u32 = MAX_FLOW_BUCKETS * SLOTS_PER_BUCKET;
 /// Least flows that one can be told to have room for.
 pub const MIN_FLOWS: u32 = 4_096;
 
@@ -33,7 +36,7 @@ pub fn buckets_by_memory(bytes: u64) -> [u32; 2] {
 
 /// Buckets that have room for so many flows.
 pub fn buckets_for(flows: u32) -> u32 {
-    flows.div_ceil(SLOTS as u32).next_power_of_two().min(MAX_FLOW_BUCKETS)
+    flows.div_ceil(SLOTS_PER_BUCKET).next_power_of_two().min(MAX_FLOW_BUCKETS)
 }
 
 #[cfg(test)]

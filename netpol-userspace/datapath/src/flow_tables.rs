@@ -1,16 +1,18 @@
 //! The flow tables in our address space: for entering flows, listing them, saying what is whose
 //! share, and moving them into tables of another size. Must never decide whether a flow is allowed.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_common::flow::{self, ANSWERED, Clock, KEY4, KEY6, SLOTS, Slot, account};
-use netpol_common::layout::{self, MAX_ENDPOINTS};
+use netpol_common::layout::{self, MAX_ENDPOINTS, names};
 
+use super::control::ControlEntry;
+use super::error::DatapathError;
 use super::mapped::{Bucket, Mapped};
-use super::maps::Maps;
-
-/// Word index of [`layout::Control::secret`].
-const SECRET: usize = 2;
+use super::pinned::map_for_writing;
+use super::pins::Pins;
+use netpol_compile::EndpointId;
 
 /// One flow table.
 #[derive(Clone, Copy)]
@@ -39,24 +41,56 @@ pub struct FlowUse {
     pub refused: u64,
 }
 
-impl Maps {
+/// Both flow tables, and what endpoints have of them. Owns the two maps of flows and the one of
+/// accounts. Must never say whose a flow is but by the endpoint number in its key.
+#[derive(Debug, Clone)]
+pub(crate) struct FlowTables {
+    flows4: Arc<Mapped>,
+    flows6: Arc<Mapped>,
+    accounts: Arc<Mapped>,
+    /// Has the key of their hash.
+    control: ControlEntry,
+}
+
+impl FlowTables {
+    /// Tables of IPv4 and IPv6 flows with the accounts of both.
+    pub(crate) fn new(
+        flows4: Arc<Mapped>,
+        flows6: Arc<Mapped>,
+        accounts: Arc<Mapped>,
+        control: ControlEntry,
+    ) -> Self {
+        Self { flows4, flows6, accounts, control }
+    }
+
+    /// Opens those that are pinned.
+    pub(crate) fn open(pins: &Pins, control: ControlEntry) -> Result<Self, DatapathError> {
+        Ok(Self {
+            flows4: map_for_writing(pins, names::FLOWS4)?,
+            flows6: map_for_writing(pins, names::FLOWS6)?,
+            accounts: map_for_writing(pins, names::FLOW_USE)?,
+            control,
+        })
+    }
+
+    /// The maps: IPv4 flows, IPv6 flows, accounts.
+    pub(crate) fn maps(&self) -> [&Arc<Mapped>; 3] {
+        [&self.flows4, &self.flows6, &self.accounts]
+    }
+
     /// The IPv4 flow table.
-    pub fn table4(&self) -> FlowTable<'_> {
-        FlowTable::new(&self.flows4, &self.flow_use, self.secret())
+    pub(crate) fn table4(&self) -> FlowTable<'_> {
+        FlowTable::new(&self.flows4, &self.accounts, self.control.secret())
     }
 
     /// The IPv6 flow table.
-    pub fn table6(&self) -> FlowTable<'_> {
-        FlowTable::new(&self.flows6, &self.flow_use, self.secret())
+    pub(crate) fn table6(&self) -> FlowTable<'_> {
+        FlowTable::new(&self.flows6, &self.accounts, self.control.secret())
     }
 
-    fn secret(&self) -> [u64; 2] {
-        [self.control.load(0, SECRET), self.control.load(0, SECRET + 1)]
-    }
-
-    /// What the endpoint with this id has of the flow tables.
-    pub fn flow_use(&self, id: u16) -> FlowUse {
-        let word = |word| self.flow_use.load(usize::from(id), word);
+    /// What the endpoint with this id has.
+    pub(crate) fn use_of(&self, id: u16) -> FlowUse {
+        let word = |word| self.accounts.load(usize::from(id), word);
         let both = |first| word(first) + word(first + 1);
         FlowUse {
             held: both(account::HELD),
@@ -69,37 +103,39 @@ impl Maps {
     }
 
     /// Slots that hold a flow, expired or not, by table.
-    pub fn held_flows(&self) -> [u64; 2] {
-        let ids = 0..self.flow_use.len();
+    pub(crate) fn held(&self) -> [u64; 2] {
+        let ids = 0..self.accounts.len();
         let sum =
-            |family| ids.clone().map(|id| self.flow_use.load(id, account::HELD + family)).sum();
+            |family| ids.clone().map(|id| self.accounts.load(id, account::HELD + family)).sum();
         [sum(0), sum(1)]
     }
 
-    /// Says how much of the tables is the endpoint's own when there are `n_endpoints`.
-    pub(super) fn set_share(&self, id: u16, n_endpoints: usize) {
-        for (family, table) in [self.table4(), self.table6()].into_iter().enumerate() {
-            let share = share(table.common, n_endpoints);
-            self.flow_use.store(usize::from(id), account::SHARE + family, share);
+    /// Gives each of these endpoints an equal share of the tables.
+    pub(crate) fn divide(&self, ids: &[EndpointId]) {
+        for id in ids {
+            for (family, table) in [self.table4(), self.table6()].into_iter().enumerate() {
+                let share = share(table.common, ids.len());
+                self.accounts.store(usize::from(id.0), account::SHARE + family, share);
+            }
         }
     }
 
-    /// What the endpoint has left in the tables is nobody's.
-    pub(super) fn clear_share(&self, id: u16) {
+    /// What an endpoint with this id has left in the tables is nobody's.
+    pub(crate) fn clear_share(&self, id: EndpointId) {
         for family in 0..2 {
-            self.flow_use.store(usize::from(id), account::SHARE + family, 0);
+            self.accounts.store(usize::from(id.0), account::SHARE + family, 0);
         }
     }
 
     /// Flows of earlier epochs are an earlier owner's of the id.
-    pub(super) fn set_born(&self, id: u16, born: u32) {
-        self.flow_use.store(usize::from(id), account::BORN, u64::from(born));
+    pub(crate) fn set_born(&self, id: EndpointId, born: u32) {
+        self.accounts.store(usize::from(id.0), account::BORN, u64::from(born));
     }
 
     /// A new owner of the id has lost nothing yet.
-    pub(super) fn clear_losses(&self, id: u16) {
+    pub(crate) fn clear_losses(&self, id: EndpointId) {
         for word in [account::DISPLACED, account::GIVEN, account::REFUSED] {
-            self.flow_use.store(usize::from(id), word, 0);
+            self.accounts.store(usize::from(id.0), word, 0);
         }
     }
 }
@@ -114,7 +150,7 @@ fn share(common: u32, n_endpoints: usize) -> u64 {
 
 impl<'a> FlowTable<'a> {
     /// `buckets` and `accounts` are of the same tables, whose hash has this key.
-    pub(super) fn new(buckets: &'a Mapped, accounts: &'a Mapped, secret: [u64; 2]) -> Self {
+    pub(crate) fn new(buckets: &'a Mapped, accounts: &'a Mapped, secret: [u64; 2]) -> Self {
         let common = u32::try_from(buckets.len())
             .ok()
             .and_then(layout::common_buckets)
@@ -171,40 +207,40 @@ impl flow::Account for Account<'_> {
 }
 
 /// Tables that are no longer in force, whose flows are to go into others.
-pub struct OldTables {
+pub(crate) struct OldTables {
     /// IPv4 flow buckets.
     pub flows4: Mapped,
     /// IPv6 flow buckets.
     pub flows6: Mapped,
     /// Accounts of both.
-    pub flow_use: Mapped,
+    pub accounts: Mapped,
 }
 
 impl OldTables {
     /// Gives the endpoints in the new tables what they had in the old ones, as far as sizes allow.
-    pub fn move_accounts(&self, maps: &Maps) {
-        let pairs = [(&self.flows4, maps.table4()), (&self.flows6, maps.table6())];
+    pub(crate) fn move_accounts(&self, into: &FlowTables) {
+        let pairs = [(&self.flows4, into.table4()), (&self.flows6, into.table6())];
         for id in 0..MAX_ENDPOINTS as usize {
             for word in [account::BORN, account::DISPLACED, account::GIVEN, account::REFUSED] {
-                maps.flow_use.store(id, word, self.flow_use.load(id, word));
+                into.accounts.store(id, word, self.accounts.load(id, word));
             }
             for (family, (old, new)) in pairs.iter().enumerate() {
                 let word = account::SHARE + family;
-                let share = self.flow_use.load(id, word) as u128;
+                let share = u128::from(self.accounts.load(id, word));
                 let share = (share * new.buckets.len() as u128).div_ceil(old.len() as u128);
-                maps.flow_use.store(id, word, u64::try_from(share).unwrap_or(u64::MAX));
+                into.accounts.store(id, word, u64::try_from(share).unwrap_or(u64::MAX));
             }
         }
     }
 
     /// Enters all that is live and not yet in the new tables, answered flows first.
-    pub fn copy_into(&self, maps: &Maps, clock: &Clock) {
-        let secret = maps.secret();
-        let old4 = FlowTable::new(&self.flows4, &self.flow_use, secret);
-        let old6 = FlowTable::new(&self.flows6, &self.flow_use, secret);
+    pub(crate) fn copy_into(&self, into: &FlowTables, clock: &Clock) {
+        let secret = into.control.secret();
+        let old4 = FlowTable::new(&self.flows4, &self.accounts, secret);
+        let old6 = FlowTable::new(&self.flows6, &self.accounts, secret);
         for is_answered in [true, false] {
-            copy::<KEY4>(old4, maps.table4(), is_answered, clock);
-            copy::<KEY6>(old6, maps.table6(), is_answered, clock);
+            copy::<KEY4>(old4, into.table4(), is_answered, clock);
+            copy::<KEY6>(old6, into.table6(), is_answered, clock);
         }
     }
 }

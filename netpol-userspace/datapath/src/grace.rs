@@ -34,19 +34,19 @@ pub fn expedite() {
 }
 
 /// Whether grace periods can be expedited here.
-pub fn can_expedite() -> bool {
+pub(crate) fn can_expedite() -> bool {
     Switch::open(Path::new(SWITCH)).is_some()
 }
 
 /// While it lives, grace periods are short.
-pub(super) fn short() -> Option<Short<'static>> {
+pub(crate) fn short() -> Option<Short<'static>> {
     IN_USE.get().and_then(Option::as_ref).and_then(Switch::short)
 }
 
 /// Returns when no program that was running at the call is running any more. Programs run inside
 /// RCU read-side critical sections; this membarrier command waits for all of those
 /// (kernel/sched/membarrier.c: MEMBARRIER_CMD_GLOBAL is synchronize_rcu).
-pub fn grace_period() -> Result<(), DatapathError> {
+pub(crate) fn grace_period() -> Result<(), DatapathError> {
     let _short = short();
     // SAFETY: membarrier takes three integers and touches no memory of ours.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
@@ -62,7 +62,7 @@ struct Switch(File);
 /// The switch is on until this goes.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Short<'a>(&'a Switch);
+pub(crate) struct Short<'a>(&'a Switch);
 
 impl Switch {
     /// Also puts back what a netpol left that was killed.

@@ -58,7 +58,7 @@ const LEAST_PART: u64 = 8;
 const MOST_TIMES: u32 = 16;
 
 /// Entries of a hash or trie beyond its limit, for changes in place.
-pub(super) const SPARE: u32 = 1;
+pub(crate) const SPARE: u32 = 1;
 
 impl Limits {
     /// Those of a machine with so many bytes of memory.
@@ -92,7 +92,7 @@ impl Limits {
     }
 
     /// The sizes of new maps.
-    pub(super) fn sizes(&self) -> [(&'static str, u32); 6] {
+    pub(crate) fn sizes(&self) -> [(&'static str, u32); 6] {
         [
             (names::ADDRESSES, self.addresses + SPARE),
             (names::BLOCKS, self.blocks + SPARE),
@@ -104,7 +104,7 @@ impl Limits {
     }
 
     /// The limits that hold where a map of this name has `size` entries.
-    pub(super) fn within(mut self, name: &str, size: u32) -> Self {
+    pub(crate) fn within(mut self, name: &str, size: u32) -> Self {
         let (limit, size) = match name {
             names::ADDRESSES => (&mut self.addresses, size.saturating_sub(SPARE)),
             names::BLOCKS => (&mut self.blocks, size.saturating_sub(SPARE)),
@@ -175,7 +175,7 @@ pub struct Overflow {
 }
 
 /// How many examples a message names.
-pub(super) const N_EXAMPLES: usize = 5;
+pub(crate) const N_EXAMPLES: usize = 5;
 
 #[cfg(test)]
 mod tests {

@@ -5,35 +5,36 @@ use std::io::Read as _;
 
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use netpol_common::flow::{self, TIMEOUT_SECONDS, Timeouts};
 use netpol_common::layout::{self, FLOW4_BUCKETS, FLOW6_BUCKETS, names};
-use rustix::time::{ClockId, clock_getres};
 
+use super::clock::timeouts_in_ticks;
+use super::control::ControlEntry;
 use super::error::{DatapathError, bpf_error, io_error};
 use super::limits::Limits;
-use super::maps::{check_pinned, mapped_control};
-use super::pins::Pins;
-use super::resize::pinned_buckets;
 
-/// The eBPF object, built by `cargo xtask build`.
-/// The eBPF object, as it was built.
+use super::pinned::{check_pinned, pinned_buckets};
+use super::pins::Pins;
+
+/// The eBPF object, as `cargo xtask build` has built it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-ebpf.o"));
 
 /// Name of the program for traffic towards pods, on the tc egress hook.
-pub const INGRESS: &str = "netpol_ingress";
+pub(crate) const INGRESS: &str = "netpol_ingress";
 /// Name of the program for traffic from pods, on the tc ingress hook.
-pub const EGRESS: &str = "netpol_egress";
+pub(crate) const EGRESS: &str = "netpol_egress";
 /// Name of the program for stamped packets on their way, on the tc egress hook.
-pub const TRANSIT: &str = "netpol_transit";
+pub(crate) const TRANSIT: &str = "netpol_transit";
 /// The same for devices whose packets have no link-layer header.
-pub const TRANSIT_RAW: &str = "netpol_transit_raw";
+pub(crate) const TRANSIT_RAW: &str = "netpol_transit_raw";
+/// The programs for stamped packets.
+pub(crate) const TRANSITS: [&str; 2] = [TRANSIT, TRANSIT_RAW];
 /// Name of the program for traffic from pods that no policy selects, on the tc ingress hook.
-pub const GUARD: &str = "netpol_guard";
+pub(crate) const GUARD: &str = "netpol_guard";
 /// Name of the program for traffic towards those of them that share their link with others, on the
 /// tc egress hook.
-pub const SHIELD: &str = "netpol_shield";
+pub(crate) const SHIELD: &str = "netpol_shield";
 /// The programs that are attached on nodes.
-pub const ATTACHED: [&str; 6] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW, GUARD, SHIELD];
+pub(crate) const ATTACHED: [&str; 6] = [INGRESS, EGRESS, TRANSIT, TRANSIT_RAW, GUARD, SHIELD];
 
 /// Choices fixed when the programs are loaded.
 #[derive(Debug, Clone)]
@@ -87,9 +88,8 @@ impl Programs {
         let secret = if known == [0; 2] { random_secret()? } else { known };
         let programs = Self::load_with(pins, options, &names::ALL, secret, buckets)?;
         if secret != known {
-            let control = mapped_control(pins)?;
-            control.store(0, CONTROL_SECRET, secret[0]);
-            control.store(0, CONTROL_SECRET + 1, secret[1]);
+            let control = ControlEntry::open(pins)?;
+            control.set_secret(secret);
         }
         Ok(programs)
     }
@@ -156,7 +156,7 @@ impl Programs {
     }
 
     /// The object, with no program loaded and maps that nobody else knows.
-    pub(super) fn unloaded() -> Result<Self, DatapathError> {
+    pub(crate) fn unloaded() -> Result<Self, DatapathError> {
         let (options, buckets) = (LoadOptions::default(), [FLOW4_BUCKETS, FLOW6_BUCKETS]);
         Self::object(&Pins::new("/"), &options, &[], random_secret()?, buckets)
     }
@@ -199,7 +199,7 @@ impl Programs {
     }
 
     /// Pins a program that was loaded later.
-    pub fn pin_program(&mut self, pins: &Pins, name: &str) -> Result<(), DatapathError> {
+    pub(crate) fn pin_program(&mut self, pins: &Pins, name: &str) -> Result<(), DatapathError> {
         let path = pins.program(name);
         if path.exists() {
             return Ok(());
@@ -232,9 +232,6 @@ fn load_patiently(program: &mut SchedClassifier) -> Result<(), ProgramError> {
     }
 }
 
-/// Word index of [`netpol_common::layout::Control::secret`].
-const CONTROL_SECRET: usize = 2;
-
 fn program_mut<'a>(
     ebpf: &'a mut Ebpf,
     name: &str,
@@ -264,24 +261,7 @@ fn random_secret() -> Result<[u64; 2], DatapathError> {
 }
 
 fn pinned_secret(pins: &Pins) -> Result<[u64; 2], DatapathError> {
-    let control = mapped_control(pins)?;
-    Ok([control.load(0, CONTROL_SECRET), control.load(0, CONTROL_SECRET + 1)])
-}
-
-/// The kernel's tick rate: the coarse clock advances once per jiffy.
-pub fn jiffies_per_second() -> u64 {
-    let resolution = clock_getres(ClockId::MonotonicCoarse);
-    1_000_000_000 / u64::try_from(resolution.tv_nsec).unwrap_or(4_000_000).max(1)
-}
-
-fn timeouts_in_ticks() -> [u64; 6] {
-    let Timeouts { tcp_established, tcp_other, sctp, udp, icmp, other } = TIMEOUT_SECONDS;
-    [tcp_established, tcp_other, sctp, udp, icmp, other].map(seconds_to_ticks)
-}
-
-/// Rounded up, so that no flow is forgotten early.
-pub fn seconds_to_ticks(seconds: u64) -> u64 {
-    (seconds * jiffies_per_second()).div_ceil(1 << flow::TICK_SHIFT)
+    Ok(ControlEntry::open(pins)?.secret())
 }
 
 #[cfg(test)]

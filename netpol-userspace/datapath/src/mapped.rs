@@ -12,6 +12,12 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::error::{DatapathError, io_error};
 
+/// The index of the word of a value in which a field stands, by the field's offset in bytes.
+pub(crate) const fn word_at(offset: usize) -> usize {
+    assert!(offset.is_multiple_of(8), "the field begins in the middle of a word");
+    offset / 8
+}
+
 /// A `BPF_F_MMAPABLE` array map whose value is a number of 64-bit words.
 #[derive(Debug)]
 pub struct Mapped {
@@ -70,7 +76,7 @@ impl Mapped {
     /// The same of a map that is large and of which little is looked at, mostly: what is mapped of a
     /// map is resident in full, though it takes no more memory. Values are of a size that divides a
     /// window's.
-    pub fn in_windows(
+    pub(crate) fn in_windows(
         name: &str,
         fd: BorrowedFd<'_>,
         value_size: usize,

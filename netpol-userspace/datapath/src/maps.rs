@@ -1,193 +1,52 @@
-//! The pinned maps, opened and checked. aya adopts whatever stands at a pin path; every map is
-//! compared with what this build expects before anything is read from or written to it.
+//! The maps as observers read them. Must never write but for the leases that turn events on.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
 use std::sync::Arc;
 
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray};
-use netpol_common::flow;
-use netpol_common::layout::{self, names};
+use aya::maps::{HashMap, LpmTrie, MapData};
+use netpol_common::layout::names;
 
-use super::error::{DatapathError, bpf_error};
-use super::limits::Limits;
+use super::control::ControlEntry;
+use super::counters::CounterTable;
+use super::error::DatapathError;
+use super::flow_tables::{FlowTable, FlowTables, FlowUse};
 use super::mapped::Mapped;
+use super::own_addresses::OwnAddressMap;
+use super::pinned::{
+    AddressBytes, RowBytes, RowKeyBytes, ServiceKeyBytes, check_pinned, map_for_writing, mapped,
+    open,
+};
 use super::pins::Pins;
 
-/// Bytes of an [`layout::Address`].
-pub type AddressBytes = [u8; size_of::<layout::Address>()];
-/// Bytes of a [`layout::RowKey`].
-pub type RowKeyBytes = [u8; size_of::<layout::RowKey>()];
-/// Bytes of a [`layout::Row`].
-pub type RowBytes = [u8; size_of::<layout::Row>()];
-/// Bytes of a [`layout::ServiceKey`].
-pub type ServiceKeyBytes = [u8; size_of::<layout::ServiceKey>()];
-/// Bytes of an [`layout::OwnAddress`].
-pub type OwnAddressBytes = [u8; size_of::<layout::OwnAddress>()];
-/// Bytes of a [`layout::SourcePrefix`].
-pub type SourcePrefixBytes = [u8; size_of::<layout::SourcePrefix>()];
-/// Words of a [`layout::Counters`].
-pub type CounterWords = [u64; layout::N_COUNTERS];
-
-/// Every map that userspace touches.
+/// The maps as observers read them. The agent's own are in the tables of [`super::Datapath`].
 pub struct Maps {
-    /// [`layout::Endpoint`]s.
+    /// [`netpol_common::layout::Endpoint`]s.
     pub endpoints: Arc<Mapped>,
-    /// IPv4 flow buckets.
-    pub flows4: Arc<Mapped>,
-    /// IPv6 flow buckets.
-    pub flows6: Arc<Mapped>,
-    /// [`layout::FlowUse`]s of both.
-    pub flow_use: Arc<Mapped>,
+    /// Flow buckets and [`netpol_common::layout::FlowUse`]s.
+    pub(crate) flow_tables: FlowTables,
     /// The interval arena.
-    pub intervals: Arc<Mapped>,
-    /// [`layout::Control`].
-    pub control: Arc<Mapped>,
+    pub(crate) intervals: Arc<Mapped>,
+    /// [`netpol_common::layout::Control`].
+    pub(crate) control: ControlEntry,
     /// Exact classes.
     pub addresses: HashMap<MapData, AddressBytes, u64>,
     /// Classes of blocks.
     pub blocks: LpmTrie<MapData, AddressBytes, u32>,
     /// Verdict rows.
-    pub rows: HashMap<MapData, RowKeyBytes, RowBytes>,
-    /// [`layout::Speaker`]s.
-    pub speakers: Arc<Mapped>,
+    pub(crate) rows: HashMap<MapData, RowKeyBytes, RowBytes>,
+    /// [`netpol_common::layout::Speaker`]s.
+    pub(crate) speakers: Arc<Mapped>,
     /// The arena of kinds of backends.
-    pub backends: Arc<Mapped>,
+    pub(crate) backends: Arc<Mapped>,
     /// Services.
-    pub services: HashMap<MapData, ServiceKeyBytes, u64>,
-    /// Interfaces of local endpoints by their addresses.
-    pub sources: HashMap<MapData, AddressBytes, u32>,
+    pub(crate) services: HashMap<MapData, ServiceKeyBytes, u64>,
     /// Addresses of local endpoints.
-    pub own_addresses: HashMap<MapData, OwnAddressBytes, u32>,
-    /// Blocks that pods forward for.
-    pub source_prefixes: LpmTrie<MapData, SourcePrefixBytes, u32>,
+    pub(crate) own_addresses: OwnAddressMap,
     /// Counters.
-    pub counters: PerCpuArray<MapData, CounterWords>,
+    pub(crate) counters: CounterTable,
 }
 
-/// What a map must look like.
-struct Expected {
-    map_type: MapType,
-    key_size: u32,
-    value_size: u32,
-    size: Size,
-}
-
-/// How many entries a map must have.
-#[derive(Clone, Copy)]
-enum Size {
-    Exactly(u32),
-    FlowTable,
-    /// The agent's choice: [`Limits`].
-    Any,
-}
-
-fn expected(name: &str) -> Expected {
-    use Size::{Any, Exactly, FlowTable};
-    use layout as l;
-    let of = |map_type, key_size: usize, value_size: usize, size| Expected {
-        map_type,
-        key_size: key_size as u32,
-        value_size: value_size as u32,
-        size,
-    };
-    let array = |value_size, size| of(MapType::Array, 4, value_size, size);
-    match name {
-        names::ENDPOINTS => {
-            array(size_of::<l::Endpoint>(), Exactly(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
-        }
-        names::SPEAKERS => {
-            array(size_of::<l::Speaker>(), Exactly(l::ENDPOINT_SLOTS + l::ENDPOINT_PROBES))
-        }
-        names::FLOWS4 => array(flow::WORDS4 * flow::SLOTS * 8, FlowTable),
-        names::FLOWS6 => array(flow::WORDS6 * flow::SLOTS * 8, FlowTable),
-        names::FLOW_USE => array(size_of::<l::FlowUse>(), Exactly(l::MAX_ENDPOINTS)),
-        names::INTERVALS => array(8, Any),
-        names::CONTROL => array(size_of::<l::Control>(), Exactly(1)),
-        names::ADDRESSES => of(MapType::Hash, size_of::<l::Address>(), 8, Any),
-        names::BLOCKS => of(MapType::LpmTrie, size_of::<l::Address>() + 4, 4, Any),
-        names::ROWS => of(MapType::Hash, size_of::<l::RowKey>(), size_of::<l::Row>(), Any),
-        names::OWN_ADDRESSES => {
-            of(MapType::Hash, size_of::<l::OwnAddress>(), 4, Exactly(l::MAX_OWN_ADDRESSES))
-        }
-        names::SOURCE_PREFIXES => of(
-            MapType::LpmTrie,
-            size_of::<l::SourcePrefix>() + 4,
-            4,
-            Exactly(l::MAX_SOURCE_PREFIXES),
-        ),
-        names::SOURCES => {
-            of(MapType::Hash, size_of::<l::Address>(), 4, Exactly(l::MAX_OWN_ADDRESSES))
-        }
-        names::SERVICES => of(MapType::Hash, size_of::<l::ServiceKey>(), 8, Any),
-        names::BACKENDS => array(8, Exactly(l::MAX_BACKENDS)),
-        names::FRAGMENTS => of(MapType::LruHash, size_of::<l::FragmentKey>(), 8, Any),
-        names::COUNTERS => {
-            of(MapType::PerCpuArray, 4, size_of::<l::Counters>(), Exactly(l::MAX_ENDPOINTS * 2))
-        }
-        names::EVENTS => of(MapType::RingBuf, 0, 0, Exactly(l::EVENT_RING_BYTES)),
-        names::EVENT_BUDGET => of(MapType::PerCpuArray, 4, size_of::<l::EventBudget>(), Exactly(1)),
-        _ => unreachable!("invariant: layout::names::ALL and this table name the same maps"),
-    }
-}
-
-/// Compares every pinned map with what this build expects, naming all differences of the first
-/// map that has any. Maps that are not pinned are fine.
-pub fn check_pinned(pins: &Pins) -> Result<(), DatapathError> {
-    for name in names::ALL {
-        let path = pins.map(name);
-        if !path.exists() {
-            continue;
-        }
-        let info = MapInfo::from_pin(&path)
-            .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
-        let differences = differences(name, &info);
-        if !differences.is_empty() {
-            return Err(DatapathError::Layout {
-                path,
-                bpffs: pins.bpffs.clone(),
-                differences: differences.join(", "),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn differences(name: &str, info: &MapInfo) -> Vec<String> {
-    let Expected { map_type, key_size, value_size, size } = expected(name);
-    let mut list = Vec::new();
-    let mut compare = |what: &str, is: String, should: String| {
-        if is != should {
-            list.push(format!("{what} is {is}, should be {should}"));
-        }
-    };
-    let is_type = info.map_type().map_or_else(|_| "unknown".into(), |kind| format!("{kind:?}"));
-    compare("type", is_type, format!("{map_type:?}"));
-    compare("key size", info.key_size().to_string(), key_size.to_string());
-    compare("value size", info.value_size().to_string(), value_size.to_string());
-    match size {
-        Size::Exactly(entries) => {
-            compare("size", info.max_entries().to_string(), entries.to_string());
-        }
-        Size::FlowTable if layout::common_buckets(info.max_entries()).is_none() => {
-            list.push(format!("size is {}, which no flow table has", info.max_entries()));
-        }
-        Size::FlowTable | Size::Any => {}
-    }
-    list
-}
-
-/// What is left of `limits` in the maps that are pinned.
-pub fn limits_within(pins: &Pins, limits: Limits) -> Result<Limits, DatapathError> {
-    let mut within = limits;
-    for (name, _) in limits.sizes() {
-        let path = pins.map(name);
-        let info = MapInfo::from_pin(&path)
-            .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
-        within = within.within(name, info.max_entries());
-    }
-    Ok(within)
-}
+/// Maps that are in this process's memory, by name.
+pub(crate) struct SharedMaps<'a>(pub(crate) Vec<(&'static str, &'a Arc<Mapped>)>);
 
 impl Maps {
     /// Opens the pinned maps; read-only mappings suffice for observers.
@@ -197,98 +56,66 @@ impl Maps {
         }
         check_pinned(pins)?;
         // Observers write the leases that turn events on.
-        let is_writable = |name: &str| is_writer || name == names::CONTROL;
-        Self::around(pins, |name| {
-            // The agent enters few flows and reads none; who lists them reads all.
-            let map = match name {
-                names::FLOWS4 | names::FLOWS6 if is_writer => Mapped::in_windows,
-                _ => Mapped::new,
-            };
-            mapped_by(map, &pins.map(name), name, is_writable(name)).map(Arc::new)
+        let is_writable = |name: &str| name == names::CONTROL;
+        Self::around(pins, |name| match is_writer {
+            true => map_for_writing(pins, name),
+            false => mapped(pins, name, is_writable(name)).map(Arc::new),
         })
     }
 
     /// The same maps once more, for another task of this process: their memory is mapped once,
     /// since all that is mapped counts as resident.
-    pub fn open_again(&self, pins: &Pins) -> Result<Self, DatapathError> {
-        Self::around(pins, |name| {
-            let known = match name {
-                names::ENDPOINTS => &self.endpoints,
-                names::FLOWS4 => &self.flows4,
-                names::FLOWS6 => &self.flows6,
-                names::FLOW_USE => &self.flow_use,
-                names::INTERVALS => &self.intervals,
-                names::CONTROL => &self.control,
-                names::BACKENDS => &self.backends,
-                names::SPEAKERS => &self.speakers,
-                _ => return mapped(pins, name, false).map(Arc::new),
-            };
-            Ok(known.clone())
+    pub(crate) fn open_shared(pins: &Pins, shared: &SharedMaps<'_>) -> Result<Self, DatapathError> {
+        Self::around(pins, |name| match shared.0.iter().find(|(of, _)| *of == name) {
+            Some((_, map)) => Ok(Arc::clone(map)),
+            None => mapped(pins, name, false).map(Arc::new),
         })
+    }
+
+    /// The IPv4 flow table.
+    pub fn table4(&self) -> FlowTable<'_> {
+        self.flow_tables.table4()
+    }
+
+    /// The IPv6 flow table.
+    pub fn table6(&self) -> FlowTable<'_> {
+        self.flow_tables.table6()
+    }
+
+    /// What the endpoint with this id has of the flow tables.
+    pub fn flow_use(&self, id: u16) -> FlowUse {
+        self.flow_tables.use_of(id)
+    }
+
+    /// The buckets of the IPv4 and of the IPv6 flow table, for who empties them.
+    pub fn flow_buckets(&self) -> [&Mapped; 2] {
+        let [flows4, flows6, _] = self.flow_tables.maps();
+        [flows4, flows6]
     }
 
     fn around(
         pins: &Pins,
         mapped: impl Fn(&'static str) -> Result<Arc<Mapped>, DatapathError>,
     ) -> Result<Self, DatapathError> {
+        let control = ControlEntry::new(mapped(names::CONTROL)?);
         Ok(Self {
             endpoints: mapped(names::ENDPOINTS)?,
-            flows4: mapped(names::FLOWS4)?,
-            flows6: mapped(names::FLOWS6)?,
-            flow_use: mapped(names::FLOW_USE)?,
+            flow_tables: FlowTables::new(
+                mapped(names::FLOWS4)?,
+                mapped(names::FLOWS6)?,
+                mapped(names::FLOW_USE)?,
+                control.clone(),
+            ),
             intervals: mapped(names::INTERVALS)?,
-            control: mapped(names::CONTROL)?,
+            control,
             addresses: open(pins, names::ADDRESSES)?,
             blocks: open(pins, names::BLOCKS)?,
             rows: open(pins, names::ROWS)?,
             backends: mapped(names::BACKENDS)?,
             speakers: mapped(names::SPEAKERS)?,
             services: open(pins, names::SERVICES)?,
-            sources: open(pins, names::SOURCES)?,
-            own_addresses: open(pins, names::OWN_ADDRESSES)?,
-            source_prefixes: open(pins, names::SOURCE_PREFIXES)?,
-            counters: open(pins, names::COUNTERS)?,
+            own_addresses: OwnAddressMap::open(pins)?,
+            counters: CounterTable::open(pins)?,
         })
     }
-}
-
-/// Opens a pinned map as aya's type `T`.
-pub fn open<T>(pins: &Pins, name: &str) -> Result<T, DatapathError>
-where
-    T: TryFrom<Map, Error = aya::maps::MapError>,
-{
-    let path = pins.map(name);
-    let what = || format!("open pinned map {}", path.display());
-    let data = MapData::from_pin(&path).map_err(bpf_error(what()))?;
-    let map = Map::from_map_data(data).map_err(bpf_error(what()))?;
-    T::try_from(map).map_err(bpf_error(what()))
-}
-
-/// The control entry, writable.
-pub fn mapped_control(pins: &Pins) -> Result<Mapped, DatapathError> {
-    mapped(pins, names::CONTROL, true)
-}
-
-fn mapped(pins: &Pins, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
-    mapped_at(&pins.map(name), name, is_writable)
-}
-
-/// The map of this name that is pinned at `path`.
-pub fn mapped_at(path: &Path, name: &str, is_writable: bool) -> Result<Mapped, DatapathError> {
-    mapped_by(Mapped::new, path, name, is_writable)
-}
-
-/// A way to map a map.
-type Mapping = fn(&str, BorrowedFd<'_>, usize, usize, bool) -> Result<Mapped, DatapathError>;
-
-fn mapped_by(
-    map: Mapping,
-    path: &Path,
-    name: &str,
-    is_writable: bool,
-) -> Result<Mapped, DatapathError> {
-    let what = format!("open pinned map {}", path.display());
-    let info = MapInfo::from_pin(path).map_err(bpf_error(what.clone()))?;
-    let fd = info.fd().map_err(bpf_error(what))?;
-    map(name, fd.as_fd(), info.value_size() as usize, info.max_entries() as usize, is_writable)
 }

@@ -10,15 +10,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes as _;
 
+use super::clock::clock;
 use super::error::{DatapathError, io_error};
-use super::maps::{Maps, open};
-use super::observe::clock;
+use super::maps::Maps;
+use super::pinned::open;
 use super::pins::Pins;
 use crate::lock::Lock;
 
-/// Word indices of [`netpol_common::layout::Control`].
-const DROPS_UNTIL: usize = 0;
-const FLOWS_UNTIL: usize = 1;
 /// A lease lasts this many ticks (a few seconds); renew it about once a second.
 const LEASE_TICKS: u64 = 16;
 
@@ -55,9 +53,9 @@ impl Monitor {
     /// Extends the lease: call it about once a second.
     pub fn renew(&self) {
         let until = clock().now + LEASE_TICKS;
-        self.maps.control.store(0, DROPS_UNTIL, until);
+        self.maps.control.report_drops_until(until);
         if self.has_flows {
-            self.maps.control.store(0, FLOWS_UNTIL, until);
+            self.maps.control.report_flows_until(until);
         }
     }
 
@@ -84,7 +82,7 @@ impl Monitor {
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.maps.control.store(0, DROPS_UNTIL, 0);
-        self.maps.control.store(0, FLOWS_UNTIL, 0);
+        self.maps.control.report_drops_until(0);
+        self.maps.control.report_flows_until(0);
     }
 }

@@ -1,20 +1,21 @@
 //! Reads the maps for people: endpoints, flows, classes, counters. Must never write.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netpol_common::flow::{
     self, Clock, KEY4, KEY6, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, Slot,
-    Timeouts,
 };
-use netpol_common::layout::{self, Address, EPOCH_MASK, N_COUNTERS, Reason};
-use zerocopy::FromBytes as _;
+use netpol_common::layout::{Address, EPOCH_MASK, N_COUNTERS, Reason};
 
-use super::error::{DatapathError, bpf_error};
-use super::load::{jiffies_per_second, seconds_to_ticks};
+pub use super::clock::clock;
+use super::clock::jiffies_per_second;
+use super::endpoint_map::{self, Judged};
+use super::error::DatapathError;
+pub use super::keys::ip_of;
 use super::maps::Maps;
-use super::writer;
+use super::{class_table, speakers};
 use netpol_compile::ClassId;
 use netpol_model::Direction;
 
@@ -66,37 +67,30 @@ pub struct EndpointEntry {
 
 /// Endpoints with programs attached.
 pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
-    (0..maps.endpoints.len())
-        .filter_map(|slot| {
-            let identity = maps.endpoints.load(slot, 0);
-            let policy = maps.endpoints.load(slot, 1);
-            (identity != 0).then_some(EndpointEntry {
-                ifindex: (identity >> 32) as u32,
-                id: identity as u16,
-                ingress: (policy >> 16) as u16,
-                egress: policy as u16,
-                epoch: (policy >> 32) as u32 & EPOCH_MASK,
-                born: maps.endpoints.load(slot, 2) as u32 & EPOCH_MASK,
-            })
-        })
-        .collect()
+    let entries = endpoint_map::identities(&maps.endpoints).map(|(slot, ifindex, id)| {
+        let Judged { sets, epoch, born } = endpoint_map::judged(&maps.endpoints, slot);
+        EndpointEntry {
+            ifindex,
+            id: id.0,
+            ingress: sets.ingress.0,
+            egress: sets.egress.0,
+            epoch,
+            born: born & EPOCH_MASK,
+        }
+    });
+    entries.collect()
 }
 
 /// Interfaces and ids of all known endpoints, isolated or not.
 pub fn speakers(maps: &Maps) -> Vec<(u32, u16)> {
-    (0..maps.speakers.len())
-        .map(|slot| maps.speakers.load(slot, 0))
-        .filter(|&identity| identity != 0)
-        .map(|identity| ((identity >> 32) as u32, identity as u16))
-        .collect()
+    speakers::identities(&maps.speakers).map(|(_, ifindex, id)| (ifindex, id.0)).collect()
 }
 
 /// The link-layer address that every frame of the endpoint with this interface must come from, if
 /// any.
-pub fn link_source(maps: &Maps, ifindex: u32) -> Option<[u8; 6]> {
-    let has = |slot: &usize| (maps.endpoints.load(*slot, 0) >> 32) as u32 == ifindex;
-    let slot = writer::slots(ifindex).find(has)?;
-    let [a, b, c, d, e, f, _, _] = maps.endpoints.load(slot, writer::LINK).to_le_bytes();
+pub(crate) fn link_source(maps: &Maps, ifindex: u32) -> Option<[u8; 6]> {
+    let link = endpoint_map::link_of(&maps.endpoints, ifindex)?;
+    let [a, b, c, d, e, f, _, _] = link.to_le_bytes();
     Some([a, b, c, d, e, f]).filter(|address| *address != [0; 6])
 }
 
@@ -135,89 +129,26 @@ fn flow_of<const KEY: usize>(slot: &Slot<KEY>, family: u32, clock: &Clock) -> Fl
     }
 }
 
-/// Now, in the programs' ticks, and the default idle limits. The kernel starts its jiffies five
-/// minutes before they wrap 32 bits (include/linux/jiffies.h: INITIAL_JIFFIES).
-pub fn clock() -> Clock {
-    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let hz = jiffies_per_second();
-    let nanoseconds = uptime.tv_sec as u64 * 1_000_000_000 + uptime.tv_nsec as u64;
-    let jiffies = (1 << 32) - 300 * hz + nanoseconds / (1_000_000_000 / hz);
-    let t = flow::TIMEOUT_SECONDS;
-    Clock {
-        now: flow::tick(jiffies),
-        timeouts: Timeouts {
-            tcp_established: seconds_to_ticks(t.tcp_established),
-            tcp_other: seconds_to_ticks(t.tcp_other),
-            sctp: seconds_to_ticks(t.sctp),
-            udp: seconds_to_ticks(t.udp),
-            icmp: seconds_to_ticks(t.icmp),
-            other: seconds_to_ticks(t.other),
-        },
-    }
-}
-
 /// All address blocks with their classes.
 pub fn classes(maps: &Maps) -> Result<BTreeMap<IpNet, ClassId>, DatapathError> {
-    let mut all = BTreeMap::new();
-    for entry in maps.addresses.iter() {
-        let (key, value) = entry.map_err(bpf_error("read the address table"))?;
-        let address: Address = zerocopy::transmute!(key);
-        all.insert(IpNet::from(ip_of(&address)), ClassId(value as u32));
-    }
-    for entry in maps.blocks.iter() {
-        let (key, value) = entry.map_err(bpf_error("read the block table"))?;
-        let address: Address = zerocopy::transmute!(key.data());
-        let prefix = key.prefix_len().saturating_sub(layout::FAMILY_BITS);
-        if let Ok(block) = IpNet::new(ip_of(&address), u8::try_from(prefix).unwrap_or(u8::MAX)) {
-            all.insert(block, ClassId(value));
-        }
-    }
-    Ok(all)
+    class_table::read(&maps.addresses, &maps.blocks)
 }
 
 /// `(endpoint id, address)` of all local endpoints.
 pub fn own_addresses(maps: &Maps) -> impl Iterator<Item = (u16, IpAddr)> {
-    maps.own_addresses.keys().flatten().filter_map(|key| {
-        let own = layout::OwnAddress::read_from_bytes(&key).ok()?;
-        Some((own.endpoint as u16, ip_of(&own.address)))
-    })
+    maps.own_addresses.all().map(|(id, address)| (id.0, address))
 }
 
-/// An endpoint's counters of one direction, summed over CPUs, by [`Reason`].
+/// An endpoint's counters of one direction, summed over processors, by [`Reason`].
 pub fn counters(
     maps: &Maps,
     endpoint: u16,
     direction: Direction,
 ) -> Result<[u64; N_COUNTERS], DatapathError> {
-    let direction = match direction {
-        Direction::Ingress => layout::Direction::Ingress,
-        Direction::Egress => layout::Direction::Egress,
-    };
-    let index = layout::counter_index(u32::from(endpoint), direction);
-    let values = maps.counters.get(&index, 0).map_err(bpf_error("read the counters"))?;
-    let mut sum = [0; N_COUNTERS];
-    for cpu in values.iter() {
-        for (total, value) in sum.iter_mut().zip(cpu) {
-            *total += value;
-        }
-    }
-    Ok(sum)
+    maps.counters.sum(endpoint, direction)
 }
 
 /// Packets dropped, of a set of counters.
 pub fn drops(counters: &[u64; N_COUNTERS]) -> u64 {
     Reason::ALL.iter().filter(|r| r.is_drop()).map(|&r| counters[r as usize]).sum()
-}
-
-/// The address that a map key stands for.
-pub fn ip_of(address: &Address) -> IpAddr {
-    if address.family == 6 {
-        let mut bytes = [0; 16];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(address.words) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-        IpAddr::V6(Ipv6Addr::from(bytes))
-    } else {
-        IpAddr::V4(Ipv4Addr::from(address.words[0].to_ne_bytes()))
-    }
 }

@@ -1,123 +1,112 @@
-//! Which addresses are an endpoint's own: packets from others are forged. Each endpoint has a share
-//! of the table, so that none can use up another one's by giving itself addresses.
+//! Which addresses are an endpoint's own: packets from others are forged. Must never say of an
+//! endpoint what its table has not asked for.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use netpol_common::layout;
-
-use super::error::DatapathError;
-use super::speakers;
-use super::writer::{Datapath, OWN4, address_of, full_or, ignore_missing};
+use aya::maps::{HashMap, MapData};
+use netpol_common::layout::{self, names};
 use netpol_compile::EndpointId;
+use zerocopy::FromBytes as _;
 
-impl Datapath {
-    /// Whether an endpoint with this id may have an entry.
-    pub(super) fn has_entry(&self, id: EndpointId) -> bool {
-        (1..=self.limits.endpoints).contains(&u32::from(id.0))
+use super::error::{DatapathError, full_or, ignore_missing};
+use super::keys::{address_of, ip_of};
+use super::pinned::{OwnAddressBytes, open};
+use super::pins::Pins;
+
+/// The addresses of all endpoints. Owns their map.
+pub(crate) struct OwnAddressMap(HashMap<MapData, OwnAddressBytes, u32>);
+
+impl OwnAddressMap {
+    /// Opens the map.
+    pub(crate) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        open(pins, names::OWN_ADDRESSES).map(Self)
     }
 
-    /// The first of `addresses` become the endpoint's own, as many as it may have.
-    pub(super) fn set_addresses(
+    /// All ids with their addresses.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (EndpointId, IpAddr)> {
+        self.0.keys().flatten().filter_map(|key| parts_of(&key))
+    }
+
+    /// The addresses of the endpoint with this id.
+    pub(crate) fn of(&self, id: EndpointId) -> HashSet<IpAddr> {
+        self.all().filter(|(of, _)| *of == id).map(|(_, address)| address).collect()
+    }
+
+    /// Removes those of an endpoint's `known` addresses that are not wanted, also from there. Returns
+    /// what it has lost, and what failed.
+    pub(crate) fn keep_only(
         &mut self,
         id: EndpointId,
-        addresses: impl IntoIterator<Item = IpAddr>,
-    ) -> Result<(), DatapathError> {
-        let limit = if self.has_entry(id) { self.limits.endpoint_addresses as usize } else { 0 };
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return Ok(()) };
-        let mut wanted = HashSet::new();
-        endpoint.other_addresses.clear();
-        for address in addresses {
-            if wanted.len() < limit || wanted.contains(&address) {
-                wanted.insert(address);
-            } else {
-                endpoint.other_addresses.push(address);
-            }
-        }
-        // Out before in: the table has room for what every endpoint may have and no more. What
-        // goes leaves the endpoint's entry first.
-        if let Some(slot) = endpoint.slot {
-            let kept = own4(endpoint.addresses.intersection(&wanted));
-            self.maps.endpoints.store(slot, OWN4, kept);
-        }
-        let kept = endpoint.addresses.intersection(&wanted).copied();
-        speakers::note_addresses(&self.maps.speakers, endpoint, kept);
-        endpoint.was_declared |= !wanted.is_empty();
-        let mut result = Ok(());
-        let (mut lost, mut gained) = (Vec::new(), Vec::new());
-        for address in endpoint.addresses.difference(&wanted) {
-            match ignore_missing(self.maps.own_addresses.remove(&own_address(id, *address))) {
+        known: &mut HashSet<IpAddr>,
+        wanted: &HashSet<IpAddr>,
+    ) -> (Vec<IpAddr>, Result<(), DatapathError>) {
+        let (mut lost, mut result) = (Vec::new(), Ok(()));
+        for address in known.difference(wanted) {
+            match ignore_missing(self.0.remove(&own_address(id, *address))) {
                 Ok(()) => lost.push(*address),
                 Err(error) => result = Err(error),
             }
         }
-        endpoint.addresses.retain(|address| !lost.contains(address));
+        known.retain(|address| !lost.contains(address));
+        (lost, result)
+    }
+
+    /// Writes what is wanted and not among an endpoint's `known` addresses, also there. Returns what
+    /// it has gained, what could not be written, and why.
+    pub(crate) fn add(
+        &mut self,
+        id: EndpointId,
+        known: &mut HashSet<IpAddr>,
+        wanted: HashSet<IpAddr>,
+    ) -> (Vec<IpAddr>, Vec<IpAddr>, Result<(), DatapathError>) {
+        let (mut gained, mut refused, mut result) = (Vec::new(), Vec::new(), Ok(()));
         for address in wanted {
-            if endpoint.addresses.contains(&address) {
+            if known.contains(&address) {
                 continue;
             }
-            match self.maps.own_addresses.insert(own_address(id, address), 1, 0) {
+            match self.0.insert(own_address(id, address), 1, 0) {
                 Ok(()) => {
-                    endpoint.addresses.insert(address);
+                    known.insert(address);
                     gained.push(address);
                 }
                 Err(error) => {
-                    endpoint.other_addresses.push(address);
+                    refused.push(address);
                     let limit = layout::MAX_OWN_ADDRESSES;
                     result = Err(full_or(error, "own-address table", limit));
                 }
             }
         }
-        let all = endpoint.addresses.iter().copied();
-        speakers::note_addresses(&self.maps.speakers, endpoint, all);
-        let (ifindex, slot) = (endpoint.ifindex, endpoint.slot);
-        if let Some(slot) = slot {
-            self.maps.endpoints.store(slot, OWN4, own4(&endpoint.addresses));
-            self.remove_sources(&lost, ifindex);
-            self.add_sources(&gained, ifindex);
-            if !lost.is_empty() {
-                // The flows from there are somebody else's by now, or nobody's.
-                self.rejudge(&[id]);
-            }
-        }
-        result
+        (gained, refused, result)
     }
 
-    /// Tries the addresses again that could not be written.
-    pub(super) fn retry_addresses(&mut self) -> Result<(), DatapathError> {
-        let limit = self.limits.endpoint_addresses as usize;
-        let short = self.endpoints.iter().filter(|(id, endpoint)| {
-            self.has_entry(**id)
-                && !endpoint.other_addresses.is_empty()
-                && endpoint.addresses.len() < limit
-        });
-        let short: Vec<_> = short
-            .map(|(&id, endpoint)| {
-                let known = endpoint.addresses.iter().chain(&endpoint.other_addresses);
-                (id, known.copied().collect::<Vec<_>>())
-            })
-            .collect();
-        for (id, addresses) in short {
-            self.set_addresses(id, addresses)?;
+    /// Removes all of which this says that they are not so.
+    pub(crate) fn retain(
+        &mut self,
+        is_so: impl Fn(EndpointId, IpAddr) -> bool,
+    ) -> Result<(), DatapathError> {
+        let is_stale = |key: &OwnAddressBytes| parts_of(key).is_some_and(|(id, ip)| !is_so(id, ip));
+        let stale: Vec<_> = self.0.keys().flatten().filter(is_stale).collect();
+        for key in stale {
+            ignore_missing(self.0.remove(&key))?;
         }
         Ok(())
-    }
-
-    pub(super) fn own_addresses(&self, id: EndpointId) -> HashSet<IpAddr> {
-        super::observe::own_addresses(&self.maps)
-            .filter(|&(endpoint, _)| endpoint == id.0)
-            .map(|(_, address)| address)
-            .collect()
     }
 }
 
 /// The one of these addresses that stands in the endpoint's entry, see [`layout::Endpoint::own4`].
-pub(super) fn own4<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> u64 {
+pub(crate) fn own4<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> u64 {
     let first = addresses.into_iter().filter(|address| address.is_ipv4()).min();
     first.map_or(0, |address| layout::own4(&address_of(*address)).into())
 }
 
-fn own_address(id: EndpointId, address: IpAddr) -> [u8; 24] {
+fn own_address(id: EndpointId, address: IpAddr) -> OwnAddressBytes {
     let own = layout::OwnAddress { endpoint: u32::from(id.0), address: address_of(address) };
     zerocopy::transmute!(own)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "an endpoint's number has 16 bits")]
+fn parts_of(key: &OwnAddressBytes) -> Option<(EndpointId, IpAddr)> {
+    let own = layout::OwnAddress::read_from_bytes(key).ok()?;
+    Some((EndpointId(own.endpoint as u16), ip_of(&own.address)))
 }

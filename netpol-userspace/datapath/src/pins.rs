@@ -92,7 +92,7 @@ impl Pins {
     }
 
     /// What agents of other layout versions have pinned.
-    pub fn of_other_versions(&self) -> Result<Vec<Self>, DatapathError> {
+    pub(crate) fn of_other_versions(&self) -> Result<Vec<Self>, DatapathError> {
         let others = versions(&reachable(&self.bpffs))?.into_iter();
         let others = others.filter(|root| *root != self.root);
         Ok(others.map(|root| Self { bpffs: self.bpffs.clone(), root }).collect())
@@ -188,7 +188,7 @@ fn outer_bpffs() -> Option<OwnedFd> {
         let path = format!("/proc/{process}/root{DEFAULT_MOUNT}");
         let directory = open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).ok()?;
         fstatfs(&directory)
-            .is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+            .is_ok_and(|stat| stat.f_type.cast_unsigned() == BPF_FS_MAGIC)
             .then_some(directory)
     })
 }
@@ -248,5 +248,5 @@ fn nearest(directory: &Path) -> &Path {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    statfs(path).is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+    statfs(path).is_ok_and(|stat| stat.f_type.cast_unsigned() == BPF_FS_MAGIC)
 }

@@ -4,91 +4,89 @@
 use std::collections::BTreeSet;
 
 use aya::maps::lpm_trie::Key as LpmKey;
+use aya::maps::{LpmTrie, MapData};
 use ipnet::IpNet;
-use netpol_common::layout::{self, HAS_SOURCE_PREFIXES, names};
+use netpol_common::layout::{self, names};
 use zerocopy::FromBytes as _;
 
-use super::error::{DatapathError, bpf_error};
+use super::error::{DatapathError, bpf_error, full_or, ignore_missing};
+use super::keys::{trie_block, trie_key};
 use super::limits::{N_EXAMPLES, Overflow};
-use super::maps::SourcePrefixBytes;
-use super::observe::ip_of;
-use super::writer::{Datapath, address_of, full_or, ignore_missing};
-use netpol_compile::EndpointId;
+use super::pinned::{SourcePrefixBytes, open};
+use super::pins::Pins;
 
-/// What stands in the table, and what does not though it is wanted.
-#[derive(Debug, Default)]
-pub(super) struct Prefixes {
+/// The blocks that pods forward for. Owns their map and the account of what stands in it. Must never
+/// write a block before one that is not wanted any more is out: the interface may be another pod's.
+pub(crate) struct PrefixTable {
+    map: LpmTrie<MapData, SourcePrefixBytes, u32>,
     stored: BTreeSet<(u32, IpNet)>,
     missing: BTreeSet<(u32, IpNet)>,
 }
 
-impl Datapath {
-    /// These blocks, by interface, and no others may be the sources of what pods forward.
-    pub fn set_source_prefixes(
+impl PrefixTable {
+    /// Opens the map. What an earlier agent has written stays until it is known what is wanted.
+    pub(crate) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        let map: LpmTrie<_, SourcePrefixBytes, u32> = open(pins, names::SOURCE_PREFIXES)?;
+        let what = || format!("read map {}", names::SOURCE_PREFIXES);
+        let mut stored = BTreeSet::new();
+        for key in map.keys() {
+            let key = key.map_err(bpf_error(what()))?;
+            match prefix_of(&key) {
+                Some(prefix) => drop(stored.insert(prefix)),
+                None => return Err(DatapathError::Missing(format!("{}: odd key", what()))),
+            }
+        }
+        Ok(Self { map, stored, missing: BTreeSet::new() })
+    }
+
+    /// Takes out what is not wanted. Returns the interfaces that have lost a block, and what failed.
+    pub(crate) fn keep_only(
         &mut self,
-        wanted: BTreeSet<(u32, IpNet)>,
-    ) -> Result<(), DatapathError> {
+        wanted: &BTreeSet<(u32, IpNet)>,
+    ) -> (BTreeSet<u32>, Result<(), DatapathError>) {
         let mut result = Ok(());
         let mut lost = BTreeSet::new();
-        // Out before in: an interface may have become another pod's.
-        let stale: Vec<_> = self.prefixes.stored.difference(&wanted).copied().collect();
+        let stale: Vec<_> = self.stored.difference(wanted).copied().collect();
         for prefix in stale {
-            match ignore_missing(self.maps.source_prefixes.remove(&key(&prefix))) {
+            match ignore_missing(self.map.remove(&key(&prefix))) {
                 Ok(()) => {
-                    self.prefixes.stored.remove(&prefix);
+                    self.stored.remove(&prefix);
                     lost.insert(prefix.0);
                 }
                 Err(error) => result = Err(error),
             }
         }
-        // Flows from there are forged by now.
-        let concerned = self.endpoints.iter().filter(|(_, e)| lost.contains(&e.ifindex));
-        let concerned: Vec<EndpointId> = concerned.map(|(&id, _)| id).collect();
-        if !concerned.is_empty() {
-            self.rejudge(&concerned);
-        }
-        if !wanted.is_empty() {
-            self.set_flag(HAS_SOURCE_PREFIXES, true);
-        }
-        self.prefixes.missing.clear();
-        let fresh: Vec<_> = wanted.difference(&self.prefixes.stored).copied().collect();
+        (lost, result)
+    }
+
+    /// Writes what is wanted and not there.
+    pub(crate) fn add(&mut self, wanted: &BTreeSet<(u32, IpNet)>) -> Result<(), DatapathError> {
+        let mut result = Ok(());
+        self.missing.clear();
+        let fresh: Vec<_> = wanted.difference(&self.stored).copied().collect();
         for prefix in fresh {
-            match self.maps.source_prefixes.insert(&key(&prefix), 1, 0) {
+            match self.map.insert(&key(&prefix), 1, 0) {
                 Ok(()) => {
-                    self.prefixes.stored.insert(prefix);
+                    self.stored.insert(prefix);
                 }
                 Err(error) => {
-                    self.prefixes.missing.insert(prefix);
+                    self.missing.insert(prefix);
                     let limit = layout::MAX_SOURCE_PREFIXES;
                     result = Err(full_or(error, "table of source prefixes", limit));
                 }
             }
         }
-        if self.prefixes.stored.is_empty() {
-            self.set_flag(HAS_SOURCE_PREFIXES, false);
-        }
         result
     }
 
-    /// What an earlier agent has written stays until it is known what is wanted.
-    pub(super) fn adopt_prefixes(&mut self) -> Result<(), DatapathError> {
-        let what = || format!("read map {}", names::SOURCE_PREFIXES);
-        for key in self.maps.source_prefixes.keys() {
-            let key = key.map_err(bpf_error(what()))?;
-            match prefix_of(&key) {
-                Some(prefix) => drop(self.prefixes.stored.insert(prefix)),
-                None => return Err(DatapathError::Missing(format!("{}: odd key", what()))),
-            }
-        }
-        Ok(())
+    /// How many blocks are there.
+    pub(crate) fn len(&self) -> usize {
+        self.stored.len()
     }
 
-    pub(super) fn source_prefixes(&self) -> usize {
-        self.prefixes.stored.len()
-    }
-
-    pub(super) fn missing_prefixes(&self) -> Option<Overflow> {
-        let missing = &self.prefixes.missing;
+    /// What could not be written.
+    pub(crate) fn overflow(&self) -> Option<Overflow> {
+        let missing = &self.missing;
         (!missing.is_empty()).then(|| Overflow {
             is_error: false,
             n_left_out: missing.len() as u64,
@@ -101,13 +99,13 @@ impl Datapath {
 }
 
 fn key((ifindex, block): &(u32, IpNet)) -> LpmKey<SourcePrefixBytes> {
-    let prefix = layout::SOURCE_PREFIX_BITS + u32::from(block.prefix_len());
-    let source = layout::SourcePrefix { ifindex: *ifindex, address: address_of(block.network()) };
-    LpmKey::new(prefix, zerocopy::transmute!(source))
+    trie_key(layout::SOURCE_PREFIX_BITS, block, |address| {
+        zerocopy::transmute!(layout::SourcePrefix { ifindex: *ifindex, address })
+    })
 }
 
 fn prefix_of(key: &LpmKey<SourcePrefixBytes>) -> Option<(u32, IpNet)> {
     let source = layout::SourcePrefix::read_from_bytes(&key.data()).ok()?;
-    let length = u8::try_from(key.prefix_len().checked_sub(layout::SOURCE_PREFIX_BITS)?).ok()?;
-    Some((source.ifindex, IpNet::new(ip_of(&source.address), length).ok()?))
+    let block = trie_block(layout::SOURCE_PREFIX_BITS, key.prefix_len(), &source.address)?;
+    Some((source.ifindex, block))
 }

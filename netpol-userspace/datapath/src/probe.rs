@@ -12,7 +12,7 @@ const CAPABILITIES: [(u8, &str, &str); 2] = [
 ];
 
 /// Fails with the names of all missing capabilities.
-pub fn require_capabilities() -> Result<(), DatapathError> {
+pub(crate) fn require_capabilities() -> Result<(), DatapathError> {
     let status =
         fs::read_to_string("/proc/self/status").map_err(io_error("read /proc/self/status"))?;
     let missing = missing_capabilities(&status);

@@ -5,27 +5,30 @@
 use std::fs;
 use std::path::PathBuf;
 
-use netpol_common::layout::{self, names};
+use netpol_common::layout::names;
 
-use super::error::{DatapathError, bpf_error, io_error};
-use super::flow_tables::OldTables;
+use super::error::{DatapathError, io_error};
+use super::flow_tables::{FlowTables, OldTables};
 use super::load::LoadOptions;
-use super::maps::{Maps, check_pinned, mapped_at};
 use super::observe::clock;
+use super::pinned::{check_pinned, mapped_at, pinned_buckets};
 use super::pins::Pins;
 
 /// The maps that change with the size: accounts are of one pair of tables.
 const TABLES: [&str; 3] = [names::FLOWS4, names::FLOWS6, names::FLOW_USE];
 
 /// Flow tables that were in force.
-pub struct SetAside {
+pub(crate) struct SetAside {
     pins: Pins,
     tables: OldTables,
 }
 
 impl SetAside {
     /// Sets the pinned flow tables aside if others are wanted, or if an agent had begun to.
-    pub fn prepare(pins: &Pins, options: &LoadOptions) -> Result<Option<Self>, DatapathError> {
+    pub(crate) fn prepare(
+        pins: &Pins,
+        options: &LoadOptions,
+    ) -> Result<Option<Self>, DatapathError> {
         check_pinned(pins)?;
         let has_begun = TABLES.iter().any(|name| aside(pins, name).exists());
         if !has_begun && !is_other_size(pins, options)? {
@@ -42,28 +45,28 @@ impl SetAside {
         let tables = OldTables {
             flows4: open(names::FLOWS4)?,
             flows6: open(names::FLOWS6)?,
-            flow_use: open(names::FLOW_USE)?,
+            accounts: open(names::FLOW_USE)?,
         };
         Ok(Some(Self { pins: pins.clone(), tables }))
     }
 
     /// Fills the new tables, before any program uses them.
-    pub fn copy(&self, maps: &Maps) {
-        self.tables.move_accounts(maps);
-        self.tables.copy_into(maps, &clock());
+    pub(crate) fn copy(&self, into: &FlowTables) {
+        self.tables.move_accounts(into);
+        self.tables.copy_into(into, &clock());
     }
 
     /// Adds what came into the old tables meanwhile, once no program uses them any more, and
     /// removes them.
-    pub fn finish(self, maps: &Maps) -> Result<(), DatapathError> {
+    pub(crate) fn finish(self, into: &FlowTables) -> Result<(), DatapathError> {
         super::grace::grace_period()?;
-        self.tables.copy_into(maps, &clock());
+        self.tables.copy_into(into, &clock());
         // The first one last: what an interrupted removal leaves still says that it had begun.
         for name in TABLES.iter().rev() {
             let path = aside(&self.pins, name);
             fs::remove_file(&path).map_err(io_error(format!("remove map {}", path.display())))?;
         }
-        let [flows4, flows6] = [maps.table4(), maps.table6()].map(|table| table.n_slots());
+        let [flows4, flows6] = [into.table4(), into.table6()].map(|table| table.n_slots());
         tracing::info!(flows4, flows6, "the flow tables have another size");
         Ok(())
     }
@@ -87,15 +90,4 @@ fn is_other_size(pins: &Pins, options: &LoadOptions) -> Result<bool, DatapathErr
         }
     }
     Ok(false)
-}
-
-/// Buckets for all of the flow table that is pinned under this name, if one is.
-pub fn pinned_buckets(pins: &Pins, name: &str) -> Result<Option<u32>, DatapathError> {
-    let path = pins.map(name);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let info = aya::maps::MapInfo::from_pin(&path)
-        .map_err(bpf_error(format!("open pinned map {}", path.display())))?;
-    Ok(layout::common_buckets(info.max_entries()))
 }

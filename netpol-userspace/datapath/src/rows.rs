@@ -2,80 +2,202 @@
 //! set's row for everybody decides, which allows no more; should that one be missing, nothing is
 //! allowed. Must never leave an old row under a pair that has a new one.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use netpol_common::layout;
-
-use super::arena::{Placed, Region};
-use super::error::DatapathError;
-use super::maps::{RowBytes, RowKeyBytes};
-use super::writer::{Datapath, full_or, ignore_missing, no_room};
+use aya::maps::MapData;
+use netpol_common::layout::{self, names};
 use netpol_compile::{ClassId, PortSet, Row, SetId};
 
-/// What a row is for.
-pub(super) type Pair = (SetId, ClassId);
+use super::arena::{Arena, Content as _, Placed, Region};
+use super::error::{DatapathError, bpf_error, full_or, ignore_missing, no_room};
+use super::limits::Limits;
+use super::mapped::Mapped;
+use super::pinned::{RowBytes, RowKeyBytes, map_for_writing, open};
+use super::pins::Pins;
 
-/// The rows that are there and those that are not.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
+/// What a row is for.
+pub(crate) type Pair = (SetId, ClassId);
+
+/// The verdict rows. Owns their map, the arena of port intervals and the account of both. Must never
+/// free a port set while a packet may still look at a row that led to it.
+pub(crate) struct RowTable {
+    map: aya::maps::HashMap<MapData, RowKeyBytes, RowBytes>,
+    intervals: Arc<Mapped>,
+    arena: Arena<PortSet>,
+    /// The most rows.
+    limit: u32,
     /// Rows in the map, with the port set whose region they use.
-    pub stored: HashMap<Pair, Option<Arc<PortSet>>>,
+    stored: HashMap<Pair, Option<Arc<PortSet>>>,
     /// Rows to remove once no packet looks at them any more.
-    pub garbage: HashSet<Pair>,
+    garbage: HashSet<Pair>,
     /// Rows that did not fit.
-    pub missing: BTreeMap<Pair, Row>,
+    missing: BTreeMap<Pair, Row>,
     /// Whether something was freed since the missing ones were last tried.
-    pub has_new_room: bool,
+    has_new_room: bool,
 }
 
-impl Datapath {
-    /// Adds a row. One that does not fit is noted; an error has nothing to do with room.
-    pub(super) fn add_row(
-        &mut self,
-        set: SetId,
-        class: ClassId,
-        row: &Row,
-    ) -> Result<(), DatapathError> {
-        let pair = (set, class);
-        // An agent that ended half-way may have left one under equal content's numbers.
-        self.rows.garbage.remove(&pair);
-        let mut written = self.write_row(pair, row);
-        // Reclaiming waits for packets in flight: worth it only when room runs out.
-        if matches!(written, Err(DatapathError::Full { .. })) && self.has_garbage() {
-            self.collect_garbage()?;
-            written = self.write_row(pair, row);
-        }
-        let Err(error) = written else {
-            self.rows.missing.remove(&pair);
-            return Ok(());
+impl RowTable {
+    /// Opens the maps, reads the rows that are there and accounts for their port sets.
+    pub(crate) fn open(pins: &Pins, limits: &Limits) -> Result<Self, DatapathError> {
+        let mut table = Self {
+            map: open(pins, names::ROWS)?,
+            intervals: map_for_writing(pins, names::INTERVALS)?,
+            arena: Arena::new(limits.intervals),
+            limit: limits.rows,
+            stored: HashMap::new(),
+            garbage: HashSet::new(),
+            missing: BTreeMap::new(),
+            has_new_room: false,
         };
+        for (pair, value) in table.read()? {
+            let ports = (value.kind == layout::ROW_PORTS).then(|| table.read_ports(&value));
+            if let Some(ports) = &ports {
+                let region = Region { offset: value.offset, length: ports.length() };
+                if !table.arena.adopt(ports, region) {
+                    // Nothing of ours looks like this; the row is rewritten or removed later.
+                    tracing::warn!(set = pair.0.0, class = pair.1.0, "inconsistent verdict row");
+                    continue;
+                }
+            }
+            table.stored.insert(pair, ports);
+        }
+        Ok(table)
+    }
+
+    /// The map of intervals.
+    pub(crate) fn intervals(&self) -> &Arc<Mapped> {
+        &self.intervals
+    }
+
+    /// Writes a row. An error leaves what stood there before.
+    pub(crate) fn add(&mut self, pair: Pair, row: &Row) -> Result<(), DatapathError> {
+        // An agent that ended half-way may have left one under equal content's numbers.
+        self.garbage.remove(&pair);
+        self.write(pair, row)?;
+        self.missing.remove(&pair);
+        Ok(())
+    }
+
+    /// Leaves a row out until there is room for it.
+    pub(crate) fn leave_out(&mut self, pair: Pair, row: &Row) -> Result<(), DatapathError> {
         // What stood there, if anything, is of another time.
-        self.take_row_out(pair)?;
-        self.rows.missing.insert(pair, row.clone());
-        match error {
-            DatapathError::Full { .. } => Ok(()),
-            other => Err(other),
+        self.take_out(pair)?;
+        self.missing.insert(pair, row.clone());
+        Ok(())
+    }
+
+    /// A row is of no use any more: it goes with the garbage.
+    pub(crate) fn discard(&mut self, pair: Pair) {
+        self.missing.remove(&pair);
+        if self.stored.contains_key(&pair) {
+            self.garbage.insert(pair);
         }
     }
 
-    fn write_row(&mut self, pair: Pair, row: &Row) -> Result<(), DatapathError> {
-        let is_there = self.rows.stored.contains_key(&pair);
-        if !is_there && self.rows.stored.len() >= self.limits.rows as usize {
-            return Err(no_room("verdict table", self.limits.rows));
+    /// Tries the rows again that did not fit, if something was freed since. Adding one only ever
+    /// allows more, so no flow needs to be judged again.
+    pub(crate) fn retry(&mut self) -> Result<(), DatapathError> {
+        if !std::mem::take(&mut self.has_new_room) {
+            return Ok(());
+        }
+        let missing: Vec<_> = self.missing.iter().map(|(&pair, row)| (pair, row.clone())).collect();
+        for (pair, row) in missing {
+            match self.write(pair, &row) {
+                Ok(()) => {
+                    self.missing.remove(&pair);
+                }
+                // A smaller one may still fit.
+                Err(DatapathError::Full { .. }) => {}
+                Err(error) => {
+                    self.has_new_room = true;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::remove_garbage`] or [`Self::reclaim`] has anything to do.
+    pub(crate) fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty() || self.arena.has_released()
+    }
+
+    /// Takes discarded rows out, which no packet looks at any more.
+    pub(crate) fn remove_garbage(&mut self) -> Result<(), DatapathError> {
+        for pair in std::mem::take(&mut self.garbage) {
+            self.take_out(pair)?;
+        }
+        Ok(())
+    }
+
+    /// Frees the port sets of rows that were taken out, which no packet looks at any more.
+    pub(crate) fn reclaim(&mut self) {
+        self.arena.reclaim();
+        self.has_new_room = true;
+    }
+
+    /// What rows there are.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = Pair> {
+        self.stored.keys().copied()
+    }
+
+    /// Whether this very row is in the map.
+    pub(crate) fn holds(&self, pair: Pair, row: &Row) -> bool {
+        self.stored.get(&pair).is_some_and(|known| match (known, row) {
+            (None, Row::All) => true,
+            (Some(known), Row::Ports(ports)) => known == ports,
+            _ => false,
+        })
+    }
+
+    /// Forgets rows that did not fit and are not wanted any more.
+    pub(crate) fn forget_missing(&mut self, wanted: &BTreeMap<Pair, Row>) {
+        self.missing.retain(|pair, _| wanted.contains_key(pair));
+    }
+
+    /// Removes rows that could not be adopted and are not wanted either.
+    pub(crate) fn remove_unknown(
+        &mut self,
+        wanted: &BTreeMap<Pair, Row>,
+    ) -> Result<(), DatapathError> {
+        for (pair, _) in self.read()? {
+            if !self.stored.contains_key(&pair) && !wanted.contains_key(&pair) {
+                ignore_missing(self.map.remove(&row_key(pair)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `(used, limit)` of rows and intervals.
+    pub(crate) fn sizes(&self) -> [(usize, usize); 2] {
+        [
+            (self.stored.len(), self.limit as usize),
+            (self.arena.used() as usize, self.arena.capacity() as usize),
+        ]
+    }
+
+    /// How many rows did not fit, and whose sets they are of.
+    pub(crate) fn missing(&self) -> (usize, BTreeSet<SetId>) {
+        (self.missing.len(), self.missing.keys().map(|(set, _)| *set).collect())
+    }
+
+    fn write(&mut self, pair: Pair, row: &Row) -> Result<(), DatapathError> {
+        let is_there = self.stored.contains_key(&pair);
+        if !is_there && self.stored.len() >= self.limit as usize {
+            return Err(no_room("verdict table", self.limit));
         }
         let (value, ports) = match row {
             Row::All => (layout::Row { kind: layout::ROW_ALL, ..layout::Row::default() }, None),
             Row::Ports(ports) => (self.place(ports)?, Some(Arc::clone(ports))),
         };
-        let inserted = self.maps.rows.insert(row_key(pair), row_bytes(&value), 0);
-        if let Err(error) = inserted {
+        if let Err(error) = self.map.insert(row_key(pair), row_bytes(&value), 0) {
             if let Some(ports) = &ports {
                 self.arena.release(ports);
             }
-            return Err(full_or(error, "verdict table", self.limits.rows));
+            return Err(full_or(error, "verdict table", self.limit));
         }
-        if let Some(Some(before)) = self.rows.stored.insert(pair, ports) {
+        if let Some(Some(before)) = self.stored.insert(pair, ports) {
             self.arena.release(&before);
         }
         Ok(())
@@ -92,7 +214,7 @@ impl Datapath {
                 let all = ports.intervals.iter().flatten();
                 for (index, &(first, last)) in (region.offset as usize..).zip(all) {
                     let word = layout::interval(first, last, layout::INTERVAL_ALLOW);
-                    self.maps.intervals.store(index, 0, word);
+                    self.intervals.store(index, 0, word);
                 }
                 region
             }
@@ -100,60 +222,58 @@ impl Datapath {
         Ok(ports_row(ports, region))
     }
 
-    /// Notes that a row is of no use any more.
-    pub(super) fn drop_row(&mut self, pair: Pair) {
-        self.rows.missing.remove(&pair);
-        if self.rows.stored.contains_key(&pair) {
-            self.rows.garbage.insert(pair);
-        }
-    }
-
     /// Takes a row out of the map at once. Its port set is freed after a grace period.
-    pub(super) fn take_row_out(&mut self, pair: Pair) -> Result<(), DatapathError> {
-        ignore_missing(self.maps.rows.remove(&row_key(pair)))?;
-        if let Some(Some(ports)) = self.rows.stored.remove(&pair) {
+    fn take_out(&mut self, pair: Pair) -> Result<(), DatapathError> {
+        ignore_missing(self.map.remove(&row_key(pair)))?;
+        if let Some(Some(ports)) = self.stored.remove(&pair) {
             self.arena.release(&ports);
         }
         Ok(())
     }
 
-    /// Tries the rows again that did not fit, if something was freed since. Adding one only ever
-    /// allows more, so no flow needs to be judged again.
-    pub(super) fn retry_rows(&mut self) -> Result<(), DatapathError> {
-        if !std::mem::take(&mut self.rows.has_new_room) {
-            return Ok(());
-        }
-        let missing: Vec<_> =
-            self.rows.missing.iter().map(|(&pair, row)| (pair, row.clone())).collect();
-        for (pair, row) in missing {
-            match self.write_row(pair, &row) {
-                Ok(()) => {
-                    self.rows.missing.remove(&pair);
-                }
-                // A smaller one may still fit.
-                Err(DatapathError::Full { .. }) => {}
-                Err(error) => {
-                    self.rows.has_new_room = true;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
+    #[expect(clippy::cast_possible_truncation, reason = "a set's number has 16 bits")]
+    fn read(&self) -> Result<Vec<(Pair, layout::Row)>, DatapathError> {
+        self.map
+            .iter()
+            .map(|entry| {
+                let (key, value) = entry.map_err(bpf_error("read the verdict table"))?;
+                let key: layout::RowKey = zerocopy::transmute!(key);
+                let value: layout::Row = zerocopy::transmute!(value);
+                Ok(((SetId(key.set as u16), ClassId(key.class)), value))
+            })
+            .collect()
+    }
+
+    fn read_ports(&self, row: &layout::Row) -> Arc<PortSet> {
+        let mut index = row.offset as usize;
+        let intervals = row.counts.map(|count| {
+            let end = (index + usize::from(count)).min(self.intervals.len());
+            let list = (index..end)
+                .map(|i| self.intervals.load(i, 0))
+                .map(|word| (layout::interval_first(word), layout::interval_last(word)))
+                .collect();
+            index = end;
+            list
+        });
+        Arc::new(PortSet { intervals })
     }
 }
 
 /// The map value of a port-set row.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a port set has at most 32,768 intervals per protocol: disjoint and not adjacent"
+)]
 fn ports_row(ports: &PortSet, region: Region) -> layout::Row {
     layout::Row {
         kind: layout::ROW_PORTS,
-        // A port set has at most 32,768 intervals per protocol: disjoint and not adjacent.
         counts: std::array::from_fn(|i| ports.intervals[i].len() as u16),
         offset: region.offset,
         reserved: 0,
     }
 }
 
-pub(super) fn row_key((set, class): Pair) -> RowKeyBytes {
+fn row_key((set, class): Pair) -> RowKeyBytes {
     zerocopy::transmute!(layout::RowKey { set: u32::from(set.0), class: class.0 })
 }
 

@@ -33,8 +33,6 @@ const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const CONTEXT_LENGTH: usize = 192;
-/// "No such device".
-const ENODEV: i32 = 19;
 /// `TC_ACT_SHOT`.
 const SHOT: u32 = 2;
 
@@ -69,7 +67,9 @@ pub fn run_marked(
         ..TestRunOptions::default()
     };
     let result = program.test_run(options).map_err(|error| match &error {
-        ProgramError::SyscallError(syscall) if syscall.io_error.raw_os_error() == Some(ENODEV) => {
+        ProgramError::SyscallError(syscall)
+            if syscall.io_error.raw_os_error() == Some(libc::ENODEV) =>
+        {
             DatapathError::Missing(format!(
                 "there is no interface {} here: run this command in the agent's network namespace, \
                  as by `nsenter --net=/proc/PID/ns/net netpol ...` with the agent's PID",

@@ -1,19 +1,18 @@
 //! The programs once more, on the node's policy maps but with flows, fragments, counters and
 //! events of their own: for asking without leaving a trace.
 
-use netpol_common::layout::{Event, Reason, names};
+use netpol_common::layout::{Control, Event, Reason, names};
 use netpol_common::service::ToService;
 use zerocopy::FromBytes as _;
 
 use aya::maps::{Array, MapData, RingBuf};
 
+use super::clock::clock;
 use super::error::{DatapathError, bpf_error};
 use super::load::{EGRESS, INGRESS, LoadOptions, Programs};
 use super::maps::Maps;
-use super::observe::clock;
 use super::pins::Pins;
 use super::run::{Place, run};
-use super::transit::CONTROL_FLAGS;
 use netpol_compile::ServiceKey;
 use netpol_model::Direction;
 
@@ -43,7 +42,7 @@ impl Scratch {
     pub fn load(pins: &Pins) -> Result<Self, DatapathError> {
         // Checks that there is something to ask, and that it has the layout of this build.
         let maps = Maps::open(pins, false)?;
-        let flags = maps.control.load(0, CONTROL_FLAGS);
+        let flags = maps.control.flags();
         let options = LoadOptions { flow_buckets: Some([64, 64]), ..LoadOptions::default() };
         let mut programs = Programs::load_scratch(pins, &options, &SHARED)?;
         for name in [INGRESS, EGRESS] {
@@ -64,13 +63,18 @@ impl Scratch {
                 .ok_or_else(|| DatapathError::Missing(format!("the eBPF object has no map {name}")))
         };
         let control = take(&mut programs, names::CONTROL)?;
-        let mut control: Array<_, [u64; 8]> =
+        let mut control: Array<_, [u8; size_of::<Control>()]> =
             control.try_into().map_err(bpf_error("open the scratch control map"))?;
         // Report everything, as long as it takes.
         let until = clock().now + (1 << 32);
-        control
-            .set(0, [until, until, 0, 0, 0, flags, 0, 0], 0)
-            .map_err(bpf_error("write the scratch control map"))?;
+        let entry = Control {
+            listen_drops_until: until,
+            listen_flows_until: until,
+            flags,
+            ..Control::default()
+        };
+        let entry: [u8; size_of::<Control>()] = zerocopy::transmute!(entry);
+        control.set(0, entry, 0).map_err(bpf_error("write the scratch control map"))?;
         let events = take(&mut programs, names::EVENTS)?;
         let events = events.try_into().map_err(bpf_error("open the scratch event ring"))?;
         Ok(Self { programs, maps, events })

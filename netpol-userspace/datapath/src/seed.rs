@@ -6,16 +6,21 @@
 use netpol_common::flow::{self, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENER};
 use netpol_common::packet::Packet;
 
-use super::maps::Maps;
-use super::observe::clock;
-use super::writer::address_of;
+use super::clock::clock;
+use super::flow_tables::FlowTables;
+use super::keys::address_of;
 use netpol_compile::EndpointId;
 use netpol_endpoint::sockets::Connection;
 use netpol_model::Direction;
 
 /// Enters the connections, as judged in `epoch`. One that the programs have met meanwhile is
 /// corrected if they took the wrong end for the opener.
-pub fn seed(maps: &Maps, endpoint: EndpointId, connections: &[Connection], epoch: u32) {
+pub(crate) fn seed(
+    flows: &FlowTables,
+    endpoint: EndpointId,
+    connections: &[Connection],
+    epoch: u32,
+) {
     let clock = clock();
     for connection in connections {
         let packet = Packet {
@@ -32,10 +37,10 @@ pub fn seed(maps: &Maps, endpoint: EndpointId, connections: &[Connection], epoch
         };
         if connection.local.is_ipv4() {
             let key = flow::key4(&packet, endpoint.0);
-            enter(&maps.table4(), &key, epoch, opener, &clock);
+            enter(&flows.table4(), &key, epoch, opener, &clock);
         } else {
             let key = flow::key6(&packet, endpoint.0);
-            enter(&maps.table6(), &key, epoch, opener, &clock);
+            enter(&flows.table6(), &key, epoch, opener, &clock);
         }
     }
 }

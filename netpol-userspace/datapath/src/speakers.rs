@@ -2,23 +2,26 @@
 //! read where somebody's word must be its own. Must never say of an endpoint what nobody declared.
 
 use std::collections::HashSet;
+use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use netpol_common::layout;
 use netpol_common::neighbour::link_word;
-
-use super::mapped::Mapped;
-use super::own_addresses::own4;
-use super::writer::{self, Datapath, Endpoint, address_of, identity_word, slots};
 use netpol_compile::EndpointId;
 
+use super::endpoint_map::{identity_word, parts_of, slots};
+use super::keys::address_of;
+use super::mapped::{Mapped, word_at};
+use super::own_addresses::own4;
+
 /// Word indices of [`layout::Speaker`].
-const IDENTITY: usize = 0;
-const OWN4: usize = 1;
-const OWN6: usize = 2;
-const LINK_LOCAL: usize = 4;
-const LINK: usize = 6;
-const ROUTED_BY: usize = 7;
+const IDENTITY: usize = word_at(offset_of!(layout::Speaker, identity));
+const OWN4: usize = word_at(offset_of!(layout::Speaker, own4));
+const OWN6: usize = word_at(offset_of!(layout::Speaker, own6));
+const LINK_LOCAL: usize = word_at(offset_of!(layout::Speaker, link_local));
+const LINK: usize = word_at(offset_of!(layout::Speaker, link));
+const ROUTED_BY: usize = word_at(offset_of!(layout::Speaker, routed_by));
 
 /// How an endpoint's interface is linked to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,127 +38,113 @@ pub struct Link {
 
 impl Link {
     /// [`layout::Endpoint::link`].
-    pub(super) fn frames_from(&self) -> u64 {
+    pub(crate) fn frames_from(&self) -> u64 {
         if self.is_shared { self.address.map_or(0, link_word) } else { 0 }
     }
 }
 
-impl Datapath {
-    /// Says how an endpoint's interface is linked to the node. Until then nothing is known of it.
-    pub fn set_link(&mut self, id: EndpointId, link: Link) {
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
-        // An earlier agent may have left another word there.
-        if let Some(slot) = endpoint.slot {
-            self.maps.endpoints.store(slot, writer::LINK, link.frames_from());
-        }
-        if endpoint.link == link {
-            return;
-        }
-        endpoint.link = link;
-        if let Some(slot) = endpoint.speaker {
-            store_link(&self.maps.speakers, slot, &link);
-        }
+/// The entries of who speaks where. Owns their map, and knows of each only its words.
+#[derive(Debug, Clone)]
+pub(crate) struct SpeakerMap(Arc<Mapped>);
+
+impl SpeakerMap {
+    /// The entries in this map.
+    pub(crate) fn new(map: Arc<Mapped>) -> Self {
+        Self(map)
     }
 
-    /// The link-layer addresses of interfaces, by ifindex, that an earlier agent has written.
-    pub fn link_addresses(&self) -> Vec<(u32, [u8; 6])> {
-        let table = &self.maps.speakers;
-        let entries = (0..table.len()).map(|slot| (table.load(slot, IDENTITY), slot));
-        let known = entries.filter(|&(identity, _)| identity != 0);
-        known
-            .filter_map(|(identity, slot)| {
-                let [a, b, c, d, e, f, _, _] = table.load(slot, LINK).to_le_bytes();
-                let address = [a, b, c, d, e, f];
-                (address != [0; 6] && address[0] & 1 == 0)
-                    .then_some(((identity >> 32) as u32, address))
-            })
-            .collect()
+    /// The map.
+    pub(crate) fn map(&self) -> &Arc<Mapped> {
+        &self.0
     }
 
-    /// Writes the entry of an endpoint that has none yet, if there is room for one.
-    pub(super) fn add_speaker(&mut self, id: EndpointId) {
-        let may_have_entry = self.has_entry(id);
-        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
-        if endpoint.speaker.is_some() || !may_have_entry {
-            return;
-        }
-        let table = &self.maps.speakers;
-        let ifindex = endpoint.ifindex;
-        let holds = |slot: &usize| (table.load(*slot, IDENTITY) >> 32) as u32 == ifindex;
-        let is_free = |slot: &usize| table.load(*slot, IDENTITY) == 0;
-        let slot = slots(ifindex).find(holds).or_else(|| slots(ifindex).find(is_free));
-        let Some(slot) = slot else { return };
+    /// Interfaces and ids of all entries.
+    pub(crate) fn identities(&self) -> Vec<(u32, EndpointId)> {
+        identities(&self.0).map(|(_, ifindex, id)| (ifindex, id)).collect()
+    }
+
+    /// The link-layer addresses of interfaces, by ifindex.
+    pub(crate) fn link_addresses(&self) -> Vec<(u32, [u8; 6])> {
+        let known = identities(&self.0).filter_map(|(slot, ifindex, _)| {
+            let [a, b, c, d, e, f, _, _] = self.0.load(slot, LINK).to_le_bytes();
+            let address = [a, b, c, d, e, f];
+            (address != [0; 6] && address[0] & 1 == 0).then_some((ifindex, address))
+        });
+        known.collect()
+    }
+
+    /// Writes an endpoint's entry. Returns its slot, if there is room.
+    pub(crate) fn add(
+        &self,
+        ifindex: u32,
+        id: EndpointId,
+        link: &Link,
+        addresses: &HashSet<IpAddr>,
+    ) -> Option<usize> {
+        let holds = |slot: &usize| (self.0.load(*slot, IDENTITY) >> 32) as u32 == ifindex;
+        let is_free = |slot: &usize| self.0.load(*slot, IDENTITY) == 0;
+        let slot = slots(ifindex).find(holds).or_else(|| slots(ifindex).find(is_free))?;
         let identity = identity_word(ifindex, id);
-        if table.load(slot, IDENTITY) != identity {
-            clear_slot(table, slot);
-            store_link(table, slot, &endpoint.link);
+        if self.0.load(slot, IDENTITY) != identity {
+            self.clear(slot);
+            self.set_link(slot, link);
         }
-        store_addresses(table, slot, &endpoint.addresses);
-        table.store(slot, IDENTITY, identity);
-        endpoint.speaker = Some(slot);
+        self.set_addresses(slot, addresses);
+        self.0.store(slot, IDENTITY, identity);
+        Some(slot)
     }
 
-    /// Takes the entry of an endpoint away. Its programs are gone by then.
-    pub(super) fn remove_speaker(&mut self, id: EndpointId) {
-        if let Some(endpoint) = self.endpoints.get_mut(&id)
-            && let Some(slot) = endpoint.speaker.take()
-        {
-            clear_slot(&self.maps.speakers, slot);
+    /// Writes the first of an endpoint's addresses of each family.
+    pub(crate) fn set_addresses(&self, slot: usize, addresses: &HashSet<IpAddr>) {
+        self.0.store(slot, OWN4, own4(addresses));
+        let first = addresses.iter().filter(|address| address.is_ipv6()).min();
+        self.store_address(slot, OWN6, first.copied());
+    }
+
+    /// Writes how an endpoint is linked to the node.
+    pub(crate) fn set_link(&self, slot: usize, link: &Link) {
+        let address = link.address.map_or(0, link_word);
+        let shared = if link.is_shared { layout::LINK_SHARED } else { 0 };
+        self.0.store(slot, LINK, address | shared);
+        self.0.store(slot, ROUTED_BY, link.routed_by.unwrap_or_default().into());
+        self.store_address(slot, LINK_LOCAL, link.link_local.map(IpAddr::V6));
+    }
+
+    /// Two words of an IPv6 address: what reads the first half of one never finds the second half of
+    /// another.
+    fn store_address(&self, slot: usize, at: usize, address: Option<IpAddr>) {
+        let words = address.map_or([0; 2], |address| {
+            let layout::Address { words: [a, b, c, d], .. } = address_of(address);
+            [two(a, b), two(c, d)]
+        });
+        if [0, 1].map(|word| self.0.load(slot, at + word)) != words {
+            self.0.store(slot, at, 0);
+            self.0.store(slot, at + 1, words[1]);
+            self.0.store(slot, at, words[0]);
         }
     }
 
-    /// Takes entries away that an earlier agent left and that are nobody's.
-    pub(super) fn remove_unknown_speakers(&self) {
-        let known: HashSet<usize> =
-            self.endpoints.values().filter_map(|endpoint| endpoint.speaker).collect();
-        let table = &self.maps.speakers;
-        for slot in (0..table.len()).filter(|slot| !known.contains(slot)) {
-            let identity = table.load(slot, IDENTITY);
-            if identity != 0 {
-                self.attacher.detach_guard((identity >> 32) as u32);
-                clear_slot(table, slot);
-            }
+    /// Frees a slot.
+    pub(crate) fn clear(&self, slot: usize) {
+        for word in 0..size_of::<layout::Speaker>() / 8 {
+            self.0.store(slot, word, 0);
         }
     }
-}
 
-/// Notes these addresses of an endpoint in its entry, if it has one.
-pub(super) fn note_addresses(
-    table: &Mapped,
-    endpoint: &Endpoint,
-    addresses: impl IntoIterator<Item = IpAddr>,
-) {
-    if let Some(slot) = endpoint.speaker {
-        store_addresses(table, slot, &addresses.into_iter().collect());
+    /// Slots and interfaces of the entries in other slots than these.
+    pub(crate) fn other_than(&self, known: &HashSet<usize>) -> Vec<(usize, u32)> {
+        let others = identities(&self.0).filter(|(slot, ..)| !known.contains(slot));
+        others.map(|(slot, ifindex, _)| (slot, ifindex)).collect()
     }
 }
 
-fn store_addresses(table: &Mapped, slot: usize, addresses: &HashSet<IpAddr>) {
-    table.store(slot, OWN4, own4(addresses));
-    let first = addresses.iter().filter(|address| address.is_ipv6()).min();
-    store_address(table, slot, OWN6, first.copied());
-}
-
-fn store_link(table: &Mapped, slot: usize, link: &Link) {
-    let address = link.address.map_or(0, link_word);
-    let shared = if link.is_shared { layout::LINK_SHARED } else { 0 };
-    table.store(slot, LINK, address | shared);
-    table.store(slot, ROUTED_BY, link.routed_by.unwrap_or_default().into());
-    store_address(table, slot, LINK_LOCAL, link.link_local.map(IpAddr::V6));
-}
-
-/// Two words of an IPv6 address: what reads the first half of one never finds the second half of
-/// another.
-fn store_address(table: &Mapped, slot: usize, at: usize, address: Option<IpAddr>) {
-    let words = address.map_or([0; 2], |address| {
-        let layout::Address { words: [a, b, c, d], .. } = address_of(address);
-        [two(a, b), two(c, d)]
-    });
-    if [0, 1].map(|word| table.load(slot, at + word)) != words {
-        table.store(slot, at, 0);
-        table.store(slot, at + 1, words[1]);
-        table.store(slot, at, words[0]);
-    }
+/// Slot, interface and id of all entries in this map.
+pub(crate) fn identities(map: &Mapped) -> impl Iterator<Item = (usize, u32, EndpointId)> {
+    (0..map.len()).filter_map(|slot| {
+        let identity = map.load(slot, IDENTITY);
+        let (ifindex, id) = parts_of(identity);
+        (identity != 0).then_some((slot, ifindex, id))
+    })
 }
 
 /// The word that these two are in memory.
@@ -164,10 +153,4 @@ fn two(first: u32, second: u32) -> u64 {
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
     bytes[4..].copy_from_slice(&second.to_ne_bytes());
     u64::from_ne_bytes(bytes)
-}
-
-fn clear_slot(table: &Mapped, slot: usize) {
-    for word in 0..size_of::<layout::Speaker>() / 8 {
-        table.store(slot, word, 0);
-    }
 }

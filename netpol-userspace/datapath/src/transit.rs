@@ -1,26 +1,23 @@
 //! The second look at packets to Services: the transit programs on every interface by which
 //! packets leave this network namespace, while some endpoint needs them.
 //!
-//! Invariants: [`TRANSIT_READY`] is set only while every known exit has its program, since
-//! what the first look lets pass because of it nobody else judges; and the programs go only after
-//! it is cleared. Must never decide which packets are looked at twice.
+//! Invariants, which [`super::Datapath`] keeps: [`netpol_common::layout::TRANSIT_READY`] is set only
+//! while every known exit has its program, since what the first look lets pass because of it nobody
+//! else judges; and the programs go only after it is cleared.
 
 use std::collections::BTreeMap;
 
-use netpol_common::layout::{SERVICES_INCOMPLETE, TRANSIT_READY};
-
-use super::attach::Part;
-use super::load::{TRANSIT, TRANSIT_RAW};
-use super::writer::{Datapath, EndpointFailure};
-use netpol_compile::{EndpointId, SetId, Step};
 use netpol_endpoint::Exit;
 
-/// Word index of [`netpol_common::layout::Control::flags`].
-pub(super) const CONTROL_FLAGS: usize = 5;
+use super::attach::Part;
+use super::attachments::Attachments;
+use super::error::EndpointFailure;
+use super::load::{TRANSIT, TRANSIT_RAW};
 
-/// What is known of the exits.
+/// The exits, and which of them have their program. Owns nothing in the kernel: the programs are
+/// those of [`Attachments`]. Must never decide which packets are looked at twice.
 #[derive(Debug, Default)]
-pub(super) struct Transit {
+pub(crate) struct TransitHooks {
     /// All interfaces but loopback, by ifindex; `None`: nobody has looked yet.
     exits: Option<BTreeMap<u32, Exit>>,
     /// Those that have their program.
@@ -30,145 +27,82 @@ pub(super) struct Transit {
     is_clean: bool,
 }
 
-impl Transit {
-    /// Takes over from an earlier agent, whose programs are to stay and to come on new exits.
-    pub(super) fn adopt(flags: u64) -> Self {
-        Self { is_wanted: flags & TRANSIT_READY != 0, ..Self::default() }
+impl TransitHooks {
+    /// Takes over from an earlier agent. If its programs were ready they are to stay, and to come on
+    /// new exits.
+    pub(crate) fn adopt(was_ready: bool) -> Self {
+        Self { is_wanted: was_ready, ..Self::default() }
+    }
+
+    /// Whether exits are to have their programs.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// They are to have them from now on.
+    pub(crate) fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// Whether [`Self::detach`] has anything to do.
+    pub(crate) fn may_be_attached(&self) -> bool {
+        self.is_wanted || !self.is_clean
+    }
+
+    /// These are the exits. Returns whether that is news.
+    pub(crate) fn set_exits(&mut self, exits: &[Exit]) -> bool {
+        let exits: BTreeMap<u32, Exit> =
+            exits.iter().map(|exit| (exit.ifindex, exit.clone())).collect();
+        if self.exits.as_ref() == Some(&exits) {
+            return false;
+        }
+        self.attached.retain(|ifindex, exit| exits.get(ifindex) == Some(exit));
+        self.exits = Some(exits);
+        true
+    }
+
+    /// Puts the programs on every exit that lacks them. Without failures all have them; `None`:
+    /// nobody has looked which exits there are.
+    pub(crate) fn attach(&mut self, attachments: &mut Attachments) -> Option<Vec<EndpointFailure>> {
+        let exits = self.exits.clone()?;
+        let mut failures = Vec::new();
+        for (ifindex, exit) in exits {
+            if self.attached.contains_key(&ifindex) {
+                continue;
+            }
+            match attachments.attach_transit(ifindex, program_for(&exit)) {
+                Ok(true) => drop(self.attached.insert(ifindex, exit)),
+                // It has just vanished.
+                Ok(false) => {}
+                Err(error) => failures.push(EndpointFailure { endpoint: None, error }),
+            }
+        }
+        Some(failures)
+    }
+
+    /// Takes the programs off all exits, and what an earlier agent has left of them.
+    pub(crate) fn detach(&mut self, attachments: &Attachments) {
+        for (ifindex, _) in std::mem::take(&mut self.attached) {
+            attachments.detach_transit(ifindex);
+        }
+        if !std::mem::replace(&mut self.is_clean, true) {
+            let exits = self.exits.iter().flat_map(BTreeMap::keys);
+            attachments.detach_all_transit(exits.copied());
+        }
+        self.is_wanted = false;
+    }
+
+    /// Looks whether the exits in this part still have their programs. Returns how many have not.
+    pub(crate) fn verify(&mut self, part: Part, attachments: &mut Attachments) -> usize {
+        let before = self.attached.len();
+        self.attached.retain(|&ifindex, exit| {
+            !part.has(ifindex) || attachments.has_transit(ifindex, program_for(exit))
+        });
+        before - self.attached.len()
     }
 }
 
 /// The program for an exit.
-pub(super) fn program_for(exit: &Exit) -> &'static str {
+fn program_for(exit: &Exit) -> &'static str {
     if exit.has_link_header { TRANSIT } else { TRANSIT_RAW }
-}
-
-impl Datapath {
-    /// These are the interfaces by which packets leave this network namespace.
-    pub fn set_exits(&mut self, exits: &[Exit]) -> Vec<EndpointFailure> {
-        let exits: BTreeMap<u32, Exit> =
-            exits.iter().map(|exit| (exit.ifindex, exit.clone())).collect();
-        if self.transit.exits.as_ref() == Some(&exits) {
-            return Vec::new();
-        }
-        self.transit.attached.retain(|ifindex, exit| exits.get(ifindex) == Some(exit));
-        self.transit.exits = Some(exits);
-        if self.transit.is_wanted { self.guard_exits() } else { Vec::new() }
-    }
-
-    /// Before a plan: whoever will send to Services that are not settled needs the programs by
-    /// then.
-    pub(super) fn prepare_transit(&mut self, plan: &[Step]) -> Vec<EndpointFailure> {
-        let isolates = |step: &Step| {
-            matches!(step, Step::SetEndpoint(id, sets)
-                if sets.egress != SetId::NONE && self.endpoints.contains_key(id))
-        };
-        let serves = |step: &Step| matches!(step, Step::SetService(..));
-        let will_isolate = self.isolates_egress() || plan.iter().any(isolates);
-        let will_serve = self.has_services() || plan.iter().any(serves);
-        let is_needed = will_isolate && will_serve;
-        if !is_needed || self.transit.is_wanted && self.is_transit_ready() {
-            return Vec::new();
-        }
-        self.transit.is_wanted = true;
-        self.guard_exits()
-    }
-
-    /// After a plan: takes the programs off when nobody needs them any more.
-    pub(super) fn settle_transit(&mut self) {
-        let is_needed = self.isolates_egress() && self.has_services();
-        if is_needed || !self.transit.is_wanted && self.transit.is_clean {
-            return;
-        }
-        self.set_transit_ready(false);
-        for (ifindex, _) in std::mem::take(&mut self.transit.attached) {
-            self.attacher.detach_transit(ifindex);
-        }
-        if !std::mem::replace(&mut self.transit.is_clean, true) {
-            let exits = self.transit.exits.iter().flat_map(BTreeMap::keys);
-            self.attacher.detach_all_transit(exits.copied());
-        }
-        self.transit.is_wanted = false;
-    }
-
-    /// Periodic: puts back what somebody took off, on some interfaces. Returns how many had to be.
-    pub fn verify_transit(&mut self, part: Part) -> (usize, Vec<EndpointFailure>) {
-        if !self.transit.is_wanted {
-            return (0, Vec::new());
-        }
-        let (programs, attacher) = (&mut self.programs, &self.attacher);
-        let before = self.transit.attached.len();
-        self.transit.attached.retain(|&ifindex, exit| {
-            if !part.has(ifindex) {
-                return true;
-            }
-            let info = programs.info(program_for(exit));
-            info.is_ok_and(|info| attacher.has_transit(ifindex, info.id()))
-        });
-        let missing = before - self.transit.attached.len();
-        if missing == 0 && self.is_transit_ready() {
-            return (0, Vec::new());
-        }
-        (missing, self.guard_exits())
-    }
-
-    /// Puts the programs on every exit that lacks them, and says whether all have them.
-    fn guard_exits(&mut self) -> Vec<EndpointFailure> {
-        let Some(exits) = self.transit.exits.clone() else { return Vec::new() };
-        let mut failures = Vec::new();
-        for (ifindex, exit) in exits {
-            if self.transit.attached.contains_key(&ifindex) {
-                continue;
-            }
-            match self.attacher.attach_transit(&mut self.programs, ifindex, program_for(&exit)) {
-                Ok(()) => drop(self.transit.attached.insert(ifindex, exit)),
-                // It has just vanished.
-                Err(_) if !self.attacher.exists(ifindex) => {}
-                Err(error) => failures.push(EndpointFailure { endpoint: None, error }),
-            }
-        }
-        self.set_transit_ready(failures.is_empty());
-        failures
-    }
-
-    fn is_transit_ready(&self) -> bool {
-        self.maps.control.load(0, CONTROL_FLAGS) & TRANSIT_READY != 0
-    }
-
-    fn set_transit_ready(&mut self, is_ready: bool) {
-        let was_ready = self.is_transit_ready();
-        self.set_flag(TRANSIT_READY, is_ready);
-        if was_ready && !is_ready {
-            // What passed on condition that it is judged again.
-            self.rejudge_all();
-        }
-    }
-
-    /// Tells the programs whether there are Services that they do not know of.
-    pub(super) fn tell_incomplete(&mut self) {
-        let is_incomplete = !self.unplaced.is_empty();
-        let was_incomplete = self.maps.control.load(0, CONTROL_FLAGS) & SERVICES_INCOMPLETE != 0;
-        if is_incomplete != was_incomplete {
-            self.set_flag(SERVICES_INCOMPLETE, is_incomplete);
-            self.rejudge_all();
-        }
-    }
-
-    pub(super) fn set_flag(&self, flag: u64, is_set: bool) {
-        let flags = self.maps.control.load(0, CONTROL_FLAGS);
-        let flags = if is_set { flags | flag } else { flags & !flag };
-        self.maps.control.store(0, CONTROL_FLAGS, flags);
-    }
-
-    pub(super) fn rejudge_all(&mut self) {
-        let ids: Vec<EndpointId> = self.endpoints.keys().copied().collect();
-        self.rejudge(&ids);
-    }
-
-    fn isolates_egress(&self) -> bool {
-        self.endpoints.values().any(|endpoint| endpoint.sets.egress != SetId::NONE)
-    }
-
-    fn has_services(&self) -> bool {
-        !self.services.is_empty() || !self.unplaced.is_empty()
-    }
 }

@@ -5,29 +5,26 @@ use std::fs;
 
 use aya::programs::links::{FdLink, PinnedLink};
 
-use super::attach::detach_now;
 use super::error::DatapathError;
 use super::pins::Pins;
-use super::writer::Datapath;
+use super::tcx::detach_now;
 
-impl Datapath {
-    /// Takes off the programs that other layout versions have on interfaces, and removes their
-    /// pins. One whose agent still runs is left alone.
-    pub(super) fn retire_other_versions(&self) -> Result<(), DatapathError> {
-        for other in self.attacher.pins().of_other_versions()? {
-            let _lock = match other.lock() {
-                Ok(lock) => lock,
-                Err(error) => {
-                    tracing::warn!(%error, "an agent of another version still enforces as well");
-                    continue;
-                }
-            };
-            detach_all(&other);
-            let pins = other.remove()?;
-            tracing::info!(pins, "took over from another version, and removed what it had pinned");
-        }
-        Ok(())
+/// Takes off the programs that layout versions other than that of `pins` have on interfaces, and
+/// removes what they have pinned. One whose agent still runs is left alone.
+pub(crate) fn retire_other_versions(pins: &Pins) -> Result<(), DatapathError> {
+    for other in pins.of_other_versions()? {
+        let _lock = match other.lock() {
+            Ok(lock) => lock,
+            Err(error) => {
+                tracing::warn!(%error, "an agent of another version still enforces as well");
+                continue;
+            }
+        };
+        detach_all(&other);
+        let pins = other.remove()?;
+        tracing::info!(pins, "took over from another version, and removed what it had pinned");
     }
+    Ok(())
 }
 
 fn detach_all(pins: &Pins) {

@@ -113,12 +113,11 @@ pub fn encode(
         .collect();
     let flows = observe::flows(maps);
     let used4 = flows.iter().filter(|flow| flow.local.is_ipv4()).count() as u64;
-    let slots = |buckets: usize| (buckets * netpol_common::flow::SLOTS) as u64;
     let known = state.endpoints.iter().filter(|view| u32::from(view.id) < layout::MAX_ENDPOINTS);
     let uses: Vec<_> = known.map(|view| (view, maps.flow_use(view.id))).collect();
     let flow_table = FlowTable {
         used: [used4, flows.len() as u64 - used4],
-        room: [slots(maps.flows4.len()), slots(maps.flows6.len())],
+        room: [maps.table4().n_slots(), maps.table6().n_slots()],
     };
     text_of((status, state), extra, watches, &counted, flow_table, &uses)
 }

@@ -63,7 +63,7 @@ fn guards_stay_without_addresses_and_shields_follow_the_link() {
             };
             rig.datapath.want_guards(true);
             let settle = |datapath: &mut Datapath| {
-                while let Some((_, result)) = datapath.settle_a_guard() {
+                while let Some((_, result)) = datapath.update_next_guard() {
                     result.unwrap();
                 }
             };

@@ -143,7 +143,7 @@ impl Core {
 
     /// Does that with one of them.
     pub fn settle_a_guard(&mut self) {
-        if let Some((id, Err(error))) = self.datapath.settle_a_guard() {
+        if let Some((id, Err(error))) = self.datapath.update_next_guard() {
             self.note_failure(EndpointFailure { endpoint: Some(id), error });
         }
         self.is_dirty = true;

@@ -111,7 +111,7 @@ impl Scene {
 
     /// Forgets every flow.
     pub fn forget_flows(&self) {
-        for table in [&self.maps.flows4, &self.maps.flows6] {
+        for table in self.maps.flow_buckets() {
             for index in 0..table.len() {
                 (0..table.value(index).len()).for_each(|word| table.store(index, word, 0));
             }
