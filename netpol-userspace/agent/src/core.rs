@@ -13,7 +13,7 @@ use super::links::Links;
 use super::numbers::{Key, Numbers};
 use super::options::{Options, SourceCheck};
 use super::sandboxes::Sandboxes;
-use super::serve::{Asked, Published, Wait};
+use super::serve::{Published, QuestionRequest, WaitRequest};
 use super::turns::Turns;
 use super::{answers, capacity, files, journal, memory, view};
 use netpol_api::counters::AgentCounters;
@@ -102,7 +102,7 @@ pub struct Core {
     /// What is to be compared then: everything, after the kernel has told of something that went.
     verified: Part,
     must_verify_all: bool,
-    answers: Vec<Wait>,
+    answers: Vec<WaitRequest>,
 
     source_check: SourceCheck,
     speaking: speaking::Speaking,
@@ -319,10 +319,10 @@ impl Core {
     }
 
     /// Someone wants to know what only the agent knows.
-    pub fn handle_question(&self, asked: Asked) {
-        let answer = answers::answer(&self.compiler, &self.node_name, &asked.question);
+    pub fn handle_question(&self, request: QuestionRequest) {
+        let answer = answers::answer(&self.compiler, &self.node_name, &request.question);
         // Who asked may have given up.
-        let _ = asked.done.send(answer);
+        let _ = request.reply.send(answer);
     }
 
     // === Datapath ===
@@ -545,7 +545,7 @@ impl Core {
     pub fn answer(&mut self) {
         for wait in self.answers.drain(..) {
             // Who asked may have given up.
-            let _ = wait.done.send(());
+            let _ = wait.reply.send(());
         }
         self.admissions.answer();
     }

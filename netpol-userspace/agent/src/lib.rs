@@ -125,10 +125,10 @@ async fn run_async(options: Options, metrics: Metrics, installer: Option<Install
 
     let (state_tx, state_rx) = watch::channel(Arc::new(core.published()));
     let (waits_tx, mut waits) = mpsc::channel(16);
-    let (asked_tx, mut asked) = mpsc::channel(16);
-    let (told_tx, mut told) = mpsc::channel(64);
-    let askers = serve::Askers { waits: waits_tx, asked: asked_tx, told: told_tx };
-    let (mut failed, note) = serve::start(&options, maps, state_rx, askers, metrics)?;
+    let (questions_tx, mut questions) = mpsc::channel(16);
+    let (plugin_tx, mut plugin) = mpsc::channel(64);
+    let requests = serve::Requests { waits: waits_tx, questions: questions_tx, plugin: plugin_tx };
+    let (mut failed, note) = serve::start(&options, maps, state_rx, requests, metrics)?;
     core.add_note(note);
     core.add_note(sizes);
     core.write_state(&state_tx);
@@ -150,9 +150,9 @@ async fn run_async(options: Options, metrics: Metrics, installer: Option<Install
                 let snapshot = snapshots.borrow_and_update().clone();
                 core.handle_snapshot(snapshot);
             }
-            Some(wait) = waits.recv() => core.handle_wait(wait),
-            Some(told) = told.recv() => core.handle_told(told),
-            Some(asked) = asked.recv() => core.handle_question(asked),
+            Some(request) = waits.recv() => core.handle_wait(request),
+            Some(request) = plugin.recv() => core.handle_plugin(request),
+            Some(request) = questions.recv() => core.handle_question(request),
             Some(error) = failed.recv() => return Err(error),
             report = next_report(&mut reports) => core.note_installation(report),
             _ = housekeeping.tick() => core.housekeeping(),

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use crate::questions::{End, Owner, Question};
-use crate::sandbox::{Answer, Told};
+use crate::sandbox::{Answer, CniRequest};
 use crate::state::{Status, socket_path};
 
 /// How long an agent may take to answer what needs no waiting.
@@ -158,16 +158,21 @@ async fn wait_once(socket: &Path, left: Duration) -> Result<Option<Waited>> {
     }
 }
 
-/// Tells the agent what the container runtime does, and waits for its answer so long at most. An
-/// agent that starts, or starts again, meanwhile is told too, if there is time to wait for it.
-pub fn tell(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> Result<Answer> {
+/// Sends the agent a request of the CNI plugin, and waits for its answer so long at most. An agent
+/// that starts, or starts again, meanwhile gets it too, if there is time to wait for it.
+pub fn cni_request(
+    run_dir: &Path,
+    request: &CniRequest,
+    limit: Duration,
+    is_patient: bool,
+) -> Result<Answer> {
     let socket = socket_path(run_dir);
     let begun = Instant::now();
-    let body = serde_json::to_vec(told)?;
+    let body = serde_json::to_vec(request)?;
     block_on(async {
         loop {
             let left = limit.saturating_sub(begun.elapsed());
-            if let Some(answer) = tell_once(&socket, &body, left).await? {
+            if let Some(answer) = cni_request_once(&socket, &body, left).await? {
                 return Ok(answer);
             }
             if !is_patient || begun.elapsed() >= limit {
@@ -179,7 +184,7 @@ pub fn tell(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> R
 }
 
 /// `None` if no agent listens, or it ended before it answered.
-async fn tell_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
+async fn cni_request_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
     let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
     // It shall have time to say what is missing.
     let path = format!("/cni?timeout_ms={}", left.mul_f32(0.8).as_millis());

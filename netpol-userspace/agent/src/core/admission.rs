@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::{Core, INTERFACE_PATIENCE};
 use crate::numbers::Key;
 use crate::sandboxes::Standing;
-use crate::serve::FromPlugin;
-use netpol_api::sandbox::{self, Answer, Attachment, Sandbox, Told};
+use crate::serve::PluginRequest;
+use netpol_api::sandbox::{self, Answer, Attachment, CniRequest, Sandbox};
 use netpol_endpoint::Endpoint;
 use netpol_model::{Change, Pod};
 
@@ -28,7 +28,7 @@ struct Waiting {
     attachment: Option<Attachment>,
     since: Instant,
     deadline: Instant,
-    done: oneshot::Sender<Answer>,
+    reply: oneshot::Sender<Answer>,
 }
 
 impl Admissions {
@@ -44,23 +44,23 @@ impl Admissions {
 
     /// Sends the answers.
     pub(super) fn answer(&mut self) {
-        for (done, answer) in self.answers.drain(..) {
+        for (reply, answer) in self.answers.drain(..) {
             // Who asked may have given up.
-            let _ = done.send(answer);
+            let _ = reply.send(answer);
         }
     }
 
-    fn reply(&mut self, done: oneshot::Sender<Answer>, outcome: Result<(), String>) {
+    fn reply(&mut self, reply: oneshot::Sender<Answer>, outcome: Result<(), String>) {
         let is_done = outcome.is_ok();
-        self.answers.push((done, Answer { is_done, message: outcome.err().unwrap_or_default() }));
+        self.answers.push((reply, Answer { is_done, message: outcome.err().unwrap_or_default() }));
     }
 }
 
 impl Core {
-    /// The plugin tells or asks something.
-    pub fn handle_told(&mut self, FromPlugin { told, deadline, done }: FromPlugin) {
-        match told {
-            Told::Added { sandbox } => {
+    /// A request of the CNI plugin.
+    pub fn handle_plugin(&mut self, PluginRequest { request, deadline, reply }: PluginRequest) {
+        match request {
+            CniRequest::Add { sandbox } => {
                 let attachment = sandbox.attachment();
                 tracing::debug!(pod = %sandbox.name(), container = sandbox.container, "told of");
                 self.sandboxes.add(*sandbox);
@@ -69,18 +69,18 @@ impl Core {
                     self.watcher.rescan();
                 }
                 self.note_sandboxes();
-                self.wait(Some(attachment), deadline, done);
+                self.wait(Some(attachment), deadline, reply);
             }
-            Told::Check { attachment } => self.wait(Some(attachment), deadline, done),
-            Told::Ready => self.wait(None, deadline, done),
-            Told::Over { attachment } => {
+            CniRequest::Check { attachment } => self.wait(Some(attachment), deadline, reply),
+            CniRequest::Status => self.wait(None, deadline, reply),
+            CniRequest::Delete { attachment } => {
                 self.end_sandboxes(&[attachment]);
-                self.admissions.reply(done, Ok(()));
+                self.admissions.reply(reply, Ok(()));
             }
-            Told::Valid { network, attachments } => {
+            CniRequest::Collect { network, attachments } => {
                 let over = self.sandboxes.not_among(&network, &attachments);
                 self.end_sandboxes(&over);
-                self.admissions.reply(done, Ok(()));
+                self.admissions.reply(reply, Ok(()));
             }
         }
     }
@@ -89,10 +89,10 @@ impl Core {
         &mut self,
         attachment: Option<Attachment>,
         deadline: Instant,
-        done: oneshot::Sender<Answer>,
+        reply: oneshot::Sender<Answer>,
     ) {
         let since = Instant::now();
-        self.admissions.waiting.push(Waiting { attachment, since, deadline, done });
+        self.admissions.waiting.push(Waiting { attachment, since, deadline, reply });
     }
 
     fn end_sandboxes(&mut self, attachments: &[Attachment]) {
@@ -173,11 +173,11 @@ impl Core {
             match outcome {
                 Err(why) if now >= waiting.deadline => {
                     tracing::warn!(why, "cannot confirm to the CNI plugin what it waits for");
-                    self.admissions.reply(waiting.done, Err(why));
+                    self.admissions.reply(waiting.reply, Err(why));
                 }
-                Err(_) if waiting.done.is_closed() => {}
+                Err(_) if waiting.reply.is_closed() => {}
                 Err(_) => self.admissions.waiting.push(waiting),
-                Ok(()) => self.admissions.reply(waiting.done, Ok(())),
+                Ok(()) => self.admissions.reply(waiting.reply, Ok(())),
             }
         }
     }

@@ -4,7 +4,7 @@
 use tokio::time::Instant;
 
 use super::{Core, INTERFACE_PATIENCE};
-use crate::serve::Wait;
+use crate::serve::WaitRequest;
 use crate::turns;
 use netpol_compile as compile;
 use netpol_endpoint::Finding;
@@ -12,12 +12,12 @@ use netpol_endpoint::Finding;
 /// A wait for everything before a barrier to be in force.
 pub(super) struct Pending {
     barrier: u64,
-    wait: Wait,
+    wait: WaitRequest,
 }
 
 /// A wait whose barrier has passed.
 pub(super) struct Passed {
-    wait: Wait,
+    wait: WaitRequest,
     /// Until when it waits for interfaces.
     patience: Instant,
     left: Left,
@@ -34,7 +34,7 @@ enum Left {
 
 impl Core {
     /// Someone wants to know when what was written before now is in force.
-    pub fn handle_wait(&mut self, wait: Wait) {
+    pub fn handle_wait(&mut self, wait: WaitRequest) {
         let barrier = self.source.barrier();
         self.pending.push(Pending { barrier, wait });
     }
