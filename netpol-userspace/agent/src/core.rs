@@ -193,7 +193,7 @@ impl Core {
     }
 
     /// The same about the CNI plugin, until there is something else to say.
-    pub fn note_installation(&mut self, report: Report) {
+    pub fn set_installation(&mut self, report: Report) {
         self.installation = report;
         self.is_dirty = true;
     }
@@ -502,7 +502,7 @@ impl Core {
         self.deadlines().next().is_some()
     }
 
-    /// When to call [`Self::deadline`].
+    /// When to call [`Self::handle_deadline`].
     pub fn next_deadline(&self) -> Instant {
         self.deadlines().min().unwrap_or_else(Instant::now)
     }
@@ -513,7 +513,7 @@ impl Core {
     }
 
     /// A deadline has passed.
-    pub fn deadline(&mut self) {
+    pub fn handle_deadline(&mut self) {
         // What people read may be another thing from now on.
         self.is_dirty |= self.holders.deadline.is_some_and(|deadline| deadline <= Instant::now());
         self.note_troubles();
@@ -542,7 +542,7 @@ impl Core {
     }
 
     /// Answers them.
-    pub fn answer(&mut self) {
+    pub fn send_answers(&mut self) {
         for wait in self.answers.drain(..) {
             // Who asked may have given up.
             let _ = wait.reply.send(());

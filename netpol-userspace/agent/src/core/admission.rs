@@ -163,7 +163,7 @@ impl Core {
     }
 
     /// Answers those whose pods are in force, and those whose time is up.
-    pub fn settle_admissions(&mut self) {
+    pub fn answer_admissions(&mut self) {
         let now = Instant::now();
         for waiting in std::mem::take(&mut self.admissions.waiting) {
             let outcome = match &waiting.attachment {

@@ -142,7 +142,7 @@ impl Core {
     }
 
     /// Does that with one of them.
-    pub fn settle_a_guard(&mut self) {
+    pub fn update_next_guard(&mut self) {
         if let Some((id, Err(error))) = self.datapath.settle_a_guard() {
             self.note_failure(EndpointFailure { endpoint: Some(id), error });
         }
