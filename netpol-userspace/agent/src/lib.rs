@@ -5,10 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod admissions;
 pub mod annotations;
 mod answers;
 mod capacity;
+mod compilation;
 mod core;
+mod endpoints;
+mod enforcement;
 mod event_loop;
 mod files;
 pub mod journal;
@@ -16,11 +20,16 @@ mod links;
 mod memory;
 mod numbers;
 pub mod options;
+mod overview;
 mod sandboxes;
 mod serve;
+mod source_state;
+mod speakers;
 mod start;
+mod state_file;
 mod turns;
 mod view;
+mod waits;
 
 use std::time::Duration;
 

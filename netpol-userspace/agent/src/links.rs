@@ -96,6 +96,11 @@ fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, first, second, word(0xfe, d), word(e, f))
 }
 
+/// IPv6 link-local addresses are the interface's own affair, and never the pod's addresses.
+pub fn is_link_local6(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

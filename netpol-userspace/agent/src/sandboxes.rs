@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::links::is_link_local6;
 use netpol_api::sandbox::{Attachment, Sandbox};
-use netpol_endpoint::{Claim, Interface};
+use netpol_endpoint::{Claim, Endpoint, Interface};
 use netpol_model::{Addresses, Cluster, ObjectName, Pod};
 
 /// How long a sandbox may have neither an interface nor a pod before it is forgotten: its runtime
@@ -63,7 +64,7 @@ impl Sandboxes {
         all
     }
 
-    /// Takes one in. An address that another one had is taken from it: who gives addresses out
+    /// Adds one. An address that another one had is taken from it: who gives addresses out
     /// knows that it is free.
     pub fn add(&mut self, sandbox: Sandbox) {
         let attachment = sandbox.attachment();
@@ -163,6 +164,16 @@ impl Sandboxes {
         };
         let its = self.list.iter().filter(is_its);
         its.flat_map(|entry| entry.sandbox.addresses.iter().copied()).collect()
+    }
+
+    /// What an endpoint may speak as: its pod's status, and what its interface got by the CNI
+    /// plugin's word.
+    pub fn declared_for(&self, endpoint: &Endpoint) -> Vec<IpAddr> {
+        let by_plugin = self.addresses_of(endpoint.incarnation);
+        let mut all = endpoint.addresses.clone();
+        all.extend(by_plugin.iter().filter(|address| !endpoint.addresses.contains(address)));
+        all.retain(|address| !is_link_local6(address));
+        all
     }
 
     /// Gives a pod, as the source has it, the addresses that it has in truth.
