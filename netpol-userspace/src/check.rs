@@ -1,6 +1,7 @@
 //! `netpol check FILE...`: each policy in plain sentences, what an API server would refuse, and
 //! what is probably not meant. Must never need a cluster or an agent.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use netpol_model::{Change, Cluster};
-use netpol_source::advice::{self, Known, Subject};
+use netpol_source::advice::{self, Scope, Subject};
 use netpol_source::catalog::{Catalog, FileState, Files};
 use netpol_source::directory::{self, Reader};
 use netpol_source::parse::{Entry, Object, Originals};
@@ -82,7 +83,7 @@ fn read_into(path: &Path, to: &mut Files) -> anyhow::Result<()> {
     }
     let label = path.display().to_string();
     if std::fs::metadata(path).with_context(what)?.is_dir() {
-        let found = Reader::new(path, Originals::Kept).read(&Default::default(), |_| {}).files;
+        let found = Reader::new(path, Originals::Kept).read(&BTreeSet::default(), |_| {}).files;
         let label = label.trim_end_matches('/');
         to.extend(found.into_iter().map(|(name, state)| match name.as_str() {
             "." => (label.to_owned(), state),
@@ -169,7 +170,7 @@ fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
     let (explanation, warnings) = match &entry.object {
         Some(Object::Policy(Some(object), policy)) => {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
-            let warnings = advice::warnings(subject, cluster, Known::SomeFiles);
+            let warnings = advice::warnings(subject, cluster, Scope::SomeFiles);
             let warnings = warnings.iter().map(ToString::to_string).collect();
             (explain::sentences(policy), warnings)
         }

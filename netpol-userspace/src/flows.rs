@@ -45,7 +45,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
         None => None,
     };
     let (flows, missing) = list(&maps, &mut names, &args.places.run_dir, id);
-    output::note_missing_names(missing);
+    output::warn_of_missing_names(missing);
     output::list(out, args.output, &flows, "no flows", table)?;
     Ok(true)
 }
@@ -64,8 +64,12 @@ fn row(flow: &Flow) -> [String; 8] {
         flow.protocol.clone(),
         end(flow.local, flow.local_port),
         end(flow.remote, flow.remote_port),
-        output::owner(&flow.remote_endpoint, &flow.remote_service, &flow.remote_node)
-            .unwrap_or_else(|| "-".into()),
+        output::owner(
+            flow.remote_endpoint.as_deref(),
+            flow.remote_service.as_deref(),
+            flow.remote_node.as_deref(),
+        )
+        .unwrap_or_else(|| "-".into()),
         opened,
         format!("{}{recheck}", flow.state),
         idle(flow.idle_seconds),

@@ -156,7 +156,7 @@ async fn follow(mut monitor: Monitor, view: &mut View<'_>) -> Result<()> {
             _ = terminate.recv() => return Ok(()),
             _ = tick.tick() => {
                 monitor.renew();
-                view.tell_lost(monitor.maps())?;
+                view.report_lost(monitor.maps())?;
             }
             // The kernel wakes a reader only when the ring was empty.
             () = std::future::ready(()), if has_more => {}
@@ -210,7 +210,7 @@ impl View<'_> {
         Ok(())
     }
 
-    fn tell_lost(&mut self, maps: &Maps) -> Result<()> {
+    fn report_lost(&mut self, maps: &Maps) -> Result<()> {
         let lost = lost_events(maps);
         // Counters of an endpoint that is gone go with it.
         let more = lost.saturating_sub(self.lost);
@@ -324,7 +324,7 @@ fn line(event: &Event) -> String {
 
 fn end_text(end: &End, pod: &str) -> String {
     let address = flows::end(end.ip, end.port);
-    match output::owner(&end.endpoint, &end.service, &end.node) {
+    match output::owner(end.endpoint.as_deref(), end.service.as_deref(), end.node.as_deref()) {
         Some(name) if name != pod => format!("{address} ({name})"),
         _ => address,
     }

@@ -73,7 +73,7 @@ pub fn note(text: &str) {
 }
 
 /// Says why names that only an agent knows are not shown, if they are not.
-pub fn note_missing_names(why: Option<String>) {
+pub fn warn_of_missing_names(why: Option<String>) {
     if let Some(why) = why {
         note(&format!("pods of other nodes and Services are shown without their names: {why}"));
     }
@@ -95,14 +95,10 @@ pub fn table<const N: usize>(
 }
 
 /// Who has an address: `shop/web`, `shop/web on node-2`, `service shop/web`, `node node-2`.
-pub fn owner(
-    pod: &Option<String>,
-    service: &Option<String>,
-    node: &Option<String>,
-) -> Option<String> {
+pub fn owner(pod: Option<&str>, service: Option<&str>, node: Option<&str>) -> Option<String> {
     Some(match (pod, service, node) {
         (Some(pod), _, Some(node)) => format!("{pod} on {node}"),
-        (Some(pod), _, None) => pod.clone(),
+        (Some(pod), _, None) => pod.to_owned(),
         (None, Some(service), _) => format!("service {service}"),
         (None, None, Some(node)) => format!("node {node}"),
         (None, None, None) => return None,

@@ -86,8 +86,9 @@ impl Places {
 
 /// What the answers are worth while the agent is down.
 pub fn not_running(node: &Node) -> String {
-    let since = jiff::Timestamp::try_from(node.written)
-        .map(|time| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
-        .unwrap_or_else(|_| "an unknown time".into());
+    let since = jiff::Timestamp::try_from(node.written).map_or_else(
+        |_| "an unknown time".into(),
+        |time| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+    );
     format!("the agent is not running; showing what has been in force since {since}")
 }

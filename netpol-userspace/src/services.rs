@@ -50,7 +50,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
         }
     }
     let (services, missing) = list(&maps, &names, &args.places.run_dir, id)?;
-    output::note_missing_names(missing);
+    output::warn_of_missing_names(missing);
     let none = "no Services with addresses are known";
     output::list(out, args.output, &services, none, |services| table(services, id.is_some()))?;
     Ok(true)

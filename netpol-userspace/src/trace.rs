@@ -62,6 +62,7 @@ pub struct Args {
     output: Format,
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what clap takes")]
 fn parse_port(text: &str) -> Result<Port, Infallible> {
     Ok(u16::from_str(text).map_or_else(|_name| Port::Name(text.to_owned()), Port::Number))
 }

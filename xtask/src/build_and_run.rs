@@ -12,10 +12,9 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use netpol_run::{self as run, Workspace, announce};
 
-use crate::run::{self, announce};
-use crate::workspace::Workspace;
-use crate::{build, setup};
+use crate::build;
 
 const EXAMPLES: &str = "netpol-userspace/examples";
 
@@ -72,9 +71,9 @@ fn netpol_arguments(workspace: &Workspace, args: &Args) -> Vec<OsString> {
 
 /// netpol needs root. Only netpol: what is built stays the user's.
 fn as_root(netpol: PathBuf, arguments: Vec<OsString>) -> Result<Command> {
-    let mut command = if setup::is_root() {
+    let mut command = if run::is_root() {
         Command::new(netpol)
-    } else if let Some(sudo) = setup::find_program("sudo") {
+    } else if let Some(sudo) = run::find_program("sudo") {
         announce("netpol loads eBPF programs and makes network namespaces: using sudo");
         let mut command = Command::new(sudo);
         command.arg("-E").arg(netpol);

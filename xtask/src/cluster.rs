@@ -3,15 +3,13 @@
 //! its command needs has been installed and built.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use netpol_needs::Need;
+use netpol_run::Workspace;
+use netpol_setup::Wanted;
 
-use crate::run::{self, Stage};
-use crate::toolchain::Wanted;
-use crate::workspace::Workspace;
 use crate::{build, setup};
 
 /// Options of `cluster`, all of them the package's own.
@@ -63,7 +61,7 @@ pub(crate) fn forward(
     more: &[Need],
 ) -> Result<ExitCode> {
     let action = action(arguments);
-    let mut command = package(workspace, "netpol-cluster");
+    let mut command = build::package(workspace, "netpol-cluster");
     command.arg("--").args(arguments);
     if let Some(action) = action {
         let needs = action.needs.iter().chain(more).copied();
@@ -78,19 +76,11 @@ pub(crate) fn forward(
         command.env("NETPOL_PROGRAM", build::netpol(workspace, false)?);
     }
     if action.is_some_and(|action| action.has_traffic) {
-        command.env("NETPOL_TRAFFIC", traffic(workspace)?);
+        command.env("NETPOL_TRAFFIC", build::traffic(workspace)?);
     }
     let status = command.status().context("cannot start cargo")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// `cargo run` of a package, which goes on with `--bin` or `--`.
-pub(crate) fn package(workspace: &Workspace, name: &str) -> Command {
-    let mut command = run::cargo();
-    command.args(["run", "--quiet", "--manifest-path"]).arg(workspace.root().join("Cargo.toml"));
-    command.args(["--package", name]);
-    command
 }
 
 /// The command that is meant, unless only its help is asked for.
@@ -108,19 +98,6 @@ fn action(arguments: &[OsString]) -> Option<&'static Action> {
         is_command
     })?;
     ACTIONS.iter().find(|action| action.name == name)
-}
-
-/// Static, so that it is an image by itself.
-fn traffic(workspace: &Workspace) -> Result<PathBuf> {
-    let stage = Stage::start("building what pods run");
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut command = run::cargo();
-    command.current_dir(workspace.root());
-    command.args(["rustc", "-p", "netpol-traffic", "--bin", "traffic", "--target", &target]);
-    command.args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
-    run::visible(command, "fix the error above")?;
-    stage.done();
-    Ok(workspace.target().join(target).join("debug/traffic"))
 }
 
 #[cfg(test)]

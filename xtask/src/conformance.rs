@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use netpol_needs::Need;
+use netpol_run::Workspace;
 
 use crate::cluster;
-use crate::workspace::Workspace;
 
 /// Options of `conformance`, all of them the package's own.
 #[derive(clap::Args)]

@@ -5,19 +5,18 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use netpol_needs::Need;
+use netpol_run::{self as run, Workspace};
+use netpol_setup::Wanted;
 
-use crate::run;
-use crate::toolchain::Wanted;
-use crate::workspace::Workspace;
-use crate::{build, cluster};
+use crate::build;
 
 pub(crate) fn command(workspace: &Workspace) -> Result<ExitCode> {
     // The crate depends on netpol-datapath, which embeds the object.
     let _object = build::object_for(workspace, &Wanted::with([Need::Kubectl]))?;
-    let mut kubectl = cluster::package(workspace, "netpol-cluster");
+    let mut kubectl = build::package(workspace, "netpol-cluster");
     kubectl.args(["--", "build", Need::Kubectl.name()]);
     run::visible(kubectl, "see above")?;
-    let mut command = cluster::package(workspace, "netpol-cluster");
+    let mut command = build::package(workspace, "netpol-cluster");
     command.args(["--bin", "netpol-manifests"]);
     run::visible(command, "fix the error above")?;
     Ok(ExitCode::SUCCESS)

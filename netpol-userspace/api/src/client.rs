@@ -48,7 +48,7 @@ pub fn ask<T: DeserializeOwned>(run_dir: &Path, question: &Question) -> Result<O
 }
 
 /// Likewise.
-pub async fn ask_async<T: DeserializeOwned>(
+pub(crate) async fn ask_async<T: DeserializeOwned>(
     run_dir: &Path,
     question: &Question,
 ) -> Result<Option<T>> {
@@ -160,7 +160,7 @@ async fn wait_once(socket: &Path, left: Duration) -> Result<Option<Waited>> {
 
 /// Sends the agent a request of the CNI plugin, and waits for its answer so long at most. An agent
 /// that starts, or starts again, meanwhile gets it too, if there is time to wait for it.
-pub fn cni_request(
+pub fn request_cni(
     run_dir: &Path,
     request: &CniRequest,
     limit: Duration,
@@ -172,7 +172,7 @@ pub fn cni_request(
     block_on(async {
         loop {
             let left = limit.saturating_sub(begun.elapsed());
-            if let Some(answer) = cni_request_once(&socket, &body, left).await? {
+            if let Some(answer) = request_cni_once(&socket, &body, left).await? {
                 return Ok(answer);
             }
             if !is_patient || begun.elapsed() >= limit {
@@ -184,7 +184,7 @@ pub fn cni_request(
 }
 
 /// `None` if no agent listens, or it ended before it answered.
-async fn cni_request_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
+async fn request_cni_once(socket: &Path, body: &[u8], left: Duration) -> Result<Option<Answer>> {
     let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
     // It shall have time to say what is missing.
     let path = format!("/cni?timeout_ms={}", left.mul_f32(0.8).as_millis());

@@ -24,7 +24,7 @@ impl Entry {
 
 /// The list with netpol at its end, `None` if it is as it should be. Where netpol is already, its
 /// place and what else is set there stay: other programs may have theirs after it for a reason.
-pub fn with_netpol(text: &str, entry: &Entry) -> Result<Option<String>> {
+pub(crate) fn with_netpol(text: &str, entry: &Entry) -> Result<Option<String>> {
     let mut list = parse(text)?;
     check_version(&list)?;
     let plugins = plugins(&mut list)?;
@@ -51,7 +51,7 @@ pub fn without_netpol(text: &str) -> Result<Option<String>> {
 }
 
 /// Whether netpol is in a list; not if it is none.
-pub fn has_netpol(text: &str) -> bool {
+pub(crate) fn has_netpol(text: &str) -> bool {
     matches!(without_netpol(text), Ok(Some(_)))
 }
 

@@ -14,7 +14,7 @@ use netpol_api::sandbox::Attachment;
 use netpol_api::state::RUN_DIR;
 
 /// The versions of the specification that are understood. Older ones have no chains.
-pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// The longest name of an interface.
 const MAX_INTERFACE_LEN: usize = 15;
 
@@ -105,7 +105,7 @@ impl Config {
     }
 
     /// The attachments that GC leaves.
-    pub fn valid_attachments(&self) -> Result<&[Attachment], Failure> {
+    pub(crate) fn valid_attachments(&self) -> Result<&[Attachment], Failure> {
         let list = self.valid.as_ref().or(self.valid_formerly.as_ref());
         list.map(Vec::as_slice)
             .ok_or_else(|| Failure::new(Code::Config, "GC without cni.dev/valid-attachments"))
@@ -159,7 +159,7 @@ pub struct Environment<'a> {
 
 /// The pod that a sandbox is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodName {
+pub(crate) struct PodName {
     /// Its namespace.
     pub namespace: String,
     /// Its name.

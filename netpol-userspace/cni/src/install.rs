@@ -75,7 +75,7 @@ pub fn uninstall(places: &Places) -> Result<Vec<PathBuf>> {
 }
 
 /// The configuration that a runtime uses: the first by name. `None` if there is none.
-pub fn active(conf_dir: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn active(conf_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(configurations(conf_dir)?.into_iter().next())
 }
 

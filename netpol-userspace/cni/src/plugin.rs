@@ -134,7 +134,7 @@ fn ask(
     limit: Duration,
     is_patient: bool,
 ) -> Result<(), String> {
-    match client::cni_request(run_dir, request, limit, is_patient) {
+    match client::request_cni(run_dir, request, limit, is_patient) {
         Ok(answer) if answer.is_done => Ok(()),
         Ok(answer) => Err(answer.message),
         Err(error) => Err(format!("{error:#}")),

@@ -9,12 +9,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::ClassId;
 use super::atoms::AtomId;
-use super::few::Few;
+use super::small_set::SmallSet;
 use netpol_model::{Cluster, ObjectName};
 
 /// What is known of one block; an address is a block of full length.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct AddressEntry {
     /// The pod that has the address.
     pub owner: Option<Box<ObjectName>>,
     /// A block atom, if a policy in use names exactly this block.
@@ -23,7 +23,7 @@ pub(super) struct Entry {
     pub class: ClassId,
 }
 
-impl Default for Entry {
+impl Default for AddressEntry {
     fn default() -> Self {
         Self { owner: None, cidr: None, class: ClassId::NONE }
     }
@@ -32,9 +32,9 @@ impl Default for Entry {
 /// All pod addresses and block atoms.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
-    entries: BTreeMap<IpNet, Entry>,
+    entries: BTreeMap<IpNet, AddressEntry>,
     /// The other atoms of blocks that have several. Apart, since there is an entry for each pod.
-    other_cidrs: FxHashMap<IpNet, Few<AtomId>>,
+    other_cidrs: FxHashMap<IpNet, SmallSet<AtomId>>,
     /// Addresses that more than one pod claims, with all claimants.
     contested: FxHashMap<IpAddr, Vec<ObjectName>>,
     /// How many blocks that may contain others, by atom or class, have each prefix length, for IPv4
@@ -50,7 +50,7 @@ fn family(block: &IpNet) -> usize {
 }
 
 /// Whether what is inside a block is to look at it: not at an address for its class.
-fn is_around(block: &IpNet, entry: &Entry) -> bool {
+fn is_around(block: &IpNet, entry: &AddressEntry) -> bool {
     let is_stored = entry.class != ClassId::NONE && block.prefix_len() < block.max_prefix_len();
     is_stored || entry.cidr.is_some()
 }
@@ -78,7 +78,7 @@ impl Addresses {
     }
 
     /// A pod no longer has `address`. Returns whether the owner changed.
-    pub fn unclaim(&mut self, address: IpAddr, pod: &ObjectName, cluster: &Cluster) -> bool {
+    pub(crate) fn unclaim(&mut self, address: IpAddr, pod: &ObjectName, cluster: &Cluster) -> bool {
         if let Some(claimants) = self.contested.get_mut(&address) {
             claimants.retain(|claimant| claimant != pod);
             return self.elect(address, cluster);
@@ -118,7 +118,9 @@ impl Addresses {
     }
 
     /// Addresses with several claimants: the address, who has it, all who claim it.
-    pub fn contested(&self) -> impl Iterator<Item = (IpAddr, Option<&ObjectName>, &[ObjectName])> {
+    pub(crate) fn contested(
+        &self,
+    ) -> impl Iterator<Item = (IpAddr, Option<&ObjectName>, &[ObjectName])> {
         self.contested.iter().map(|(&address, claimants)| {
             let entry = self.entries.get(&IpNet::from(address));
             (address, entry.and_then(|entry| entry.owner.as_deref()), claimants.as_slice())
@@ -126,7 +128,7 @@ impl Addresses {
     }
 
     /// A block atom exists from now on.
-    pub fn add_block(&mut self, block: IpNet, atom: AtomId) {
+    pub(crate) fn add_block(&mut self, block: IpNet, atom: AtomId) {
         let entry = self.entries.entry(block).or_default();
         if entry.cidr.is_some() {
             self.other_cidrs.entry(block).or_default().insert(atom);
@@ -153,7 +155,7 @@ impl Addresses {
     }
 
     /// A block atom is gone.
-    pub fn remove_block(&mut self, block: IpNet, atom: AtomId) {
+    pub(crate) fn remove_block(&mut self, block: IpNet, atom: AtomId) {
         let Some(entry) = self.entries.get_mut(&block) else { return };
         let was_around = is_around(&block, entry);
         let others = self.other_cidrs.get_mut(&block);
@@ -166,7 +168,7 @@ impl Addresses {
         } else if let Some(others) = others {
             others.remove(atom);
         }
-        if self.other_cidrs.get(&block).is_some_and(Few::is_empty) {
+        if self.other_cidrs.get(&block).is_some_and(SmallSet::is_empty) {
             self.other_cidrs.remove(&block);
         }
         let is_around = is_around(&block, entry);
@@ -174,7 +176,7 @@ impl Addresses {
     }
 
     /// The blocks that contain `block`, itself included, longest first.
-    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, &Entry)> {
+    fn containing(&self, block: IpNet) -> impl Iterator<Item = (IpNet, &AddressEntry)> {
         self.lengths[family(&block)].range(..=block.prefix_len()).rev().filter_map(
             move |(&length, _)| {
                 let outer =
@@ -186,14 +188,14 @@ impl Addresses {
     }
 
     /// The atoms of all blocks that contain `block`, itself included.
-    pub fn atoms_around(&self, block: IpNet) -> impl Iterator<Item = AtomId> {
+    pub(crate) fn atoms_around(&self, block: IpNet) -> impl Iterator<Item = AtomId> {
         let with_atoms = self.containing(block).filter_map(|(outer, e)| Some((outer, e.cidr?)));
         with_atoms.flat_map(|(outer, atom)| {
             let others = match self.other_cidrs.is_empty() {
                 true => None,
                 false => self.other_cidrs.get(&outer),
             };
-            others.into_iter().flat_map(Few::iter).chain([atom])
+            others.into_iter().flat_map(SmallSet::iter).chain([atom])
         })
     }
 
@@ -209,7 +211,8 @@ impl Addresses {
             }
             scanned = Some(block);
             let end = IpNet::from(block.broadcast());
-            let stored = |entry: &Entry| entry.class != ClassId::NONE || entry.cidr.is_some();
+            let stored =
+                |entry: &AddressEntry| entry.class != ClassId::NONE || entry.cidr.is_some();
             let inner = self.entries.range(block..=end).filter(|(_, entry)| stored(entry));
             found.extend(inner.map(|(&inner, _)| inner));
         }
@@ -217,19 +220,19 @@ impl Addresses {
     }
 
     /// The entry of a block.
-    pub fn get(&self, block: &IpNet) -> Option<&Entry> {
+    pub fn get(&self, block: &IpNet) -> Option<&AddressEntry> {
         self.entries.get(block)
     }
 
     /// The class that longest-prefix match gives to `block` while it is not stored itself.
-    pub fn class_around(&self, block: IpNet) -> ClassId {
+    pub(crate) fn class_around(&self, block: IpNet) -> ClassId {
         let outer = block.supernet().into_iter().flat_map(|outer| self.containing(outer));
         let mut classes = outer.map(|(_, entry)| entry.class);
         classes.find(|class| *class != ClassId::NONE).unwrap_or(ClassId::NONE)
     }
 
     /// The class that longest-prefix match gives to `block`.
-    pub fn effective_class(&self, block: IpNet) -> ClassId {
+    pub(crate) fn effective_class(&self, block: IpNet) -> ClassId {
         match self.entries.get(&block).map(|entry| entry.class) {
             Some(class) if class != ClassId::NONE => class,
             _ => self.class_around(block),
@@ -258,7 +261,7 @@ impl Addresses {
 
     /// What is to be stored inside these blocks, and is not yet, but for the blocks themselves; no
     /// more than so many. Whatever is inside another one comes first.
-    pub fn missing_inside(&self, blocks: &[IpNet], n_most: usize) -> Vec<IpNet> {
+    pub(crate) fn missing_inside(&self, blocks: &[IpNet], n_most: usize) -> Vec<IpNet> {
         if self.missing.is_empty() {
             return Vec::new();
         }

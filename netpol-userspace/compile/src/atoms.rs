@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::anchors::Anchors;
-use super::few::Few;
+use super::small_set::SmallSet;
 use super::{ClassId, SetId};
 use netpol_model::{Labels, NamedPort, NamespaceScope, Pod, Protocol, Selector, Str};
 
@@ -67,7 +67,7 @@ impl AtomId {
 
 /// An atom and who refers to it.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct AtomRecord {
     /// What it says.
     pub atom: Arc<Atom>,
     /// The number that sets write it with: its own, unless it is a renewal.
@@ -75,9 +75,9 @@ pub(super) struct Known {
     /// Tells renewals of one atom apart; 0 for the meaning.
     pub turn: u32,
     /// Sets that mention it. Empty for port atoms: sets mention the name, see [`NameUse`].
-    pub sets: Few<SetId>,
+    pub sets: SmallSet<SetId>,
     /// Classes that contain it.
-    pub classes: Few<ClassId>,
+    pub classes: SmallSet<ClassId>,
     /// Of a meaning: what a set that mentions it from now on should mention.
     current: AtomId,
     /// Of a meaning: sets that write it, and its renewals.
@@ -106,7 +106,7 @@ pub(super) struct NameUse {
 /// All live atoms.
 #[derive(Debug, Default)]
 pub(super) struct Atoms {
-    slots: Vec<Option<Known>>,
+    slots: Vec<Option<AtomRecord>>,
     free: Vec<AtomId>,
     by_content: HashMap<Arc<Atom>, AtomId>,
     renewed: FxHashMap<(AtomId, u32), AtomId>,
@@ -126,23 +126,23 @@ pub(super) struct Atoms {
 
 impl Atoms {
     /// The live atom of that number.
-    pub fn get(&self, id: AtomId) -> &Known {
+    pub fn get(&self, id: AtomId) -> &AtomRecord {
         self.slots[id.index()].as_ref().expect("invariant: atoms outlive what mentions them")
     }
 
     /// Likewise, if there is one.
-    pub fn live(&self, id: AtomId) -> Option<&Known> {
+    pub fn live(&self, id: AtomId) -> Option<&AtomRecord> {
         self.slots[id.index()].as_ref()
     }
 
     /// The live atom of that number, to note a reference.
-    pub fn get_mut(&mut self, id: AtomId) -> &mut Known {
+    pub fn get_mut(&mut self, id: AtomId) -> &mut AtomRecord {
         self.slots[id.index()].as_mut().expect("invariant: atoms outlive what mentions them")
     }
 
     /// The number of `atom`, new if it was not known. It lives until the end of the settle unless
     /// a set mentions it by then.
-    pub fn intern(&mut self, atom: Atom) -> AtomId {
+    pub(crate) fn intern(&mut self, atom: Atom) -> AtomId {
         if let Some(&id) = self.by_content.get(&atom) {
             if let Atom::Port(port) = &atom {
                 // Its name may have been forgotten since, and be wanted again.
@@ -167,12 +167,12 @@ impl Atoms {
             let number = u32::try_from(self.slots.len()).ok().and_then(NonZeroU32::new);
             AtomId(number.expect("invariant: atoms fit into memory"))
         });
-        self.slots[id.index()] = Some(Known {
+        self.slots[id.index()] = Some(AtomRecord {
             atom,
             meaning: meaning.unwrap_or(id),
             turn,
-            sets: Few::None,
-            classes: Few::None,
+            sets: SmallSet::None,
+            classes: SmallSet::None,
             current: id,
             n_writers: 0,
             n_holders: 0,
@@ -217,7 +217,7 @@ impl Atoms {
     }
 
     /// The renewal of that turn; 0 is the meaning itself.
-    pub fn renewal(&mut self, meaning: AtomId, turn: u32) -> AtomId {
+    pub(crate) fn renewal(&mut self, meaning: AtomId, turn: u32) -> AtomId {
         if turn == 0 {
             return meaning;
         }
@@ -238,7 +238,7 @@ impl Atoms {
     }
 
     /// Notes that a set no longer writes it.
-    pub fn unwrite(&mut self, meaning: AtomId) {
+    pub(crate) fn unwrite(&mut self, meaning: AtomId) {
         self.get_mut(meaning).n_writers -= 1;
         self.maybe_dead.push(meaning);
     }
@@ -249,7 +249,7 @@ impl Atoms {
     }
 
     /// Sets whose rows may depend on whether a class contains the atom.
-    pub fn interested_sets(&self, id: AtomId) -> impl Iterator<Item = SetId> {
+    pub(crate) fn interested_sets(&self, id: AtomId) -> impl Iterator<Item = SetId> {
         let known = self.get(id);
         let by_name = match &*known.atom {
             Atom::Port(port) => self.name(port.protocol, &port.name),
@@ -274,7 +274,7 @@ impl Atoms {
     }
 
     /// A set that has mentioned these is used by one more, who has to wait for them.
-    pub fn await_pending(&mut self, ids: impl Iterator<Item = AtomId>) {
+    pub(crate) fn await_pending(&mut self, ids: impl Iterator<Item = AtomId>) {
         self.fresh.extend(ids.filter(|id| {
             let known = self.slots[id.index()].as_ref();
             known.is_some_and(|known| known.pending != 0)
@@ -282,20 +282,20 @@ impl Atoms {
     }
 
     /// The same of a name.
-    pub fn await_pending_name(&mut self, name: &(Protocol, Str)) {
+    pub(crate) fn await_pending_name(&mut self, name: &(Protocol, Str)) {
         if self.names.get(name).is_some_and(|known| known.pending != 0) {
             self.fresh_names.push(name.clone());
         }
     }
 
     /// Notes that a set no longer mentions an atom.
-    pub fn unmention(&mut self, id: AtomId, set: SetId) {
+    pub(crate) fn unmention(&mut self, id: AtomId, set: SetId) {
         self.get_mut(id).sets.remove(set);
         self.maybe_dead.push(id);
     }
 
     /// Notes that a set mentions a name.
-    pub fn mention_name(&mut self, name: &(Protocol, Str), set: SetId) {
+    pub(crate) fn mention_name(&mut self, name: &(Protocol, Str), set: SetId) {
         let entry = self.names.entry(name.clone()).or_default();
         if entry.sets.is_empty() || entry.pending != 0 {
             self.fresh_names.push(name.clone());
@@ -304,7 +304,7 @@ impl Atoms {
     }
 
     /// Notes that a set no longer mentions a name.
-    pub fn unmention_name(&mut self, name: &(Protocol, Str), set: SetId) {
+    pub(crate) fn unmention_name(&mut self, name: &(Protocol, Str), set: SetId) {
         if let Some(entry) = self.names.get_mut(name) {
             entry.sets.remove(&set);
             self.maybe_dead_names.push(name.clone());
@@ -312,7 +312,7 @@ impl Atoms {
     }
 
     /// The atoms that a pod satisfies by itself (not by its address), sorted.
-    pub fn of_pod(&mut self, pod: &Pod, namespace_labels: &Labels) -> Vec<AtomId> {
+    pub(crate) fn of_pod(&mut self, pod: &Pod, namespace_labels: &Labels) -> Vec<AtomId> {
         if !pod.is_networked() {
             return Vec::new();
         }
@@ -357,7 +357,7 @@ impl Atoms {
     }
 
     /// Names that no set mentions any more: forgotten from now on.
-    pub fn take_dead_names(&mut self) -> Vec<NameUse> {
+    pub(crate) fn take_dead_names(&mut self) -> Vec<NameUse> {
         let mut dead = Vec::new();
         for name in std::mem::take(&mut self.maybe_dead_names) {
             if self.names.get(&name).is_some_and(|entry| entry.sets.is_empty()) {
@@ -368,12 +368,12 @@ impl Atoms {
     }
 
     /// How many may have lost their last reference, and have not been looked at.
-    pub fn n_maybe_dead(&self) -> usize {
+    pub(crate) fn n_maybe_dead(&self) -> usize {
         self.maybe_dead.len()
     }
 
     /// Whatever is written is not to be looked at, of those from the `first` on.
-    pub fn keep_written(&mut self, first: usize) {
+    pub(crate) fn keep_written(&mut self, first: usize) {
         for id in self.maybe_dead.split_off(first) {
             if self.slots[id.index()].as_ref().is_some_and(|known| known.n_writers == 0) {
                 self.maybe_dead.push(id);
@@ -382,7 +382,7 @@ impl Atoms {
     }
 
     /// Takes those that may have, from the `first` on.
-    pub fn maybe_dead(&mut self, first: usize) -> Vec<AtomId> {
+    pub(crate) fn maybe_dead(&mut self, first: usize) -> Vec<AtomId> {
         self.maybe_dead.split_off(first)
     }
 
@@ -394,7 +394,7 @@ impl Atoms {
 
     /// The selector and block atoms among these that no set mentions any more: no pod will match them
     /// from now on. They stay readable until [`Atoms::free_dead`].
-    pub fn take_dead(&mut self, ids: Vec<AtomId>) -> Vec<AtomId> {
+    pub(crate) fn take_dead(&mut self, ids: Vec<AtomId>) -> Vec<AtomId> {
         let mut dead = Vec::new();
         for id in ids {
             self.maybe_free.push(id);
@@ -428,7 +428,7 @@ impl Atoms {
     }
 
     /// Forgets atoms that nothing refers to, of so many.
-    pub fn free_dead(&mut self, n_most: usize) {
+    pub(crate) fn free_dead(&mut self, n_most: usize) {
         for _ in 0..n_most {
             let Some(id) = self.maybe_free.pop() else { return };
             let slot = &mut self.slots[id.index()];
@@ -457,7 +457,7 @@ impl Atoms {
     }
 
     /// Hands over the atoms that addresses are to get their classes with by a job.
-    pub fn take_fresh(&mut self, job: u32) -> Vec<AtomId> {
+    pub(crate) fn take_fresh(&mut self, job: u32) -> Vec<AtomId> {
         let mut fresh = std::mem::take(&mut self.fresh);
         // In about the order in which they were written, which mostly is theirs.
         fresh.sort_unstable();
@@ -475,13 +475,13 @@ impl Atoms {
 
     /// From now on pods and addresses are held against an atom. Returns whether they are already;
     /// `None`: no set mentions it any more.
-    pub fn begin_matching(&mut self, id: AtomId) -> Option<bool> {
+    pub(crate) fn begin_matching(&mut self, id: AtomId) -> Option<bool> {
         let known = self.slots[id.index()].as_mut().filter(|known| known.is_active)?;
         Some(std::mem::replace(&mut known.is_matched, true))
     }
 
     /// The same of names.
-    pub fn take_fresh_names(&mut self, job: u32) -> Vec<((Protocol, Str), bool)> {
+    pub(crate) fn take_fresh_names(&mut self, job: u32) -> Vec<((Protocol, Str), bool)> {
         let names = std::mem::take(&mut self.fresh_names).into_iter();
         names
             .filter_map(|name| {

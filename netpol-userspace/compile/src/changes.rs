@@ -16,34 +16,34 @@ impl Compiler {
         match change {
             Change::Pod(mut pod) => {
                 self.strings.share_pod(&mut pod);
-                self.note_pod(pod.id.clone(), Change::Pod(pod), dirty);
+                self.apply_pod(pod.id.clone(), Change::Pod(pod), dirty);
             }
             Change::PodGone(id, uid) => {
-                self.note_pod(id.clone(), Change::PodGone(id, uid), dirty);
+                self.apply_pod(id.clone(), Change::PodGone(id, uid), dirty);
             }
             Change::Policy(mut policy) => {
                 self.strings.share_policy(&mut policy);
-                self.note_policy(policy.id.clone(), Change::Policy(policy), dirty);
+                self.apply_policy(policy.id.clone(), Change::Policy(policy), dirty);
             }
             Change::PolicyGone(id) => {
-                self.note_policy(id.clone(), Change::PolicyGone(id), dirty);
+                self.apply_policy(id.clone(), Change::PolicyGone(id), dirty);
             }
             Change::Namespace(namespace) => {
                 let name = namespace.name.clone();
-                self.note_namespace(&name, Change::Namespace(namespace), dirty);
+                self.apply_namespace(&name, Change::Namespace(namespace), dirty);
             }
             Change::NamespaceGone(name) => {
-                self.note_namespace(&name.clone(), Change::NamespaceGone(name), dirty);
+                self.apply_namespace(&name.clone(), Change::NamespaceGone(name), dirty);
             }
             Change::Service(service) => {
-                self.note_service(service.id.clone(), Change::Service(service));
+                self.apply_service(service.id.clone(), Change::Service(service));
             }
-            Change::ServiceGone(id) => self.note_service(id.clone(), Change::ServiceGone(id)),
+            Change::ServiceGone(id) => self.apply_service(id.clone(), Change::ServiceGone(id)),
             Change::EndpointSlice(slice) => {
-                self.note_slice(&slice.id.clone(), Change::EndpointSlice(slice));
+                self.apply_slice(&slice.id.clone(), Change::EndpointSlice(slice));
             }
             Change::EndpointSliceGone(id) => {
-                self.note_slice(&id.clone(), Change::EndpointSliceGone(id));
+                self.apply_slice(&id.clone(), Change::EndpointSliceGone(id));
             }
             Change::Node(_) | Change::NodeGone(_) => {
                 if self.cluster.apply(change) {
@@ -54,7 +54,7 @@ impl Compiler {
     }
 
     /// Stores the change of a pod and notes what it touches.
-    fn note_pod(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
+    fn apply_pod(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
         let before = owned_addresses(&self.cluster, &id);
         if !self.cluster.apply(change) {
             return;
@@ -74,7 +74,7 @@ impl Compiler {
         for endpoint in self.endpoints_in.get(&id.namespace).into_iter().flatten() {
             let its = &self.endpoints[endpoint];
             if its.may_be(&id) {
-                self.shares.note_endpoints(&id.namespace);
+                self.shares.recount_endpoints(&id.namespace);
                 dirty.look_at(its.home(), *endpoint, Why::Pod);
             }
         }
@@ -85,7 +85,7 @@ impl Compiler {
     }
 
     /// Takes the change of a policy, as it was read.
-    fn note_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
+    fn apply_policy(&mut self, id: ObjectName, change: Change, dirty: &mut Dirty) {
         let now = match &change {
             Change::Policy(policy) => Some(policy),
             _ => None,
@@ -126,14 +126,14 @@ impl Compiler {
     }
 
     /// Stores the change of a Service and notes that it changed.
-    fn note_service(&mut self, id: ObjectName, change: Change) {
+    fn apply_service(&mut self, id: ObjectName, change: Change) {
         if self.cluster.apply(change) {
             self.engine.services.touch(id);
         }
     }
 
     /// Stores the change of an EndpointSlice and notes the Services that it did or does belong to.
-    fn note_slice(&mut self, id: &ObjectName, change: Change) {
+    fn apply_slice(&mut self, id: &ObjectName, change: Change) {
         let before = self.cluster.slice(id).cloned();
         if self.cluster.apply(change) {
             self.engine.services.touch_slice(before.as_ref(), self.cluster.slice(id));
@@ -141,7 +141,7 @@ impl Compiler {
     }
 
     /// Stores the change of a namespace and notes its pods.
-    fn note_namespace(&mut self, name: &Str, change: Change, dirty: &mut Dirty) {
+    fn apply_namespace(&mut self, name: &Str, change: Change, dirty: &mut Dirty) {
         let before = engine::namespace_labels(&self.cluster, name).into_owned();
         self.cluster.apply(change);
         // Atoms that do not exist yet will look at all pods by themselves.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::atoms::{AtomId, Atoms};
-use super::few::Few;
 use super::ids::{ClassKey, IdPool};
+use super::small_set::SmallSet;
 use super::{ClassId, SetId};
 
 /// Atoms, sorted: mostly one, which takes no memory of its own.
@@ -40,7 +40,7 @@ pub(super) struct Class {
     /// Its atoms.
     pub atoms: Content,
     /// Sets that have a row for it.
-    pub sets: Few<SetId>,
+    pub sets: SmallSet<SetId>,
     /// How many addresses and blocks have it.
     pub n_addresses: u32,
 }
@@ -53,7 +53,7 @@ pub(super) struct Classes {
     by_atom: FxHashMap<AtomId, ClassId>,
     /// The others, by the hash of their content: to make room for more of them must not look at
     /// each.
-    by_hash: FxHashMap<u64, Few<ClassId>>,
+    by_hash: FxHashMap<u64, SmallSet<ClassId>>,
     hasher: RandomState,
     /// Free numbers.
     pub ids: IdPool,
@@ -101,7 +101,7 @@ impl Classes {
             return self.by_atom.get(atom).copied();
         }
         let mut alike =
-            self.by_hash.get(&self.hasher.hash_one(content)).into_iter().flat_map(Few::iter);
+            self.by_hash.get(&self.hasher.hash_one(content)).into_iter().flat_map(SmallSet::iter);
         alike.find(|id| *self.by_id[id].atoms == *content)
     }
 
@@ -133,7 +133,7 @@ impl Classes {
                 Content::Others(content.into())
             }
         };
-        self.by_id.insert(id, Class { atoms: content, sets: Few::None, n_addresses: 1 });
+        self.by_id.insert(id, Class { atoms: content, sets: SmallSet::None, n_addresses: 1 });
         self.fresh.push(id);
         self.unnoted.push(id);
         id
@@ -160,13 +160,17 @@ impl Classes {
     }
 
     /// How many may be of no use.
-    pub fn n_maybe_dead(&self) -> usize {
+    pub(crate) fn n_maybe_dead(&self) -> usize {
         self.maybe_dead.len()
     }
 
     /// Forgets classes that no address has any more, of so many, and returns them with the sets that
     /// had rows for them.
-    pub fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(ClassId, Few<SetId>)> {
+    pub(crate) fn take_dead(
+        &mut self,
+        n_most: usize,
+        atoms: &mut Atoms,
+    ) -> Vec<(ClassId, SmallSet<SetId>)> {
         let mut dead = Vec::new();
         for id in self.maybe_dead.split_off(self.maybe_dead.len().saturating_sub(n_most)) {
             if self.by_id.get(&id).is_none_or(|class| class.n_addresses > 0) {

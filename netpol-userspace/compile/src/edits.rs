@@ -15,7 +15,7 @@ use super::sets::{Changes, Predicate, Set, own_ports, sum};
 use netpol_model::{Cluster, Direction, ObjectName, Peer, Peers, Pod, Policy, Ports, Rule, Str};
 
 /// Policies that were edited, as they were before; `None`: not there.
-pub(super) type Befores = BTreeMap<ObjectName, Option<Policy>>;
+pub(super) type EarlierPolicies = BTreeMap<ObjectName, Option<Policy>>;
 
 /// How often the policies of a namespace mention each peer, by its hash.
 #[derive(Debug, Default)]
@@ -91,7 +91,7 @@ impl<'a> Edits<'a> {
     /// Those after which the cluster is like this and peers are mentioned so often.
     pub fn new(
         cluster: &'a Cluster,
-        befores: &'a Befores,
+        befores: &'a EarlierPolicies,
         namespace: &Str,
         direction: Direction,
         mentions: &Mentions,

@@ -34,7 +34,7 @@ pub(super) struct Engine {
     pub classes: Classes,
     pub addresses: Addresses,
     pub services: Services,
-    /// The sorted atoms of each pod that satisfies any. Few pods differ in them.
+    /// The sorted atoms of each pod that satisfies any. SmallSet pods differ in them.
     held: FxHashMap<ObjectName, Arc<[AtomId]>>,
     held_by_many: Pool<Arc<[AtomId]>>,
     shared: SharedPorts,
@@ -104,7 +104,7 @@ impl Engine {
     pub fn begin(&mut self, cluster: &Cluster, job: &mut Job, mut touched: Touched) -> Plan {
         let (fresh, edited) = self.sets.take_fresh(job.number);
         self.match_fresh(cluster, job, &mut touched);
-        self.note_found(job, touched.blocks);
+        self.queue_blocks(job, touched.blocks);
         if !edited.is_empty() {
             // An address that gets a class meanwhile must not be without what a set has given up
             // and without what it has in its place.
@@ -121,7 +121,7 @@ impl Engine {
     }
 
     /// Holds what is stored against so many new blocks.
-    pub fn match_blocks(&mut self, job: &mut Job, n_most: usize) {
+    pub(crate) fn match_blocks(&mut self, job: &mut Job, n_most: usize) {
         let mut blocks = Vec::new();
         for id in job.unmatched.split_off(job.unmatched.len().saturating_sub(n_most)) {
             // Under this number there may be no atom by now, or another one.
@@ -136,10 +136,10 @@ impl Engine {
             blocks.push(block);
         }
         let found = self.addresses.inside(blocks);
-        self.note_found(job, found);
+        self.queue_blocks(job, found);
     }
 
-    fn note_found(&mut self, job: &mut Job, blocks: Vec<IpNet>) {
+    fn queue_blocks(&mut self, job: &mut Job, blocks: Vec<IpNet>) {
         for block in &blocks {
             if self.stays(block) {
                 self.addresses.expect(*block);
@@ -149,7 +149,7 @@ impl Engine {
     }
 
     /// Lists the rows that new sets need.
-    pub fn list_rows(&self, job: &mut Job) {
+    pub(crate) fn list_rows(&self, job: &mut Job) {
         for id in std::mem::take(&mut job.fresh) {
             let having = rows::atoms_of(id, &self.sets, &self.atoms).into_iter();
             job.rows.extend(having.map(|atom| (id, Which::Having(atom))));
@@ -170,7 +170,7 @@ impl Engine {
 
     /// The classes that have an atom and for which a set has no row yet. Either may be gone since: the
     /// set's endpoint, or the last pod that declared a port.
-    pub fn classes_without_row(&self, set: SetId, atom: AtomId) -> Vec<ClassId> {
+    pub(crate) fn classes_without_row(&self, set: SetId, atom: AtomId) -> Vec<ClassId> {
         let Some(set) = self.sets.get(set) else { return Vec::new() };
         let having = self.atoms.live(atom).into_iter().flat_map(|atom| atom.classes.iter());
         having.filter(|class| !set.rows.contains_key(class)).collect()
@@ -291,7 +291,7 @@ impl Engine {
 
     /// Gives blocks the class that they should have. Returns the rows to add first, then the moves.
     /// What is missing inside them is to have its class before: see [`Addresses::missing_inside`].
-    pub fn reclassify(&mut self, mut blocks: Vec<IpNet>) -> (Plan, Vec<Move>) {
+    pub(crate) fn reclassify(&mut self, mut blocks: Vec<IpNet>) -> (Plan, Vec<Move>) {
         // Where numbers run out, outer blocks go before what is in them.
         blocks.sort_unstable();
         let mut moves = Vec::new();
@@ -342,7 +342,7 @@ impl Engine {
     }
 
     /// Sets of which some address may do less after these moves.
-    pub fn shrunk_sets(&self, moves: &[Move]) -> FxHashSet<SetId> {
+    pub(crate) fn shrunk_sets(&self, moves: &[Move]) -> FxHashSet<SetId> {
         let mut pairs = FxHashSet::default();
         for Move { block, old, new } in moves {
             let around = || self.addresses.class_around(*block);
@@ -361,13 +361,13 @@ impl Engine {
     }
 
     /// Takes the Services that changed and those with backends that moved into account.
-    pub fn update_services(&mut self, cluster: &Cluster, moves: &[Move]) -> Vec<Changed> {
+    pub(crate) fn update_services(&mut self, cluster: &Cluster, moves: &[Move]) -> Vec<Changed> {
         self.services.update(cluster, &self.addresses, moves.iter().map(|moved| moved.block))
     }
 
     /// Those of the askers, each with its egress set, who may reach some Service less after these
     /// changes, or whose packets to it are to be looked at twice now and were not, or the reverse.
-    pub fn cut_off(
+    pub(crate) fn cut_off(
         &self,
         changes: &[Changed],
         askers: impl IntoIterator<Item = (EndpointId, SetId)>,
@@ -437,7 +437,7 @@ impl Engine {
     }
 
     /// Whether an endpoint whose set changes from `old` to `new` may do no less than before.
-    pub fn set_covers(&self, new: SetId, old: SetId) -> bool {
+    pub(crate) fn set_covers(&self, new: SetId, old: SetId) -> bool {
         if new == old || new == SetId::NONE {
             return true;
         }
@@ -455,7 +455,7 @@ impl Engine {
     }
 
     /// How much there is for it, about, in steps.
-    pub fn n_garbage(&self) -> usize {
+    pub(crate) fn n_garbage(&self) -> usize {
         self.sets.n_garbage() + self.atoms.n_maybe_dead() + self.classes.n_maybe_dead()
     }
 
@@ -487,7 +487,7 @@ impl Engine {
     }
 
     /// Takes atoms that nobody mentions from pods and addresses; returns the blocks concerned.
-    pub fn drop_dead_atoms(
+    pub(crate) fn drop_dead_atoms(
         &mut self,
         cluster: &Cluster,
         names: Vec<NameUse>,

@@ -59,7 +59,7 @@ impl IdPool {
     }
 
     /// The numbers given back so far have rested long enough. Returns whether there were any.
-    pub fn free_rested(&mut self) -> bool {
+    pub(crate) fn free_rested(&mut self) -> bool {
         for id in &self.resting {
             self.used.remove(id);
         }

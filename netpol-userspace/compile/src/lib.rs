@@ -8,36 +8,36 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
-mod admit;
+mod admission;
 mod anchors;
 mod atoms;
 mod changes;
 mod classes;
 mod describe;
 mod edits;
+mod endpoints;
 mod engine;
 mod explain;
-mod few;
 pub mod ids;
 mod keys;
 mod lookup;
 pub mod plan;
+mod planning;
 mod ports;
 mod rows;
 mod service_shares;
 mod services;
 mod sets;
-mod settle;
 pub mod shares;
+mod small_set;
 mod wanted;
-mod whose;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use admit::LeftOut;
+pub use admission::LeftOut;
 pub use describe::{Problem, RuleView, Size};
 pub use explain::{Opening, ServiceFront};
 pub use ids::Ids;
@@ -47,12 +47,12 @@ pub use plan::{
 };
 use rustc_hash::FxHashMap;
 
-use self::edits::{Befores, Mentions};
+use self::edits::{EarlierPolicies, Mentions};
+use self::endpoints::CompiledEndpoint;
 use self::engine::{Engine, Touched};
 pub use self::shares::{Demand, Room, Scarce};
 use self::wanted::Why;
-use self::whose::Endpoint;
-use self::work::{Job, Whose};
+use self::work::{Job, JobOwner};
 pub use self::work::{Mark, UnderWay};
 use netpol_model::{Change, Cluster, Direction, Pod, Policy, Str, Strings};
 
@@ -68,7 +68,7 @@ const GATHERED_FROM: usize = 4_000;
 #[derive(Debug)]
 pub struct Compiler {
     cluster: Cluster,
-    endpoints: BTreeMap<EndpointId, Endpoint>,
+    endpoints: BTreeMap<EndpointId, CompiledEndpoint>,
     endpoints_in: FxHashMap<Str, BTreeSet<EndpointId>>,
     engine: Engine,
     strings: Strings,
@@ -79,14 +79,14 @@ pub struct Compiler {
     /// Set numbers of a former run whose content could not be read.
     reserved_sets: Vec<u16>,
     /// How much of what policies say is taken into account.
-    shares: admit::Shares,
+    shares: admission::Shares,
     /// What [`Compiler::take_in`] touched.
     taken_in: Dirty,
     /// What is under way.
-    jobs: BTreeMap<Whose, Job>,
+    jobs: BTreeMap<JobOwner, Job>,
     last_job: u32,
-    /// Whose turn it was last, of those who have the turns that are not everybody's.
-    last_turn: Whose,
+    /// JobOwner turn it was last, of those who have the turns that are not everybody's.
+    last_turn: JobOwner,
     /// It was everybody's last.
     was_everybodys: bool,
     /// The last of these was nobody's, because much was left behind.
@@ -120,7 +120,7 @@ struct Dirt {
     since: u64,
     endpoints: BTreeMap<EndpointId, Why>,
     /// Policies that were edited, as they were when its endpoints got their sets.
-    policies: Befores,
+    policies: EarlierPolicies,
 }
 
 impl Dirty {
@@ -166,11 +166,11 @@ impl Compiler {
             unnumbered: BTreeSet::new(),
             adopted: Vec::new(),
             reserved_sets: Vec::new(),
-            shares: admit::Shares::default(),
+            shares: admission::Shares::default(),
             taken_in: Dirty::default(),
             jobs: BTreeMap::new(),
             last_job: 0,
-            last_turn: Whose::Nobody,
+            last_turn: JobOwner::Nobody,
             was_everybodys: false,
             was_nobodys: false,
             everybodys: (0, 0),
@@ -282,7 +282,7 @@ impl Compiler {
 
     /// Whether anything is kept from an endpoint.
     pub fn is_restricted(&self, id: EndpointId) -> bool {
-        self.endpoint_sets(id).is_some_and(|sets| sets != settle::NOT_ISOLATED)
+        self.endpoint_sets(id).is_some_and(|sets| sets != planning::NOT_ISOLATED)
     }
 
     /// The numbers given since this was last asked that are in use, likewise, and what sets in use

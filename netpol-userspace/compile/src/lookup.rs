@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::settle::NOT_ISOLATED;
+use super::planning::NOT_ISOLATED;
 use super::{Backend, ClassId, EndpointId, ServiceKey, SetId, Tables, Verdict};
 use netpol_model::{Direction, Protocol};
 

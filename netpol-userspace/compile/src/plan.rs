@@ -144,7 +144,7 @@ pub enum Verdict {
 impl Verdict {
     /// The verdict on a Service with these backends, for packets of `endpoint`, which is isolated
     /// for egress by a set that allows what `allows` says.
-    pub fn of_service(
+    pub(crate) fn of_service(
         endpoint: EndpointId,
         backends: &[Backend],
         allows: impl Fn(ClassId, u16) -> bool,
@@ -174,7 +174,7 @@ impl Verdict {
     }
 
     /// The verdict on a Service for packets of `endpoint`, which is not isolated for egress.
-    pub fn unless_own(endpoint: EndpointId, backends: &[Backend]) -> Self {
+    pub(crate) fn unless_own(endpoint: EndpointId, backends: &[Backend]) -> Self {
         match backends.contains(&Backend::Endpoint(endpoint)) {
             true => Self::Mixed,
             false => Self::Allowed,

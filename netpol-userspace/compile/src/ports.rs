@@ -45,7 +45,7 @@ impl Allowed {
     }
 
     /// Adds what `other` allows, with its names resolved by what a destination declares.
-    pub fn add_resolved(&mut self, other: &Self, declared: &[&NamedPort]) {
+    pub(crate) fn add_resolved(&mut self, other: &Self, declared: &[&NamedPort]) {
         self.everything |= other.everything;
         for (mine, theirs) in self.numbers.intervals.iter_mut().zip(&other.numbers.intervals) {
             mine.extend(theirs);
@@ -59,7 +59,7 @@ impl Allowed {
     }
 
     /// Brings equal permissions into equal form.
-    pub fn normalise(&mut self) {
+    pub(crate) fn normalise(&mut self) {
         if self.everything {
             *self = Self { everything: true, ..Self::default() };
             return;

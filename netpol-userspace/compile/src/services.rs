@@ -133,7 +133,7 @@ impl Changed {
 impl Services {
     /// The Services that this proxy handles, none: kube-proxy, are those that packets are
     /// translated for on this node. To be said before anything is followed.
-    pub fn set_proxy(&mut self, proxy: Option<Str>) {
+    pub(crate) fn set_proxy(&mut self, proxy: Option<Str>) {
         self.proxy = proxy;
     }
 
@@ -166,7 +166,7 @@ impl Services {
         }
         if interest == Interest::None {
             let (here, proxy) = (std::mem::take(&mut self.here), self.proxy.take());
-            let before = std::mem::replace(self, Self { here, proxy, ..Self::default() });
+            let before = std::mem::replace(self, Self { proxy, here, ..Self::default() });
             return before.stored.into_keys().map(Step::ClearService).collect();
         }
         self.interest = interest;
@@ -175,7 +175,7 @@ impl Services {
     }
 
     /// A local endpoint has these addresses now beside those that it had.
-    pub fn add_addresses(&mut self, id: EndpointId, addresses: &[IpAddr]) {
+    pub(crate) fn add_addresses(&mut self, id: EndpointId, addresses: &[IpAddr]) {
         let mut all = self.here.endpoints.get(&id).cloned().unwrap_or_default();
         all.extend(addresses.iter().filter(|address| !all.contains(address)).collect::<Vec<_>>());
         self.set_addresses(id, all);
@@ -226,7 +226,11 @@ impl Services {
     }
 
     /// A slice is different.
-    pub fn touch_slice(&mut self, before: Option<&EndpointSlice>, now: Option<&EndpointSlice>) {
+    pub(crate) fn touch_slice(
+        &mut self,
+        before: Option<&EndpointSlice>,
+        now: Option<&EndpointSlice>,
+    ) {
         if self.interest == Interest::None {
             return;
         }
@@ -252,7 +256,7 @@ impl Services {
     }
 
     /// A node has other addresses.
-    pub fn touch_nodes(&mut self, cluster: &Cluster) {
+    pub(crate) fn touch_nodes(&mut self, cluster: &Cluster) {
         if self.interest != Interest::None {
             let services = cluster.services.values().flat_map(ByName::values);
             let with_node_port = services.filter(|s| s.ports.iter().any(|p| p.node_port.is_some()));
@@ -261,7 +265,7 @@ impl Services {
     }
 
     /// Whether there is anything to work off.
-    pub fn is_touched(&self) -> bool {
+    pub(crate) fn is_touched(&self) -> bool {
         !self.touched.is_empty() || !self.here.touched.is_empty() || self.is_stale
     }
 
@@ -403,7 +407,7 @@ impl Services {
 
     /// Whether there is a Service to which an endpoint that is isolated for egress, even by a set
     /// that allows everything, sends what is to be looked at again.
-    pub fn may_stamp(&self) -> bool {
+    pub(crate) fn may_stamp(&self) -> bool {
         !self.stored.is_empty()
     }
 
@@ -413,7 +417,9 @@ impl Services {
     }
 
     /// Keys with several claimants: who has it, and the others, sorted.
-    pub fn contested(&self) -> impl Iterator<Item = (ServiceKey, ObjectName, Vec<ObjectName>)> {
+    pub(crate) fn contested(
+        &self,
+    ) -> impl Iterator<Item = (ServiceKey, ObjectName, Vec<ObjectName>)> {
         self.contested.iter().filter_map(|key| {
             let owner = self.owner(key)?.clone();
             let claimants = self.claims.get(key)?.iter().map(|id| ObjectName::clone(id));

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
 use super::atoms::{Atom, AtomId, Atoms};
-use super::few::Few;
 use super::ids::IdPool;
 use super::plan::Row;
 use super::ports::Allowed;
+use super::small_set::SmallSet;
 use super::{ClassId, SetId};
 use netpol_model::{Direction, NamedPort, Peer, Peers, Pod, Policy, Ports, Protocol, Str};
 
@@ -87,7 +87,7 @@ struct Mention {
     /// How many predicates have it.
     n_predicates: u32,
     /// Where those are that do not match without it.
-    needed_at: Few<u32>,
+    needed_at: SmallSet<u32>,
 }
 
 /// A set in use.
@@ -149,7 +149,7 @@ impl Set {
         for atom in predicate.atoms() {
             let mention = self.mentions.entry(atom).or_insert_with(|| {
                 atoms.write(atom);
-                Mention { mark: mark(atoms, atom), n_predicates: 0, needed_at: Few::None }
+                Mention { mark: mark(atoms, atom), n_predicates: 0, needed_at: SmallSet::None }
             });
             mention.n_predicates += 1;
             if Some(atom) == needed {
@@ -168,7 +168,7 @@ impl Set {
             mention.n_predicates -= 1;
             mention.needed_at.remove(at);
         }
-        let last = self.entries.len() as u32;
+        let last = u32::try_from(self.entries.len()).expect("invariant: positions are u32");
         if let Some((moved, _)) = self.entries.get(at as usize)
             && let (Some(needed), _) = moved.parts()
         {
@@ -199,7 +199,7 @@ impl Set {
     }
 
     /// What it allows to everybody, if there is such a rule.
-    pub fn to_any(&self) -> Option<&Allowed> {
+    pub(crate) fn to_any(&self) -> Option<&Allowed> {
         self.any.as_deref()
     }
 
@@ -215,7 +215,7 @@ impl Set {
     }
 
     /// Its content with these changes.
-    pub fn content_with(&self, changes: &Changes) -> Content {
+    pub(crate) fn content_with(&self, changes: &Changes) -> Content {
         let changed: FxHashMap<&Predicate, &Option<Arc<Allowed>>> =
             changes.iter().map(|(predicate, allowed)| (predicate, allowed)).collect();
         let kept = self.entries().filter(|(predicate, _)| !changed.contains_key(predicate));
@@ -241,14 +241,14 @@ impl Set {
     }
 
     /// Where the predicates are that need an atom.
-    pub fn positions(&self, mark: AtomId, atoms: &Atoms) -> impl Iterator<Item = u32> {
+    pub(crate) fn positions(&self, mark: AtomId, atoms: &Atoms) -> impl Iterator<Item = u32> {
         let mention = self.mentions.get(&atoms.get(mark).meaning);
         let mention = mention.filter(|mention| mention.mark == mark);
         mention.into_iter().flat_map(|mention| mention.needed_at.iter())
     }
 
     /// What the predicate at a position allows to an address with these atoms.
-    pub fn allowed_at(&self, position: u32, atoms: &[AtomId]) -> Option<&Allowed> {
+    pub(crate) fn allowed_at(&self, position: u32, atoms: &[AtomId]) -> Option<&Allowed> {
         let (predicate, allowed) = &self.entries[position as usize];
         let (_, except) = predicate.parts();
         let excepted =
@@ -296,7 +296,7 @@ impl Set {
 #[derive(Debug)]
 pub(super) struct Sets {
     by_id: FxHashMap<SetId, Set>,
-    by_hash: FxHashMap<u64, Few<SetId>>,
+    by_hash: FxHashMap<u64, SmallSet<SetId>>,
     /// Free numbers.
     pub ids: IdPool,
     /// Sets that a job has to make ready: whose rows are still to be computed.
@@ -329,7 +329,7 @@ impl Sets {
     pub fn new(last: u16) -> Self {
         Self {
             by_id: FxHashMap::from_iter([(CLOSED, Set::empty())]),
-            by_hash: FxHashMap::from_iter([(0, Few::One(CLOSED))]),
+            by_hash: FxHashMap::from_iter([(0, SmallSet::One(CLOSED))]),
             ids: IdPool::new(u32::from(CLOSED.0) + 1, u32::from(last)),
             fresh: Vec::new(),
             edited: Vec::new(),
@@ -462,7 +462,7 @@ impl Sets {
     }
 
     /// The sets that a job has to make ready: new ones, and such as only have new atoms.
-    pub fn take_fresh(&mut self, job: u32) -> (Vec<SetId>, Vec<SetId>) {
+    pub(crate) fn take_fresh(&mut self, job: u32) -> (Vec<SetId>, Vec<SetId>) {
         let [fresh, edited] = [&mut self.fresh, &mut self.edited].map(|sets| {
             let mut sets = std::mem::take(sets);
             sets.sort_unstable();
@@ -490,14 +490,14 @@ impl Sets {
     }
 
     /// How much there is, about: rows of sets that nobody uses.
-    pub fn n_garbage(&self) -> usize {
+    pub(crate) fn n_garbage(&self) -> usize {
         let unused = self.maybe_dead.iter().filter_map(|id| self.by_id.get(id));
         let unused = unused.filter(|set| set.n_users == 0).map(|set| set.rows.len());
         unused.sum::<usize>() + self.dying.iter().map(|dying| dying.rows.len()).sum::<usize>()
     }
 
     /// Forgets sets that nobody uses any more, and so many rows of theirs, which are returned.
-    pub fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(SetId, ClassId)> {
+    pub(crate) fn take_dead(&mut self, n_most: usize, atoms: &mut Atoms) -> Vec<(SetId, ClassId)> {
         for id in std::mem::take(&mut self.maybe_dead) {
             if self.by_id.get(&id).is_none_or(|set| set.n_users > 0) {
                 continue;
@@ -546,7 +546,7 @@ impl Sets {
 
     /// Whether a set can be edited in place so, and no more addresses than that move then: else a
     /// new one is less work.
-    pub fn is_editable(
+    pub(crate) fn is_editable(
         &self,
         id: SetId,
         changes: &Changes,

@@ -86,12 +86,12 @@ impl Demand {
     }
 
     /// This without the other.
-    pub fn minus(self, other: Self) -> Self {
+    pub(crate) fn minus(self, other: Self) -> Self {
         self.map(other, u64::saturating_sub)
     }
 
     /// The same with rows of so many policy sets, and all memory.
-    pub fn weighed(mut self, n_sets: usize) -> Self {
+    pub(crate) fn weighed(mut self, n_sets: usize) -> Self {
         self.rows = self.rows.saturating_mul(n_sets as u64);
         let entries = self.addresses + self.blocks;
         self.memory += self.rows.saturating_mul(ROW_BYTES)
@@ -205,7 +205,7 @@ impl Room {
 /// What the policies of a namespace take, rule by rule, each block counted once: in the order of
 /// their names, ingress first.
 #[derive(Debug, Default)]
-pub struct Profile {
+pub(crate) struct Profile {
     /// Those that select any of the pods, and how many rules each has.
     policies: Vec<(Str, usize)>,
     /// What all rules up to each one take, but for those behind one for which there is never room:
@@ -311,7 +311,7 @@ impl<'a> Counted<'a> {
 }
 
 /// A policy with its first rules only: what it isolates stays isolated.
-pub fn with_first_rules(policy: &Policy, n_rules: usize) -> Policy {
+pub(crate) fn with_first_rules(policy: &Policy, n_rules: usize) -> Policy {
     let of_ingress = policy.ingress.as_ref().map_or(0, Vec::len).min(n_rules);
     let first = |rules: &Option<Vec<Rule>>, n: usize| {
         rules.as_ref().map(|rules| rules.iter().take(n).cloned().collect())

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::atoms::Atoms;
-use super::edits::{Befores, Edits, Mentions, Selection};
+use super::edits::{EarlierPolicies, Edits, Mentions, Selection};
 use super::sets::{Changes, Content, Gathering, Renewed};
-use super::work::Coming;
+use super::work::FutureSet;
 use super::{Compiler, EndpointId, SetId, isolating, sets};
 use netpol_model::{Cluster, Direction, NamedPort, Pod, Policy, Str};
 
@@ -85,9 +85,9 @@ impl Compiler {
     pub(super) fn compile_endpoints(
         &mut self,
         dirty: BTreeMap<EndpointId, Why>,
-        befores: &Befores,
+        befores: &EarlierPolicies,
         may_gather: bool,
-    ) -> (Vec<(EndpointId, [Coming; 2])>, Vec<Gathering>) {
+    ) -> (Vec<(EndpointId, [FutureSet; 2])>, Vec<Gathering>) {
         let n_most = if may_gather { self.gathered_from } else { usize::MAX };
         let mut gatherings = Gatherings::default();
         let mut wanted = self.wanted(dirty, befores, n_most, &mut gatherings);
@@ -161,13 +161,13 @@ impl Compiler {
         }
         let settled = found.into_iter().zip(wanted).map(|((id, found), (_, wanted))| {
             let both = [0, 1].map(|index| match (found[index], &wanted[index]) {
-                (Some(set), _) => Coming::Set(set),
+                (Some(set), _) => FutureSet::Set(set),
                 (None, Wanted::Edited(set, _) | Wanted::Set(set)) => {
                     self.engine.sets.retain(*set);
-                    Coming::Set(*set)
+                    FutureSet::Set(*set)
                 }
-                (None, Wanted::Content(_)) => Coming::Set(sets::CLOSED),
-                (None, Wanted::Gathered(number)) => Coming::Gathered(*number),
+                (None, Wanted::Content(_)) => FutureSet::Set(sets::CLOSED),
+                (None, Wanted::Gathered(number)) => FutureSet::Gathered(*number),
             });
             (id, both)
         });
@@ -209,7 +209,7 @@ impl Compiler {
     fn wanted(
         &mut self,
         dirty: BTreeMap<EndpointId, Why>,
-        befores: &Befores,
+        befores: &EarlierPolicies,
         n_most: usize,
         gatherings: &mut Gatherings,
     ) -> Vec<(EndpointId, [Wanted; 2])> {

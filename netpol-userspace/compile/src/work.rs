@@ -18,9 +18,9 @@ use netpol_model::{Protocol, Str};
 /// Of how many parts of what is in order more is put into it all at once.
 const MANY: usize = 8;
 
-/// Whose work it is.
+/// JobOwner work it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Whose {
+pub(super) enum JobOwner {
     /// Pods have changed, or Services, or nodes, which concerns whoever has policies about them.
     Everybody,
     /// Policies of a namespace, or its endpoints.
@@ -59,7 +59,7 @@ pub(super) enum Which {
 
 /// What an endpoint gets in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Coming {
+pub(super) enum FutureSet {
     /// A set, which has a user more for it.
     Set(SetId),
     /// What the gathering of this number leads to.
@@ -77,7 +77,7 @@ pub(super) struct Job {
     pub gatherings: VecDeque<Gathering>,
     pub n_gathered: usize,
     /// What endpoints get when all of them are sets.
-    pub coming: Vec<(EndpointId, [Coming; 2])>,
+    pub coming: Vec<(EndpointId, [FutureSet; 2])>,
     /// The sets that endpoints get in the end, each with a user more.
     pub switches: Vec<(EndpointId, EndpointSets)>,
     /// Atoms of blocks that addresses are still to be held against.
@@ -105,32 +105,32 @@ impl Job {
     }
 
     /// Whether it is not known yet what all of the work is.
-    pub fn is_unprepared(&self) -> bool {
+    pub(crate) fn is_unprepared(&self) -> bool {
         !(self.gatherings.is_empty() && self.unmatched.is_empty())
     }
 
     /// Whether some endpoint is to get what is gathered first.
-    pub fn is_gathering_wanted(&self) -> bool {
-        let wanted = Coming::Gathered(self.n_gathered);
+    pub(crate) fn is_gathering_wanted(&self) -> bool {
+        let wanted = FutureSet::Gathered(self.n_gathered);
         self.coming.iter().any(|(_, both)| both.contains(&wanted))
     }
 
     /// What was gathered first is this set; returns how many endpoints get it.
-    pub fn note_gathered(&mut self, set: SetId) -> usize {
-        let wanted = Coming::Gathered(self.n_gathered);
+    pub(crate) fn resolve_gathered(&mut self, set: SetId) -> usize {
+        let wanted = FutureSet::Gathered(self.n_gathered);
         self.n_gathered += 1;
         let both = self.coming.iter_mut().flat_map(|(_, both)| both);
-        both.filter(|coming| **coming == wanted).map(|coming| *coming = Coming::Set(set)).count()
+        both.filter(|coming| **coming == wanted).map(|coming| *coming = FutureSet::Set(set)).count()
     }
 
     /// Puts down what endpoints get in the end, as soon as all of it is known.
-    pub fn note_switches(&mut self) {
+    pub(crate) fn complete_switches(&mut self) {
         if !self.gatherings.is_empty() {
             return;
         }
         let set = |coming| match coming {
-            Coming::Set(set) => set,
-            Coming::Gathered(_) => unreachable!("all have been gathered"),
+            FutureSet::Set(set) => set,
+            FutureSet::Gathered(_) => unreachable!("all have been gathered"),
         };
         let known = self.coming.drain(..).map(|(id, [ingress, egress])| {
             (id, EndpointSets { ingress: set(ingress), egress: set(egress) })
@@ -144,8 +144,8 @@ impl Job {
         let mut sets: Vec<SetId> = gone.flat_map(|(_, sets)| [sets.ingress, sets.egress]).collect();
         let gone = self.coming.extract_if(.., |(id, _)| *id == endpoint);
         sets.extend(gone.flat_map(|(_, both)| both).filter_map(|coming| match coming {
-            Coming::Set(set) => Some(set),
-            Coming::Gathered(_) => None,
+            FutureSet::Set(set) => Some(set),
+            FutureSet::Gathered(_) => None,
         }));
         sets
     }
@@ -197,7 +197,7 @@ impl Blocks {
     }
 
     /// They come again.
-    pub fn put_back(&mut self, blocks: Vec<IpNet>, stay: bool) {
+    pub(crate) fn put_back(&mut self, blocks: Vec<IpNet>, stay: bool) {
         self.0.extend(blocks.into_iter().map(|block| (Self::order(&block, stay), block)));
     }
 

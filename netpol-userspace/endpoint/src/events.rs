@@ -112,10 +112,10 @@ impl Events {
     /// Reads everything there is into `changes`, without waiting.
     pub fn drain(&mut self, changes: &mut Changes) {
         if let Some(socket) = &self.links {
-            drain(socket, &mut self.buffer, changes, note_link_event);
+            drain(socket, &mut self.buffer, changes, record_link_event);
         }
         if let Some(socket) = &self.addresses {
-            drain(socket, &mut self.buffer, changes, note_address_event);
+            drain(socket, &mut self.buffer, changes, record_address_event);
         }
         if let Some(directory) = &mut self.directory
             && directory.drain()
@@ -178,7 +178,7 @@ fn drain(
     loop {
         match receive(socket, buffer) {
             Ok(()) => {
-                Messages(buffer).for_each(|message| note(changes, message.kind, message.body))
+                Messages(buffer).for_each(|message| note(changes, message.kind, message.body));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             // ENOBUFS: the kernel dropped events. It clears the error by reporting it.
@@ -192,7 +192,7 @@ fn drain(
     }
 }
 
-fn note_link_event(changes: &mut Changes, kind: u16, body: &[u8]) {
+fn record_link_event(changes: &mut Changes, kind: u16, body: &[u8]) {
     match kind {
         libc::RTM_NEWLINK | libc::RTM_DELLINK => match RawLink::parse(body) {
             // A bridge announces its ports in its own family: a link that leaves a bridge is
@@ -218,7 +218,7 @@ fn note_link_event(changes: &mut Changes, kind: u16, body: &[u8]) {
     }
 }
 
-fn note_address_event(changes: &mut Changes, kind: u16, body: &[u8]) {
+fn record_address_event(changes: &mut Changes, kind: u16, body: &[u8]) {
     let set = match kind {
         libc::RTM_NEWADDR => &mut changes.added,
         libc::RTM_DELADDR => &mut changes.removed,

@@ -87,7 +87,10 @@ fn is_unique_local(address: IpAddr) -> bool {
 /// How many bits two addresses begin with in common.
 fn common_prefix(a: IpAddr, b: IpAddr) -> u8 {
     match (a, b) {
-        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() as u8,
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            let n_bits = (a.to_bits() ^ b.to_bits()).leading_zeros();
+            u8::try_from(n_bits).expect("invariant: at most 128")
+        }
         _ => 0,
     }
 }

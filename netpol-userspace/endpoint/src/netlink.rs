@@ -69,7 +69,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Whether its peer is the same as that of `other`.
-    pub fn leads_where(&self, other: &Self) -> bool {
+    pub(crate) fn leads_where(&self, other: &Self) -> bool {
         (self.nsid, self.peer_ifindex) == (other.nsid, other.peer_ifindex)
     }
 }
@@ -256,7 +256,7 @@ impl Rtnl {
 
     /// The same with what decides which of them the kernel uses; those of an interface in its
     /// order.
-    pub fn listed_addresses(&mut self) -> io::Result<Vec<OwnAddress>> {
+    pub(crate) fn listed_addresses(&mut self) -> io::Result<Vec<OwnAddress>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let mut addresses = Vec::new();
         self.0.ask(request, NLM_F_DUMP, |kind, body| {
@@ -268,7 +268,7 @@ impl Rtnl {
     }
 
     /// Where this namespace sends what is for `address`, if anywhere.
-    pub fn route_to(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
+    pub(crate) fn route_to(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
         let mut request = RouteMessage::default();
         let (family, length, destination) = match address {
             IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
@@ -291,7 +291,7 @@ impl Rtnl {
     }
 
     /// Which id `netns` has in our namespace, if it has one.
-    pub fn nsid_of(&mut self, netns: impl AsFd) -> io::Result<Option<i32>> {
+    pub(crate) fn nsid_of(&mut self, netns: impl AsFd) -> io::Result<Option<i32>> {
         let mut request = NsidMessage::default();
         let fd = netns.as_fd().as_raw_fd().cast_unsigned();
         request.attributes.push(NsidAttribute::Fd(fd));

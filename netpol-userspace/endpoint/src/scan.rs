@@ -33,7 +33,7 @@ pub(super) struct Scope {
 }
 
 /// A link we know.
-struct Known {
+struct KnownLink {
     link: Link,
     incarnation: u64,
     since: Instant,
@@ -42,7 +42,7 @@ struct Known {
     peer: Option<Peer>,
 }
 
-impl Known {
+impl KnownLink {
     /// The peer's namespace is about to end, and the link with it; the id may already mean another
     /// one. What is known of the link stays true: it must be enforced for as long as it exists.
     fn end(&mut self) {
@@ -62,7 +62,7 @@ impl Known {
 pub(super) struct Scanner {
     rtnl: Rtnl,
     netns_dir: PathBuf,
-    known: BTreeMap<u32, Known>,
+    known: BTreeMap<u32, KnownLink>,
     namespaces: BTreeMap<i32, PodNetns>,
     exits: BTreeMap<u32, Exit>,
     own_addresses: BTreeSet<IpAddr>,
@@ -129,7 +129,7 @@ impl Scanner {
 
     /// Interfaces (ifindex, incarnation) that another look may well tell more about.
     pub fn unfinished(&self) -> BTreeSet<(u32, u64)> {
-        let is_finished = |known: &Known| {
+        let is_finished = |known: &KnownLink| {
             let has_address = known.peer.as_ref().is_some_and(has_address);
             known.is_ending() || has_address && self.namespaces.contains_key(&known.link.nsid)
         };
@@ -145,7 +145,10 @@ impl Scanner {
         }
         for nsid in &changes.deleted_nsids {
             self.namespaces.remove(nsid);
-            self.known.values_mut().filter(|known| known.link.nsid == *nsid).for_each(Known::end);
+            self.known
+                .values_mut()
+                .filter(|known| known.link.nsid == *nsid)
+                .for_each(KnownLink::end);
         }
     }
 
@@ -155,7 +158,7 @@ impl Scanner {
             Ok(links) => links,
             Err(error) => return self.note("Cannot list the interfaces of this node", &error),
         };
-        self.note_exits(&links.exits);
+        self.record_exits(&links.exits);
         let mut before = std::mem::take(&mut self.known);
         for link in links.pods {
             let known = match before.remove(&link.ifindex) {
@@ -168,17 +171,17 @@ impl Scanner {
                 // index is told that nobody has announced.
                 Some(known) if lost && known.link.mac != link.mac => self.begin(link),
                 // Its name may have changed, it is the same link.
-                Some(known) if known.link.leads_where(&link) => Known { link, ..known },
+                Some(known) if known.link.leads_where(&link) => KnownLink { link, ..known },
                 // Whoever may configure the other end may move it to another namespace. It is the
                 // same link all the same, and what is enforced on it is.
-                Some(known) => Known { link, peer: None, since: Instant::now(), ..known },
+                Some(known) => KnownLink { link, peer: None, since: Instant::now(), ..known },
                 None => self.begin(link),
             };
             self.known.insert(known.link.ifindex, known);
         }
     }
 
-    fn note_exits(&mut self, exits: &[(u32, bool)]) {
+    fn record_exits(&mut self, exits: &[(u32, bool)]) {
         let mut before = std::mem::take(&mut self.exits);
         for &(ifindex, has_link_header) in exits {
             let known = before.remove(&ifindex);
@@ -198,10 +201,10 @@ impl Scanner {
         }
     }
 
-    fn begin(&mut self, link: Link) -> Known {
+    fn begin(&mut self, link: Link) -> KnownLink {
         self.n_incarnations += 1;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Known {
+        KnownLink {
             link,
             incarnation: self.n_incarnations,
             since: Instant::now(),
@@ -266,7 +269,7 @@ impl Scanner {
         }
     }
 
-    fn interface(&self, known: &Known) -> Interface {
+    fn interface(&self, known: &KnownLink) -> Interface {
         let peer = known.peer.clone().unwrap_or_default();
         Interface {
             ifindex: known.link.ifindex,

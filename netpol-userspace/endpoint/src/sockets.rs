@@ -72,7 +72,7 @@ pub fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
 /// The TCP sockets of the calling thread's namespace, but those that are closed. To read them from
 /// /proc/net/tcp takes a hundred times as long: it looks at every bucket of the whole machine's
 /// table of sockets, one by one, for each read.
-fn ask_tcp() -> io::Result<Vec<Row>> {
+fn ask_tcp() -> io::Result<Vec<SocketRow>> {
     let mut asker = Asker::open(NETLINK_SOCK_DIAG)?;
     let states = (1..=NEW_SYN_RECV).filter(|state| !matches!(*state, TIME_WAIT | CLOSE));
     let states = states.fold(0, |mask, state| mask | 1 << state);
@@ -80,7 +80,7 @@ fn ask_tcp() -> io::Result<Vec<Row>> {
     let families = [(libc::AF_INET, SocketId::new_v4()), (libc::AF_INET6, SocketId::new_v6())];
     for (family, socket_id) in families {
         let request = InetRequest {
-            family: family as u8,
+            family: u8::try_from(family).expect("invariant: both families are small numbers"),
             protocol: TCP,
             extensions: ExtensionFlags::empty(),
             states: StateFlags::from_bits_retain(states),
@@ -94,10 +94,10 @@ fn ask_tcp() -> io::Result<Vec<Row>> {
 }
 
 /// The row of a sock_diag answer.
-fn row_of(body: &[u8]) -> Option<Row> {
+fn row_of(body: &[u8]) -> Option<SocketRow> {
     let header = InetResponseHeader::parse(body.get(..INET_DIAG_LEN)?).ok()?;
     let id = header.socket_id;
-    Some(Row {
+    Some(SocketRow {
         // An IPv4-mapped address (a dual-stack socket) is IPv4 on the wire.
         local: (id.source_address.to_canonical(), id.source_port),
         remote: (id.destination_address.to_canonical(), id.destination_port),
@@ -106,7 +106,7 @@ fn row_of(body: &[u8]) -> Option<Row> {
 }
 
 /// The rows of both families' tables in /proc.
-fn read_rows(protocol: &str) -> io::Result<Vec<Row>> {
+fn read_rows(protocol: &str) -> io::Result<Vec<SocketRow>> {
     let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
     let text = read(protocol)? + &read(&format!("{protocol}6")).unwrap_or_default();
     Ok(parse(&text))
@@ -118,20 +118,24 @@ fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
 }
 
 /// One line of a table.
-struct Row {
+struct SocketRow {
     local: (IpAddr, u16),
     remote: (IpAddr, u16),
     state: u8,
 }
 
 /// The rows of concatenated IPv4 and IPv6 tables.
-fn parse(text: &str) -> Vec<Row> {
+fn parse(text: &str) -> Vec<SocketRow> {
     text.lines().filter_map(parse_row).collect()
 }
 
 /// Connections among the sockets of one protocol.
-fn connections_among(protocol: u8, rows: &[Row], clients: &RangeInclusive<u16>) -> Vec<Connection> {
-    let is_unconnected = |row: &Row| row.remote.0.is_unspecified() || row.remote.1 == 0;
+fn connections_among(
+    protocol: u8,
+    rows: &[SocketRow],
+    clients: &RangeInclusive<u16>,
+) -> Vec<Connection> {
+    let is_unconnected = |row: &SocketRow| row.remote.0.is_unspecified() || row.remote.1 == 0;
     let listening: HashSet<u16> = rows
         .iter()
         .filter(|row| match protocol {
@@ -140,11 +144,11 @@ fn connections_among(protocol: u8, rows: &[Row], clients: &RangeInclusive<u16>) 
         })
         .map(|row| row.local.1)
         .collect();
-    let is_served = |row: &Row| {
+    let is_served = |row: &SocketRow| {
         listening.contains(&row.local.1)
             || !clients.contains(&row.local.1) && clients.contains(&row.remote.1)
     };
-    let is_connection = |row: &&Row| {
+    let is_connection = |row: &&SocketRow| {
         !is_unconnected(row)
             && !row.local.0.is_loopback()
             && (protocol != TCP || !matches!(row.state, TIME_WAIT | CLOSE | LISTEN))
@@ -163,12 +167,12 @@ fn connections_among(protocol: u8, rows: &[Row], clients: &RangeInclusive<u16>) 
 }
 
 /// `sl local remote state ...`; the header line and anything else yields `None`.
-fn parse_row(line: &str) -> Option<Row> {
+fn parse_row(line: &str) -> Option<SocketRow> {
     let mut fields = line.split_whitespace().skip(1);
     let local = parse_end(fields.next()?)?;
     let remote = parse_end(fields.next()?)?;
     let state = u8::from_str_radix(fields.next()?, 16).ok()?;
-    Some(Row { local, remote, state })
+    Some(SocketRow { local, remote, state })
 }
 
 /// `0100007F:0050`: the address as 32-bit words in host order, the port in hexadecimal. An
@@ -299,7 +303,7 @@ mod tests {
         }
         assert!(found.iter().any(|c| c.protocol == UDP && c.remote_port == 53));
         let (asked, read) = netns.run(|| (ask_tcp(), read_rows("tcp")))?;
-        let of = |rows: &[Row]| {
+        let of = |rows: &[SocketRow]| {
             connections_among(TCP, rows, &CLIENT_PORTS).into_iter().collect::<HashSet<_>>()
         };
         assert_eq!(of(&asked?), of(&read?), "both ways tell the same");

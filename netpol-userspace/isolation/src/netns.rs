@@ -63,7 +63,7 @@ impl Netns {
             .custom_flags(flags.bits().cast_signed())
             .open(path)
             .map_err(|error| explain("open", path, &error))?;
-        if rustix::fs::fstatfs(&file)?.f_type as u64 != NSFS_MAGIC {
+        if rustix::fs::fstatfs(&file)?.f_type.cast_unsigned() != NSFS_MAGIC {
             let message = format!("{} is not a namespace file", path.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Objects by namespace, then name.
-pub type ByNamespace<T> = FxHashMap<Str, ByName<T>>;
+pub(crate) type ByNamespace<T> = FxHashMap<Str, ByName<T>>;
 
 /// Every known object, by name. A namespace that is only referred to has no entry here.
 #[derive(Debug, Clone, Default)]

@@ -18,7 +18,7 @@ impl Cluster {
     }
 
     /// The pods of one namespace that match a selector, by name.
-    pub fn pods_in(&self, namespace: &Str, selector: &Selector) -> Vec<&Pod> {
+    pub(crate) fn pods_in(&self, namespace: &Str, selector: &Selector) -> Vec<&Pod> {
         let pods = self.pods.get(namespace).into_iter().flat_map(|pods| pods.values());
         let pods = pods.map(|pod| &**pod).filter(|pod| pod.is_networked());
         pods.filter(|pod| selector.matches(&pod.labels)).collect()

@@ -11,12 +11,16 @@ use netpol_model::Direction;
 pub type Drops = BTreeMap<&'static str, u64>;
 
 /// What an endpoint lost in a direction since it is known.
-pub fn of_endpoint(maps: &Maps, id: u16, direction: Direction) -> Result<Drops, DatapathError> {
+pub(crate) fn of_endpoint(
+    maps: &Maps,
+    id: u16,
+    direction: Direction,
+) -> Result<Drops, DatapathError> {
     observe::counters(maps, id, direction).map(|counters| by_reason(&counters))
 }
 
 /// The drops among a set of counters.
-pub fn by_reason(counters: &[u64; N_COUNTERS]) -> Drops {
+pub(crate) fn by_reason(counters: &[u64; N_COUNTERS]) -> Drops {
     Reason::ALL
         .iter()
         .filter(|reason| reason.is_drop())

@@ -76,7 +76,10 @@ impl BootTime {
     /// When the machine booted, by today's clocks.
     pub fn now() -> Self {
         let uptime = clock_gettime(ClockId::Boottime);
-        let uptime = Duration::new(uptime.tv_sec.unsigned_abs(), uptime.tv_nsec as u32);
+        let uptime = Duration::new(
+            uptime.tv_sec.unsigned_abs(),
+            u32::try_from(uptime.tv_nsec).unwrap_or_default(),
+        );
         Self(SystemTime::now().checked_sub(uptime).unwrap_or(SystemTime::UNIX_EPOCH))
     }
 
@@ -153,7 +156,7 @@ fn detail(raw: &Raw) -> String {
 }
 
 /// Whether the endpoint's policies decided.
-pub fn is_by_policy(reason: Reason) -> bool {
+pub(crate) fn is_by_policy(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::NewFlow

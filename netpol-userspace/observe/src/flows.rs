@@ -85,7 +85,7 @@ pub fn list(
 /// The other side as [`Names`] know it: its port tells which Service is meant if it is where the
 /// connection went, or may have gone.
 fn remote(flow: &Tracked) -> End {
-    let port = if flow.opened != Some(Direction::Ingress) { flow.remote_port } else { 0 };
+    let port = if flow.opened == Some(Direction::Ingress) { 0 } else { flow.remote_port };
     End { ip: flow.remote, protocol: flow.protocol, port }
 }
 
@@ -137,7 +137,10 @@ mod tests {
         assert_eq!(flow.endpoint.as_deref(), Some("shop/web"));
         assert_eq!(flow.remote_endpoint.as_deref(), Some("shop/client"));
         assert_eq!((flow.local_port, flow.remote_port), (Some(80), Some(40000)));
-        assert_eq!((flow.opened, flow.state, flow.rejudge), (Opened::Ingress, FlowState::Established, false));
+        assert_eq!(
+            (flow.opened, flow.state, flow.rejudge),
+            (Opened::Ingress, FlowState::Established, false)
+        );
         let ping = example(protocol::ICMP);
         assert_eq!((ping.local_port, ping.remote_port), (None, None));
         let nameless = view(&tracked(6), &entry(), &Names::default());

@@ -104,6 +104,11 @@ fn ports(source: u16, destination: u16, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// As headers hold it.
+fn length(n_bytes: usize) -> u16 {
+    u16::try_from(n_bytes).expect("invariant: what is made here is short")
+}
+
 /// An IP packet without link-layer header. Both addresses are of one family.
 pub fn packet(source: IpAddr, destination: IpAddr, transport: &Transport) -> Vec<u8> {
     let payload = transport.bytes();
@@ -111,7 +116,7 @@ pub fn packet(source: IpAddr, destination: IpAddr, transport: &Transport) -> Vec
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut bytes = vec![0u8; 20];
             bytes[0] = 0x45;
-            bytes[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+            bytes[2..4].copy_from_slice(&length(20 + payload.len()).to_be_bytes());
             bytes[8] = 64;
             bytes[9] = transport.protocol(false);
             bytes[12..16].copy_from_slice(&source.octets());
@@ -122,7 +127,7 @@ pub fn packet(source: IpAddr, destination: IpAddr, transport: &Transport) -> Vec
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let mut bytes = vec![0u8; 40];
             bytes[0] = 0x60;
-            bytes[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+            bytes[4..6].copy_from_slice(&length(payload.len()).to_be_bytes());
             bytes[6] = transport.protocol(true);
             bytes[7] = 64;
             bytes[8..24].copy_from_slice(&source.octets());

@@ -145,34 +145,34 @@ fn text_of(
 }
 
 fn add_node(registry: &mut Registry, status: &Status, state: &State) {
-    let mut gauge = |name, help, value: usize| {
-        registry.register(name, help, ConstGauge::new(value as i64));
+    let mut gauge = |name, help, value: u64| {
+        registry.register(name, help, ConstGauge::new(as_gauge(value)));
     };
-    gauge("ready", "1 if everything that was read is used and in force", usize::from(status.ready));
-    gauge("endpoints", "Local endpoints", state.endpoints.len());
+    gauge("ready", "1 if everything that was read is used and in force", status.ready.into());
+    gauge("endpoints", "Local endpoints", state.endpoints.len() as u64);
     gauge(
         "guarded_endpoints",
         "Endpoints that no policy selects and whose sources are checked",
-        status.datapath.guarded,
+        status.datapath.guarded as u64,
     );
     gauge(
         "compiling",
         "Namespaces of which something was read that is not in force yet",
-        status.datapath.compiling.len(),
+        status.datapath.compiling.len() as u64,
     );
     gauge("source_synced", "1 if the source has been read once", status.source.synced.into());
-    gauge(
-        "source_revision",
-        "Changes read, also by earlier agents",
-        status.source.revision as usize,
-    );
+    gauge("source_revision", "Changes read, also by earlier agents", status.source.revision);
     gauge(
         "applied_revision",
         "The source revision that is in force",
-        status.datapath.applied_revision as usize,
+        status.datapath.applied_revision,
     );
-    gauge("source_errors", "Objects that cannot be used now", status.source.errors.len());
-    gauge("datapath_errors", "What cannot be put in force now", status.datapath.errors.len());
+    gauge("source_errors", "Objects that cannot be used now", status.source.errors.len() as u64);
+    gauge(
+        "datapath_errors",
+        "What cannot be put in force now",
+        status.datapath.errors.len() as u64,
+    );
 
     let isolated = Family::<DirectionLabel, Gauge>::default();
     for (direction, is_isolated) in [
@@ -182,7 +182,7 @@ fn add_node(registry: &mut Registry, status: &Status, state: &State) {
         let number = state.endpoints.iter().filter(|view| is_isolated(view)).count();
         isolated
             .get_or_create(&DirectionLabel { direction: direction.as_str() })
-            .set(number as i64);
+            .set(as_gauge(number));
     }
     registry.register("isolated_endpoints", "Endpoints that a policy isolates", isolated);
 
@@ -227,9 +227,9 @@ fn add_watches(registry: &mut Registry, watches: &[Watch]) {
     for watch in watches {
         let label = ResourceLabel { resource: watch.resource };
         synced.get_or_create(&label).set(watch.is_synced.into());
-        objects.get_or_create(&label).set(watch.objects as i64);
+        objects.get_or_create(&label).set(as_gauge(watch.objects));
         if let Some(heard) = watch.heard {
-            silent.get_or_create(&label).set(heard.elapsed().as_secs() as i64);
+            silent.get_or_create(&label).set(as_gauge(heard.elapsed().as_secs()));
         }
         add(&lists, &label, watch.lists);
         add(&events, &label, watch.events);
@@ -310,10 +310,10 @@ fn add_tables(registry: &mut Registry, status: &Status, flows: FlowTable) {
     ];
     for (table, used, limit, left_out) in tables.chain(flows) {
         let label = TableLabel { table: table.to_owned() };
-        entries.get_or_create(&label).set(used as i64);
-        limits.get_or_create(&label).set(limit as i64);
+        entries.get_or_create(&label).set(as_gauge(used));
+        limits.get_or_create(&label).set(as_gauge(limit));
         if let Some(left_out) = left_out {
-            overflow.get_or_create(&label).set(left_out as i64);
+            overflow.get_or_create(&label).set(as_gauge(left_out));
         }
     }
     registry.register("table_entries", "Entries in use", entries);
@@ -326,7 +326,7 @@ fn add_tables(registry: &mut Registry, status: &Status, flows: FlowTable) {
     let left_out = Family::<NamespaceLabel, Gauge>::default();
     for (namespace, n_rules) in &status.datapath.left_out_rules {
         let label = NamespaceLabel { namespace: namespace.clone() };
-        left_out.get_or_create(&label).set(*n_rules as i64);
+        left_out.get_or_create(&label).set(as_gauge(*n_rules));
     }
     registry.register(
         "left_out_rules",
@@ -337,7 +337,7 @@ fn add_tables(registry: &mut Registry, status: &Status, flows: FlowTable) {
     registry.register(
         "classes",
         "Classes of addresses",
-        ConstGauge::new(classes.map_or(0, |table| table.used as i64)),
+        ConstGauge::new(classes.map_or(0, |table| as_gauge(table.used))),
     );
 }
 
@@ -347,8 +347,8 @@ fn add_flow_uses(registry: &mut Registry, uses: &[(&EndpointView, FlowUse)]) {
     // Who is not isolated has no share, and nothing in the tables.
     for (view, uses) in uses.iter().filter(|(_, uses)| uses.share > 0) {
         let label = PodLabel { namespace: view.namespace.clone(), pod: view.pod.clone() };
-        slots.get_or_create(&label).set(uses.held as i64);
-        share.get_or_create(&label).set(uses.share as i64);
+        slots.get_or_create(&label).set(as_gauge(uses.held));
+        share.get_or_create(&label).set(as_gauge(uses.share));
         add(&displaced, &label, uses.displaced);
         add(&given, &label, uses.given);
         add(&refused, &label, uses.refused);
@@ -375,6 +375,11 @@ fn add_flow_uses(registry: &mut Registry, uses: &[(&EndpointView, FlowUse)]) {
         "Packets of this pod whose connection found no room in the flow table",
         refused,
     );
+}
+
+/// As gauges are: none of these numbers comes near what does not fit.
+fn as_gauge(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -24,19 +24,19 @@ pub fn name(number: u8) -> String {
 }
 
 /// Whether packets of the protocol have ports.
-pub const fn has_ports(number: u8) -> bool {
+pub(crate) const fn has_ports(number: u8) -> bool {
     matches!(number, TCP | UDP | SCTP)
 }
 
 /// TCP flags such as `SYN,ACK`.
-pub fn tcp_flags(flags: u8) -> String {
+pub(crate) fn tcp_flags(flags: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
     let set = NAMES.iter().enumerate().filter(|(bit, _)| flags >> bit & 1 == 1);
     set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
 }
 
 /// The common ICMP types in words.
-pub const fn icmp_type(protocol: u8, number: u8) -> Option<&'static str> {
+pub(crate) const fn icmp_type(protocol: u8, number: u8) -> Option<&'static str> {
     Some(match (protocol, number) {
         (ICMP, 0) | (ICMPV6, 129) => "echo reply",
         (ICMP, 8) | (ICMPV6, 128) => "echo request",

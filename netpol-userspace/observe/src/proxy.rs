@@ -20,7 +20,7 @@ pub enum Sender<'a> {
 
 /// How packets to an address of a Service go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Passage<'a> {
+pub(crate) struct Passage<'a> {
     /// The node whose proxy translates them; `None`: the one that they come to, whichever it is.
     pub translator: Option<&'a str>,
     /// It masquerades: backends see one of that node's own addresses, not the sender's.
@@ -31,7 +31,7 @@ pub struct Passage<'a> {
 
 /// How packets from `sender` go on that are for `address` of a Service, which is an address of
 /// `node` if it is a node port there.
-pub fn passage<'a>(
+pub(crate) fn passage<'a>(
     service: &ServiceInfo,
     address: IpAddr,
     node: Option<&'a str>,
@@ -60,7 +60,7 @@ pub fn passage<'a>(
 
 impl Passage<'_> {
     /// Whether packets may end up at a backend. `here` is this node's name.
-    pub fn leads_to(&self, backend: &BackendInfo, here: &str) -> bool {
+    pub(crate) fn leads_to(&self, backend: &BackendInfo, here: &str) -> bool {
         self.only_on.is_none_or(|node| node_of(&backend.owner, here) == Some(node))
     }
 }

@@ -10,7 +10,7 @@ use netpol_datapath::{DatapathError, Maps};
 use netpol_model::Direction;
 
 /// What passes whatever the policies say.
-pub const ALWAYS_ALLOWED: [&str; 4] = [
+pub(crate) const ALWAYS_ALLOWED: [&str; 4] = [
     "replies to connections that are allowed, and ICMP errors about them",
     "connections that this node itself opens to the pod",
     "connections of the pod to itself",

@@ -87,7 +87,7 @@ pub fn list(
     let mut services = named(infos, names.node());
     // What only the maps know: without an agent, everything.
     for key in stored.keys() {
-        let service = || Known { service: nameless(key), used: None };
+        let service = || Listed { service: nameless(key), used: None };
         services.entry(*key).or_insert_with(service);
     }
     let isolated: Vec<(String, u16, u16)> = observe::endpoints(maps)
@@ -99,7 +99,7 @@ pub fn list(
         })
         .collect();
     let own: HashSet<(u16, IpAddr)> = observe::own_addresses(maps).collect();
-    for (key, Known { service, used }) in &mut services {
+    for (key, Listed { service, used }) in &mut services {
         let Some(kinds) = stored.get(key) else { continue };
         service.kinds = Some(kinds.iter().filter_map(|kind| view(kind, names)).collect());
         let verdict = |id: u16, set: u16| {
@@ -127,12 +127,12 @@ fn order(service: &Service) -> impl Ord + '_ {
 
 /// A Service, and those of its backends that packets from pods of this node may end up at, if an
 /// agent tells.
-struct Known {
+struct Listed {
     service: Service,
     used: Option<Vec<(IpAddr, u16)>>,
 }
 
-fn named(infos: Vec<ServiceInfo>, here: &str) -> BTreeMap<ServiceKey, Known> {
+fn named(infos: Vec<ServiceInfo>, here: &str) -> BTreeMap<ServiceKey, Listed> {
     let mut services = BTreeMap::new();
     for info in infos {
         let (namespace, name) = info.name.split_once('/').unwrap_or(("", &info.name));
@@ -152,7 +152,7 @@ fn named(infos: Vec<ServiceInfo>, here: &str) -> BTreeMap<ServiceKey, Known> {
                 let passage = proxy::passage(&info, end.ip, node, Sender::Pod(here));
                 let used = front.backends.iter().filter(|one| passage.leads_to(one, here));
                 let used = Some(used.map(|backend| (backend.ip, backend.port)).collect());
-                services.entry(key).or_insert(Known { service, used });
+                services.entry(key).or_insert(Listed { service, used });
             }
         }
     }
@@ -219,9 +219,8 @@ fn word(verdict: ToService) -> ServiceDecision {
         | ToService::OwnElsewhere => Allow,
         ToService::Mixed => Mixed,
         ToService::Empty => Empty,
-        ToService::Denied | ToService::Undecidable => Deny,
-        // The entry went while this was looked at.
-        ToService::None => Deny,
+        // With none the entry went while this was looked at.
+        ToService::Denied | ToService::Undecidable | ToService::None => Deny,
     }
 }
 
@@ -243,7 +242,7 @@ mod tests {
         let decide = |said, kinds: &[Backend], used: Option<&[u16]>| {
             let used = used.map(backends);
             // Ports below 100 are allowed.
-            super::decide(said, kinds, used.as_deref(), |&(_, port)| port < 100)
+            decide(said, kinds, used.as_deref(), |&(_, port)| port < 100)
         };
         for (used, expected) in [
             (None, Mixed),

@@ -4,8 +4,8 @@
 //! program allows is asked of the running agent. Must never re-implement a verdict, and leaves
 //! nothing behind.
 
+mod masquerade;
 mod party;
-mod seen;
 mod service;
 mod tracer;
 

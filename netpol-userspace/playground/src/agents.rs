@@ -68,14 +68,14 @@ impl Agents {
     }
 
     /// Waits until every agent has what is in the manifests now in force.
-    pub async fn wait_in_force(&mut self) -> Result<()> {
+    pub(crate) async fn wait_in_force(&mut self) -> Result<()> {
         let waits = self.running.iter_mut().map(Agent::wait_in_force);
         futures::future::try_join_all(waits).await?;
         Ok(())
     }
 
     /// Returns, with an error that says why, as soon as an agent has ended.
-    pub async fn died(&mut self) -> anyhow::Error {
+    pub(crate) async fn died(&mut self) -> anyhow::Error {
         let deaths = self.running.iter_mut().map(|agent| Box::pin(agent.died()));
         let (error, _, _) = futures::future::select_all(deaths).await;
         error
@@ -181,7 +181,7 @@ async fn spawn(
 }
 
 /// Becomes `netpol ARGUMENTS`, to be killed by the kernel when the playground `parent` ends.
-pub fn become_child_of(parent: u32, arguments: &[String]) -> Result<()> {
+pub(crate) fn become_child_of(parent: u32, arguments: &[String]) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
     if now != Some(parent) {

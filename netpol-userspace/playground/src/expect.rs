@@ -14,7 +14,7 @@ use netpol_source::parse::{Contents, Key, Object};
 
 /// The expectations for one state of the manifests.
 #[derive(Debug)]
-pub enum Expectations {
+pub(crate) enum Expectations {
     /// No agents, no enforcement: everything passes.
     Everything,
     /// What the policies say.

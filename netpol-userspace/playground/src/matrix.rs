@@ -23,7 +23,7 @@ const CORNER: &str = "from \\ to";
 const NOT_PROBED: &str = "-";
 
 /// What the signs mean.
-pub const LEGEND: &str = "Each cell is observed/expected: ✓ allowed, ✗ blocked, r refused, \
+pub(crate) const LEGEND: &str = "Each cell is observed/expected: ✓ allowed, ✗ blocked, r refused, \
 ! error, - not probed.\n\
 Where IPv4 and IPv6 differ both are shown (4✓6✗). Differences are marked with ◀.";
 

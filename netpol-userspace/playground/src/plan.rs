@@ -81,7 +81,7 @@ pub struct Layout {
 
 /// Remembers who got which node and address, so that a pod that stays keeps both.
 #[derive(Debug, Clone)]
-pub struct Planner {
+pub(crate) struct Planner {
     nodes: usize,
     families: Families,
     placed: BTreeMap<ObjectName, Placed>,
@@ -235,7 +235,7 @@ pub fn pod_addresses(node: usize, index: usize) -> [IpAddr; 2] {
 }
 
 /// Whether `address` lies in the node's pod subnet (a /24 or a /64).
-pub fn in_pod_subnet(node: usize, address: IpAddr) -> bool {
+pub(crate) fn in_pod_subnet(node: usize, address: IpAddr) -> bool {
     match (address, pod_addresses(node, 0)) {
         (IpAddr::V4(address), [IpAddr::V4(net), _]) => address.octets()[..3] == net.octets()[..3],
         (IpAddr::V6(address), [_, IpAddr::V6(net)]) => {

@@ -25,7 +25,7 @@ pub struct Port {
 
 /// A pod as declared.
 #[derive(Debug, Clone)]
-pub struct Declared {
+pub(crate) struct Declared {
     /// Namespace and name.
     pub id: ObjectName,
     /// The example it belongs to.

@@ -36,7 +36,7 @@ pub struct Probe {
 
 /// What a probe saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Observed {
+pub(crate) enum Observed {
     /// The right server answered.
     Allowed,
     /// Silence.
@@ -58,7 +58,7 @@ pub struct Answer {
 
 /// How long silence must last before it counts.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// Where no answer is expected. A second attempt starts half way.
     pub blocked: Duration,
     /// Where an answer is expected: attempts start after 0, 1/16, 1/8, 1/4 and 1/2 of it.
@@ -72,7 +72,7 @@ impl Patience {
     pub const FIRST: Self =
         Self { blocked: Duration::from_millis(400), allowed: Duration::from_secs(4), at_once: 192 };
     /// For a second look at what was not as expected.
-    pub const SECOND: Self =
+    pub(crate) const SECOND: Self =
         Self { blocked: Duration::from_millis(1500), allowed: Duration::from_secs(8), at_once: 16 };
 
     fn attempts(self, expected: bool) -> (Vec<Duration>, Duration) {

@@ -12,7 +12,7 @@ use super::plan::{Layout, Place, Planner};
 use super::{manifests, ports, round};
 use netpol_model::Cluster;
 use netpol_source::Event;
-use netpol_source::advice::{self, Known, Subject, Warning};
+use netpol_source::advice::{self, Scope, Subject, Warning};
 use netpol_source::catalog::{Catalog, FileState, Files};
 use netpol_source::parse::{self, Contents, Object, Originals};
 
@@ -54,7 +54,7 @@ impl Reading {
 
     /// Refuses, with what to do about it, a reading of which nothing can be tried: nobody should
     /// take an empty answer for a good one.
-    pub fn refuse_nothing(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn refuse_nothing(&self, dir: &Path) -> Result<()> {
         let hosts = &self.layout.hosts;
         if round::n_probes(hosts) > 0 {
             return Ok(());
@@ -94,7 +94,7 @@ fn warnings(contents: &Contents, cluster: &Cluster) -> Vec<(String, Warning)> {
     for entry in &contents.entries {
         if let Some(Object::Policy(Some(object), policy)) = &entry.object {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
-            let found = advice::warnings(subject, cluster, Known::Everything);
+            let found = advice::warnings(subject, cluster, Scope::Cluster);
             all.extend(found.into_iter().map(|warning| (entry.title.clone(), warning)));
         }
     }

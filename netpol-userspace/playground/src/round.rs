@@ -15,7 +15,7 @@ use super::session::{progress, seconds};
 use super::wiring::Network;
 
 /// Tries every pair and port; what is not as expected is looked at a second time.
-pub async fn probe_all(
+pub(crate) async fn probe_all(
     network: &Network,
     hosts: &[Host],
     expectations: &Expectations,

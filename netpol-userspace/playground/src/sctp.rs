@@ -77,7 +77,7 @@ impl Packet {
 }
 
 /// The payload of what a raw socket received: IPv4 sockets get the IP header too.
-pub fn without_ip_header(bytes: &[u8], ipv4: bool) -> Option<&[u8]> {
+pub(crate) fn without_ip_header(bytes: &[u8], ipv4: bool) -> Option<&[u8]> {
     if !ipv4 {
         return Some(bytes);
     }

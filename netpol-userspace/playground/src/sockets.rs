@@ -32,7 +32,7 @@ pub fn udp(local: SocketAddr, peer: Option<SocketAddr>) -> io::Result<UdpSocket>
 }
 
 /// A TCP server.
-pub fn tcp_listener(local: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(crate) fn tcp_listener(local: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = open(local.ip(), SocketType::STREAM, None)?;
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &local)?;
@@ -41,7 +41,7 @@ pub fn tcp_listener(local: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// A TCP connection that has been started: the first SYN is on its way when this returns.
-pub fn tcp_connecting(local: IpAddr, peer: SocketAddr) -> io::Result<std::net::TcpStream> {
+pub(crate) fn tcp_connecting(local: IpAddr, peer: SocketAddr) -> io::Result<std::net::TcpStream> {
     let socket = open(local, SocketType::STREAM, None)?;
     rustix::net::bind(&socket, &SocketAddr::new(local, 0))?;
     match rustix::net::connect(&socket, &peer) {

@@ -82,7 +82,7 @@ impl Reference {
     }
 
     /// The same of the policies alone, which know nothing of a pod and itself.
-    pub fn policies_allow(
+    pub(crate) fn policies_allow(
         &self,
         direction: Direction,
         pod: &Pod,

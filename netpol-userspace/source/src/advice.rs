@@ -28,9 +28,9 @@ impl fmt::Display for Warning {
 
 /// How much of a cluster is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
+pub enum Scope {
     /// All of it: what is not there does not exist.
-    Everything,
+    Cluster,
     /// What some files hold: the rest of it may be elsewhere.
     SomeFiles,
 }
@@ -48,7 +48,7 @@ pub struct Subject<'a> {
 
 /// Warnings about a policy among the pods and namespaces of `cluster`. Where it has no pods at
 /// all, nothing is said about selectors: they cannot be judged.
-pub fn warnings(subject: Subject<'_>, cluster: &Cluster, known: Known) -> Vec<Warning> {
+pub fn warnings(subject: Subject<'_>, cluster: &Cluster, known: Scope) -> Vec<Warning> {
     let mut warnings = Warnings::default();
     let Subject { object, policy, .. } = subject;
     empty_selector(subject, &mut warnings);

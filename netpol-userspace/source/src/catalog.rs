@@ -36,14 +36,14 @@ enum Model {
 struct InForce {
     model: Model,
     /// What else of it decides who is a backend of a Service.
-    aside: Aside,
+    backend_facts: BackendFacts,
     /// The file it comes from; `None` for a namespace that is only referred to and for a derived
     /// slice.
     file: Option<Str>,
 }
 
 #[derive(Debug, Clone)]
-enum Aside {
+enum BackendFacts {
     Nothing,
     Pod(Condition),
     Service(Arc<Selecting>),
@@ -143,8 +143,8 @@ impl<'a> Next<'a> {
                 let model = entry.object.as_ref().map(model);
                 let kept = self.before.get(key).filter(|old| old.file.is_some());
                 let found = match model {
-                    Some((model, aside)) => {
-                        Some(InForce { model, aside, file: Some(path.clone()) })
+                    Some((model, backend_facts)) => {
+                        Some(InForce { model, backend_facts, file: Some(path.clone()) })
                     }
                     None => kept.cloned(),
                 };
@@ -195,7 +195,7 @@ impl<'a> Next<'a> {
         for name in names {
             self.desired.entry(Key::Namespace(name.clone())).or_insert_with(|| InForce {
                 model: Model::Namespace(convert::named_namespace(&name, [])),
-                aside: Aside::Nothing,
+                backend_facts: BackendFacts::Nothing,
                 file: None,
             });
         }
@@ -215,24 +215,25 @@ impl<'a> Next<'a> {
             .collect();
         let mut derived = Vec::new();
         for object in objects() {
-            let (Model::Service(service), Aside::Service(selecting)) =
-                (&object.model, &object.aside)
+            let (Model::Service(service), BackendFacts::Service(selecting)) =
+                (&object.model, &object.backend_facts)
             else {
                 continue;
             };
             if by_hand.contains(&service.id) {
                 continue;
             }
-            let pods = objects().filter_map(|object| match (&object.model, &object.aside) {
-                (Model::Pod(pod), Aside::Pod(condition)) => Some((pod, *condition)),
-                _ => None,
-            });
+            let pods =
+                objects().filter_map(|object| match (&object.model, &object.backend_facts) {
+                    (Model::Pod(pod), BackendFacts::Pod(condition)) => Some((pod, *condition)),
+                    _ => None,
+                });
             derived.extend(slices::derive(service, selecting, pods));
         }
         for slice in derived {
             let key = Key::Slice(slice.id.clone());
-            let (model, aside) = (Model::Slice(slice), Aside::Nothing);
-            self.desired.insert(key, InForce { model, aside, file: None });
+            let (model, backend_facts) = (Model::Slice(slice), BackendFacts::Nothing);
+            self.desired.insert(key, InForce { model, backend_facts, file: None });
         }
     }
 }
@@ -250,17 +251,20 @@ fn entry_message(problems: &[Problem], accepted: bool, kept: bool) -> String {
     }
 }
 
-fn model(object: &Object) -> (Model, Aside) {
+fn model(object: &Object) -> (Model, BackendFacts) {
     match object {
-        Object::Namespace(_, namespace) => (Model::Namespace(namespace.clone()), Aside::Nothing),
-        Object::Pod(_, pod, condition) => (Model::Pod(pod.clone()), Aside::Pod(*condition)),
-        Object::Policy(_, policy) => (Model::Policy(policy.clone()), Aside::Nothing),
-        Object::Service(_, service, selecting) => {
-            let aside = selecting.clone().map_or(Aside::Nothing, Aside::Service);
-            (Model::Service(service.clone()), aside)
+        Object::Namespace(_, namespace) => {
+            (Model::Namespace(namespace.clone()), BackendFacts::Nothing)
         }
-        Object::Slice(_, slice) => (Model::Slice(slice.clone()), Aside::Nothing),
-        Object::Node(_, node) => (Model::Node(node.clone()), Aside::Nothing),
+        Object::Pod(_, pod, condition) => (Model::Pod(pod.clone()), BackendFacts::Pod(*condition)),
+        Object::Policy(_, policy) => (Model::Policy(policy.clone()), BackendFacts::Nothing),
+        Object::Service(_, service, selecting) => {
+            let backend_facts =
+                selecting.clone().map_or(BackendFacts::Nothing, BackendFacts::Service);
+            (Model::Service(service.clone()), backend_facts)
+        }
+        Object::Slice(_, slice) => (Model::Slice(slice.clone()), BackendFacts::Nothing),
+        Object::Node(_, node) => (Model::Node(node.clone()), BackendFacts::Nothing),
     }
 }
 

@@ -17,11 +17,12 @@ use netpol_model::{Labels, NamedPort, Namespace, ObjectName, Pod, Protocol, Str,
 mod policy;
 mod service;
 
-pub use policy::{policy, stored_policy};
-pub use service::{SERVICE_NAME_LABEL, endpoint_slice, node, service};
+pub use policy::policy;
+pub(crate) use policy::stored_policy;
+pub use service::{endpoint_slice, node, service};
 
 /// The label that every namespace carries.
-pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+pub(crate) const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// One thing in an object that an API server refuses.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,17 +84,17 @@ pub fn named_namespace<'a>(
 }
 
 /// What the API server refuses in the metadata of a namespace.
-pub fn namespace_problems(object: &core::Namespace) -> Vec<Problem> {
+pub(crate) fn namespace_problems(object: &core::Namespace) -> Vec<Problem> {
     metadata_problems(&object.metadata, validate::dns_label)
 }
 
 /// What the API server refuses in the metadata of a node.
-pub fn node_problems(object: &core::Node) -> Vec<Problem> {
+pub(crate) fn node_problems(object: &core::Node) -> Vec<Problem> {
     metadata_problems(&object.metadata, validate::dns_subdomain)
 }
 
 /// What the API server refuses in the metadata of an object that is in a namespace.
-pub fn namespaced_problems(metadata: &ObjectMeta) -> Vec<Problem> {
+pub(crate) fn namespaced_problems(metadata: &ObjectMeta) -> Vec<Problem> {
     let mut problems = metadata_problems(metadata, validate::dns_subdomain);
     let namespace = object_name(metadata).namespace;
     for message in validate::dns_label(&namespace) {
@@ -175,7 +176,7 @@ fn address_annotations(
 }
 
 /// The uid of a pod, derived from its name where the source has none.
-pub fn pod_uid(id: &ObjectName, uid: Option<&str>) -> Uid {
+pub(crate) fn pod_uid(id: &ObjectName, uid: Option<&str>) -> Uid {
     match uid.filter(|uid| !uid.is_empty()) {
         Some(uid) => uid.into(),
         None => id.to_string().into(),
@@ -221,7 +222,7 @@ pub fn pod_addresses<'a>(
 fn add_address(field: &str, text: &str, to: &mut Vec<IpAddr>, problems: &mut Vec<Problem>) {
     match text.parse::<IpAddr>() {
         Ok(address) if validate::is_mapped(address) => {
-            problems.push(Problem::invalid(field, text, "must not be an IPv4-mapped IPv6 address"))
+            problems.push(Problem::invalid(field, text, "must not be an IPv4-mapped IPv6 address"));
         }
         Ok(address) if to.contains(&address) => {}
         Ok(address) => to.push(address),
@@ -235,7 +236,7 @@ fn add_address(field: &str, text: &str, to: &mut Vec<IpAddr>, problems: &mut Vec
 
 /// Gathers the named ports of a pod's containers.
 #[derive(Default)]
-pub struct PortCollector {
+pub(crate) struct PortCollector {
     ports: Vec<NamedPort>,
     /// What could not be used.
     pub problems: Vec<Problem>,

@@ -56,7 +56,7 @@ pub fn load_dir(dir: &Path) -> anyhow::Result<Loaded> {
             }
             match &entry.object {
                 Some(Object::Namespace(raw, ..)) => {
-                    loaded.namespaces.extend(raw.as_deref().cloned())
+                    loaded.namespaces.extend(raw.as_deref().cloned());
                 }
                 Some(Object::Pod(raw, ..)) => loaded.pods.extend(raw.as_deref().cloned()),
                 Some(Object::Policy(raw, ..)) => loaded.policies.extend(raw.as_deref().cloned()),

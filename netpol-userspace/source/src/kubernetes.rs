@@ -21,15 +21,15 @@ use super::{Event, Handle, Watches};
 
 mod barrier;
 mod connect;
+mod object;
 mod observed;
 mod resume;
-mod seen;
 mod tracker;
 mod trouble;
 
 use barrier::Barrier;
 pub use connect::{connect, connect_with};
-use seen::{Kind, N_KINDS, Seen};
+use object::{Kind, N_KINDS, WatchedObject};
 use tracker::Tracker;
 
 /// How long a barrier may take before it is given up.
@@ -70,10 +70,10 @@ pub fn spawn_with_limit(
 /// A watch event of any kind of object.
 enum Input {
     Init,
-    InitApply(Seen),
+    InitApply(WatchedObject),
     InitDone,
-    Apply(Seen),
-    Delete(Seen),
+    Apply(WatchedObject),
+    Delete(WatchedObject),
     /// The API server has accepted a watch: whatever was wrong with it is over.
     Watching,
     Failed(watcher::Error),
@@ -220,7 +220,7 @@ fn watch(kind: Kind, client: Client) -> Inputs {
 fn watch_as<K>(kind: Kind, client: Client) -> Inputs
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
-    K: serde::de::DeserializeOwned + Into<Seen>,
+    K: serde::de::DeserializeOwned + Into<WatchedObject>,
 {
     // Outside the watcher: what only a new list can mend, and it would not make.
     let rounds = futures::stream::unfold(false, move |is_again| {

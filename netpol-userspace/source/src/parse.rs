@@ -105,7 +105,7 @@ pub enum Object {
 }
 
 /// An object as it was written.
-pub type Original<T> = Option<Box<T>>;
+pub(crate) type Original<T> = Option<Box<T>>;
 
 /// Whether objects are kept as they were written: people are told about these, and they take many
 /// times the room of what policy sees of them.

@@ -64,7 +64,7 @@ const PORTS: &Schema =
 
 /// networking.k8s.io/v1 NetworkPolicy. (`status` was a field until Kubernetes 1.28 and means
 /// nothing; it is in files that were exported from older clusters.)
-pub const NETWORK_POLICY: &Schema = &Object(&[
+pub(crate) const NETWORK_POLICY: &Schema = &Object(&[
     ("apiVersion", &Text),
     ("kind", &Text),
     ("metadata", METADATA),
@@ -81,7 +81,7 @@ pub const NETWORK_POLICY: &Schema = &Object(&[
 ]);
 
 /// What is checked of every other object.
-pub const ANY_OBJECT: &Schema = &Object(&[("metadata", METADATA)]);
+pub(crate) const ANY_OBJECT: &Schema = &Object(&[("metadata", METADATA)]);
 
 /// Whether fields that a schema does not have are problems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +135,7 @@ struct Checker {
 impl Checker {
     fn value(&mut self, schema: &Schema, path: &str, value: &mut Value) {
         match (schema, value) {
-            (Any, _) | (Text, Value::String(_)) | (IntOrText, Value::String(_)) => {}
+            (Any, _) | (Text | IntOrText, Value::String(_)) => {}
             (Int | IntOrText, Value::Number(number))
                 if number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
             (List(element), Value::Array(list)) => {
@@ -232,7 +232,7 @@ fn type_name(value: &Value) -> &'static str {
 }
 
 /// The name that `word` was probably meant to be, if one is near enough.
-pub fn closest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn closest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
     names
         .into_iter()

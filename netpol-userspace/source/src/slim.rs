@@ -33,9 +33,8 @@ pub struct SlimPod {
 
 impl<'de> Deserialize<'de> for SlimPod {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let pod = match Loose::<Whole>::deserialize(deserializer)? {
-            Loose::Good(pod) => pod,
-            _ => return Err(D::Error::custom("a pod is not a JSON object")),
+        let Loose::Good(pod) = Loose::<Whole>::deserialize(deserializer)? else {
+            return Err(D::Error::custom("a pod is not a JSON object"));
         };
         Ok(Self { metadata: pod.metadata.good().map(Metadata::slim).unwrap_or_default(), pod })
     }
@@ -52,9 +51,9 @@ pub struct SlimNamespace {
 
 impl<'de> Deserialize<'de> for SlimNamespace {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let namespace = match Loose::<OnlyMetadata>::deserialize(deserializer)? {
-            Loose::Good(OnlyMetadata { metadata }) => metadata,
-            _ => return Err(D::Error::custom("a namespace is not a JSON object")),
+        let Loose::Good(OnlyMetadata { metadata: namespace }) = Loose::deserialize(deserializer)?
+        else {
+            return Err(D::Error::custom("a namespace is not a JSON object"));
         };
         Ok(Self { metadata: namespace.good().map(Metadata::slim).unwrap_or_default(), namespace })
     }
@@ -154,7 +153,7 @@ impl SlimPod {
 impl Metadata {
     /// The part of the metadata that kube and we need.
     fn slim(&self) -> ObjectMeta {
-        let text = |text: &Loose<Str>| text.good().map(|text| text.to_string());
+        let text = |text: &Loose<Str>| text.good().map(ToString::to_string);
         ObjectMeta {
             name: text(&self.name),
             namespace: text(&self.namespace),
@@ -218,7 +217,7 @@ fn containers(
             let protocol =
                 port.protocol.or_at(|| format!("{}.protocol", field()), &mut to.problems);
             let number = port.port.or_at(|| format!("{}.containerPort", field()), &mut to.problems);
-            let text = |text: Option<&'_ Str>| text.map(|text| text.to_string());
+            let text = |text: Option<&'_ Str>| text.map(ToString::to_string);
             to.port(
                 field,
                 text(name).as_deref(),

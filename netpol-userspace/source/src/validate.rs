@@ -33,7 +33,7 @@ fn is_dns_label(value: &str) -> bool {
 }
 
 /// Why `value` is no RFC 1123 label (the name of a namespace); empty if it is one.
-pub fn dns_label(value: &str) -> Vec<String> {
+pub(crate) fn dns_label(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 63 {
         errors.push(too_long(63));
@@ -46,7 +46,7 @@ pub fn dns_label(value: &str) -> Vec<String> {
 }
 
 /// Why `value` is no RFC 1123 subdomain (the name of most objects); empty if it is one.
-pub fn dns_subdomain(value: &str) -> Vec<String> {
+pub(crate) fn dns_subdomain(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 253 {
         errors.push(too_long(253));
@@ -65,7 +65,7 @@ fn is_qualified_part(value: &str) -> bool {
 }
 
 /// Why `key` is no label key; empty if it is one.
-pub fn label_key(key: &str) -> Vec<String> {
+pub(crate) fn label_key(key: &str) -> Vec<String> {
     let mut errors = Vec::new();
     let parts: Vec<&str> = key.split('/').collect();
     let name = match parts[..] {
@@ -98,7 +98,7 @@ pub fn label_key(key: &str) -> Vec<String> {
 }
 
 /// Why `value` is no label value; empty if it is one.
-pub fn label_value(value: &str) -> Vec<String> {
+pub(crate) fn label_value(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 63 {
         errors.push(too_long(63));
@@ -123,7 +123,7 @@ pub fn port_number(number: i32) -> Result<u16, NotAPort> {
 }
 
 /// Why `name` is no port name (IANA_SVC_NAME); empty if it is one.
-pub fn port_name(name: &str) -> Vec<String> {
+pub(crate) fn port_name(name: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if name.len() > 15 {
         errors.push(too_long(15));

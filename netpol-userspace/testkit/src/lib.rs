@@ -3,8 +3,17 @@
 //! expectation that a test should state.
 
 #![forbid(unsafe_code)]
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests say what they mean by names, and panic")]
-#![allow(clippy::new_without_default, reason = "what is made costs namespaces and processes")]
+#![expect(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "tests say what they mean by names, and panic"
+)]
+#![expect(clippy::new_without_default, reason = "what is made costs namespaces and processes")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "frames and random numbers are cut on purpose"
+)]
+#![expect(clippy::assigning_clones, reason = "what is made is made once")]
 
 pub mod api_server;
 pub mod attacks;
@@ -26,7 +35,7 @@ pub mod wire_fuzz;
 pub mod world;
 
 /// The maps as plain collections; netpol-common's own tests have it, too, and depend on nothing else.
-#[allow(clippy::should_implement_trait, reason = "a number, not an iterator's item")]
+#[expect(clippy::should_implement_trait, reason = "a number, not an iterator's item")]
 #[path = "../../../netpol-common/tests/support/mod.rs"]
 pub mod support;
 

@@ -2,6 +2,7 @@
 //! told about it, the CNI plugin and the playground.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
 
 mod agent_churn;
 mod agent_identity;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use netpol_testkit::playground::{PATIENCE, Playground, manifests};
 
-const PODS: &str = r#"
+const PODS: &str = r"
 apiVersion: v1
 kind: Pod
 metadata: {name: server, namespace: shop, labels: {app: server}}
@@ -26,9 +26,9 @@ apiVersion: v1
 kind: Pod
 metadata: {name: far, namespace: shop, labels: {role: stranger}}
 spec: {nodeName: node-2, containers: [{name: client}]}
-"#;
+";
 
-const POLICY: &str = r#"
+const POLICY: &str = r"
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: friends, namespace: shop}
@@ -36,7 +36,7 @@ spec:
   podSelector: {matchLabels: {app: server}}
   ingress:
     - from: [{podSelector: {matchLabels: {role: friend}}}]
-"#;
+";
 
 /// What the probes from one pod to another saw, all families and ports alike.
 fn observed(round: &Value, from: &str, to: &str) -> String {

@@ -74,7 +74,7 @@ fn assert_gone(namespaces: &BTreeSet<PathBuf>) {
             .unwrap()
             .flatten()
             .filter_map(|process| fs::read_dir(process.path().join("task")).ok())
-            .flat_map(|tasks| tasks.flatten())
+            .flat_map(Iterator::flatten)
             .filter(|t| {
                 fs::read_link(t.path().join("ns/net")).is_ok_and(|net| namespaces.contains(&net))
             })

@@ -7,7 +7,6 @@ use netpol_datapath::{AttachMode, Datapath, LoadOptions, Maps, observe};
 use netpol_endpoint::Exit;
 use netpol_model::Direction::{Egress, Ingress};
 use netpol_observe::frames::{Transport, frame, frame_of_type, packet};
-use netpol_testkit::rig as common;
 use netpol_testkit::rig::{ID, POD, POD6, Rig, ack, in_node, syn, syn_ack, udp};
 
 const PEER: &str = "10.2.0.2";
@@ -251,7 +250,7 @@ fn a_pods_own_addresses_are_those_it_has_now() {
         ];
         for (number, (addresses, allowed)) in (1000..).zip(all) {
             let addresses = addresses.iter().map(|address| address.parse().unwrap());
-            rig.datapath.add_endpoint(common::ID, rig.ifindex, addresses).unwrap();
+            rig.datapath.add_endpoint(ID, rig.ifindex, addresses).unwrap();
             let seen = [first, second, third].map(|address| sends(&mut rig, address, number));
             assert_eq!(seen, allowed, "{number}");
         }

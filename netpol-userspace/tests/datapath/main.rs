@@ -1,6 +1,7 @@
 //! The loaded programs and their maps, packet by packet, and what reads them. Must never need an agent.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
 
 mod agent_netns_exec;
 mod change_interleaved;

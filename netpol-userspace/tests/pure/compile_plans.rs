@@ -196,7 +196,7 @@ fn a_restart_finds_the_same_numbers() {
 }
 
 /// As releases have written numbers that wrote the whole text of each class.
-const EARLIER_NUMBERS: &str = r##"{
+const EARLIER_NUMBERS: &str = r#"{
     "sets": {
         "[[{\"Pods\":{\"Pods\":[[],[]]}},{\"Ports\":[[[],[[53,53]],[]],[[6,\"http\"]]]}]]": 30,
         "[[{\"Pods\":{\"PodsIn\":[\"x\",[{\"In\":[\"app\",[\"b\"]]}]]}},{\"Ports\":[[[[80,80]],[],[]],[]]}],[{\"Block\":[{\"Cidr\":\"10.0.0.0/8\"},[{\"Cidr\":\"10.1.0.0/16\"}]]},\"Everything\"],[{\"Block\":[{\"Cidr\":\"192.0.2.0/24\"},[]]},\"Everything\"]]": 20,
@@ -211,7 +211,7 @@ const EARLIER_NUMBERS: &str = r##"{
     },
     "next_set": 40,
     "next_class": 70
-}"##;
+}"#;
 
 /// An upgrade is no reason to write everything anew.
 #[test]

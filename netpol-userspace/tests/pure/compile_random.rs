@@ -42,8 +42,8 @@ fn by_content(compiler: &Compiler) -> impl PartialEq + std::fmt::Debug + use<> {
     let sets: BTreeMap<u16, &Arc<str>> = ids.sets.iter().map(|(key, &id)| (id, key)).collect();
     let classes: BTreeMap<u32, &ClassKey> =
         ids.classes.iter().map(|(key, &id)| (id, key)).collect();
-    let set = |id: SetId| sets.get(&id.0).map_or_else(String::new, |key| key.to_string());
-    let class = |id: u32| classes.get(&id).map_or_else(String::new, |key| key.to_string());
+    let set = |id: SetId| sets.get(&id.0).map_or_else(String::new, ToString::to_string);
+    let class = |id: u32| classes.get(&id).map_or_else(String::new, ToString::to_string);
     let tables = compiler.tables();
     let blocks: BTreeMap<_, _> =
         tables.classes.iter().map(|(block, id)| (*block, class(id.0))).collect();

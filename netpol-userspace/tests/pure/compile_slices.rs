@@ -222,7 +222,7 @@ impl Run {
         let plan = self.compiler.slice(self.slice);
         self.carry_out(&plan)?;
         self.forget_what_is_over();
-        if !plan.is_empty() { self.is_of_some_world() } else { Ok(()) }
+        if plan.is_empty() { Ok(()) } else { self.is_of_some_world() }
     }
 
     fn finish(&mut self) -> Result<(), String> {

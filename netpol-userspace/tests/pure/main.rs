@@ -1,6 +1,7 @@
 //! What needs no privileges: the compiler, sources, the command line. Must never touch the kernel.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
 
 mod cli_usage;
 mod compile_explain;

@@ -2,6 +2,7 @@
 //! Services with what translates them.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
 
 mod service_change;
 mod service_kinds;

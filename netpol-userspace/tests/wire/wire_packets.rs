@@ -195,7 +195,7 @@ fn large_datagrams(scene: &Scene<'_>) {
             for from in may {
                 // Linux puts IPv6 fragments together on a bridge with netfilter and does not cut
                 // what it then routes: without any policy as well, nothing gets through there.
-                let is_routed = std::ptr::eq(from, &cast.free.netns);
+                let is_routed = std::ptr::eq(from, &raw const cast.free.netns);
                 if !(is_routed && scene.lab.topology.cni == Cni::Bridge && asked.is_ipv6()) {
                     let answer = from.run(|| ask_at_length(asked, port)).unwrap();
                     assert_eq!(answer.unwrap(), LARGE, "port {port} of {asked}");

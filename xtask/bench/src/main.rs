@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use netpol_arguments::bench::{Args, Subject};
 use netpol_bench::isolation::{self, End};
 use netpol_bench::machine::Machine;
 use netpol_bench::render::{json, plot, tables};
@@ -17,63 +18,17 @@ use netpol_bench::{Options, agent, datapath, latency, load, progress, system};
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
 #[command(name = "netpol-bench", bin_name = "cargo xtask bench")]
-struct Args {
-    /// What to measure
-    #[arg(value_enum)]
-    subject: Subject,
-    /// Fewer rounds and smaller sizes: too short to conclude much from
-    #[arg(long)]
-    quick: bool,
-    /// Write what was found to this file (`-`: standard output, and the tables to standard error)
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Draw the curves into this directory, as SVG
-    #[arg(long, value_name = "DIR")]
-    plot: Option<PathBuf>,
+struct Cli {
+    #[command(flatten)]
+    args: Args,
     /// The process that measures: its namespaces are its own already
     #[arg(long, hide = true)]
     inside: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Subject {
-    /// Nanoseconds per packet of the loaded programs, next to one that does nothing
-    Datapath,
-    /// Packets and connections between two pods, next to other ways to filter
-    System,
-    /// Time, memory and map writes of the agent, on synthetic clusters
-    Agent,
-    /// Time from a policy file's write to the first packet judged by it
-    Latency,
-    /// What one namespace with very many rules, blocks or selectors costs itself and others
-    Load,
-}
-
-impl Subject {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Datapath => "datapath",
-            Self::System => "system",
-            Self::Agent => "agent",
-            Self::Latency => "latency",
-            Self::Load => "load",
-        }
-    }
-
-    fn run(self, options: &Options) -> Result<Report> {
-        match self {
-            Self::Datapath => datapath::run(options),
-            Self::System => system::run(options),
-            Self::Agent => agent::run(options),
-            Self::Latency => latency::run(options),
-            Self::Load => load::run(options),
-        }
-    }
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let end = if args.inside { measure(&args) } else { measure_and_show(&args) };
+    let Cli { args, inside } = Cli::parse();
+    let end = if inside { measure(&args) } else { measure_and_show(&args) };
     end.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(2)
@@ -82,7 +37,14 @@ fn main() -> ExitCode {
 
 fn measure(args: &Args) -> Result<ExitCode> {
     isolation::settle_in()?;
-    let report = args.subject.run(&Options { is_quick: args.quick })?;
+    let options = Options { is_quick: args.quick };
+    let report = match args.subject {
+        Subject::Datapath => datapath::run(&options),
+        Subject::System => system::run(&options),
+        Subject::Agent => agent::run(&options),
+        Subject::Latency => latency::run(&options),
+        Subject::Load => load::run(&options),
+    }?;
     serde_json::to_writer(std::io::stdout(), &report).context("hand on what was measured")?;
     Ok(ExitCode::SUCCESS)
 }

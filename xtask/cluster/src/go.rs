@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{on_path, run};
+use crate::process::run;
 
 /// The oldest minor version of Go 1 that Kubernetes' modules accept, and a release of it.
 const MINIMUM: u32 = 26;
@@ -23,7 +23,7 @@ const USUAL: [&str; 2] = ["/usr/local/go/bin", "/usr/lib/go/bin"];
 pub(crate) fn find() -> Result<PathBuf> {
     let usual = USUAL.map(|directory| Path::new(directory).join("go"));
     let usual = usual.into_iter().filter(|file| file.is_file());
-    let all: Vec<PathBuf> = on_path("go").chain(usual).collect();
+    let all: Vec<PathBuf> = netpol_run::on_path("go").chain(usual).collect();
     if let Some(new) = all.iter().find(|go| minor_version(go) >= Some(MINIMUM)) {
         return Ok(new.clone());
     }

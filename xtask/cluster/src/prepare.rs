@@ -18,7 +18,6 @@ use netpol_needs::Need;
 use crate::binaries::{self, Module, Program};
 use crate::go;
 use crate::images;
-use crate::process::on_path;
 use crate::progress::{Progress, watch};
 use crate::turns;
 
@@ -117,8 +116,12 @@ impl Build {
         if programs.iter().any(|program| program.is_test) {
             command.arg("-test");
         }
-        // Packages changed for a test are compiled when it is linked.
-        command.args(["-f", "{{if not .ForTest}}{{.Standard}} {{.Name}} {{.ImportPath}}{{end}}"]);
+        // Packages changed for a test are compiled when it is linked; one that is nothing but tests is
+        // an error to compile.
+        command.args([
+            "-f",
+            "{{if and .GoFiles (not .ForTest)}}{{.Standard}} {{.Name}} {{.ImportPath}}{{end}}",
+        ]);
         command.args(programs.iter().map(|program| program.package));
         let mut fetched = 0;
         let said = watch(command, &self.progress, |line, _| {
@@ -175,7 +178,7 @@ impl Build {
     fn command(&self, module: &Module, verb: &[&str]) -> Command {
         // What is killed takes its compilers with it, or they would go on beside the next try.
         // The program is of util-linux, which not every distribution has in full.
-        let mut command = match on_path("setpriv").next() {
+        let mut command = match netpol_run::on_path("setpriv").next() {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
                 command.args(["--pdeathsig", "KILL", "--"]).arg(&self.go);

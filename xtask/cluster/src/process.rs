@@ -2,21 +2,12 @@
 //! that explains a failure.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::progress::WORD_EVERY;
-
-/// The files of this name in the directories of PATH, in their order.
-pub fn on_path(name: &str) -> impl Iterator<Item = PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let files: Vec<PathBuf> =
-        std::env::split_paths(&path).map(|directory| directory.join(name)).collect();
-    files.into_iter().filter(|file| file.is_file())
-}
 
 /// Runs a program to its end and returns what it printed.
 ///

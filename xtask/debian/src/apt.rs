@@ -92,7 +92,7 @@ impl Apt {
     pub fn new(state: &Path, arch: Arch, sources: &[Source]) -> Result<Self> {
         for (program, package) in PROGRAMS {
             ensure!(
-                is_on_path(program),
+                netpol_run::on_path(program).next().is_some(),
                 "Debian's packages are fetched by {program} (package {package}), which is not here"
             );
         }
@@ -210,11 +210,6 @@ impl Apt {
 
 fn create(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))
-}
-
-fn is_on_path(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
 fn sources_list(arch: Arch, sources: &[Source]) -> String {

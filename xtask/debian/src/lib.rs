@@ -9,9 +9,11 @@ use anyhow::{Context as _, Result};
 
 mod apt;
 mod arch;
+mod kept;
 
 pub use apt::{Apt, Run, Source, kernels, release, suite};
 pub use arch::Arch;
+pub use kept::{Draft, is_kept};
 
 /// Where what was fetched and built is kept: `NETPOL_CACHE`, else `netpol` in the user's cache.
 ///

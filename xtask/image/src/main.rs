@@ -1,44 +1,43 @@
 //! The second half of `cargo xtask image`: puts a static binary `netpol` into an image archive.
 
+use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use netpol_arguments::image::Args;
+use netpol_debian::Arch;
 use netpol_image::Program;
 
 /// Put the binary `netpol` into an image archive
 #[derive(Parser)]
-struct Options {
+#[command(name = "netpol-image")]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
     /// The binary
     #[arg(long, value_name = "FILE")]
     binary: PathBuf,
-    /// The architecture that it has to be for
-    #[arg(long, value_name = "ARCH")]
-    arch: String,
-    /// The image's name, with registry and tag; may be repeated
-    #[arg(long = "tag", value_name = "NAME", required = true)]
-    tags: Vec<String>,
     /// Take a binary that is not static, and the libraries that it needs from this machine
     #[arg(long)]
     with_libraries: bool,
-    /// Where to write the archive
-    #[arg(long, value_name = "FILE")]
-    output: PathBuf,
 }
 
 fn main() -> Result<()> {
-    let options = Options::parse();
-    let program = Program::read(&options.binary)?;
+    let Cli { args: Args { output, arch, tags }, binary, with_libraries } = Cli::parse();
+    let arch = arch.or_else(Arch::host).context("say by --arch which processor it is for")?;
+    let output = output.context("say by --output where to write it")?;
+    let output = env::current_dir().context("the working directory is gone")?.join(output);
+    let program = Program::read(&binary)?;
     ensure!(
-        (program.is_static || options.with_libraries) && program.architecture == options.arch,
-        "{} is for {} and {}; the image needs a static one for {}: build it with `cargo xtask image`",
-        options.binary.display(),
+        (program.is_static || with_libraries) && program.architecture == arch.name(),
+        "{} is for {} and {}; the image needs a static one for {arch}: build it with `cargo xtask image`",
+        binary.display(),
         program.architecture,
         if program.is_static { "static" } else { "needs shared libraries" },
-        options.arch
     );
-    netpol_image::netpol(&options.binary, options.tags)?.write(&options.output)?;
-    let size = std::fs::metadata(&options.output).context("cannot read the image's size")?.len();
-    println!("{} ({:.1} MB)", options.output.display(), size as f64 / 1e6);
+    netpol_image::netpol(&binary, tags)?.write(&output)?;
+    let size = std::fs::metadata(&output).context("cannot read the image's size")?.len();
+    println!("{} ({:.1} MB)", output.display(), size as f64 / 1e6);
     Ok(())
 }

@@ -10,7 +10,6 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use netpol_cluster::process;
 use netpol_debian::Arch;
 
 use crate::frames::{self, Frame, Kind, Read};
@@ -57,7 +56,7 @@ pub enum Ending {
 /// There is no QEMU, or not enough memory.
 pub fn check(arch: Arch) -> Result<()> {
     let qemu = arch.emulator();
-    if process::on_path(qemu).next().is_none() {
+    if netpol_run::on_path(qemu).next().is_none() {
         let package = arch.emulator_package();
         bail!("{qemu} is not here, which runs the kernels: apt-get install {package}");
     }
@@ -182,7 +181,7 @@ impl Machine {
         }
         // What is killed takes the machine with it.
         let qemu = kernel.arch.emulator();
-        let mut command = match process::on_path("setpriv").next() {
+        let mut command = match netpol_run::on_path("setpriv").next() {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
                 command.args(["--pdeathsig", "KILL", "--", qemu]);

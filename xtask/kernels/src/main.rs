@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use netpol_arguments::test::Args;
 use netpol_debian::Arch;
 use netpol_kernels::guest;
 use netpol_kernels::matrix::{self, ENDS, Extent, KERNELS};
@@ -14,32 +15,13 @@ use netpol_kernels::run::{self, Options};
 
 /// netpol's tests inside real kernels, in virtual machines.
 #[derive(Parser)]
-#[command(name = "cargo xtask test kernels", bin_name = "cargo xtask test kernels")]
+#[command(name = "cargo xtask test", bin_name = "cargo xtask test")]
 struct Cli {
-    /// Whose kernels: amd64 or arm64 [default: this machine's]
-    #[arg(long)]
-    arch: Option<Arch>,
+    #[command(flatten)]
+    args: Args,
     /// The program that is a machine's first process [default: this one, built for this machine]
     #[arg(long, value_name = "FILE", hide = true)]
     first: Option<PathBuf>,
-    /// The start of a kernel's release, such as 6.1; several can be given. All of the table if none is
-    #[arg(long, value_name = "V")]
-    kernel: Vec<String>,
-    /// Only tests whose name in the table contains this: of a program (wire_icmp), of a tunnel (/gre)
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    filter: String,
-    /// How often agents are replaced under traffic (agent_restart)
-    #[arg(long, value_name = "N")]
-    cases: Option<u64>,
-    /// Only what every test run has
-    #[arg(long)]
-    quick: bool,
-    /// Show what tests print
-    #[arg(long)]
-    show_output: bool,
-    /// Fetch the kernels, and stop before the first one is booted
-    #[arg(long)]
-    prepare: bool,
     /// List the test programs that would be run, and stop
     #[arg(long, hide = true)]
     list: bool,
@@ -61,21 +43,26 @@ fn main() -> ExitCode {
 
 fn command(cli: Cli) -> Result<bool> {
     let started = Instant::now();
-    let mut versions = cli.kernel;
+    let Cli { args, first, list } = cli;
+    let filter = args.filter.unwrap_or_default();
+    let mut versions = args.kernel;
     if versions.is_empty() {
-        let all: Vec<&str> =
-            if cli.quick { ENDS.to_vec() } else { KERNELS.iter().map(|row| row.version).collect() };
+        let all: Vec<&str> = if args.quick {
+            ENDS.to_vec()
+        } else {
+            KERNELS.iter().map(|row| row.version).collect()
+        };
         versions = all.into_iter().map(str::to_owned).collect();
     }
-    let extent = if cli.quick { Extent::Quick } else { Extent::Full };
-    if cli.list {
-        for name in matrix::programs(extent, &cli.filter) {
+    let extent = if args.quick { Extent::Quick } else { Extent::Full };
+    if list {
+        for name in matrix::programs(extent, &filter) {
             println!("{name}");
         }
         return Ok(true);
     }
-    let arch = cli.arch.or_else(Arch::host).context("name the kernels' processor with --arch")?;
-    if cli.prepare {
+    let arch = args.arch.or_else(Arch::host).context("name the kernels' processor with --arch")?;
+    if args.prepare {
         for kernel in run::prepare(arch, &versions)? {
             eprintln!("==> Linux {} is ready", kernel.release);
         }
@@ -83,7 +70,7 @@ fn command(cli: Cli) -> Result<bool> {
     }
     let netpol = env::var_os("NETPOL_PROGRAM").map(PathBuf::from);
     let netpol = netpol.context("NETPOL_PROGRAM is not set: run `cargo xtask test kernels`")?;
-    let first = match cli.first {
+    let first = match first {
         Some(first) => first,
         None => env::current_exe().context("cannot tell where this program is")?,
     };
@@ -94,11 +81,11 @@ fn command(cli: Cli) -> Result<bool> {
         arch,
         versions,
         extent,
-        filter: cli.filter,
-        cases: cli.cases,
+        filter,
+        cases: args.cases,
         first,
         netpol,
-        show_output: cli.show_output,
+        show_output: args.show_output,
     })?;
     println!("{}", report.table());
     let (passed, failed) = report.sums();

@@ -3,21 +3,18 @@
 //! anything, nor read or change what the host's apt has.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netpol_cluster::progress::{Progress, watch};
-use netpol_cluster::{process, turns};
-use netpol_debian::{Apt, Arch};
+use netpol_cluster::turns;
+use netpol_debian::{Apt, Arch, Draft, is_kept};
 
 use crate::{modules, tree};
 
 /// Until 7.2 a kernel is one package, since then a package for each part.
 const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
-/// Written last.
-pub(crate) const FINISHED: &str = "finished";
 
 /// A kernel that is ready to be booted.
 #[derive(Clone, Debug)]
@@ -84,11 +81,11 @@ pub fn ensure_tree(arch: Arch) -> Result<PathBuf> {
     let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let suite = netpol_debian::suite(&os_release);
     let place = cache.join(format!("programs-{suite}-{arch}"));
-    if place.join(FINISHED).exists() {
+    if is_kept(&place) {
         return Ok(place.join("tree"));
     }
     let turn = turns::wait(&cache.join("preparing"), "another preparation of kernels")?;
-    if place.join(FINISHED).exists() {
+    if is_kept(&place) {
         return Ok(place.join("tree"));
     }
     let progress = turn.progress();
@@ -99,10 +96,9 @@ pub fn ensure_tree(arch: Arch) -> Result<PathBuf> {
         arch,
         &netpol_debian::release(suite),
     )?;
-    let unfinished = cache.join(format!("unfinished-{suite}-{arch}"));
-    let _ = fs::remove_dir_all(&unfinished);
-    apt.unpack_with_all(&tree::PACKAGES, &unfinished.join("tree"), &run)?;
-    finish(&unfinished, &place)?;
+    let draft = Draft::of(&place)?;
+    apt.unpack_with_all(&tree::PACKAGES, &draft.directory().join("tree"), &run)?;
+    draft.finish()?;
     Ok(place.join("tree"))
 }
 
@@ -110,7 +106,7 @@ pub fn ensure_tree(arch: Arch) -> Result<PathBuf> {
 fn cached(cache: &Path, arch: Arch, wanted: &Wanted) -> Option<Kernel> {
     let entries = fs::read_dir(cache).ok()?.flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let is_whole = |name: &String| cache.join(name).join(FINISHED).exists();
+    let is_whole = |name: &String| is_kept(&cache.join(name));
     let release = newest(names.filter(is_whole), wanted)?;
     let directory = cache.join(&release);
     let (image, modules) = (directory.join("vmlinuz"), directory.join("modules.cpio"));
@@ -143,7 +139,7 @@ fn apt(cache: &Path, state: &Path, arch: Arch, sources: &[netpol_debian::Source]
 }
 
 fn fetch(cache: &Path, arch: Arch, wanted: &Wanted, progress: &Progress) -> Result<()> {
-    ensure!(process::on_path("xz").next().is_some(), "xz is not here: apt-get install xz-utils");
+    ensure!(netpol_run::on_path("xz").next().is_some(), "xz is not here: apt-get install xz-utils");
     let run = |command: Command, what: &str| watch(command, progress, |_, _| what.to_owned());
     let apt = apt(cache, &cache.join(format!("apt-{arch}")), arch, &netpol_debian::kernels())?;
     let names = apt.names("linux-", &run)?;
@@ -159,9 +155,8 @@ fn fetch(cache: &Path, arch: Arch, wanted: &Wanted, progress: &Progress) -> Resu
     };
     let parts = PARTS.map(|part| format!("{part}{release}"));
     let parts: Vec<String> = parts.into_iter().filter(|part| names.contains(part)).collect();
-    let unfinished = cache.join(format!("unfinished-{release}"));
-    let _ = fs::remove_dir_all(&unfinished);
-    let tree = unfinished.join("tree");
+    let draft = Draft::of(&cache.join(&release))?;
+    let tree = draft.directory().join("tree");
     apt.unpack(&parts, &tree, &run)?;
     progress.say(&format!("making Linux {release} ready"));
     let places = [
@@ -170,19 +165,10 @@ fn fetch(cache: &Path, arch: Arch, wanted: &Wanted, progress: &Progress) -> Resu
     ];
     let image = places.iter().find(|path| path.exists());
     let image = image.with_context(|| format!("the packages of {release} have no vmlinuz"))?;
-    fs::copy(image, unfinished.join("vmlinuz")).context("copy the kernel")?;
-    modules::pack(&tree, &release, &unfinished.join("modules.cpio"))?;
+    fs::copy(image, draft.directory().join("vmlinuz")).context("copy the kernel")?;
+    modules::pack(&tree, &release, &draft.directory().join("modules.cpio"))?;
     fs::remove_dir_all(&tree).context("remove what was unpacked")?;
-    finish(&unfinished, &cache.join(release))
-}
-
-/// Moves what is whole to its place.
-fn finish(unfinished: &Path, place: &Path) -> Result<()> {
-    // Others than root boot it, too.
-    fs::set_permissions(unfinished, fs::Permissions::from_mode(0o755))?;
-    fs::write(unfinished.join(FINISHED), "")?;
-    let _ = fs::remove_dir_all(place);
-    fs::rename(unfinished, place).with_context(|| format!("move to {}", place.display()))
+    draft.finish()
 }
 
 #[cfg(test)]

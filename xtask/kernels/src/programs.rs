@@ -152,7 +152,7 @@ impl Tree {
     fn of_this_machine(&mut self) -> Result<()> {
         for (name, package) in TOOLS {
             let found =
-                process::on_path(name).chain(administrators(name)).find(|path| is_system(path));
+                netpol_run::on_path(name).chain(administrators(name)).find(|path| is_system(path));
             let Some(path) = found else { bail!("{name} is not here: apt-get install {package}") };
             self.program(&path, &path)?;
             self.archive.link(&Path::new("/usr/bin").join(name), &path.to_string_lossy())?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHasher};
 
-use super::{Atoms, Few, Predicate, Rules, Set, SetId, Sets, Sums, entry_hash};
+use super::{Atoms, Predicate, Rules, Set, SetId, Sets, SmallSet, Sums, entry_hash};
 use crate::ports::Allowed;
 use netpol_model::{Direction, NamedPort, ObjectName, Peers, Policy, Ports};
 
@@ -30,7 +30,7 @@ pub(crate) struct Gathering {
     /// For each entry of the set the rules about it, until it is known what they allow together.
     rules: Vec<Rules>,
     /// Where predicates are, by hash.
-    known: FxHashMap<u64, Few<u32>>,
+    known: FxHashMap<u64, SmallSet<u32>>,
     sums: Sums<Ports>,
     are_summed: bool,
     set: Set,
@@ -215,10 +215,10 @@ impl Set {
 
 impl Sets {
     /// The set with the content that has been gathered, for one more user.
-    pub fn acquire_gathered(&mut self, gathering: Gathering, atoms: &mut Atoms) -> SetId {
+    pub(crate) fn acquire_gathered(&mut self, gathering: Gathering, atoms: &mut Atoms) -> SetId {
         let mut set = gathering.set;
         let known = {
-            let mut alike = self.by_hash.get(&set.hash).into_iter().flat_map(Few::iter);
+            let mut alike = self.by_hash.get(&set.hash).into_iter().flat_map(SmallSet::iter);
             alike.find(|id| self.by_id[id].is_equal(&set))
         };
         if let Some(id) = known {

@@ -102,7 +102,7 @@ impl<'a> Matcher<'a> {
     }
 
     pub fn decide(mut self) -> Matching {
-        self.note_shared_addresses();
+        self.report_shared_addresses();
         self.follow_claims();
         self.follow_memory();
         self.follow_routes();
@@ -134,7 +134,7 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    fn note_shared_addresses(&mut self) {
+    fn report_shared_addresses(&mut self) {
         let mut by_address: BTreeMap<IpAddr, Vec<&Interface>> = BTreeMap::new();
         for interface in self.evidence.interfaces {
             for address in &interface.addresses {

@@ -14,7 +14,7 @@ use netpol_api::state::EndpointView;
 
 /// One end of a question.
 #[derive(Debug, Clone)]
-pub struct Party {
+pub(crate) struct Party {
     /// `namespace/pod`, `service namespace/name`, `node NAME`; an address of nobody has none.
     pub name: Option<String>,
     /// Its addresses.

@@ -6,9 +6,9 @@ use netpol_api::decision::Decision;
 use netpol_common::layout::Reason;
 use netpol_common::service::ToService;
 
+use super::masquerade;
 use super::party::{Kind, Party};
-use super::seen;
-use super::tracer::{Tracer, Try, Way, assemble, name_of, side};
+use super::tracer::{Route, Tracer, Try, assemble, name_of, side};
 use super::{Answer, Backend, Elsewhere, Hop, Port, Protocol};
 use crate::events;
 use crate::proxy::{self, Passage};
@@ -29,7 +29,7 @@ impl Tracer<'_> {
     ) -> Result<Answer> {
         let node = self.directory.node;
         let here = &*node.state.node;
-        let mut way = Way::default();
+        let mut way = Route::default();
         if let Kind::Endpoint(endpoint) = &from.kind {
             let mut hop = self.egress(endpoint, &packet, true)?;
             if passage.translator != Some(here) {
@@ -57,8 +57,8 @@ impl Tracer<'_> {
         for hop in &mut way.hops {
             summarise(hop, &backends);
         }
-        let mut notes = seen::notes(from, passage, here, &backends);
-        notes.extend(note_on_others(to, passage, used.len(), others.len()));
+        let mut notes = masquerade::notes(from, passage, here, &backends);
+        notes.extend(others_note(to, passage, used.len(), others.len()));
         let mut answer = assemble(from, to, &packet, way, backends, notes);
         if answer.backends.is_empty() {
             answer.verdict = Decision::Deny;
@@ -164,11 +164,11 @@ pub(super) fn passage_of<'a>(
     end: &End,
 ) -> Passage<'a> {
     let node = to.node.as_deref().filter(|_| front.on_nodes.contains(end));
-    proxy::passage(service, end.ip, node, seen::sender(from))
+    proxy::passage(service, end.ip, node, masquerade::sender(from))
 }
 
 /// Said where not all backends, or none, are used.
-fn note_on_others(
+fn others_note(
     to: &Party,
     passage: &Passage<'_>,
     n_used: usize,
@@ -198,8 +198,10 @@ fn summarise(hop: &mut Hop, backends: &[Backend]) {
         let hops = backends.iter().flat_map(|backend| &backend.hops);
         hops.filter(|hop| hop.direction == Direction::Egress)
     };
-    let mut policies: Vec<String> =
-        egress().filter(|hop| hop.verdict.is_allow()).flat_map(|hop| hop.policies.clone()).collect();
+    let mut policies: Vec<String> = egress()
+        .filter(|hop| hop.verdict.is_allow())
+        .flat_map(|hop| hop.policies.clone())
+        .collect();
     policies.sort();
     policies.dedup();
     hop.policies = policies;

@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 use netpol_api::decision::Decision;
 use netpol_common::layout::Reason;
 
+use super::masquerade::{Masquerade, is_itself};
 use super::party::{Directory, Kind, Party};
-use super::seen::{Seen, is_itself};
 use super::service::{front, only_port, passage_of};
 use super::{Answer, Backend, Elsewhere, Hop, Port, Protocol, Question, Side};
 use crate::events;
@@ -53,7 +53,7 @@ impl Try {
 
 /// What a packet meets on its way.
 #[derive(Debug, Default)]
-pub(super) struct Way {
+pub(super) struct Route {
     pub(super) hops: Vec<Hop>,
     pub(super) elsewhere: Vec<Elsewhere>,
 }
@@ -82,7 +82,7 @@ impl<'a> Tracer<'a> {
         let is_v6 = source.is_ipv6();
         if let Some((source, destination)) = pair(!is_v6) {
             let other = self.answer(question, &from, &to, source, destination);
-            answer.notes.extend(note_on_other_family(&answer, other));
+            answer.notes.extend(other_family_note(&answer, other));
         }
         Ok(answer)
     }
@@ -132,9 +132,9 @@ impl<'a> Tracer<'a> {
         from: &Party,
         to: &Party,
         packet: &Try,
-        seen: Option<&Seen>,
-    ) -> Result<Way> {
-        let mut way = Way::default();
+        seen: Option<&Masquerade>,
+    ) -> Result<Route> {
+        let mut way = Route::default();
         let elsewhere = |party: &Party, node: &String, direction: Direction| Elsewhere {
             node: node.clone(),
             endpoint: name_of(party),
@@ -294,7 +294,7 @@ fn no_common_family(from: &Party, to: &Party) -> anyhow::Error {
 }
 
 /// Said if the other family has another answer.
-fn note_on_other_family(answer: &Answer, other: Result<Answer>) -> Option<String> {
+fn other_family_note(answer: &Answer, other: Result<Answer>) -> Option<String> {
     let other = other.ok().filter(|other| other.verdict != answer.verdict)?;
     let (family, how) = match other.to.ip.is_some_and(|ip| ip.is_ipv6()) {
         true => ("IPv6", "with"),
@@ -318,7 +318,7 @@ pub(super) fn assemble(
     from: &Party,
     to: &Party,
     packet: &Try,
-    way: Way,
+    way: Route,
     backends: Vec<Backend>,
     notes: Vec<String>,
 ) -> Answer {

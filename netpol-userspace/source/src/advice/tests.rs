@@ -28,7 +28,7 @@ fn cluster() -> Cluster {
     cluster
 }
 
-fn warned(spec: &Value, cluster: &Cluster, known: Known) -> Vec<String> {
+fn warned(spec: &Value, cluster: &Cluster, known: Scope) -> Vec<String> {
     let mut object = json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec});
     let left_empty = schema::left_empty(&object);
     let problems = schema::check(schema::NETWORK_POLICY, schema::Unknown::Refused, &mut object);
@@ -43,7 +43,7 @@ fn warned(spec: &Value, cluster: &Cluster, known: Known) -> Vec<String> {
 fn check(table: impl IntoIterator<Item = (Value, Option<(&'static str, &'static str)>)>) {
     let cluster = cluster();
     for (spec, expected) in table {
-        for known in [Known::Everything, Known::SomeFiles] {
+        for known in [Scope::Cluster, Scope::SomeFiles] {
             let found = warned(&spec, &cluster, known);
             let Some((field, text)) = expected else {
                 assert!(found.is_empty(), "{spec}: {found:?}");
@@ -239,7 +239,7 @@ fn port_names_that_no_pod_has_are_named() {
 fn without_pods_nothing_is_said_about_selectors() {
     let spec = json!({"podSelector": labelled("a", "b"),
         "ingress": [{"from": [{"podSelector": labelled("x", "y")}], "ports": [{"port": "http"}]}]});
-    for known in [Known::Everything, Known::SomeFiles] {
+    for known in [Scope::Cluster, Scope::SomeFiles] {
         assert_eq!(warned(&spec, &Cluster::default(), known), [""; 0]);
     }
 }
@@ -251,12 +251,12 @@ fn namespaces_that_the_files_say_nothing_of_may_be_elsewhere() {
             "podSelector": labelled("k8s-app", "kube-dns")})
     };
     let (dns, cluster) = (from(peer("kube-system")), cluster());
-    assert_eq!(warned(&dns, &cluster, Known::SomeFiles), [""; 0]);
-    let whole = warned(&dns, &cluster, Known::Everything);
+    assert_eq!(warned(&dns, &cluster, Scope::SomeFiles), [""; 0]);
+    let whole = warned(&dns, &cluster, Scope::Cluster);
     assert!(whole[0].contains("no namespace in these files matches"), "{whole:?}");
     assert!(!whole[0].contains("defined elsewhere"), "{whole:?}");
     assert!(whole[0].ends_with("Add the pods there that are meant, or correct the name"));
-    let there = warned(&from(peer("ops")), &cluster, Known::SomeFiles);
+    let there = warned(&from(peer("ops")), &cluster, Scope::SomeFiles);
     assert!(there[0].contains("(fine if they are defined elsewhere)"), "{there:?}");
 }
 
@@ -276,7 +276,7 @@ fn of_file(text: &str) -> Vec<String> {
     for entry in &contents.entries {
         if let Some(Object::Policy(Some(object), policy)) = &entry.object {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
-            let warnings = warnings(subject, &cluster, Known::Everything);
+            let warnings = warnings(subject, &cluster, Scope::Cluster);
             found.extend(warnings.iter().map(|warning| format!("{}: {warning}", entry.title)));
         }
     }

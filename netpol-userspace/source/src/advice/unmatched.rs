@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Known, Warnings, peers};
+use super::{Scope, Warnings, peers};
 use crate::convert::NAMESPACE_NAME_LABEL;
 use crate::explain;
 use netpol_model::{
@@ -12,7 +12,7 @@ use netpol_model::{
 };
 
 /// Warns of what in `policy` matches nothing in `cluster`.
-pub(super) fn warn(policy: &Policy, cluster: &Cluster, known: Known, warnings: &mut Warnings) {
+pub(super) fn warn(policy: &Policy, cluster: &Cluster, known: Scope, warnings: &mut Warnings) {
     let files = Files { cluster, known };
     files.selected_pods(policy, warnings);
     for (field, _, peer) in peers(policy) {
@@ -32,15 +32,15 @@ pub(super) fn warn(policy: &Policy, cluster: &Cluster, known: Known, warnings: &
 
 struct Files<'a> {
     cluster: &'a Cluster,
-    known: Known,
+    known: Scope,
 }
 
 impl Files<'_> {
     /// What is said at the end about what may be elsewhere.
     fn unless_elsewhere(&self) -> &'static str {
         match self.known {
-            Known::Everything => "",
-            Known::SomeFiles => " (fine if they are defined elsewhere)",
+            Scope::Cluster => "",
+            Scope::SomeFiles => " (fine if they are defined elsewhere)",
         }
     }
 
@@ -80,7 +80,7 @@ impl Files<'_> {
         match scope {
             NamespaceScope::Matching(selector) if found.is_empty() => {
                 let by_name = names_namespaces(selector);
-                if self.known == Known::SomeFiles && by_name {
+                if self.known == Scope::SomeFiles && by_name {
                     // A namespace that the files say nothing of has its pods elsewhere too.
                     return;
                 }

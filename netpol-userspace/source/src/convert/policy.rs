@@ -27,7 +27,7 @@ pub fn policy(object: &networking::NetworkPolicy) -> Result<Policy, Vec<Problem>
 /// 010.0.0.0/8, kept from before) or what this program does not know yet: a peer or port that is
 /// not understood matches nothing while the policy still isolates. The problems name these parts.
 /// Refused only if it is not clear which pods the policy selects.
-pub fn stored_policy(
+pub(crate) fn stored_policy(
     object: &networking::NetworkPolicy,
 ) -> Result<(Policy, Vec<Problem>), Vec<Problem>> {
     let mut converter = Converter::new(object, false);
@@ -59,13 +59,23 @@ impl Converter {
         let rules = spec.ingress.iter().flatten().enumerate();
         let ingress: Vec<Rule> = rules
             .map(|(index, rule)| {
-                self.rule(&format!("spec.ingress[{index}]"), "from", &rule.from, &rule.ports)
+                self.rule(
+                    &format!("spec.ingress[{index}]"),
+                    "from",
+                    rule.from.as_deref(),
+                    rule.ports.as_deref(),
+                )
             })
             .collect();
         let rules = spec.egress.iter().flatten().enumerate();
         let egress: Vec<Rule> = rules
             .map(|(index, rule)| {
-                self.rule(&format!("spec.egress[{index}]"), "to", &rule.to, &rule.ports)
+                self.rule(
+                    &format!("spec.egress[{index}]"),
+                    "to",
+                    rule.to.as_deref(),
+                    rule.ports.as_deref(),
+                )
             })
             .collect();
         let types = self.policy_types(spec, &egress);
@@ -112,15 +122,15 @@ impl Converter {
         &mut self,
         field: &str,
         side: &str,
-        peers: &Option<Vec<networking::NetworkPolicyPeer>>,
-        ports: &Option<Vec<networking::NetworkPolicyPort>>,
+        peers: Option<&[networking::NetworkPolicyPeer]>,
+        ports: Option<&[networking::NetworkPolicyPort]>,
     ) -> Rule {
-        let ports = ports.as_deref().unwrap_or_default();
+        let ports = ports.unwrap_or_default();
         let matches = ports.iter().enumerate();
         let mut matches: Vec<PortMatch> = matches
             .filter_map(|(index, port)| self.port(&format!("{field}.ports[{index}]"), port))
             .collect();
-        let peers = peers.as_deref().unwrap_or_default();
+        let peers = peers.unwrap_or_default();
         let only = peers.iter().enumerate();
         let only: Vec<Peer> = only
             .filter_map(|(index, peer)| self.peer(&format!("{field}.{side}[{index}]"), peer))

@@ -15,12 +15,12 @@ use netpol_model::{
 };
 
 /// The label of a slice that names its Service.
-pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// The label of a Service, and of its slices, that names the proxy which is to handle it.
-pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+pub(crate) const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// The label of slices (kube-proxy heeds it on Services too) for which there is nothing to translate.
-pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+pub(crate) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// What the labels say of the proxy. As kube-proxy reads them, whose list of Services and slices is
 /// of those that have neither, whatever the value (cmd/kube-proxy/app/server.go).

@@ -17,7 +17,7 @@ use kube::{Api, Client};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::Out;
-use super::seen::{self, Kind, N_KINDS};
+use super::object::{self, Kind, N_KINDS};
 use super::tracker::{Listed, Tracker};
 use super::trouble::{chain, is_forbidden_request};
 use crate::Event;
@@ -202,13 +202,13 @@ where
         }
         list => list.map_err(|error| chain(&error))?,
     };
-    let version = seen::parse_version(list.metadata.resource_version.as_deref());
+    let version = object::parse_version(list.metadata.resource_version.as_deref());
     let mut objects = HashMap::new();
     for object in &list.items {
         let metadata = &object.metadata;
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let id = ObjectName::new(namespace, metadata.name.as_deref().unwrap_or_default());
-        objects.insert(id, seen::version(metadata));
+        objects.insert(id, object::version(metadata));
     }
     if version == 0 || objects.values().any(|version| *version == 0) {
         return Err(format!("resourceVersions of {} are no numbers", K::plural(&())));

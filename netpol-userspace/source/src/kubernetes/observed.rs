@@ -12,8 +12,8 @@ use kube::Client;
 use kube::client::Body;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::object::Kind;
 use super::resume::{self, Resumes};
-use super::seen::Kind;
 
 /// A client that does what `client` does, and tells of each watch that was accepted. It does not
 /// ask for a watch that would stay silent (see [`resume`]).

@@ -14,7 +14,7 @@ use kube::client::Body;
 use kube::core::Status;
 use serde::Deserialize;
 
-use super::seen::{Kind, N_KINDS, parse_version};
+use super::object::{Kind, N_KINDS, parse_version};
 
 /// API servers end a watch after the 290 s that it asks for.
 const ORDERLY: Duration = Duration::from_secs(280);
@@ -33,7 +33,7 @@ enum Before {
 
 /// What each kind's next watch follows.
 #[derive(Debug, Default)]
-pub struct Resumes([Mutex<Before>; N_KINDS]);
+pub(crate) struct Resumes([Mutex<Before>; N_KINDS]);
 
 impl Resumes {
     /// A list, or a page of one, was read.
@@ -48,7 +48,7 @@ impl Resumes {
 
     /// A watch is about to be asked for: whether it must be doubted that the server has come as
     /// far as where it begins.
-    pub fn is_doubtful(&self, kind: Kind) -> bool {
+    pub(crate) fn is_doubtful(&self, kind: Kind) -> bool {
         match self.set(kind, Before::Unknown) {
             Before::Listed => false,
             Before::Accepted(then) => then.elapsed() < ORDERLY,

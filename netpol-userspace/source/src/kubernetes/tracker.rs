@@ -7,12 +7,12 @@ use std::collections::{HashMap, HashSet};
 use rustc_hash::FxHashMap;
 
 use super::Out;
-use super::seen::{Kind, Seen};
+use super::object::{Kind, WatchedObject};
 use crate::convert;
 use netpol_model::{Change, ObjectName, Str, Strings, Uid};
 
 #[derive(Debug)]
-struct Known {
+struct Tracked {
     /// Of a pod: nobody asks for another's.
     uid: Option<Uid>,
     version: u64,
@@ -42,10 +42,10 @@ struct Awaited {
 
 /// The state of one watch.
 #[derive(Debug)]
-pub struct Tracker {
+pub(crate) struct Tracker {
     kind: Kind,
     node: Str,
-    known: FxHashMap<ObjectName, Known>,
+    known: FxHashMap<ObjectName, Tracked>,
     /// Namespaces of known objects.
     namespaces: Strings,
     /// How many lists have begun.
@@ -85,19 +85,19 @@ impl Tracker {
     }
 
     /// A list begins, maybe after one that did not complete.
-    pub fn list_begins(&mut self) {
+    pub(crate) fn list_begins(&mut self) {
         self.lists = self.lists.wrapping_add(1);
         self.is_listing = true;
         self.newest = 0;
     }
 
     /// A list is complete: what it did not mention is gone.
-    pub fn list_ends(&mut self, out: &mut Out) {
+    pub(crate) fn list_ends(&mut self, out: &mut Out) {
         self.synced = true;
         if !std::mem::take(&mut self.is_listing) {
             return;
         }
-        let is_gone = |known: &Known| known.list != self.lists;
+        let is_gone = |known: &Tracked| known.list != self.lists;
         let gone = self.known.iter().filter(|(_, known)| is_gone(known));
         let gone: Vec<ObjectName> = gone.map(|(id, _)| id.clone()).collect();
         for id in gone {
@@ -112,7 +112,7 @@ impl Tracker {
     }
 
     /// An object exists in this version.
-    pub fn exists(&mut self, mut seen: Seen, out: &mut Out) {
+    pub fn exists(&mut self, mut seen: WatchedObject, out: &mut Out) {
         self.share_names(&mut seen);
         let title = self.kind.title(&seen.id);
         self.newest = self.newest.max(seen.version);
@@ -122,7 +122,7 @@ impl Tracker {
             awaited.gone.remove(&seen.id);
         }
         let sent_before = self.known.get(&seen.id).is_some_and(|known| known.sent);
-        let known = Known {
+        let known = Tracked {
             uid: (self.kind == Kind::Pod).then_some(seen.uid),
             version: seen.version,
             local: self.kind != Kind::Pod || seen.node.as_ref() == Some(&self.node),
@@ -143,7 +143,7 @@ impl Tracker {
     }
 
     /// Names are most of what is kept of an object: no second copy of any stays.
-    fn share_names(&mut self, seen: &mut Seen) {
+    fn share_names(&mut self, seen: &mut WatchedObject) {
         match self.known.get_key_value(&seen.id) {
             Some((id, _)) => seen.id = id.clone(),
             None => self.namespaces.share(&mut seen.id.namespace),
@@ -156,7 +156,7 @@ impl Tracker {
     }
 
     /// An object was deleted; its last version is that of the deletion.
-    pub fn is_gone(&mut self, seen: &Seen, out: &mut Out) {
+    pub fn is_gone(&mut self, seen: &WatchedObject, out: &mut Out) {
         self.newest = self.newest.max(seen.version);
         self.remove(&seen.id, out);
     }
@@ -175,7 +175,7 @@ impl Tracker {
 
     /// Awaits what a consistent read found: its newest object, and the end of every object that
     /// it did not find any more.
-    pub fn await_listed(&mut self, listed: &Listed) {
+    pub(crate) fn await_listed(&mut self, listed: &Listed) {
         let gone = self.known.iter().filter(|(id, known)| {
             known.local && known.version <= listed.version && !listed.objects.contains_key(*id)
         });

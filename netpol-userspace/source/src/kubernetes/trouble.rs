@@ -4,7 +4,7 @@
 use kube::core::Status;
 use kube::runtime::watcher;
 
-use super::seen::Kind;
+use super::object::Kind;
 
 /// What to tell of an error; `None` for what happens in every long life of a watch.
 pub fn explain(kind: Kind, error: &watcher::Error, is_synced: bool) -> Option<String> {
@@ -40,12 +40,12 @@ pub fn explain(kind: Kind, error: &watcher::Error, is_synced: bool) -> Option<St
 }
 
 /// Whether the API server does not let this be listed, or does not know it.
-pub fn is_forbidden(error: &watcher::Error) -> bool {
+pub(crate) fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(error) if is_forbidden_request(error))
 }
 
 /// Likewise, of a single request.
-pub fn is_forbidden_request(error: &kube::Error) -> bool {
+pub(crate) fn is_forbidden_request(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404))
 }
 
@@ -95,7 +95,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// Whether only a new list can tell what there is, which the watcher would not make by itself: the
 /// server refuses to go on from where the watch ended, or an event could not be read and so is
 /// lost.
-pub fn needs_new_list(error: &watcher::Error) -> bool {
+pub(crate) fn needs_new_list(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
         watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => true,

@@ -65,7 +65,7 @@ struct Tree<'a, T, F> {
     place: Place,
 }
 
-impl<'a, T, F: FnMut(Value) -> T> Tree<'a, T, F> {
+impl<T, F: FnMut(Value) -> T> Tree<'_, T, F> {
     fn at(&mut self, place: Place) -> Tree<'_, T, F> {
         Tree { elements: self.elements, twice: self.twice, place }
     }

@@ -202,7 +202,7 @@ pub fn from_an_open_port_to_another(attack: &Attack<'_>) {
             send(&packets::piece(&closed, id, 24, 72, false));
             send(&packets::piece(&closed, id, 0, 24, true));
             // The victim's friend may send to its open port alone, nobody to the free pod.
-            if !std::ptr::eq(to_pod, &stage.free) {
+            if !std::ptr::eq(to_pod, &raw const stage.free) {
                 continue;
             }
             send(&packets::piece(&datagram(own, to, OPEN, attack.marker), number(), 0, 72, false));

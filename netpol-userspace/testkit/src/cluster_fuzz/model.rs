@@ -277,7 +277,7 @@ impl Seen<'_> {
             // None of them is as a neighbour would have it.
             (131..=133 | 135 | 136 | 143, _) if !is_to_pod => Some(false),
             // None of them is from the link to a group.
-            (134..=137, 255) | (133, 255) if is_to_pod => Some(true),
+            (133..=137, 255) if is_to_pod => Some(true),
             (130, _) if !is_to_pod => Some(is_open),
             (134 | 137, _) => Some(is_open),
             _ => None,
