@@ -16,7 +16,7 @@ use netpol_model::Pod;
 
 /// Pods that wait to be admitted.
 #[derive(Debug, Default)]
-pub struct Admissions {
+pub(crate) struct Admissions {
     waiting: Vec<Waiting>,
     answers: Vec<(oneshot::Sender<Answer>, Answer)>,
 }
@@ -33,7 +33,7 @@ struct Waiting {
 impl Admissions {
     /// The plugin waits until that deadline for an attachment to be in force, or for any to be
     /// possible.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         attachment: Option<Attachment>,
         deadline: Instant,
@@ -44,13 +44,13 @@ impl Admissions {
     }
 
     /// Readies an answer.
-    pub fn reply(&mut self, reply: oneshot::Sender<Answer>, outcome: Result<(), String>) {
+    pub(crate) fn reply(&mut self, reply: oneshot::Sender<Answer>, outcome: Result<(), String>) {
         let is_done = outcome.is_ok();
         self.answers.push((reply, Answer { is_done, message: outcome.err().unwrap_or_default() }));
     }
 
     /// Readies the answers of those whose pods are in force, and of those whose time is up.
-    pub fn update(&mut self, overview: &Overview<'_>) {
+    pub(crate) fn update(&mut self, overview: &Overview<'_>) {
         let now = Instant::now();
         for waiting in std::mem::take(&mut self.waiting) {
             let outcome = match &waiting.attachment {
@@ -70,17 +70,17 @@ impl Admissions {
     }
 
     /// When the first of those that wait has waited long enough.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.waiting.iter().map(|waiting| waiting.deadline).min()
     }
 
     /// Whether there is something for [`Self::send_answers`].
-    pub fn has_answers(&self) -> bool {
+    pub(crate) fn has_answers(&self) -> bool {
         !self.answers.is_empty()
     }
 
     /// Sends the answers.
-    pub fn send_answers(&mut self) {
+    pub(crate) fn send_answers(&mut self) {
         for (reply, answer) in self.answers.drain(..) {
             // Who asked may have given up.
             let _ = reply.send(answer);

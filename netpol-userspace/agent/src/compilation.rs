@@ -14,7 +14,7 @@ use netpol_model::{Change, Cluster, Pod, Str};
 const SLICE: usize = 1_000;
 
 /// The compiler, and what waits for it.
-pub struct Compilation {
+pub(crate) struct Compilation {
     compiler: Compiler,
     /// Policies that were read and not given to the compiler yet.
     turns: Turns,
@@ -24,45 +24,45 @@ pub struct Compilation {
 
 impl Compilation {
     /// Nothing has been read yet.
-    pub fn new(compiler: Compiler) -> Self {
+    pub(crate) fn new(compiler: Compiler) -> Self {
         Self { compiler, turns: Turns::default(), since: BTreeMap::new() }
     }
 
     /// The compiler, to read.
-    pub fn compiler(&self) -> &Compiler {
+    pub(crate) fn compiler(&self) -> &Compiler {
         &self.compiler
     }
 
     /// The compiler, for what needs no turn.
-    pub fn compiler_mut(&mut self) -> &mut Compiler {
+    pub(crate) fn compiler_mut(&mut self) -> &mut Compiler {
         &mut self.compiler
     }
 
     /// All that the compiler knows of the cluster.
-    pub fn cluster(&self) -> &Cluster {
+    pub(crate) fn cluster(&self) -> &Cluster {
         self.compiler.cluster()
     }
 
     // === Changes and plans ===
 
     /// Adds changes: policies wait for their turn.
-    pub fn add(&mut self, changes: Vec<Change>) {
+    pub(crate) fn add(&mut self, changes: Vec<Change>) {
         let changes = self.turns.add(changes);
         self.compiler.take_in(changes);
     }
 
     /// Adds changes that wait for nothing.
-    pub fn add_at_once(&mut self, changes: impl IntoIterator<Item = Change>) {
+    pub(crate) fn add_at_once(&mut self, changes: impl IntoIterator<Item = Change>) {
         self.compiler.take_in(changes);
     }
 
     /// Whether there is anything left to compile, or to tidy up.
-    pub fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         self.compiler.has_work() || !self.turns.is_empty()
     }
 
     /// Compiles a part. Returns what is to be put in force.
-    pub fn next_plan(&mut self) -> Plan {
+    pub(crate) fn next_plan(&mut self) -> Plan {
         let Self { turns, compiler, .. } = self;
         let next = turns.next(|namespace| compiler.is_busy(namespace));
         compiler.take_in(next);
@@ -72,38 +72,38 @@ impl Compilation {
     // === How far it is ===
 
     /// Whether something was read that is not in force yet.
-    pub fn is_behind(&self) -> bool {
+    pub(crate) fn is_behind(&self) -> bool {
         self.compiler.is_behind() || !self.turns.is_empty()
     }
 
     /// Whether something is on its way that this pod depends on.
-    pub fn is_compiling(&self, pod: &Pod) -> bool {
+    pub(crate) fn is_compiling(&self, pod: &Pod) -> bool {
         !self.compiler.is_pod_settled(pod) || self.turns.is_waiting(&pod.id.namespace)
     }
 
     /// What waits for its turn now.
-    pub fn mark_turns(&self) -> turns::Mark {
+    pub(crate) fn mark_turns(&self) -> turns::Mark {
         self.turns.mark()
     }
 
     /// Whether the compiler has all that waited then.
-    pub fn has_turned(&self, mark: &turns::Mark) -> bool {
+    pub(crate) fn has_turned(&self, mark: &turns::Mark) -> bool {
         self.turns.has_passed(mark)
     }
 
     /// What the compiler has to do now.
-    pub fn mark_work(&mut self) -> compile::Mark {
+    pub(crate) fn mark_work(&mut self) -> compile::Mark {
         self.compiler.mark()
     }
 
     /// Whether it has done all that it had to do then.
-    pub fn has_done(&self, mark: &compile::Mark) -> bool {
+    pub(crate) fn has_done(&self, mark: &compile::Mark) -> bool {
         self.compiler.has_done(mark)
     }
 
     /// Records since when something is under way. Returns whether there is something else to say of
     /// that than before.
-    pub fn update_since(&mut self) -> bool {
+    pub(crate) fn update_since(&mut self) -> bool {
         if !self.is_behind() {
             let was_behind = !self.since.is_empty();
             self.since.clear();
@@ -132,7 +132,7 @@ impl Compilation {
     }
 
     /// The same for people.
-    pub fn views(&self) -> Vec<CompilingView> {
+    pub(crate) fn views(&self) -> Vec<CompilingView> {
         let view = |(namespace, [done, all, waiting]): (Option<Str>, [usize; 3])| CompilingView {
             since: self.since.get(&namespace).copied().unwrap_or_default(),
             namespace: namespace.map_or_else(String::new, |name| name.to_string()),

@@ -36,7 +36,7 @@ mod effects;
 mod publish;
 
 /// The agent's state.
-pub struct Core {
+pub(crate) struct Core {
     source: SourceState,
     compilation: Compilation,
     enforcement: Enforcement,
@@ -53,7 +53,7 @@ pub struct Core {
 
 impl Core {
     /// Starts from what an earlier agent left, if anything.
-    pub fn new(
+    pub(crate) fn new(
         options: &Options,
         source_kind: &'static str,
         datapath: Datapath,
@@ -99,12 +99,12 @@ impl Core {
     }
 
     /// Something that `netpol status` should say for as long as the agent runs.
-    pub fn add_note(&mut self, note: Option<String>) {
+    pub(crate) fn add_note(&mut self, note: Option<String>) {
         self.remarks.notes.extend(note);
     }
 
     /// The same about the CNI plugin, until there is something else to say.
-    pub fn set_installation(&mut self, report: Report) {
+    pub(crate) fn set_installation(&mut self, report: Report) {
         self.remarks.installation = report;
         self.is_dirty = true;
     }
@@ -112,7 +112,7 @@ impl Core {
     // === Events of the source and of discovery ===
 
     /// Something from the source.
-    pub fn handle_source(&mut self, event: Event) {
+    pub(crate) fn handle_source(&mut self, event: Event) {
         self.is_dirty = true;
         match event {
             Event::Changes(changes) => self.handle_changes(changes),
@@ -183,7 +183,7 @@ impl Core {
     }
 
     /// The interfaces have changed.
-    pub fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+    pub(crate) fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.is_dirty = true;
         if self.endpoints.set_snapshot(snapshot) {
             self.enforcement.verify_soon();
@@ -202,12 +202,12 @@ impl Core {
     // === Requests ===
 
     /// Someone wants to know when what was written before now is in force.
-    pub fn handle_wait(&mut self, request: WaitRequest) {
+    pub(crate) fn handle_wait(&mut self, request: WaitRequest) {
         self.waits.add(self.source.barrier(), request);
     }
 
     /// Someone wants to know what only the agent knows.
-    pub fn handle_question(&self, request: QuestionRequest) {
+    pub(crate) fn handle_question(&self, request: QuestionRequest) {
         let node = self.endpoints.node_name();
         let answer = answers::answer(self.compilation.compiler(), node, &request.question);
         // Who asked may have given up.
@@ -215,7 +215,10 @@ impl Core {
     }
 
     /// A request of the CNI plugin.
-    pub fn handle_plugin(&mut self, PluginRequest { request, deadline, reply }: PluginRequest) {
+    pub(crate) fn handle_plugin(
+        &mut self,
+        PluginRequest { request, deadline, reply }: PluginRequest,
+    ) {
         match request {
             CniRequest::Add { sandbox } => {
                 let attachment = sandbox.attachment();
@@ -245,19 +248,19 @@ impl Core {
     }
 
     /// Readies the answers to the plugin about pods that are in force, or whose time is up.
-    pub fn answer_admissions(&mut self) {
+    pub(crate) fn answer_admissions(&mut self) {
         let mut admissions = std::mem::take(&mut self.admissions);
         admissions.update(&self.overview());
         self.admissions = admissions;
     }
 
     /// Whether requests can be answered once the state is published.
-    pub fn has_answers(&self) -> bool {
+    pub(crate) fn has_answers(&self) -> bool {
         self.waits.has_answers() || self.admissions.has_answers()
     }
 
     /// Answers them.
-    pub fn send_answers(&mut self) {
+    pub(crate) fn send_answers(&mut self) {
         self.waits.send_answers();
         self.admissions.send_answers();
     }
@@ -265,12 +268,12 @@ impl Core {
     // === Work ===
 
     /// Whether there is anything left to compile, or to tidy up.
-    pub fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         self.source.is_synced() && self.compilation.has_work()
     }
 
     /// Compiles and writes for about so long.
-    pub fn work(&mut self, time: Duration) {
+    pub(crate) fn work(&mut self, time: Duration) {
         if !self.has_work() {
             return self.update_progress();
         }
@@ -285,12 +288,12 @@ impl Core {
     }
 
     /// Whether guards are still to be put on or taken off.
-    pub fn has_pending_guards(&self) -> bool {
+    pub(crate) fn has_pending_guards(&self) -> bool {
         self.enforcement.has_pending_guards()
     }
 
     /// Does that with one of them.
-    pub fn update_next_guard(&mut self) {
+    pub(crate) fn update_next_guard(&mut self) {
         self.enforcement.update_next_guard(&self.endpoints);
         self.is_dirty = true;
         if !self.has_pending_guards() {
@@ -299,7 +302,7 @@ impl Core {
     }
 
     /// Periodic: repairs, retries, cleans up.
-    pub fn housekeeping(&mut self) {
+    pub(crate) fn housekeeping(&mut self) {
         if !self.source.is_synced() {
             return;
         }
@@ -319,12 +322,12 @@ impl Core {
     }
 
     /// Whether there is something to do at [`Self::next_deadline`].
-    pub fn has_deadline(&self) -> bool {
+    pub(crate) fn has_deadline(&self) -> bool {
         self.deadlines().next().is_some()
     }
 
     /// When to call [`Self::handle_deadline`].
-    pub fn next_deadline(&self) -> Instant {
+    pub(crate) fn next_deadline(&self) -> Instant {
         self.deadlines().min().unwrap_or_else(Instant::now)
     }
 
@@ -339,7 +342,7 @@ impl Core {
     }
 
     /// A deadline has passed.
-    pub fn handle_deadline(&mut self) {
+    pub(crate) fn handle_deadline(&mut self) {
         // What people read may be another thing from now on.
         self.is_dirty |= self.endpoints.update_troubles();
         self.answer_waits();

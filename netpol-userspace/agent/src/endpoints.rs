@@ -21,11 +21,11 @@ use netpol_model::{Change, Cluster, ObjectName, Pod};
 mod holders;
 mod troubles;
 
-pub use self::holders::Holders;
+pub(crate) use self::holders::Holders;
 use self::troubles::{Trouble, Troubles};
 
 /// The endpoints of this node.
-pub struct Endpoints {
+pub(crate) struct Endpoints {
     node_name: String,
     watcher: Watcher,
     snapshot: Arc<Snapshot>,
@@ -48,7 +48,7 @@ impl Names for Endpoints {
 
 impl Endpoints {
     /// None yet, with what is known of those that an earlier agent had.
-    pub fn new(
+    pub(crate) fn new(
         node_name: String,
         watcher: Watcher,
         snapshot: Arc<Snapshot>,
@@ -71,70 +71,70 @@ impl Endpoints {
     // === What there is ===
 
     /// This node's name.
-    pub fn node_name(&self) -> &str {
+    pub(crate) fn node_name(&self) -> &str {
         &self.node_name
     }
 
     /// The interfaces of now.
-    pub fn snapshot(&self) -> &Snapshot {
+    pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
 
     /// All endpoints.
-    pub fn list(&self) -> &[Endpoint] {
+    pub(crate) fn list(&self) -> &[Endpoint] {
         &self.list
     }
 
     /// Those that have a number.
-    pub fn numbered(&self) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
         self.list.iter().filter_map(|endpoint| Some((self.number_of(endpoint)?, endpoint)))
     }
 
     /// Their numbers.
-    pub fn ids(&self) -> impl Iterator<Item = EndpointId> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = EndpointId> {
         self.numbered().map(|(id, _)| id)
     }
 
     /// The number of an endpoint.
-    pub fn number_of(&self, endpoint: &Endpoint) -> Option<EndpointId> {
+    pub(crate) fn number_of(&self, endpoint: &Endpoint) -> Option<EndpointId> {
         self.numbers.get(&Key::of(endpoint))
     }
 
     /// The interface of an endpoint.
-    pub fn interface_of(&self, endpoint: &Endpoint) -> Option<&Interface> {
+    pub(crate) fn interface_of(&self, endpoint: &Endpoint) -> Option<&Interface> {
         self.snapshot.interfaces.iter().find(|i| i.ifindex == endpoint.ifindex)
     }
 
     /// What is known of whose the interfaces are.
-    pub fn holders(&self) -> &Holders {
+    pub(crate) fn holders(&self) -> &Holders {
         &self.holders
     }
 
     /// Whether a pod has no interface that ought to have one.
-    pub fn lacks_interfaces(&self) -> bool {
+    pub(crate) fn lacks_interfaces(&self) -> bool {
         self.findings.iter().any(|finding| matches!(finding, Finding::PodWithoutInterface { .. }))
     }
 
     // === What has changed ===
 
     /// The interfaces are these now. Returns whether the kernel has lost filters since the last ones.
-    pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) -> bool {
+    pub(crate) fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) -> bool {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         before.n_filter_losses != self.snapshot.n_filter_losses
     }
 
     /// Has discovery look for interfaces now.
-    pub fn rescan(&self) {
+    pub(crate) fn rescan(&self) {
         self.watcher.rescan();
     }
 
     /// Routes may have changed.
-    pub fn forget_routes(&mut self) {
+    pub(crate) fn forget_routes(&mut self) {
         self.holders.forget_routes();
     }
 
     /// Keeps the list of pods that may be on this node. Returns whether this one may be.
-    pub fn update_local(&mut self, change: &Change) -> bool {
+    pub(crate) fn update_local(&mut self, change: &Change) -> bool {
         match change {
             Change::Pod(pod) => {
                 let was_local = self.local_pods.contains(&pod.id);
@@ -151,13 +151,13 @@ impl Endpoints {
     }
 
     /// Whether a pod may be on this node.
-    pub fn may_be_local(&self, pod: &Pod) -> bool {
+    pub(crate) fn may_be_local(&self, pod: &Pod) -> bool {
         pod.node.as_deref().is_none_or(|node| node == self.node_name)
     }
 
     /// Matches the interfaces and pods of this moment. Returns the endpoints before, if they were
     /// others: [`Self::replace`] then has the consequences.
-    pub fn rematch(&mut self, cluster: &Cluster, claims: &[Claim]) -> Option<Vec<Endpoint>> {
+    pub(crate) fn rematch(&mut self, cluster: &Cluster, claims: &[Claim]) -> Option<Vec<Endpoint>> {
         let pods: Vec<&Pod> = self.local_pods.iter().filter_map(|id| cluster.pod(id)).collect();
         let remembered = self.holders.take_remembered();
         let previous = if remembered.is_empty() { &self.list } else { &remembered };
@@ -190,7 +190,7 @@ impl Endpoints {
     // === What follows for compiler and datapath ===
 
     /// Enforces the endpoints of now in place of those before.
-    pub fn replace(
+    pub(crate) fn replace(
         &mut self,
         before: &[Endpoint],
         sandboxes: &Sandboxes,
@@ -263,7 +263,11 @@ impl Endpoints {
     }
 
     /// Numbers that an earlier agent left and nobody has claimed are free: the maps hold them no more.
-    pub fn forget_adopted(&mut self, compiler: &mut Compiler, enforcement: &mut Enforcement) {
+    pub(crate) fn forget_adopted(
+        &mut self,
+        compiler: &mut Compiler,
+        enforcement: &mut Enforcement,
+    ) {
         self.numbers.forget_adopted();
         self.promote(compiler, enforcement);
     }
@@ -287,7 +291,7 @@ impl Endpoints {
 
     /// Gives the compiler the pods that an endpoint may be, unless it has them.
     fn set_holders(&mut self, id: EndpointId, endpoint: &Endpoint, compiler: &mut Compiler) {
-        if let Some(pods) = self.holders.to_compile(id, endpoint) {
+        if let Some(pods) = self.holders.uncompiled(id, endpoint) {
             compiler.take_in_holders(id, endpoint.pod.clone(), pods);
         }
     }
@@ -295,12 +299,12 @@ impl Endpoints {
     // === What must not last ===
 
     /// When something will have lasted too long.
-    pub fn trouble_deadline(&self) -> Option<Instant> {
+    pub(crate) fn trouble_deadline(&self) -> Option<Instant> {
         self.troubles.deadline()
     }
 
     /// Looks at what has lasted too long by now. Returns whether the deadline for that had passed.
-    pub fn update_troubles(&mut self) -> bool {
+    pub(crate) fn update_troubles(&mut self) -> bool {
         let now = Instant::now();
         let is_due = self.troubles.deadline().is_some_and(|deadline| deadline <= now);
         self.troubles.schedule(now);
@@ -308,18 +312,18 @@ impl Endpoints {
     }
 
     /// Whether something is not as it should be, for however long.
-    pub fn has_troubles(&self) -> bool {
+    pub(crate) fn has_troubles(&self) -> bool {
         self.troubles.is_any()
     }
 
     /// Whether anything may still turn out to last too long.
-    pub fn has_young_troubles(&self, compiler: &Compiler) -> bool {
+    pub(crate) fn has_young_troubles(&self, compiler: &Compiler) -> bool {
         self.troubles.young(Instant::now()).any(|trouble| self.is_serious(trouble, compiler))
     }
 
     /// Whether anything has lasted too long: a pod that policies select without an interface, or an
     /// interface that is closed because nobody knows whose it is.
-    pub fn has_lost(&self, compiler: &Compiler) -> bool {
+    pub(crate) fn has_lost(&self, compiler: &Compiler) -> bool {
         self.findings.iter().any(|finding| self.is_lost(finding, compiler))
     }
 
@@ -342,7 +346,7 @@ impl Endpoints {
     }
 
     /// What people should know of findings: what is wrong, and what is merely so.
-    pub fn add_findings(
+    pub(crate) fn add_findings(
         &self,
         compiler: &Compiler,
         errors: &mut Vec<ObjectError>,

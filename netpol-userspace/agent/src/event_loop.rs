@@ -34,29 +34,29 @@ const RARE_SHARE: u32 = 100;
 const RARE_LIMIT: Duration = Duration::from_millis(300);
 
 /// Where events come from.
-pub struct Inputs {
+pub(crate) struct Inputs {
     /// SIGTERM.
-    pub terminate: Signal,
+    pub(crate) terminate: Signal,
     /// SIGINT.
-    pub interrupt: Signal,
+    pub(crate) interrupt: Signal,
     /// The node's interfaces.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Who waits for something to be in force.
-    pub waits: mpsc::Receiver<WaitRequest>,
+    pub(crate) waits: mpsc::Receiver<WaitRequest>,
     /// Questions to the agent itself.
-    pub questions: mpsc::Receiver<QuestionRequest>,
+    pub(crate) questions: mpsc::Receiver<QuestionRequest>,
     /// The CNI plugin.
-    pub plugin: mpsc::Receiver<PluginRequest>,
+    pub(crate) plugin: mpsc::Receiver<PluginRequest>,
     /// Why a server has ended.
-    pub failed: mpsc::Receiver<anyhow::Error>,
+    pub(crate) failed: mpsc::Receiver<anyhow::Error>,
     /// What there is to say about the installation of the CNI plugin, if it is the agent's to do.
-    pub installations: Option<watch::Receiver<Report>>,
+    pub(crate) installations: Option<watch::Receiver<Report>>,
     /// The source.
-    pub events: mpsc::Receiver<Event>,
+    pub(crate) events: mpsc::Receiver<Event>,
 }
 
 /// The agent, started.
-pub struct EventLoop {
+pub(crate) struct EventLoop {
     core: Core,
     inputs: Inputs,
     published: watch::Sender<Arc<Published>>,
@@ -68,7 +68,7 @@ pub struct EventLoop {
 
 impl EventLoop {
     /// Puts it together.
-    pub fn new(
+    pub(crate) fn new(
         core: Core,
         inputs: Inputs,
         published: watch::Sender<Arc<Published>>,
@@ -81,7 +81,7 @@ impl EventLoop {
     }
 
     /// Runs until SIGTERM or SIGINT.
-    pub async fn run(mut self) -> Result<()> {
+    pub(crate) async fn run(mut self) -> Result<()> {
         while self.handle_next().await? {
             self.handle_read();
             self.core.work(WORKING);

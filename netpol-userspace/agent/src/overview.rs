@@ -14,34 +14,34 @@ use netpol_api::state::{DatapathStatus, EndpointView, ObjectError, Status};
 
 /// The parts of the agent's state that say so.
 #[derive(Clone, Copy)]
-pub struct Overview<'a> {
+pub(crate) struct Overview<'a> {
     /// What was read.
-    pub source: &'a SourceState,
+    pub(crate) source: &'a SourceState,
     /// What of it is on its way.
-    pub compilation: &'a Compilation,
+    pub(crate) compilation: &'a Compilation,
     /// What is in force.
-    pub enforcement: &'a Enforcement,
+    pub(crate) enforcement: &'a Enforcement,
     /// For whom.
-    pub endpoints: &'a Endpoints,
+    pub(crate) endpoints: &'a Endpoints,
     /// What the container runtime says of them.
-    pub sandboxes: &'a Sandboxes,
+    pub(crate) sandboxes: &'a Sandboxes,
     /// Who of them may speak as whom.
-    pub speakers: &'a Speakers,
+    pub(crate) speakers: &'a Speakers,
 }
 
 /// What there is to say beside that.
 #[derive(Debug, Default)]
-pub struct Remarks {
+pub(crate) struct Remarks {
     /// For as long as the agent runs.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// About the CNI plugin, until there is something else to say.
-    pub installation: Report,
+    pub(crate) installation: Report,
 }
 
 impl Overview<'_> {
     /// Whether everything is in force that is the agent's own to put in force, but for what takes its
     /// time: how much that is may be any tenant's doing.
-    pub fn is_able_to_enforce(&self) -> bool {
+    pub(crate) fn is_able_to_enforce(&self) -> bool {
         let tables = self.enforcement.datapath().tables();
         self.source.is_synced()
             && self.enforcement.is_without_failures()
@@ -49,7 +49,7 @@ impl Overview<'_> {
     }
 
     /// Whether nothing is missing of what was read, but for what is being put in force.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         let compiler = self.compilation.compiler();
         self.is_able_to_enforce()
             && compiler.left_out().next().is_none()
@@ -59,13 +59,13 @@ impl Overview<'_> {
     }
 
     /// The endpoints, with what policies say or without.
-    pub fn endpoint_views(&self, has_rules: bool) -> Vec<EndpointView> {
+    pub(crate) fn endpoint_views(&self, has_rules: bool) -> Vec<EndpointView> {
         let compiler = self.compilation.compiler();
         view::endpoints(compiler, self.endpoints.numbered(), has_rules)
     }
 
     /// The status of this moment.
-    pub fn status(&self, remarks: &Remarks) -> Status {
+    pub(crate) fn status(&self, remarks: &Remarks) -> Status {
         let compiler = self.compilation.compiler();
         let datapath = self.enforcement.datapath();
         let tables = datapath.tables();

@@ -28,38 +28,38 @@ use netpol_datapath::Maps;
 use netpol_source::Watches;
 
 /// A request that is answered when everything written before it is in force.
-pub struct WaitRequest {
+pub(crate) struct WaitRequest {
     /// Where the answer goes.
-    pub reply: oneshot::Sender<()>,
+    pub(crate) reply: oneshot::Sender<()>,
 }
 
 /// A question to the agent itself.
-pub struct QuestionRequest {
+pub(crate) struct QuestionRequest {
     /// What is asked.
-    pub question: Question,
+    pub(crate) question: Question,
     /// Where the answer goes.
-    pub reply: oneshot::Sender<Value>,
+    pub(crate) reply: oneshot::Sender<Value>,
 }
 
 /// A request of the CNI plugin.
-pub struct PluginRequest {
+pub(crate) struct PluginRequest {
     /// What it is.
-    pub request: CniRequest,
+    pub(crate) request: CniRequest,
     /// Until when an answer is of use.
-    pub deadline: Instant,
+    pub(crate) deadline: Instant,
     /// Where the answer goes.
-    pub reply: oneshot::Sender<Answer>,
+    pub(crate) reply: oneshot::Sender<Answer>,
 }
 
 /// Where the agent takes requests.
 #[derive(Clone)]
-pub struct Requests {
+pub(crate) struct Requests {
     /// Waits.
-    pub waits: mpsc::Sender<WaitRequest>,
+    pub(crate) waits: mpsc::Sender<WaitRequest>,
     /// Questions.
-    pub questions: mpsc::Sender<QuestionRequest>,
+    pub(crate) questions: mpsc::Sender<QuestionRequest>,
     /// Those of the CNI plugin.
-    pub plugin: mpsc::Sender<PluginRequest>,
+    pub(crate) plugin: mpsc::Sender<PluginRequest>,
 }
 
 /// What handlers see.
@@ -72,19 +72,19 @@ struct Context {
 }
 
 /// A state with the counters of its moment.
-pub struct Published {
+pub(crate) struct Published {
     /// The status of this moment.
-    pub status: Status,
+    pub(crate) status: Status,
     /// The state, whose explanations may be of a while ago.
-    pub state: Arc<State>,
+    pub(crate) state: Arc<State>,
     /// Everything is in force but what some pod or interface keeps from it.
-    pub is_able: bool,
+    pub(crate) is_able: bool,
     /// Nothing is missing of what was read, but for what is being put in force.
-    pub is_whole: bool,
+    pub(crate) is_whole: bool,
     /// Counters of the agent itself.
-    pub counters: AgentCounters,
+    pub(crate) counters: AgentCounters,
     /// How the source is doing, not only at this moment.
-    pub watches: Watches,
+    pub(crate) watches: Watches,
 }
 
 impl Published {
@@ -105,7 +105,7 @@ impl Published {
 
 /// Starts the servers. Errors that end one arrive at the returned receiver; the text says what is
 /// not served, if anything.
-pub fn start(
+pub(crate) fn start(
     options: &Options,
     maps: Maps,
     state: watch::Receiver<Arc<Published>>,

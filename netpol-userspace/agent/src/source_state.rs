@@ -8,7 +8,7 @@ use netpol_api::state::{ObjectError, SourceStatus};
 use netpol_source::{Handle, Watches};
 
 /// The source as the agent knows it.
-pub struct SourceState {
+pub(crate) struct SourceState {
     handle: Handle,
     kind: &'static str,
     is_synced: bool,
@@ -21,77 +21,82 @@ pub struct SourceState {
 
 impl SourceState {
     /// Nothing was read yet; earlier agents had come to these revisions.
-    pub fn new(handle: Handle, kind: &'static str, revision: u64, applied_revision: u64) -> Self {
+    pub(crate) fn new(
+        handle: Handle,
+        kind: &'static str,
+        revision: u64,
+        applied_revision: u64,
+    ) -> Self {
         let errors = BTreeMap::new();
         Self { handle, kind, is_synced: false, revision, applied_revision, errors }
     }
 
     /// Of which kind it is.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         self.kind
     }
 
     /// Whether everything that existed has been read: only then may anything be removed.
-    pub fn is_synced(&self) -> bool {
+    pub(crate) fn is_synced(&self) -> bool {
         self.is_synced
     }
 
     /// How many changes were read.
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
 
     /// How many of them when all were in force last.
-    pub fn applied_revision(&self) -> u64 {
+    pub(crate) fn applied_revision(&self) -> u64 {
         self.applied_revision
     }
 
     /// How its watches are doing at any moment.
-    pub fn watches(&self) -> &Watches {
+    pub(crate) fn watches(&self) -> &Watches {
         self.handle.watches()
     }
 
     /// Has everything read before now be followed by a barrier; returns its number.
-    pub fn barrier(&self) -> u64 {
+    pub(crate) fn barrier(&self) -> u64 {
         self.handle.barrier()
     }
 
     /// Whether something of it is not used; not that it cannot be watched, while what is known of it
     /// stays in force.
-    pub fn has_unused(&self) -> bool {
+    pub(crate) fn has_unused(&self) -> bool {
         self.errors.keys().any(|object| is_unused(object))
     }
 
     /// Everything that existed has been read.
-    pub fn set_synced(&mut self) {
+    pub(crate) fn set_synced(&mut self) {
         self.is_synced = true;
     }
 
     /// So many changes were read.
-    pub fn count(&mut self, n_changes: usize) {
+    pub(crate) fn count(&mut self, n_changes: usize) {
         self.revision += n_changes as u64;
     }
 
     /// All of them are in force. Returns whether that is new.
-    pub fn set_applied(&mut self) -> bool {
+    pub(crate) fn set_applied(&mut self) -> bool {
         let is_new = self.applied_revision != self.revision;
         self.applied_revision = self.revision;
         is_new
     }
 
     /// An object cannot be used.
-    pub fn record_problem(&mut self, object: String, message: String) {
+    pub(crate) fn record_problem(&mut self, object: String, message: String) {
         tracing::warn!(object, message, "cannot use an object");
         self.errors.insert(object, message);
     }
 
     /// It can again.
-    pub fn resolve_problem(&mut self, object: &str) {
+    pub(crate) fn resolve_problem(&mut self, object: &str) {
         self.errors.remove(object);
     }
 
     /// All of it for people.
-    pub fn status(&self) -> SourceStatus {
+    pub(crate) fn status(&self) -> SourceStatus {
         let error = |(object, message): (&String, &String)| ObjectError {
             object: object.clone(),
             message: message.clone(),

@@ -17,7 +17,7 @@ use netpol_model::{Cluster, Uid};
 
 /// What is known of speakers beside the endpoints.
 #[derive(Debug)]
-pub struct Speakers {
+pub(crate) struct Speakers {
     source_check: SourceCheck,
     /// Which annotations of pods count.
     trust: Trust,
@@ -28,24 +28,24 @@ pub struct Speakers {
 
 impl Speakers {
     /// With what an earlier agent knew of links.
-    pub fn new(source_check: SourceCheck, trust: Trust, links: Links) -> Self {
+    pub(crate) fn new(source_check: SourceCheck, trust: Trust, links: Links) -> Self {
         Self { source_check, trust, links, mains: BTreeSet::new() }
     }
 
     /// Whether any annotation of pods counts.
-    pub fn has_trust(&self) -> bool {
+    pub(crate) fn has_trust(&self) -> bool {
         self.trust.is_some()
     }
 
     /// Whether there are to be guards follows from whether there is any policy.
-    pub fn update_guards(&self, cluster: &Cluster, enforcement: &mut Enforcement) {
+    pub(crate) fn update_guards(&self, cluster: &Cluster, enforcement: &mut Enforcement) {
         let has_policies = cluster.policies.values().any(|of_namespace| !of_namespace.is_empty());
         enforcement.want_guards(self.source_check == SourceCheck::All && has_policies);
     }
 
     /// What is declared for the endpoints, or how they are linked to the node, may have changed
     /// though they are the same.
-    pub fn update(
+    pub(crate) fn update(
         &mut self,
         endpoints: &Endpoints,
         sandboxes: &Sandboxes,
@@ -60,7 +60,7 @@ impl Speakers {
     }
 
     /// Has the datapath know which pods forward for others.
-    pub fn update_prefixes(&self, endpoints: &Endpoints, enforcement: &mut Enforcement) {
+    pub(crate) fn update_prefixes(&self, endpoints: &Endpoints, enforcement: &mut Enforcement) {
         let of = |endpoint: &Endpoint| {
             let ifindex = endpoint.ifindex;
             let annotated = self.annotated(endpoint, endpoints);
@@ -72,7 +72,7 @@ impl Speakers {
 
     /// Has the datapath know how the endpoints' interfaces are linked to the node, and which may have
     /// a guard.
-    pub fn update_links(
+    pub(crate) fn update_links(
         &mut self,
         endpoints: &Endpoints,
         sandboxes: &Sandboxes,
@@ -138,7 +138,7 @@ impl Speakers {
     }
 
     /// Names what is dropped although an interface has it: addresses that nobody declared.
-    pub fn undeclared(
+    pub(crate) fn undeclared(
         &self,
         endpoints: &Endpoints,
         sandboxes: &Sandboxes,

@@ -27,7 +27,7 @@ const SOURCE_QUEUE: usize = 1_024;
 const LONGEST_END: Duration = Duration::from_millis(700);
 
 /// Starts all of it.
-pub async fn start(
+pub(crate) async fn start(
     options: &Options,
     metrics: Metrics,
     installer: Option<Installer>,

@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(10);
 const LONGEST_JOURNAL: usize = 4 << 20;
 
 /// What was written, and what it took.
-pub struct StateFile {
+pub(crate) struct StateFile {
     run_dir: PathBuf,
     bpffs: PathBuf,
     /// The boot and the network namespace in which interfaces have their numbers.
@@ -47,7 +47,7 @@ pub struct StateFile {
 
 impl StateFile {
     /// These numbers were written down by an earlier agent.
-    pub fn new(run_dir: &Path, bpffs: &Path, place: String, written: Ids) -> Self {
+    pub(crate) fn new(run_dir: &Path, bpffs: &Path, place: String, written: Ids) -> Self {
         Self {
             run_dir: run_dir.to_owned(),
             bpffs: bpffs.to_owned(),
@@ -62,24 +62,24 @@ impl StateFile {
     }
 
     /// The directory that it is in.
-    pub fn run_dir(&self) -> &Path {
+    pub(crate) fn run_dir(&self) -> &Path {
         &self.run_dir
     }
 
     /// The last state that was written by this agent.
-    pub fn last(&self) -> Option<&Arc<State>> {
+    pub(crate) fn last(&self) -> Option<&Arc<State>> {
         self.last.as_ref()
     }
 
     // === When ===
 
     /// Whether the last state file has the endpoints of now.
-    pub fn has_endpoints(&self) -> bool {
+    pub(crate) fn has_endpoints(&self) -> bool {
         self.has_endpoints
     }
 
     /// The endpoints are others now.
-    pub fn outdate_endpoints(&mut self) {
+    pub(crate) fn outdate_endpoints(&mut self) {
         self.has_endpoints = false;
     }
 
@@ -94,7 +94,7 @@ impl StateFile {
     }
 
     /// Whether writing everything has to wait. `is_behind`: something is to be put in force.
-    pub fn must_wait(&self, is_behind: bool) -> bool {
+    pub(crate) fn must_wait(&self, is_behind: bool) -> bool {
         let is_resting = self.rest_until.is_some_and(|until| Instant::now() < until);
         let must_wait = (self.is_costly() && is_resting) || (is_behind && !self.is_overdue());
         must_wait && self.written.n_bytes < LONGEST_JOURNAL && self.last.is_some()
@@ -103,14 +103,14 @@ impl StateFile {
     // === What ===
 
     /// The whole state of this moment.
-    pub fn whole(&self, overview: &Overview<'_>, remarks: &Remarks, ids: Ids) -> State {
+    pub(crate) fn whole(&self, overview: &Overview<'_>, remarks: &Remarks, ids: Ids) -> State {
         let endpoints = overview.endpoint_views(true);
         let brief = self.brief(overview, remarks, ids).with_endpoints(endpoints);
         State { classes: Arc::new(view::classes(overview.compilation.compiler())), ..brief }
     }
 
     /// The same without what policies say.
-    pub fn brief(&self, overview: &Overview<'_>, remarks: &Remarks, ids: Ids) -> State {
+    pub(crate) fn brief(&self, overview: &Overview<'_>, remarks: &Remarks, ids: Ids) -> State {
         let holders = overview.endpoints.holders();
         State {
             version: VERSION,
@@ -131,7 +131,7 @@ impl StateFile {
 
     /// The same at little cost: with what policies say where that is cheap, else with what was written
     /// of that last.
-    pub fn cheap(&self, overview: &Overview<'_>, remarks: &Remarks, ids: Ids) -> State {
+    pub(crate) fn cheap(&self, overview: &Overview<'_>, remarks: &Remarks, ids: Ids) -> State {
         match &self.last {
             Some(last) if self.is_costly() => {
                 explained_by(self.brief(overview, remarks, ids), last)
@@ -142,7 +142,7 @@ impl StateFile {
 
     /// Numbers to write down before new ones of them are used, together with those still in the maps,
     /// so that the next agent does not take either for free should this one end half-way.
-    pub fn with_written(&self, mut ids: Ids) -> Ids {
+    pub(crate) fn with_written(&self, mut ids: Ids) -> Ids {
         // One that says another thing by now was edited: what it says now is on its way to the maps.
         let in_use: BTreeSet<u16> = ids.sets.values().copied().collect();
         let written = &self.written.ids;
@@ -157,14 +157,14 @@ impl StateFile {
     }
 
     /// The numbers written down, for who writes them again.
-    pub fn take_written(&mut self) -> Ids {
+    pub(crate) fn take_written(&mut self) -> Ids {
         std::mem::take(&mut self.written.ids)
     }
 
     // === Writing ===
 
     /// Writes down new numbers only: what people read of a change can wait until it is in force.
-    pub fn append(&mut self, news: Ids) -> Result<()> {
+    pub(crate) fn append(&mut self, news: Ids) -> Result<()> {
         let result = journal::append(&self.run_dir, &news);
         if let Ok(n_bytes) = &result {
             self.written.n_bytes += n_bytes;
@@ -174,7 +174,7 @@ impl StateFile {
     }
 
     /// Writes a state, with all numbers.
-    pub fn store(&mut self, mut state: State) -> Result<()> {
+    pub(crate) fn store(&mut self, mut state: State) -> Result<()> {
         let result = files::write_state(&self.run_dir, &state);
         self.written = journal::Written::of(std::mem::take(&mut state.ids));
         self.last = Some(Arc::new(state));
@@ -183,7 +183,7 @@ impl StateFile {
     }
 
     /// Everything was written, from this time of the processor on.
-    pub fn record_whole(&mut self, begun: Duration) {
+    pub(crate) fn record_whole(&mut self, begun: Duration) {
         self.cost = processor_time().saturating_sub(begun);
         self.whole_at = Some(Instant::now());
         self.rest_until = Some(Instant::now() + self.cost * COSTLY_SHARE);
@@ -191,7 +191,7 @@ impl StateFile {
 }
 
 /// What this thread has used so far: how busy the machine is says nothing of what something costs.
-pub fn processor_time() -> Duration {
+pub(crate) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }

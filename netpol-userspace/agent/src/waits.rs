@@ -11,11 +11,11 @@ use crate::turns;
 use netpol_compile as compile;
 
 /// How long a wait for "in force" lets discovery look for a pod's interface.
-pub const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const INTERFACE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// All that wait.
 #[derive(Default)]
-pub struct Waits {
+pub(crate) struct Waits {
     pending: Vec<Pending>,
     passed: Vec<Passed>,
     answers: Vec<WaitRequest>,
@@ -46,12 +46,12 @@ enum Left {
 
 impl Waits {
     /// Someone wants to know when what is read before a barrier is in force.
-    pub fn add(&mut self, barrier: u64, request: WaitRequest) {
+    pub(crate) fn add(&mut self, barrier: u64, request: WaitRequest) {
         self.pending.push(Pending { barrier, request });
     }
 
     /// Everything before a barrier was read. Returns whether anybody waits for that.
-    pub fn pass(&mut self, barrier: u64, compilation: &Compilation) -> bool {
+    pub(crate) fn pass(&mut self, barrier: u64, compilation: &Compilation) -> bool {
         let (reached, pending): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.pending).into_iter().partition(|wait| wait.barrier <= barrier);
         self.pending = pending;
@@ -65,13 +65,13 @@ impl Waits {
     }
 
     /// Whether anybody waits for something that was read.
-    pub fn has_passed(&self) -> bool {
+    pub(crate) fn has_passed(&self) -> bool {
         !self.passed.is_empty()
     }
 
     /// Readies the answers of those who wait when every pod has its interface, or patience is over,
     /// and what was read before them is in force.
-    pub fn update(&mut self, compilation: &mut Compilation, lacks_interfaces: bool) {
+    pub(crate) fn update(&mut self, compilation: &mut Compilation, lacks_interfaces: bool) {
         for passed in &mut self.passed {
             // Interfaces that were found have their part in what is to be in force.
             if let Left::Turns(mark) = &passed.left
@@ -93,19 +93,19 @@ impl Waits {
 
     /// Until when the next one waits for interfaces. After that it waits for work, which asks by
     /// itself.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let now = Instant::now();
         let patience = self.passed.iter().map(|passed| passed.patience);
         patience.filter(|patience| *patience > now).min()
     }
 
     /// Whether there is something for [`Self::send_answers`].
-    pub fn has_answers(&self) -> bool {
+    pub(crate) fn has_answers(&self) -> bool {
         !self.answers.is_empty()
     }
 
     /// Sends the answers.
-    pub fn send_answers(&mut self) {
+    pub(crate) fn send_answers(&mut self) {
         for request in self.answers.drain(..) {
             // Who asked may have given up.
             let _ = request.reply.send(());

@@ -12,12 +12,12 @@ use netpol_compile::ids::Ids;
 
 impl Core {
     /// Whether the state file is behind.
-    pub fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         self.is_dirty
     }
 
     /// Publishes the state to the file and the servers: all of it, if that keeps nothing waiting.
-    pub fn write_state(&mut self, published: &watch::Sender<Arc<Published>>) {
+    pub(crate) fn write_state(&mut self, published: &watch::Sender<Arc<Published>>) {
         if !self.state_file.must_wait(self.compilation.is_behind()) {
             return self.write_whole_state(published);
         }
@@ -30,7 +30,7 @@ impl Core {
 
     /// The same before waits are answered: who has waited for something to be in force looks at what is
     /// in force next.
-    pub fn write_state_for_answers(&mut self, published: &watch::Sender<Arc<Published>>) {
+    pub(crate) fn write_state_for_answers(&mut self, published: &watch::Sender<Arc<Published>>) {
         if !self.waits.has_answers() || self.compilation.is_behind() || !self.is_dirty {
             return self.write_state(published);
         }
@@ -52,7 +52,7 @@ impl Core {
     }
 
     /// The status of this moment, and what else was written last.
-    pub fn published(&self) -> Published {
+    pub(crate) fn published(&self) -> Published {
         let overview = self.overview();
         let brief = || Arc::new(self.state_file.brief(&overview, &self.remarks, Ids::default()));
         let state = self.state_file.last().cloned().unwrap_or_else(brief);
@@ -93,7 +93,7 @@ impl Core {
     }
 
     /// Leaves a state file that says what stays in force, and no socket.
-    pub fn stop(&mut self, published: &watch::Sender<Arc<Published>>) {
+    pub(crate) fn stop(&mut self, published: &watch::Sender<Arc<Published>>) {
         self.write_whole_state(published);
         let _ = std::fs::remove_file(socket_path(self.state_file.run_dir()));
     }

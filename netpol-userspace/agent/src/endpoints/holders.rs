@@ -21,7 +21,7 @@ const SLACK: i64 = 5;
 const LAG: i64 = 60;
 
 /// What is known of whose the interfaces are.
-pub struct Holders {
+pub(crate) struct Holders {
     /// What an earlier agent knew, for the first matching: a pod must not shed its policies by
     /// changing its addresses while no agent looks.
     remembered: Vec<Endpoint>,
@@ -42,7 +42,7 @@ pub struct Holders {
 
 impl Holders {
     /// From what an earlier agent left.
-    pub fn adopt(
+    pub(crate) fn adopt(
         earlier: Option<&State>,
         snapshot: &Snapshot,
         place: &str,
@@ -103,7 +103,7 @@ impl Holders {
     }
 
     /// Routes may have changed.
-    pub fn forget_routes(&mut self) {
+    pub(crate) fn forget_routes(&mut self) {
         if let Some(routes) = &mut self.routes {
             routes.forget();
         }
@@ -151,7 +151,7 @@ impl Holders {
 
     /// The pods that an endpoint may be, unless the compiler has them. None if one of them may be one
     /// of which nothing is known.
-    pub(super) fn to_compile(&mut self, id: EndpointId, endpoint: &Endpoint) -> Option<Vec<Pod>> {
+    pub(super) fn uncompiled(&mut self, id: EndpointId, endpoint: &Endpoint) -> Option<Vec<Pod>> {
         let uids = possible(endpoint);
         if self.compiled.get(&id) == Some(&uids) {
             return None;
@@ -173,17 +173,17 @@ impl Holders {
     // === For people, and for the next agent ===
 
     /// The pods as they were last seen.
-    pub fn pods(&self) -> &BTreeMap<Uid, Pod> {
+    pub(crate) fn pods(&self) -> &BTreeMap<Uid, Pod> {
         &self.pods
     }
 
     /// The uids of pods that have had an interface.
-    pub fn placed(&self) -> impl Iterator<Item = &Uid> {
+    pub(crate) fn placed(&self) -> impl Iterator<Item = &Uid> {
         self.placed.iter()
     }
 
     /// When pods came to this node, by uid.
-    pub fn arrived(&self) -> impl Iterator<Item = (&Uid, i64)> {
+    pub(crate) fn arrived(&self) -> impl Iterator<Item = (&Uid, i64)> {
         self.arrived.iter().map(|(uid, at)| (uid, *at))
     }
 }

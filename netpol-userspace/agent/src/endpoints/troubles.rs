@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Something that must not last.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// A pod that ought to have an interface.
     Pod(ObjectName),
     /// An interface that is enforced, and of which it is not known whose it is.
@@ -38,7 +38,7 @@ impl Trouble {
 
 /// What there is, and since when.
 #[derive(Debug, Default)]
-pub struct Troubles {
+pub(crate) struct Troubles {
     since: BTreeMap<Trouble, Instant>,
     /// When one of them will have lasted too long.
     deadline: Option<Instant>,
@@ -46,7 +46,7 @@ pub struct Troubles {
 
 impl Troubles {
     /// These are the findings of now.
-    pub fn record(&mut self, findings: &[Finding], now: Instant) {
+    pub(crate) fn record(&mut self, findings: &[Finding], now: Instant) {
         let troubles: BTreeSet<Trouble> = findings.iter().filter_map(Trouble::of).collect();
         self.since.retain(|trouble, _| troubles.contains(trouble));
         for trouble in troubles {
@@ -56,29 +56,29 @@ impl Troubles {
     }
 
     /// Sets the time at which the next one will have lasted too long.
-    pub fn schedule(&mut self, now: Instant) {
+    pub(crate) fn schedule(&mut self, now: Instant) {
         let deadlines = self.since.values().map(|since| *since + PATIENCE);
         self.deadline = deadlines.filter(|deadline| *deadline > now).min();
     }
 
     /// When the next one will have lasted too long, as of the last [`Self::schedule`].
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
     /// Whether there is any, for however long.
-    pub fn is_any(&self) -> bool {
+    pub(crate) fn is_any(&self) -> bool {
         !self.since.is_empty()
     }
 
     /// Those that may still turn out to last too long.
-    pub fn young(&self, now: Instant) -> impl Iterator<Item = &Trouble> {
+    pub(crate) fn young(&self, now: Instant) -> impl Iterator<Item = &Trouble> {
         let young = self.since.iter().filter(move |(_, since)| now < **since + PATIENCE);
         young.map(|(trouble, _)| trouble)
     }
 
     /// The trouble of a finding, if it has lasted too long.
-    pub fn lasting(&self, finding: &Finding, now: Instant) -> Option<Trouble> {
+    pub(crate) fn lasting(&self, finding: &Finding, now: Instant) -> Option<Trouble> {
         let trouble = Trouble::of(finding)?;
         let since = self.since.get(&trouble)?;
         (now >= *since + PATIENCE).then_some(trouble)

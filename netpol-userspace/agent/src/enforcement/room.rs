@@ -24,7 +24,7 @@ pub(super) struct Evictions {
 impl Enforcement {
     /// Frees what nothing refers to any more, for what did not fit. Returns whether that has changed
     /// what there is to say of the tables.
-    pub fn make_room(&mut self, compiler: &mut Compiler, names: &impl Names) -> bool {
+    pub(crate) fn make_room(&mut self, compiler: &mut Compiler, names: &impl Names) -> bool {
         let before = self.datapath.tables();
         match self.datapath.collect_garbage().and_then(|()| self.datapath.retry()) {
             // Before that, the maps may hold more under these numbers than the plans say.
@@ -40,7 +40,7 @@ impl Enforcement {
 
     /// Where Services find no place, those of namespaces that want more than their share go without.
     /// Returns whether that is so.
-    pub fn share_services(&mut self, compiler: &Compiler, names: &impl Names) -> bool {
+    pub(crate) fn share_services(&mut self, compiler: &Compiler, names: &impl Names) -> bool {
         if !self.datapath.is_short_of_services() {
             return false;
         }
@@ -52,7 +52,10 @@ impl Enforcement {
     }
 
     /// How many addresses and ports of each Service go without.
-    pub fn left_out_services<'a>(&self, compiler: &'a Compiler) -> BTreeMap<&'a ObjectName, usize> {
+    pub(crate) fn left_out_services<'a>(
+        &self,
+        compiler: &'a Compiler,
+    ) -> BTreeMap<&'a ObjectName, usize> {
         let mut left_out = BTreeMap::new();
         for key in self.datapath.left_out_services() {
             if let Some(service) = compiler.service_name(key) {
@@ -64,7 +67,7 @@ impl Enforcement {
 
     /// Counts the flows of these endpoints that made room for others. Returns whether there is
     /// something else to say of them.
-    pub fn count_evictions(&mut self, endpoints: impl Iterator<Item = EndpointId>) -> bool {
+    pub(crate) fn count_evictions(&mut self, endpoints: impl Iterator<Item = EndpointId>) -> bool {
         let n_flows = self.datapath.evicted_flows(endpoints);
         let Evictions { n_flows: n_before, last } = &mut self.evictions;
         let is_more = n_flows > *n_before;
@@ -77,7 +80,7 @@ impl Enforcement {
     }
 
     /// What there is to say of them.
-    pub fn evictions_note(
+    pub(crate) fn evictions_note(
         &self,
         endpoints: impl Iterator<Item = EndpointId>,
         names: &impl Names,

@@ -33,12 +33,12 @@ impl Default for Verification {
 
 impl Enforcement {
     /// When to call [`Self::verify_due`].
-    pub fn verification_deadline(&self) -> Option<Instant> {
+    pub(crate) fn verification_deadline(&self) -> Option<Instant> {
         self.verification.at
     }
 
     /// The kernel has told of filters that went.
-    pub fn verify_soon(&mut self) {
+    pub(crate) fn verify_soon(&mut self) {
         let soon = Instant::now() + SOON;
         self.verification.is_all_due = true;
         self.verification.at = Some(self.verification.at.map_or(soon, |at| at.min(soon)));
@@ -46,7 +46,7 @@ impl Enforcement {
 
     /// Verifies what is due, if anything is. `is_started`: everything that existed has been read.
     /// Returns whether anything was wrong.
-    pub fn verify_due(&mut self, is_started: bool, names: &impl Names) -> bool {
+    pub(crate) fn verify_due(&mut self, is_started: bool, names: &impl Names) -> bool {
         if self.verification.at.is_none_or(|at| at > Instant::now()) {
             return false;
         }
@@ -63,7 +63,7 @@ impl Enforcement {
     }
 
     /// Verifies all attachments, and tries again what could not be attached. Likewise.
-    pub fn verify_all(&mut self, is_started: bool, names: &impl Names) -> bool {
+    pub(crate) fn verify_all(&mut self, is_started: bool, names: &impl Names) -> bool {
         self.verify(Part::ALL, true, is_started, names)
     }
 
