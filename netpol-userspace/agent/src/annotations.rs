@@ -19,19 +19,19 @@ pub struct Trust {
 
 impl Trust {
     /// Whether any does.
-    pub fn is_some(self) -> bool {
+    pub(crate) fn is_some(self) -> bool {
         self.network_status || self.source_prefixes
     }
 }
 
 /// What one pod may send from beside the addresses of its status.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Annotated {
+pub(crate) struct Annotated {
     /// Blocks that it forwards for, and further addresses of its own. (None of these is itself in
     /// what it sends: whoever may write pods could give it any address to reach.)
-    pub prefixes: Vec<IpNet>,
+    pub(crate) prefixes: Vec<IpNet>,
     /// What could not be read, in sentences.
-    pub problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
 }
 
 /// So many of each count.
@@ -45,7 +45,7 @@ struct Network {
 }
 
 /// Reads them.
-pub fn read(annotations: &AddressAnnotations, trust: Trust) -> Annotated {
+pub(crate) fn read(annotations: &AddressAnnotations, trust: Trust) -> Annotated {
     let mut annotated = Annotated::default();
     if let Some(text) = annotations.network_status.as_deref().filter(|_| trust.network_status) {
         match serde_json::from_str::<Vec<Network>>(text) {

@@ -12,7 +12,7 @@ use netpol_compile::{Compiler, EndpointId, Opening};
 use netpol_model::{Direction, ObjectName, Pod, Protocol, Service};
 
 /// The answer, as the question says. `node` is this node's name.
-pub fn answer(compiler: &Compiler, node: &str, question: &Question) -> Value {
+pub(crate) fn answer(compiler: &Compiler, node: &str, question: &Question) -> Value {
     match question {
         Question::Ends { ends } => json!(owners(compiler, node, ends)),
         Question::Pod { name } => {

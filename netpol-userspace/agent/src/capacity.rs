@@ -14,7 +14,7 @@ use netpol_model::{ObjectName, Str};
 const N_PODS: usize = 10;
 
 /// Adds a line for each table that something did not fit into.
-pub fn tell(
+pub(crate) fn add_overflows(
     tables: &[TableUse],
     name: impl Fn(EndpointId) -> String,
     errors: &mut Vec<ObjectError>,
@@ -53,18 +53,18 @@ fn text(table: &TableUse, overflow: &Overflow, name: impl Fn(EndpointId) -> Stri
 
 /// What a pod has of the flow tables.
 #[derive(Debug, Clone)]
-pub struct PodFlows {
+pub(crate) struct PodFlows {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// What is counted.
-    pub uses: FlowUse,
+    pub(crate) uses: FlowUse,
     /// Live flows that made room for its.
-    pub caused: u64,
+    pub(crate) caused: u64,
 }
 
 /// What is told when flows had to make room: who had more than there was room for, and whether
 /// that was others' loss.
-pub fn evictions(n_evicted: u64, pods: &[PodFlows]) -> String {
+pub(crate) fn evictions(n_evicted: u64, pods: &[PodFlows]) -> String {
     let mut causes: Vec<&PodFlows> = pods.iter().filter(|pod| pod.caused > 0).collect();
     causes.sort_by_key(|pod| std::cmp::Reverse(pod.caused));
     let causes: Vec<String> = causes
@@ -102,7 +102,7 @@ const N_CAUSES: usize = 3;
 /// What namespaces may share out among themselves in tables of this size. A part of each stays for
 /// what is on its way from one to another, and for what is no namespace's alone: addresses of pods,
 /// and rows for what others' policies tell apart.
-pub fn room(limits: &Limits, namespace_memory: u64) -> Room {
+pub(crate) fn room(limits: &Limits, namespace_memory: u64) -> Room {
     let part = |limit: u32, quarters: u64| u64::from(limit).saturating_mul(quarters).div_ceil(4);
     let nearly = |limit: u32| u64::from(limit - limit / 128);
     let tables = Demand {
@@ -119,7 +119,7 @@ pub fn room(limits: &Limits, namespace_memory: u64) -> Room {
 const N_OBJECTS: usize = 5;
 
 /// Adds what is left out of policies, a line for each of the first ones of a namespace.
-pub fn tell_left_out(left_out: impl Iterator<Item = LeftOut>, errors: &mut Vec<ObjectError>) {
+pub(crate) fn add_left_out(left_out: impl Iterator<Item = LeftOut>, errors: &mut Vec<ObjectError>) {
     let mut by_namespace: BTreeMap<Str, Vec<LeftOut>> = BTreeMap::new();
     for left_out in left_out {
         by_namespace.entry(left_out.policy.namespace.clone()).or_default().push(left_out);
@@ -144,22 +144,22 @@ pub fn tell_left_out(left_out: impl Iterator<Item = LeftOut>, errors: &mut Vec<O
 
 /// How many addresses and ports of Services, and how many backends of theirs, namespaces share out
 /// among themselves.
-pub fn service_room(limits: &Limits) -> [u64; 2] {
+pub(crate) fn service_room(limits: &Limits) -> [u64; 2] {
     // Lists of backends need their words side by side.
     let backends = u64::from(layout::MAX_BACKENDS - layout::MAX_BACKENDS / 16);
     [limits.services.into(), backends]
 }
 
 /// Adds which Services go without a place, likewise.
-pub fn tell_left_out_services(
+pub(crate) fn add_left_out_services(
     left_out: &BTreeMap<&ObjectName, usize>,
     errors: &mut Vec<ObjectError>,
 ) {
-    let mut n_told: BTreeMap<&Str, usize> = BTreeMap::new();
+    let mut n_named: BTreeMap<&Str, usize> = BTreeMap::new();
     for (service, n_keys) in left_out {
-        let n_told = n_told.entry(&service.namespace).or_default();
-        *n_told += 1;
-        if *n_told <= N_OBJECTS {
+        let n_named = n_named.entry(&service.namespace).or_default();
+        *n_named += 1;
+        if *n_named <= N_OBJECTS {
             errors.push(ObjectError {
                 object: format!("Service {service}"),
                 message: format!(
@@ -172,16 +172,16 @@ pub fn tell_left_out_services(
             });
         }
     }
-    for (namespace, n_told) in n_told.into_iter().filter(|(_, n_told)| *n_told > N_OBJECTS) {
+    for (namespace, n_named) in n_named.into_iter().filter(|(_, n_named)| *n_named > N_OBJECTS) {
         errors.push(ObjectError {
             object: format!("namespace {namespace}"),
-            message: format!("{} more Services have no place likewise", n_told - N_OBJECTS),
+            message: format!("{} more Services have no place likewise", n_named - N_OBJECTS),
         });
     }
 }
 
 /// How many rules are left out, by namespace.
-pub fn left_out_rules(left_out: impl Iterator<Item = LeftOut>) -> BTreeMap<String, usize> {
+pub(crate) fn left_out_rules(left_out: impl Iterator<Item = LeftOut>) -> BTreeMap<String, usize> {
     let mut by_namespace = BTreeMap::new();
     for LeftOut { policy, n_left_out, .. } in left_out {
         *by_namespace.entry(policy.namespace.to_string()).or_default() += n_left_out;
@@ -190,7 +190,7 @@ pub fn left_out_rules(left_out: impl Iterator<Item = LeftOut>) -> BTreeMap<Strin
 }
 
 /// What there is to say of tables that have another size than they were told to have.
-pub fn pinned_sizes(wanted: &Limits, limits: &Limits) -> Option<String> {
+pub(crate) fn pinned_sizes(wanted: &Limits, limits: &Limits) -> Option<String> {
     let tables = wanted.beyond(limits);
     (!tables.is_empty()).then(|| {
         format!(
@@ -218,13 +218,13 @@ fn left_out_text(LeftOut { n_rules, n_left_out, scarce, .. }: &LeftOut) -> Strin
 }
 
 /// Whether all fit.
-pub fn is_enough(tables: &[TableUse], size: &Size) -> bool {
+pub(crate) fn is_enough(tables: &[TableUse], size: &Size) -> bool {
     let is_short = |table: &TableUse| table.overflow.as_ref().is_some_and(|o| o.is_error);
     !tables.iter().any(is_short) && size.closed_endpoints == 0 && size.closed_blocks == 0
 }
 
 /// Every table for the state file, those of numbers included.
-pub fn views(tables: &[TableUse], flow_tables: &[TableUse], size: &Size) -> Vec<TableView> {
+pub(crate) fn views(tables: &[TableUse], flow_tables: &[TableUse], size: &Size) -> Vec<TableView> {
     let of_numbers = [
         ("policy_sets", size.sets, size.last_set, size.closed_endpoints),
         // Class 1 is the closed one.
@@ -265,15 +265,15 @@ mod tests {
         }
     }
 
-    fn told(table: TableUse) -> (Vec<ObjectError>, Vec<String>) {
+    fn messages(table: TableUse) -> (Vec<ObjectError>, Vec<String>) {
         let (mut errors, mut notes) = (Vec::new(), Vec::new());
-        tell(&[table], |id| format!("shop/web-{}", id.0), &mut errors, &mut notes);
+        add_overflows(&[table], |id| format!("shop/web-{}", id.0), &mut errors, &mut notes);
         (errors, notes)
     }
 
     #[test]
     fn says_which_table_what_it_means_and_what_to_do() {
-        let (errors, notes) = told(overflow(&["10.0.0.0/8"], &[1, 2]));
+        let (errors, notes) = messages(overflow(&["10.0.0.0/8"], &[1, 2]));
         assert_eq!(
             (errors[0].object.as_str(), errors[0].message.as_str(), notes.len()),
             (
@@ -284,7 +284,7 @@ mod tests {
             )
         );
         let many: Vec<u16> = (1..=12).collect();
-        let (errors, _) = told(overflow(&[], &many));
+        let (errors, _) = messages(overflow(&[], &many));
         assert!(errors[0].message.contains("shop/web-10 and 2 more: "), "{}", errors[0].message);
     }
 
@@ -297,7 +297,7 @@ mod tests {
             scarce: Scarce::Table("blocks"),
         });
         let mut errors = Vec::new();
-        tell_left_out(left_out, &mut errors);
+        add_left_out(left_out, &mut errors);
         let objects: Vec<&str> = errors.iter().map(|error| error.object.as_str()).collect();
         assert_eq!((objects.len(), objects[0]), (6, "NetworkPolicy bulk/p0"));
         assert!(errors[0].message.starts_with("2 of its 9 rules are left out"), "{errors:?}");
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn evictions_are_told_with_who_caused_them() {
+    fn evictions_come_with_who_caused_them() {
         let pod = |name: &str, caused, given| PodFlows {
             name: name.to_owned(),
             uses: FlowUse { held: 900, share: 100, given, ..FlowUse::default() },
@@ -328,7 +328,7 @@ mod tests {
     fn what_is_no_fault_of_the_node_is_a_note() {
         let mut table = overflow(&[], &[]);
         table.overflow.iter_mut().for_each(|overflow| overflow.is_error = false);
-        let (errors, notes) = told(table);
+        let (errors, notes) = messages(table);
         assert!(errors.is_empty());
         assert!(notes[0].starts_with("table rows has no room for 3 more"), "{notes:?}");
     }

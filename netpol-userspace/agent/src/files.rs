@@ -17,7 +17,7 @@ const DRAFT: &str = "state.json.new";
 const WRITTEN_AT_ONCE: usize = 1 << 16;
 
 /// Makes the directory and takes it for this process.
-pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
+pub(crate) fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
     // What policies say of whom, and who is connected to whom, is nobody else's business. (A
     // directory that others use as well stays as it is.)
     let draft = run_dir.join(DRAFT);
@@ -50,7 +50,7 @@ pub fn prepare_run_dir(run_dir: &Path) -> Result<Lock> {
 
 /// The boot and the network namespace in which interfaces have the numbers that they have; empty
 /// if the kernel does not tell.
-pub fn place() -> String {
+pub(crate) fn place() -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
     let netns = fs::read_link("/proc/thread-self/ns/net").ok();
     let place = boot.zip(netns).map(|(boot, netns)| format!("{} {}", boot.trim(), netns.display()));
@@ -58,7 +58,7 @@ pub fn place() -> String {
 }
 
 /// The state an earlier agent left, with the numbers in its journal, if it can be understood.
-pub fn read_state(run_dir: &Path) -> Option<State> {
+pub(crate) fn read_state(run_dir: &Path) -> Option<State> {
     let text = fs::read(state_path(run_dir)).ok()?;
     match State::parse(&text) {
         Ok(mut state) if state.version == VERSION => {
@@ -77,7 +77,7 @@ pub fn read_state(run_dir: &Path) -> Option<State> {
 }
 
 /// Replaces the state file in one step; the journal is void then.
-pub fn write_state(run_dir: &Path, state: &State) -> Result<()> {
+pub(crate) fn write_state(run_dir: &Path, state: &State) -> Result<()> {
     let path = state_path(run_dir);
     let draft = run_dir.join(DRAFT);
     // An earlier release has left a draft that everybody could read.

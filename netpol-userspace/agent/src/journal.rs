@@ -20,7 +20,7 @@ pub fn path(run_dir: &Path) -> PathBuf {
 }
 
 /// Adds a line. Returns how long it is.
-pub fn append(run_dir: &Path, news: &Ids) -> Result<usize> {
+pub(crate) fn append(run_dir: &Path, news: &Ids) -> Result<usize> {
     let path = path(run_dir);
     let mut line = serde_json::to_vec(news).context("encode new numbers")?;
     line.push(b'\n');
@@ -35,7 +35,7 @@ pub fn append(run_dir: &Path, news: &Ids) -> Result<usize> {
 }
 
 /// The state file has all of it now.
-pub fn clear(run_dir: &Path) -> Result<()> {
+pub(crate) fn clear(run_dir: &Path) -> Result<()> {
     let path = path(run_dir);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -46,7 +46,7 @@ pub fn clear(run_dir: &Path) -> Result<()> {
 }
 
 /// Adds what the journal says to what the state file says.
-pub fn read(run_dir: &Path, ids: &mut Ids) {
+pub(crate) fn read(run_dir: &Path, ids: &mut Ids) {
     let text = fs::read_to_string(path(run_dir)).unwrap_or_default();
     let mut written = Written::of(std::mem::take(ids));
     // A line that is not whole was being written, and nothing in it was used yet.
@@ -58,25 +58,25 @@ pub fn read(run_dir: &Path, ids: &mut Ids) {
 
 /// What is written down, and which numbers that names.
 #[derive(Debug, Default)]
-pub struct Written {
+pub(crate) struct Written {
     /// The numbers and what they stand for.
-    pub ids: Ids,
+    pub(crate) ids: Ids,
     /// How much of it is in the journal.
-    pub n_bytes: usize,
+    pub(crate) n_bytes: usize,
     sets: HashSet<u16>,
     classes: HashSet<u32>,
 }
 
 impl Written {
     /// What the state file says.
-    pub fn of(ids: Ids) -> Self {
+    pub(crate) fn of(ids: Ids) -> Self {
         let sets = ids.sets.values().copied().collect();
         let classes = ids.classes.values().copied().collect();
         Self { ids, n_bytes: 0, sets, classes }
     }
 
     /// Adds numbers that were written down later.
-    pub fn add(&mut self, news: Ids) {
+    pub(crate) fn add(&mut self, news: Ids) {
         let ids = &mut self.ids;
         if !news.sets.is_empty() {
             // What was edited under the number before was another set.

@@ -12,14 +12,14 @@ const NOBODYS: [u8; 6] = [0xff; 6];
 
 /// The first link-layer addresses of pods' interfaces.
 #[derive(Debug, Default)]
-pub struct Links {
+pub(crate) struct Links {
     /// By [`Interface::incarnation`].
     first: BTreeMap<u64, [u8; 6]>,
 }
 
 impl Links {
     /// With what an earlier agent knew of interfaces, by their indexes, that are still the same.
-    pub fn adopt(
+    pub(crate) fn adopt(
         interfaces: &[Interface],
         known: impl IntoIterator<Item = (u32, [u8; 6])>,
     ) -> Self {
@@ -30,14 +30,14 @@ impl Links {
     }
 
     /// Whether an interface of a pod has another address now.
-    pub fn is_changed(&self, interface: &Interface) -> bool {
+    pub(crate) fn is_changed(&self, interface: &Interface) -> bool {
         let first = self.first.get(&interface.incarnation);
         interface.link_address.zip(first).is_some_and(|(now, first)| now != *first)
     }
 
     /// How the interfaces of pods, with these indexes, are linked to a node that has these
     /// addresses.
-    pub fn of_pods(
+    pub(crate) fn of_pods(
         &mut self,
         interfaces: &[Interface],
         node: &BTreeSet<IpAddr>,
@@ -94,6 +94,11 @@ fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
     let word = |high, low| u16::from_be_bytes([high, low]);
     let (first, second) = (word(a ^ 2, b), word(c, 0xff));
     Ipv6Addr::new(0xfe80, 0, 0, 0, first, second, word(0xfe, d), word(e, f))
+}
+
+/// IPv6 link-local addresses are the interface's own affair, and never the pod's addresses.
+pub(crate) fn is_link_local6(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 #[cfg(test)]

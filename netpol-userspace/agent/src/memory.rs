@@ -10,17 +10,17 @@ use netpol_model::{self as model, ObjectName, Pod, Protocol, Uid};
 
 /// What an earlier agent knew of the interfaces that are still there.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Those of which it knew whose they are.
-    pub endpoints: Vec<Endpoint>,
+    pub(crate) endpoints: Vec<Endpoint>,
     /// Their pods, by uid, as it saw them last.
-    pub pods: BTreeMap<Uid, Pod>,
+    pub(crate) pods: BTreeMap<Uid, Pod>,
     /// All of which it knew something, also that it cannot be decided, by incarnation.
-    pub interfaces: Vec<u64>,
+    pub(crate) interfaces: Vec<u64>,
 }
 
 /// Writes down endpoints, with what is known of their pods.
-pub fn write<'a>(
+pub(crate) fn write<'a>(
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
     pods: &BTreeMap<Uid, Pod>,
 ) -> Vec<Remembered> {
@@ -59,7 +59,7 @@ pub fn write<'a>(
 
 /// Reads it. An interface is the same if it is the one that an agent has enforced, of which
 /// `is_enforced` tells, or if it has the same number and name in the same `place`.
-pub fn read(
+pub(crate) fn read(
     state: &State,
     interfaces: &[Interface],
     place: &str,

@@ -11,7 +11,7 @@ use netpol_endpoint::Endpoint;
 
 /// What makes an endpoint the same one: the link and the pod behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
+pub(crate) struct Key {
     ifindex: u32,
     incarnation: u64,
     uid: String,
@@ -19,7 +19,7 @@ pub struct Key {
 
 impl Key {
     /// The key of a matched endpoint.
-    pub fn of(endpoint: &Endpoint) -> Self {
+    pub(crate) fn of(endpoint: &Endpoint) -> Self {
         Self {
             ifindex: endpoint.ifindex,
             incarnation: endpoint.incarnation,
@@ -30,7 +30,7 @@ impl Key {
 
 /// Hands out endpoint ids, the longest unused first.
 #[derive(Debug)]
-pub struct Numbers {
+pub(crate) struct Numbers {
     /// The last number that the endpoint table has room for.
     limit: u16,
     by_key: HashMap<Key, EndpointId>,
@@ -45,7 +45,7 @@ pub struct Numbers {
 impl Numbers {
     /// Starts with the ids that an earlier agent left in force: `in_force` are all of them, which
     /// nobody else may have, `adopted` those of which it is known whose they are.
-    pub fn adopt(
+    pub(crate) fn adopt(
         limit: u16,
         adopted: HashMap<(u32, String), EndpointId>,
         in_force: impl IntoIterator<Item = EndpointId>,
@@ -56,12 +56,12 @@ impl Numbers {
     }
 
     /// The id of a known endpoint.
-    pub fn get(&self, key: &Key) -> Option<EndpointId> {
+    pub(crate) fn get(&self, key: &Key) -> Option<EndpointId> {
         self.by_key.get(key).copied()
     }
 
     /// An id for a new endpoint, above the limit if all others are in use; `None` if those are too.
-    pub fn assign(&mut self, key: Key) -> Option<EndpointId> {
+    pub(crate) fn assign(&mut self, key: Key) -> Option<EndpointId> {
         let adopted = self.adopted.remove(&(key.ifindex, key.uid.clone()));
         let id = match adopted {
             Some(id) => {
@@ -91,7 +91,7 @@ impl Numbers {
 
     /// Gives one endpoint above the limit a proper id, if there is one and it is free. Returns its
     /// old and its new id; the old one is free again.
-    pub fn promote(&mut self) -> Option<(EndpointId, EndpointId)> {
+    pub(crate) fn promote(&mut self) -> Option<(EndpointId, EndpointId)> {
         let limit = self.limit;
         let old = self.by_key.values().copied().filter(|id| id.0 > limit).min_by_key(|id| id.0)?;
         let new = self.free()?;
@@ -102,14 +102,14 @@ impl Numbers {
     }
 
     /// Gives the id of an endpoint that is gone back.
-    pub fn release(&mut self, key: &Key) -> Option<EndpointId> {
+    pub(crate) fn release(&mut self, key: &Key) -> Option<EndpointId> {
         let id = self.by_key.remove(key)?;
         self.used.remove(&id.0);
         Some(id)
     }
 
     /// Gives back what was never claimed: the maps hold it no more.
-    pub fn forget_adopted(&mut self) {
+    pub(crate) fn forget_adopted(&mut self) {
         self.adopted.clear();
         for id in self.reserved.drain() {
             self.used.remove(&id);
@@ -160,8 +160,8 @@ mod tests {
     #[test]
     fn endpoints_beyond_the_limit_are_numbered_above_it_until_there_is_room() {
         let mut numbers = empty();
-        for ifindex in 1..=8 {
-            assert_eq!(numbers.assign(key(ifindex, "a")), Some(EndpointId(ifindex as u16)));
+        for number in 1..=8_u16 {
+            assert_eq!(numbers.assign(key(number.into(), "a")), Some(EndpointId(number)));
         }
         assert_eq!(numbers.promote(), None);
         assert_eq!(numbers.release(&key(3, "a")), Some(EndpointId(3)));

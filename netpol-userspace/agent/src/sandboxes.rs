@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::links::is_link_local6;
 use netpol_api::sandbox::{Attachment, Sandbox};
-use netpol_endpoint::{Claim, Interface};
+use netpol_endpoint::{Claim, Endpoint, Interface};
 use netpol_model::{Addresses, Cluster, ObjectName, Pod};
 
 /// How long a sandbox may have neither an interface nor a pod before it is forgotten: its runtime
@@ -16,7 +17,7 @@ const LIMBO: Duration = Duration::from_secs(300);
 
 /// The sandboxes of this node.
 #[derive(Debug, Default)]
-pub struct Sandboxes {
+pub(crate) struct Sandboxes {
     /// The latest last.
     list: Vec<Entry>,
     /// The addresses by status of pods that count with others.
@@ -44,7 +45,7 @@ enum Link {
 
 /// How a pod's sandbox stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// Nobody has told of it.
     Unknown,
     /// Its interface has not been found.
@@ -55,7 +56,7 @@ pub enum Standing {
 
 impl Sandboxes {
     /// Those that files tell of.
-    pub fn new(sandboxes: impl IntoIterator<Item = Sandbox>) -> Self {
+    pub(crate) fn new(sandboxes: impl IntoIterator<Item = Sandbox>) -> Self {
         let mut all = Self::default();
         for sandbox in sandboxes {
             all.add(sandbox);
@@ -63,9 +64,9 @@ impl Sandboxes {
         all
     }
 
-    /// Takes one in. An address that another one had is taken from it: who gives addresses out
+    /// Adds one. An address that another one had is taken from it: who gives addresses out
     /// knows that it is free.
-    pub fn add(&mut self, sandbox: Sandbox) {
+    pub(crate) fn add(&mut self, sandbox: Sandbox) {
         let attachment = sandbox.attachment();
         let before = self.list.iter().position(|entry| entry.sandbox.attachment() == attachment);
         let before = before.map(|index| self.list.remove(index));
@@ -83,19 +84,19 @@ impl Sandboxes {
     }
 
     /// The runtime has ended it. Returns whether it was known.
-    pub fn end(&mut self, attachment: &Attachment) -> bool {
+    pub(crate) fn end(&mut self, attachment: &Attachment) -> bool {
         let entry = self.list.iter_mut().find(|e| e.sandbox.attachment() == *attachment);
         entry.map(|entry| entry.sandbox.is_over = true).is_some()
     }
 
     /// The attachments to a network that are not over and not in this list.
-    pub fn not_among(&self, network: &str, valid: &[Attachment]) -> Vec<Attachment> {
+    pub(crate) fn not_among(&self, network: &str, valid: &[Attachment]) -> Vec<Attachment> {
         let here = self.live().filter(|sandbox| sandbox.network == network);
         here.map(Sandbox::attachment).filter(|a| !valid.contains(a)).collect()
     }
 
     /// The sandbox of an attachment.
-    pub fn get(&self, attachment: &Attachment) -> Option<&Sandbox> {
+    pub(crate) fn get(&self, attachment: &Attachment) -> Option<&Sandbox> {
         self.entry(attachment).map(|entry| &entry.sandbox)
     }
 
@@ -104,12 +105,12 @@ impl Sandboxes {
     }
 
     /// All that are not over.
-    pub fn live(&self) -> impl Iterator<Item = &Sandbox> {
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Sandbox> {
         self.list.iter().map(|entry| &entry.sandbox).filter(|sandbox| !sandbox.is_over)
     }
 
     /// How an attachment stands.
-    pub fn standing(&self, attachment: &Attachment) -> Standing {
+    pub(crate) fn standing(&self, attachment: &Attachment) -> Standing {
         match self.entry(attachment).map(|entry| entry.link) {
             None => Standing::Unknown,
             Some(Link::Awaited | Link::Gone) => Standing::NoInterface,
@@ -121,7 +122,7 @@ impl Sandboxes {
 
     /// Finds the sandboxes' interfaces among those that there are. One whose interface is gone is
     /// over, whether somebody said so or not. Returns whether anything is.
-    pub fn find_interfaces(&mut self, interfaces: &[Interface]) -> bool {
+    pub(crate) fn find_interfaces(&mut self, interfaces: &[Interface]) -> bool {
         let mut any_over = false;
         for entry in &mut self.list {
             entry.link = match entry.link {
@@ -142,7 +143,7 @@ impl Sandboxes {
 
     /// Whose the interfaces are that were found, the latest last. One that is over belongs to its
     /// pod until it is gone: it must not be open in between.
-    pub fn claims(&self, cluster: &Cluster) -> Vec<Claim> {
+    pub(crate) fn claims(&self, cluster: &Cluster) -> Vec<Claim> {
         let claim = |entry: &Entry| {
             let Link::Found { incarnation } = entry.link else { return None };
             let name = entry.sandbox.name();
@@ -156,7 +157,7 @@ impl Sandboxes {
     // === Addresses ===
 
     /// What the interface with this incarnation got, as the runtime has told.
-    pub fn addresses_of(&self, incarnation: u64) -> Vec<IpAddr> {
+    pub(crate) fn addresses_of(&self, incarnation: u64) -> Vec<IpAddr> {
         let is_its = |entry: &&Entry| {
             !entry.sandbox.is_over
                 && matches!(entry.link, Link::Found { incarnation: of, .. } if of == incarnation)
@@ -165,8 +166,18 @@ impl Sandboxes {
         its.flat_map(|entry| entry.sandbox.addresses.iter().copied()).collect()
     }
 
+    /// What an endpoint may speak as: its pod's status, and what its interface got by the CNI
+    /// plugin's word.
+    pub(crate) fn declared_for(&self, endpoint: &Endpoint) -> Vec<IpAddr> {
+        let by_plugin = self.addresses_of(endpoint.incarnation);
+        let mut all = endpoint.addresses.clone();
+        all.extend(by_plugin.iter().filter(|address| !endpoint.addresses.contains(address)));
+        all.retain(|address| !is_link_local6(address));
+        all
+    }
+
     /// Gives a pod, as the source has it, the addresses that it has in truth.
-    pub fn amend(&mut self, pod: &mut Pod) {
+    pub(crate) fn amend(&mut self, pod: &mut Pod) {
         match self.true_addresses(pod) {
             Some(addresses) => {
                 let by_status = std::mem::replace(&mut pod.addresses, addresses);
@@ -179,7 +190,7 @@ impl Sandboxes {
     }
 
     /// A pod's object is gone.
-    pub fn forget_pod(&mut self, id: &ObjectName) {
+    pub(crate) fn forget_pod(&mut self, id: &ObjectName) {
         self.by_status.remove(id);
     }
 
@@ -192,7 +203,7 @@ impl Sandboxes {
     /// The pods whose addresses are not what they should be by now, amended: those that lose one
     /// first. `claimants` are the networked pods that claim an address: a pod that starts must not
     /// wait for a look at all pods of the cluster.
-    pub fn outdated(
+    pub(crate) fn outdated(
         &mut self,
         cluster: &Cluster,
         claimants: impl Fn(IpAddr) -> Vec<ObjectName>,
@@ -241,7 +252,7 @@ impl Sandboxes {
     // === Ends ===
 
     /// Forgets what has no more consequences; returns it, for its files to be removed.
-    pub fn prune(&mut self, cluster: &Cluster) -> Vec<Attachment> {
+    pub(crate) fn prune(&mut self, cluster: &Cluster) -> Vec<Attachment> {
         let mut forgotten = Vec::new();
         let needed: Vec<bool> = (0..self.list.len()).map(|i| self.is_needed(i, cluster)).collect();
         let mut needed = needed.into_iter();

@@ -22,69 +22,69 @@ use super::options::Options;
 use super::view;
 use netpol_api::counters::AgentCounters;
 use netpol_api::questions::Question;
-use netpol_api::sandbox::{Answer, Told};
+use netpol_api::sandbox::{Answer, CniRequest};
 use netpol_api::state::{State, Status, socket_path};
 use netpol_datapath::Maps;
 use netpol_source::Watches;
 
-/// A request to be told when everything written before it is in force.
-pub struct Wait {
-    /// Answered then.
-    pub done: oneshot::Sender<()>,
+/// A request that is answered when everything written before it is in force.
+pub(crate) struct WaitRequest {
+    /// Where the answer goes.
+    pub(crate) reply: oneshot::Sender<()>,
 }
 
 /// A question to the agent itself.
-pub struct Asked {
+pub(crate) struct QuestionRequest {
     /// What is asked.
-    pub question: Question,
+    pub(crate) question: Question,
     /// Where the answer goes.
-    pub done: oneshot::Sender<Value>,
+    pub(crate) reply: oneshot::Sender<Value>,
 }
 
-/// Something that the CNI plugin tells.
-pub struct FromPlugin {
-    /// What.
-    pub told: Told,
+/// A request of the CNI plugin.
+pub(crate) struct PluginRequest {
+    /// What it is.
+    pub(crate) request: CniRequest,
     /// Until when an answer is of use.
-    pub deadline: Instant,
+    pub(crate) deadline: Instant,
     /// Where the answer goes.
-    pub done: oneshot::Sender<Answer>,
+    pub(crate) reply: oneshot::Sender<Answer>,
 }
 
 /// Where the agent takes requests.
 #[derive(Clone)]
-pub struct Askers {
+pub(crate) struct Requests {
     /// Waits.
-    pub waits: mpsc::Sender<Wait>,
+    pub(crate) waits: mpsc::Sender<WaitRequest>,
     /// Questions.
-    pub asked: mpsc::Sender<Asked>,
-    /// The plugin.
-    pub told: mpsc::Sender<FromPlugin>,
+    pub(crate) questions: mpsc::Sender<QuestionRequest>,
+    /// Those of the CNI plugin.
+    pub(crate) plugin: mpsc::Sender<PluginRequest>,
 }
 
 /// What handlers see.
 #[derive(Clone)]
 struct Context {
     state: watch::Receiver<Arc<Published>>,
-    askers: Askers,
+    requests: Requests,
     maps: Arc<Maps>,
     metrics: Metrics,
 }
 
 /// A state with the counters of its moment.
-pub struct Published {
+pub(crate) struct Published {
     /// The status of this moment.
-    pub status: Status,
+    pub(crate) status: Status,
     /// The state, whose explanations may be of a while ago.
-    pub state: Arc<State>,
+    pub(crate) state: Arc<State>,
     /// Everything is in force but what some pod or interface keeps from it.
-    pub is_able: bool,
+    pub(crate) is_able: bool,
     /// Nothing is missing of what was read, but for what is being put in force.
-    pub is_whole: bool,
+    pub(crate) is_whole: bool,
     /// Counters of the agent itself.
-    pub counters: AgentCounters,
+    pub(crate) counters: AgentCounters,
     /// How the source is doing, not only at this moment.
-    pub watches: Watches,
+    pub(crate) watches: Watches,
 }
 
 impl Published {
@@ -105,15 +105,15 @@ impl Published {
 
 /// Starts the servers. Errors that end one arrive at the returned receiver; the text says what is
 /// not served, if anything.
-pub fn start(
+pub(crate) fn start(
     options: &Options,
     maps: Maps,
     state: watch::Receiver<Arc<Published>>,
-    askers: Askers,
+    requests: Requests,
     metrics: Metrics,
 ) -> Result<(mpsc::Receiver<anyhow::Error>, Option<String>)> {
     let (failed_tx, failed) = mpsc::channel(2);
-    let context = Context { state, askers, maps: Arc::new(maps), metrics };
+    let context = Context { state, requests, maps: Arc::new(maps), metrics };
 
     let path = socket_path(&options.run_dir);
     let socket =
@@ -195,9 +195,9 @@ fn default_timeout() -> u64 {
 }
 
 async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) -> Response {
-    let (done, answered) = oneshot::channel();
+    let (reply, answered) = oneshot::channel();
     let is_in_force = async {
-        context.askers.waits.send(Wait { done }).await.ok()?;
+        context.requests.waits.send(WaitRequest { reply }).await.ok()?;
         answered.await.ok()
     };
     let limit = Duration::from_millis(query.timeout_ms);
@@ -210,8 +210,8 @@ async fn wait(Shared(context): Shared<Context>, Query(query): Query<WaitQuery>) 
 }
 
 async fn ask(Shared(context): Shared<Context>, Json(question): Json<Question>) -> Response {
-    let (done, answered) = oneshot::channel();
-    if context.askers.asked.send(Asked { question, done }).await.is_err() {
+    let (reply, answered) = oneshot::channel();
+    if context.requests.questions.send(QuestionRequest { question, reply }).await.is_err() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     match answered.await {
@@ -223,11 +223,12 @@ async fn ask(Shared(context): Shared<Context>, Json(question): Json<Question>) -
 async fn cni(
     Shared(context): Shared<Context>,
     Query(query): Query<WaitQuery>,
-    Json(told): Json<Told>,
+    Json(request): Json<CniRequest>,
 ) -> Response {
-    let (done, answered) = oneshot::channel();
+    let (reply, answered) = oneshot::channel();
     let deadline = Instant::now() + Duration::from_millis(query.timeout_ms);
-    if context.askers.told.send(FromPlugin { told, deadline, done }).await.is_err() {
+    let request = PluginRequest { request, deadline, reply };
+    if context.requests.plugin.send(request).await.is_err() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     match answered.await {

@@ -14,7 +14,7 @@ const N_PEERS: usize = 2_000;
 
 /// What waits, by namespace.
 #[derive(Debug, Default)]
-pub struct Turns {
+pub(crate) struct Turns {
     waiting: BTreeMap<Str, Queue>,
     /// How many groups have waited.
     n_groups: u64,
@@ -73,11 +73,11 @@ impl Queue {
 
 /// What waited at some moment: by namespace, the number of the last group.
 #[derive(Debug)]
-pub struct Mark(BTreeMap<Str, u64>);
+pub(crate) struct Mark(BTreeMap<Str, u64>);
 
 impl Turns {
     /// Lets the policies among these changes wait; returns the others.
-    pub fn add(&mut self, changes: Vec<Change>) -> Vec<Change> {
+    pub(crate) fn add(&mut self, changes: Vec<Change>) -> Vec<Change> {
         let mut together: BTreeMap<Str, Vec<(ObjectName, Change)>> = BTreeMap::new();
         let mut others = Vec::new();
         for change in changes {
@@ -94,24 +94,24 @@ impl Turns {
     }
 
     /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
     /// Whether policies of a namespace wait.
-    pub fn is_waiting(&self, namespace: &str) -> bool {
+    pub(crate) fn is_waiting(&self, namespace: &str) -> bool {
         self.waiting.contains_key(namespace)
     }
 
     /// What waits now.
-    pub fn mark(&self) -> Mark {
+    pub(crate) fn mark(&self) -> Mark {
         let last = |queue: &Queue| queue.groups.back().map(|group| group.number);
         let waiting = self.waiting.iter();
         Mark(waiting.filter_map(|(name, queue)| Some((name.clone(), last(queue)?))).collect())
     }
 
     /// Whether nothing of what waited then waits any more.
-    pub fn has_passed(&self, mark: &Mark) -> bool {
+    pub(crate) fn has_passed(&self, mark: &Mark) -> bool {
         mark.0.iter().all(|(namespace, last)| {
             let first = self.waiting.get(namespace).and_then(|queue| queue.groups.front());
             first.is_none_or(|group| group.number > *last)
@@ -119,12 +119,12 @@ impl Turns {
     }
 
     /// The namespaces whose policies wait, and how many of them.
-    pub fn waiting(&self) -> impl Iterator<Item = (&Str, usize)> {
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (&Str, usize)> {
         self.waiting.iter().map(|(namespace, queue)| (namespace, queue.came_with.len()))
     }
 
     /// What is to be taken in next, of namespaces that are not busy.
-    pub fn next(&mut self, is_busy: impl Fn(&str) -> bool) -> Vec<Change> {
+    pub(crate) fn next(&mut self, is_busy: impl Fn(&str) -> bool) -> Vec<Change> {
         let mut next = Vec::new();
         for (namespace, queue) in &mut self.waiting {
             if is_busy(namespace) {

@@ -14,7 +14,7 @@ use netpol_source::Watch;
 const MOST_RULES: usize = 1_000;
 
 /// The views of all endpoints, sorted by namespace and name; with what policies say, or without.
-pub fn endpoints<'a>(
+pub(crate) fn endpoints<'a>(
     compiler: &Compiler,
     endpoints: impl Iterator<Item = (EndpointId, &'a Endpoint)>,
     has_rules: bool,
@@ -40,7 +40,7 @@ pub fn endpoints<'a>(
 }
 
 /// The views of a source's watches.
-pub fn watches(watches: &[Watch]) -> Vec<WatchView> {
+pub(crate) fn watches(watches: &[Watch]) -> Vec<WatchView> {
     let view = |watch: &Watch| WatchView {
         resource: watch.resource.to_owned(),
         synced: watch.is_synced,
@@ -99,7 +99,7 @@ impl Isolations<'_> {
 }
 
 /// Names of the classes in use. Any block may get the closed class, when the tables are full.
-pub fn classes(compiler: &Compiler) -> ClassWords {
+pub(crate) fn classes(compiler: &Compiler) -> ClassWords {
     let mut classes: Vec<ClassId> = compiler.classes_in_use().chain([ClassId::CLOSED]).collect();
     classes.sort_unstable();
     classes.into_iter().map(|class| (class.0, compiler.class_names(class))).collect()

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use crate::questions::{End, Owner, Question};
-use crate::sandbox::{Answer, Told};
+use crate::sandbox::{Answer, CniRequest};
 use crate::state::{Status, socket_path};
 
 /// How long an agent may take to answer what needs no waiting.
@@ -158,12 +158,17 @@ async fn wait_once(socket: &Path, left: Duration) -> Result<Option<Waited>> {
     }
 }
 
-/// Tells the agent what the container runtime does, and waits for its answer so long at most. An
-/// agent that starts, or starts again, meanwhile is told too, if there is time to wait for it.
-pub fn tell(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> Result<Answer> {
+/// Sends the agent a request of the CNI plugin, and waits for its answer so long at most. An agent
+/// that starts, or starts again, meanwhile gets it too, if there is time to wait for it.
+pub fn request_cni(
+    run_dir: &Path,
+    request: &CniRequest,
+    limit: Duration,
+    is_patient: bool,
+) -> Result<Answer> {
     let socket = socket_path(run_dir);
     let begun = Instant::now();
-    let body = serde_json::to_vec(told)?;
+    let body = serde_json::to_vec(request)?;
     block_on(async {
         loop {
             let left = limit.saturating_sub(begun.elapsed());

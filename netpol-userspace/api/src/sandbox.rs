@@ -155,34 +155,39 @@ pub fn read_all(run_dir: &Path) -> Vec<Sandbox> {
     found.into_iter().map(|(_, sandbox)| sandbox).collect()
 }
 
-/// What `netpol cni` tells or asks at `POST /cni` of the agent's socket.
+/// What `netpol cni` sends to `POST /cni` of the agent's socket, by the verb of the CNI specification
+/// that it follows from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case")]
-pub enum Told {
+pub enum CniRequest {
     /// There is a new sandbox. Answered when its pod's policies are in force.
-    Added {
+    #[serde(rename = "added")]
+    Add {
         /// It.
         sandbox: Box<Sandbox>,
     },
-    /// Are its policies in force? Answered like [`Told::Added`].
+    /// Are its policies in force? Answered like [`CniRequest::Add`].
     Check {
         /// Which one.
         attachment: Attachment,
     },
     /// The runtime ends it, or failed to make it.
-    Over {
+    #[serde(rename = "over")]
+    Delete {
         /// Which one.
         attachment: Attachment,
     },
     /// All others of this network are over.
-    Valid {
+    #[serde(rename = "valid")]
+    Collect {
         /// The network's name.
         network: String,
         /// Those that are not.
         attachments: Vec<Attachment>,
     },
     /// Can the agent confirm new pods?
-    Ready,
+    #[serde(rename = "ready")]
+    Status,
 }
 
 /// The agent's answer.
@@ -192,4 +197,38 @@ pub struct Answer {
     pub is_done: bool,
     /// Why not.
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// Plugin and agent may be of different releases.
+    #[test]
+    fn requests_look_as_earlier_releases_write_them() {
+        let attachment = Attachment { container: "c".to_owned(), interface: "eth0".to_owned() };
+        let identity = r#""attachment":{"containerID":"c","ifname":"eth0"}"#;
+        let (network, attachments) = ("n".to_owned(), Vec::new());
+        for (request, text) in [
+            (
+                CniRequest::Check { attachment: attachment.clone() },
+                format!(r#"{{"verb":"check",{identity}}}"#),
+            ),
+            (CniRequest::Delete { attachment }, format!(r#"{{"verb":"over",{identity}}}"#)),
+            (
+                CniRequest::Collect { network, attachments },
+                r#"{"verb":"valid","network":"n","attachments":[]}"#.to_owned(),
+            ),
+            (CniRequest::Status, r#"{"verb":"ready"}"#.to_owned()),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        }
+        let sandbox = r#"{"container":"c","interface":"eth0","network":"n","namespace":"shop",
+            "pod":"web","uid":"u","netns":[1,2],"pair":null,"addresses":[]}"#;
+        let added = format!(r#"{{"verb":"added","sandbox":{sandbox}}}"#);
+        let request = serde_json::from_str(&added).unwrap();
+        assert!(matches!(request, CniRequest::Add { sandbox } if sandbox.pod == "web"));
+    }
 }

@@ -6,7 +6,7 @@
 //! [`State`]; `POST /wait?timeout_ms=N` answers with [`Status`] when everything written before
 //! the request is in force, or with status 504 and [`Status`] when time is up; `POST /ask` answers
 //! a [`super::questions::Question`], `POST /cni?timeout_ms=N` what the CNI plugin tells
-//! ([`super::sandbox::Told`]).
+//! ([`super::sandbox::CniRequest`]).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::input::{Config, Environment, OnUnreachable, PodName, VERSIONS, addresses};
 use super::{Code, Failure};
 use netpol_api::client;
-use netpol_api::sandbox::{self, Pair, Sandbox, Told};
+use netpol_api::sandbox::{self, CniRequest, Pair, Sandbox};
 use netpol_endpoint::pair_in;
 use netpol_isolation::netns::Netns;
 
@@ -98,8 +98,8 @@ fn confirm(config: &Config, mut sandbox: Sandbox, pod: &PodName) -> Result<(), F
     let why = match write(config, &sandbox) {
         Err(why) => why,
         Ok(()) => {
-            let told = Told::Added { sandbox: Box::new(sandbox.clone()) };
-            match ask(&config.run_dir, &told, config.timeout(), true) {
+            let request = CniRequest::Add { sandbox: Box::new(sandbox.clone()) };
+            match ask(&config.run_dir, &request, config.timeout(), true) {
                 Ok(()) => return Ok(()),
                 Err(why) => why,
             }
@@ -128,8 +128,13 @@ fn write(config: &Config, sandbox: &Sandbox) -> Result<(), String> {
 }
 
 /// The agent's "yes", or why not.
-fn ask(run_dir: &Path, told: &Told, limit: Duration, is_patient: bool) -> Result<(), String> {
-    match client::tell(run_dir, told, limit, is_patient) {
+fn ask(
+    run_dir: &Path,
+    request: &CniRequest,
+    limit: Duration,
+    is_patient: bool,
+) -> Result<(), String> {
+    match client::request_cni(run_dir, request, limit, is_patient) {
         Ok(answer) if answer.is_done => Ok(()),
         Ok(answer) => Err(answer.message),
         Err(error) => Err(format!("{error:#}")),
@@ -141,8 +146,8 @@ fn check(environment: &Environment<'_>, config: &Config) -> Result<String, Failu
     if environment.pod()?.is_none() {
         return Ok(String::new());
     }
-    let told = Told::Check { attachment: environment.attachment()? };
-    match ask(&config.run_dir, &told, config.timeout(), true) {
+    let request = CniRequest::Check { attachment: environment.attachment()? };
+    match ask(&config.run_dir, &request, config.timeout(), true) {
         Err(why) if config.on_unreachable == OnUnreachable::Fail => {
             Err(Failure::new(Code::TryAgain, why))
         }
@@ -157,7 +162,7 @@ fn delete(environment: &Environment<'_>, config: &Config) -> Result<String, Fail
         // An agent that cannot be told now reads it later, or sees that the interface is gone.
         let _ = sandbox::write(&config.run_dir, &Sandbox { is_over: true, ..sandbox });
     }
-    let _ = ask(&config.run_dir, &Told::Over { attachment }, END_LIMIT, false);
+    let _ = ask(&config.run_dir, &CniRequest::Delete { attachment }, END_LIMIT, false);
     Ok(String::new())
 }
 
@@ -170,8 +175,8 @@ fn collect(config: &Config) -> Result<String, Failure> {
             write(config, &over).map_err(|why| Failure::new(Code::Io, why))?;
         }
     }
-    let told = Told::Valid { network: config.name.clone(), attachments: valid.to_vec() };
-    let _ = ask(&config.run_dir, &told, END_LIMIT, false);
+    let request = CniRequest::Collect { network: config.name.clone(), attachments: valid.to_vec() };
+    let _ = ask(&config.run_dir, &request, END_LIMIT, false);
     Ok(String::new())
 }
 
@@ -180,7 +185,7 @@ fn status(config: &Config) -> Result<String, Failure> {
         return Ok(String::new());
     }
     let limit = STATUS_LIMIT.min(config.timeout());
-    match ask(&config.run_dir, &Told::Ready, limit, true) {
+    match ask(&config.run_dir, &CniRequest::Status, limit, true) {
         Ok(()) => Ok(String::new()),
         Err(why) => Err(Failure::new(Code::NotAvailable, format!("no pod can start: {why}"))),
     }
