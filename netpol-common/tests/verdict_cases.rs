@@ -10,7 +10,7 @@ use netpol_common::layout::Reason;
 use netpol_common::packet::{
     ACK, ICMP, ICMPV6, Kind, Packet, RST, SCTP, SYN, TCP, UDP, set_tcp_flags,
 };
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, Known, Verdict};
+use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, FlowState, Verdict};
 use support::{AtomicTable, World, v4, v6};
 
 const ID: u16 = 7;
@@ -83,7 +83,7 @@ fn keep_takes_no_longer_way_for_flows_that_are_still_allowed() {
         assert!(passes(&world, &endpoint, IN, &tcp(SYN)));
         rejudge(&mut endpoint);
         assert!(passes(&world, &endpoint, IN, &tcp(ACK)));
-        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), Known::Yes);
+        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), FlowState::Allowed);
     });
 }
 
@@ -214,7 +214,7 @@ fn an_error_of_the_world_about_nothing_known_is_judged_like_any_other_packet() {
         assert!(!verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
         world.allow_all(1, 0);
         assert!(verdict::judge(&world, &endpoint, IN, &mut error, Some(&packet(UDP))).is_allowed);
-        assert_eq!(world.is_related(&endpoint, &packet(UDP)), Known::No);
+        assert_eq!(world.is_related(&endpoint, &packet(UDP)), FlowState::Unknown);
     });
 }
 
@@ -261,7 +261,7 @@ fn an_idle_connection_of_the_pods_passes_whoever_speaks_first() {
             assert!(!passes(&world, &endpoint, IN, &opening), "a new one of the other side's");
             assert!(passes(&world, &endpoint, IN, &midway));
             assert!(passes(&world, &endpoint, OUT, &midway));
-            assert_eq!(world.is_established(&endpoint, OUT, &midway), Known::Yes);
+            assert_eq!(world.is_established(&endpoint, OUT, &midway), FlowState::Allowed);
         });
     }
 }
@@ -292,7 +292,7 @@ fn a_connection_whose_opener_nobody_saw_is_cut_by_the_policies_of_either_end() {
                     assert!(passes(&world, &endpoint, first, &midway));
                     for next in [IN, OUT] {
                         assert!(passes(&world, &endpoint, next, &midway));
-                        assert_eq!(world.is_established(&endpoint, next, &midway), Known::Yes);
+                        assert_eq!(world.is_established(&endpoint, next, &midway), FlowState::Allowed);
                     }
                     rejudge(&mut endpoint);
                     assert!(passes(&world, &endpoint, OUT, &midway), "both still allow it");
@@ -366,11 +366,11 @@ fn a_reset_that_nobody_heeds_does_not_end_a_connection() {
             assert!(passes(&world, &endpoint, direction, &tcp(flags)));
         }
         world.clock.now += support::TIMEOUTS.tcp_other + 1;
-        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), Known::Yes);
+        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), FlowState::Allowed);
         // One that nothing comes after ends it.
         assert!(passes(&world, &endpoint, OUT, &tcp(RST)));
         world.clock.now += support::TIMEOUTS.tcp_other + 1;
-        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), Known::No);
+        assert_eq!(world.is_established(&endpoint, IN, &tcp(ACK)), FlowState::Unknown);
         rejudge(&mut endpoint);
         assert!(passes(&world, &endpoint, IN, &tcp(ACK)), "still the other side's");
     });

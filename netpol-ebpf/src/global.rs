@@ -8,7 +8,7 @@ use netpol_common::flow::{self, Inserted};
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::Packet;
 use netpol_common::verdict::{
-    self, Answers, Arrival, Endpoint, Judge, Known, Looked, Maps as _, Verdict,
+    self, Answers, Arrival, Endpoint, Judge, FlowState, FirstLook, Maps as _, Verdict,
 };
 
 use crate::maps::Kernel;
@@ -39,7 +39,7 @@ impl Judge for Kernel {
         arrival: Arrival,
         packet: &Packet,
         answers: Answers,
-    ) -> Looked {
+    ) -> FirstLook {
         if packet.local.family == 6 {
             v6::judge_in(endpoint, arrival, packet, answers)
         } else {
@@ -75,7 +75,7 @@ impl Judge for Kernel {
     }
 
     #[inline(always)]
-    fn is_related(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
+    fn is_related(&self, endpoint: &Endpoint, inner: &Packet) -> FlowState {
         let state = if inner.local.family == 6 {
             netpol_related6(endpoint, inner)
         } else {
@@ -236,7 +236,7 @@ macro_rules! family {
                 arrival: Arrival,
                 packet: &Packet,
                 answers: Answers,
-            ) -> Looked {
+            ) -> FirstLook {
                 let Answers { ingress, egress } = answers;
                 let word = $judge(endpoint, arrival_word(arrival), packet, ingress, egress);
                 verdict::unpack_looked(word)
@@ -317,10 +317,10 @@ fn arrival_of(word: u32) -> Arrival {
 
 /// The inverse of `known as u32`; an unknown number knows nothing.
 #[inline(always)]
-fn known_of(number: u32) -> Known {
+fn known_of(number: u32) -> FlowState {
     match number {
-        1 => Known::Yes,
-        2 => Known::Stamped,
-        _ => Known::No,
+        1 => FlowState::Allowed,
+        2 => FlowState::Stamped,
+        _ => FlowState::Unknown,
     }
 }

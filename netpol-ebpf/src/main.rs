@@ -34,7 +34,7 @@ use aya_ebpf::programs::TcContext;
 use netpol_common::flow;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::Packet;
-use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _};
+use netpol_common::verdict::{self, Arrival, Endpoint, FlowState, Maps as _};
 
 use crate::frame::Linear;
 use crate::maps::Kernel;
@@ -91,10 +91,10 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
         Direction::Ingress => look_ingress(skb, &mut seen),
         Direction::Egress => look_egress(skb, &mut seen),
     };
-    if known == Known::Yes as u32 {
+    if known == FlowState::Allowed as u32 {
         return ALLOW;
     }
-    if known == Known::Stamped as u32 {
+    if known == FlowState::Stamped as u32 {
         return if stamp::put(skb) { ALLOW } else { DENY };
     }
     if known == NOBODY {
@@ -113,7 +113,7 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
             // Towards a pod it passes.
             talk: |seen: &_| match direction {
                 Direction::Ingress => DENY,
-                Direction::Egress => slow::settle_talk(skb, seen, neighbour::judge(skb)),
+                Direction::Egress => slow::finish_neighbour(skb, seen, neighbour::judge(skb)),
             },
             settle: |seen: &_, verdict| slow::settle(skb, direction as u32, seen, verdict),
         },
@@ -130,7 +130,7 @@ pub struct PacketContext {
     pub packet: Packet,
 }
 
-/// Beside the values of [`Known`]: the interface belongs to no known endpoint.
+/// Beside the values of [`FlowState`]: the interface belongs to no known endpoint.
 const NOBODY: u32 = u32::MAX;
 /// Likewise: the frame came from a link-layer address that is not the pod's.
 const FORGED: u32 = u32::MAX - 1;
@@ -159,7 +159,7 @@ fn look_egress(skb: *mut __sk_buff, seen: &mut MaybeUninit<PacketContext>) -> u3
     known::<false>(skb, ifindex, endpoint, Arrival::egress(), seen)
 }
 
-/// What the flow table knows of a common packet, without a helper call: a value of [`Known`], or
+/// What the flow table knows of a common packet, without a helper call: a value of [`FlowState`], or
 /// [`PLAIN`], and then the packet is in `seen`. `RAW`: the device has no link-layer header.
 #[inline(always)]
 fn known<const RAW: bool>(
@@ -175,7 +175,7 @@ fn known<const RAW: bool>(
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows4(), kernel.clock());
         let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
-        if known as u32 == Known::No as u32 {
+        if known as u32 == FlowState::Unknown as u32 {
             flow::fetch::<_, { flow::KEY4 }>(kernel.flows4(), hash);
         }
         (known, packet)
@@ -184,14 +184,14 @@ fn known<const RAW: bool>(
         let hash = flow::hash(&key, kernel.secret());
         let (table, clock) = (kernel.flows6(), kernel.clock());
         let known = verdict::is_established(table, &key, hash, &endpoint, arrival, &packet, &clock);
-        if known as u32 == Known::No as u32 {
+        if known as u32 == FlowState::Unknown as u32 {
             flow::fetch::<_, { flow::KEY6 }>(kernel.flows6(), hash);
         }
         (known, packet)
     } else {
-        return Known::No as u32;
+        return FlowState::Unknown as u32;
     };
-    if known as u32 != Known::No as u32 {
+    if known as u32 != FlowState::Unknown as u32 {
         return known as u32;
     }
     seen.write(PacketContext { ifindex, endpoint, packet });

@@ -79,7 +79,7 @@ pub fn judge(
         if word == TALK {
             return (steps.talk)(seen);
         }
-        let code = (steps.settle)(seen, carry_out(seen, word));
+        let code = (steps.settle)(seen, apply_verdict(seen, word));
         if code != AGAIN {
             return code;
         }
@@ -147,7 +147,7 @@ pub fn judge_flow(skb: *mut __sk_buff, direction: u32, seen: &PacketContext) -> 
 /// Does what is to be done with what a pod says to its neighbours; `reason`: [`PASS`] or the number of
 /// a reason.
 #[inline(never)]
-pub fn settle_talk(skb: *mut __sk_buff, seen: &PacketContext, reason: u32) -> i32 {
+pub fn finish_neighbour(skb: *mut __sk_buff, seen: &PacketContext, reason: u32) -> i32 {
     if reason == PASS {
         return ALLOW;
     }
@@ -197,8 +197,8 @@ pub fn settle(skb: *mut __sk_buff, direction: u32, seen: &PacketContext, verdict
 
 /// Enters the packet's flow, or notes what became of it; the verdict and what that did to others.
 #[inline(never)]
-fn carry_out(seen: &PacketContext, verdict: u64) -> u64 {
-    verdict::carry_out(&Kernel, &seen.endpoint, &seen.packet, Verdict::unpack(verdict)).pack()
+fn apply_verdict(seen: &PacketContext, verdict: u64) -> u64 {
+    verdict::apply_verdict(&Kernel, &seen.endpoint, &seen.packet, Verdict::unpack(verdict)).pack()
 }
 
 /// Drops a packet, whatever it is, and says so: for one on an interface of no known endpoint, and

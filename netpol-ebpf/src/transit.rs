@@ -1,5 +1,5 @@
 //! The second look: stamped packets where they leave the node or enter a pod, with the destination
-//! that they were translated to. Judged as what the pod that sent them sends, by the same rules
+//! that they were translated to. PolicyVerdict as what the pod that sent them sends, by the same rules
 //! and in the same flow table. Must never touch a packet that is not stamped.
 
 use core::mem::MaybeUninit;
@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::Packet;
-use netpol_common::verdict::{self, Arrival, Endpoint, Known, Maps as _, Verdict};
+use netpol_common::verdict::{self, Arrival, Endpoint, FlowState, Maps as _, Verdict};
 
 use crate::maps::{self, Kernel};
 use crate::parse::{
@@ -33,7 +33,7 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
             return ALLOW;
         }
         let known = look::<RAW>(skb, ifindex, &endpoint, &mut seen);
-        if known == Known::Yes as u32 || known == Known::Stamped as u32 {
+        if known == FlowState::Allowed as u32 || known == FlowState::Stamped as u32 {
             stamp::clear(skb);
             return ALLOW;
         }

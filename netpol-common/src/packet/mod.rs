@@ -69,7 +69,7 @@ pub enum Kind {
     /// Belongs to a flow named by addresses, protocol and ports (ICMP echo: its id as both).
     #[default]
     Flow,
-    /// Judged on its own, never tracked (ICMP other than echo, timestamp, address mask).
+    /// PolicyVerdict on its own, never tracked (ICMP other than echo, timestamp, address mask).
     Stateless,
     /// An ICMP error; [`parse`] says what it is about, if that could be read.
     Error,

@@ -114,25 +114,25 @@ impl Then {
 /// What is known of the flow that a packet belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Known {
+pub enum FlowState {
     /// Nothing that lets it pass without another look.
-    No = 0,
+    Unknown = 0,
     /// It is allowed.
-    Yes = 1,
+    Allowed = 1,
     /// It is allowed so far, and what the pod sends in it is to be judged again, translated.
     Stamped = 2,
 }
 
-impl Known {
+impl FlowState {
     #[inline(always)]
     pub(super) const fn of(state: u64) -> Self {
-        if state & STAMPED != 0 { Self::Stamped } else { Self::Yes }
+        if state & STAMPED != 0 { Self::Stamped } else { Self::Allowed }
     }
 }
 
 /// What the policies say of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Judged {
+pub struct PolicyVerdict {
     pub(super) is_allowed: bool,
     /// Its packets are to be judged again, translated.
     pub(super) is_stamped: bool,
@@ -142,7 +142,7 @@ pub struct Judged {
     pub(super) class: u32,
 }
 
-impl Judged {
+impl PolicyVerdict {
     pub(super) const ALLOWED: Self =
         Self { is_allowed: true, is_stamped: false, is_undecidable: false, class: 0 };
     pub(super) const STAMPED: Self = Self { is_stamped: true, ..Self::ALLOWED };
@@ -182,7 +182,7 @@ impl Judged {
     }
 }
 
-/// What the policies said about one packet so far, by the direction of the flow: [`Judged::pack`]
+/// What the policies said about one packet so far, by the direction of the flow: [`PolicyVerdict::pack`]
 /// of it, zero where nobody asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Answers {
@@ -194,16 +194,16 @@ pub struct Answers {
 
 impl Answers {
     #[inline(always)]
-    pub(super) const fn get(self, direction: Direction) -> Result<Judged, Direction> {
+    pub(super) const fn get(self, direction: Direction) -> Result<PolicyVerdict, Direction> {
         let word = match direction {
             Direction::Ingress => self.ingress,
             Direction::Egress => self.egress,
         };
-        if word == 0 { Err(direction) } else { Ok(Judged::unpack(word)) }
+        if word == 0 { Err(direction) } else { Ok(PolicyVerdict::unpack(word)) }
     }
 
     #[inline(always)]
-    pub(super) const fn set(&mut self, direction: Direction, judged: Judged) {
+    pub(super) const fn set(&mut self, direction: Direction, judged: PolicyVerdict) {
         match direction {
             Direction::Ingress => self.ingress = judged.pack(),
             Direction::Egress => self.egress = judged.pack(),
@@ -212,11 +212,11 @@ impl Answers {
 }
 
 /// A verdict, or the direction that the policies have to be asked about first.
-pub type Looked = Result<Verdict, Direction>;
+pub type FirstLook = Result<Verdict, Direction>;
 
 /// In one word, see [`Verdict::pack`].
 #[inline(always)]
-pub const fn pack_looked(looked: Looked) -> u64 {
+pub const fn pack_looked(looked: FirstLook) -> u64 {
     match looked {
         Ok(verdict) => verdict.pack(),
         Err(Direction::Ingress) => ASKS,
@@ -226,7 +226,7 @@ pub const fn pack_looked(looked: Looked) -> u64 {
 
 /// The inverse of [`pack_looked`].
 #[inline(always)]
-pub fn unpack_looked(word: u64) -> Looked {
+pub fn unpack_looked(word: u64) -> FirstLook {
     match (word & ASKS != 0, word & ASKS_EGRESS != 0) {
         (false, _) => Ok(Verdict::unpack(word)),
         (true, false) => Err(Direction::Ingress),

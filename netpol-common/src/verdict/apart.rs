@@ -4,7 +4,7 @@
 use super::established::{is_older, stamp_bit};
 use super::policy::is_transit_ready;
 use super::tracked::judge_opened;
-use super::{Arrival, Endpoint, Judge, Known, Maps, Verdict};
+use super::{Arrival, Endpoint, Judge, FlowState, Maps, Verdict};
 use crate::flow;
 use crate::layout::Reason;
 use crate::neighbour::is_link_local;
@@ -51,8 +51,8 @@ pub fn judge_apart<J: Judge>(
         && (arrival.is_towards_pod() || packet.remote.is_same(&inner.remote))
     {
         let known = maps.is_related(endpoint, inner);
-        if known as u32 != Known::No as u32 {
-            let is_stamped = known as u32 == Known::Stamped as u32
+        if known as u32 != FlowState::Unknown as u32 {
+            let is_stamped = known as u32 == FlowState::Stamped as u32
                 && !arrival.is_towards_pod()
                 && !arrival.is_translated;
             return Verdict { is_stamped, ..Verdict::PASS };
@@ -172,14 +172,14 @@ pub fn judge_related<M: Maps + ?Sized>(
     endpoint: &Endpoint,
     inner: &Packet,
     state: u64,
-) -> Known {
+) -> FlowState {
     if state == 0 {
-        return Known::No;
+        return FlowState::Unknown;
     }
     if flow::epoch_of(state) == endpoint.epoch || maps.keeps_established() {
-        return Known::of(state);
+        return FlowState::of(state);
     }
     let ask = |direction| Ok(maps.judge_flow(endpoint, direction, false, inner));
-    let Ok(judged) = judge_opened(state, ask) else { return Known::No };
-    if judged.is_allowed { Known::of(stamp_bit(judged.is_stamped)) } else { Known::No }
+    let Ok(judged) = judge_opened(state, ask) else { return FlowState::Unknown };
+    if judged.is_allowed { FlowState::of(stamp_bit(judged.is_stamped)) } else { FlowState::Unknown }
 }

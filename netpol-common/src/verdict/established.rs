@@ -1,7 +1,7 @@
 //! The common case, a packet of a flow that is known, and what the flow table's bits say. Must never
 //! ask the policies: what they have not settled is somebody else's.
 
-use super::{Arrival, Endpoint, Known};
+use super::{Arrival, Endpoint, FlowState};
 use crate::flow::{self, Clock, Entry, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENER, STAMPED};
 use crate::layout::{Direction, EPOCH_MASK};
 use crate::packet::{FIN, Packet, SCTP, TCP};
@@ -17,26 +17,26 @@ pub fn is_established<T: flow::Table, const KEY: usize>(
     arrival: Arrival,
     packet: &Packet,
     clock: &Clock,
-) -> Known {
+) -> FlowState {
     // Who opens a flow a second time matters, and whether it is the node is not known here.
     if packet.is_opening {
-        return Known::No;
+        return FlowState::Unknown;
     }
-    let Some(entry) = flow::find(table, key, hash) else { return Known::No };
+    let Some(entry) = flow::find(table, key, hash) else { return FlowState::Unknown };
     // Nor, towards the pod, whether a packet of a flow that the node opened is the node's.
     let may_pose = is_nodes(entry.state) && arrival.is_towards_pod();
     if entry.epoch() != endpoint.epoch || entry.is_expired(clock) || may_pose {
-        return Known::No;
+        return FlowState::Unknown;
     }
     // What was to be translated has not been.
     if arrival.is_translated && entry.state & STAMPED != 0 {
-        return Known::No;
+        return FlowState::Unknown;
     }
     // What an answered flow has a claim to is settled elsewhere, once.
     if note(&entry, arrival, packet, clock) {
-        return Known::No;
+        return FlowState::Unknown;
     }
-    if arrival.is_towards_pod() { Known::Yes } else { Known::of(entry.state) }
+    if arrival.is_towards_pod() { FlowState::Allowed } else { FlowState::of(entry.state) }
 }
 
 /// Notes that the flow was seen, and what the packet says of it. Whether it is its first answer.

@@ -14,12 +14,12 @@ mod established;
 mod policy;
 mod tracked;
 
-pub use answer::{Answers, Judged, Known, Looked, Then, Verdict, pack_looked, unpack_looked};
+pub use answer::{Answers, PolicyVerdict, FlowState, FirstLook, Then, Verdict, pack_looked, unpack_looked};
 pub use apart::{has_flow, judge_apart, judge_refused, judge_related, related_state};
 pub use endpoint::{Arrival, Endpoint};
 pub use established::is_established;
 pub use policy::{ask_service, class_of, judge_flow, judge_flow_to, row_allows};
-pub use tracked::{bar, carry_out, judge_in, judge_tracked};
+pub use tracked::{bar, apply_verdict, judge_in, judge_tracked};
 
 use crate::flow::{self, Clock, Inserted};
 use crate::layout::{
@@ -74,7 +74,7 @@ pub trait Maps {
         direction: Direction,
         is_translated: bool,
         packet: &Packet,
-    ) -> Judged {
+    ) -> PolicyVerdict {
         judge_flow(self, endpoint, direction, is_translated, packet)
     }
     /// [`crate::layout::Control::flags`].
@@ -112,7 +112,7 @@ pub trait Judge: Maps {
         arrival: Arrival,
         packet: &Packet,
         answers: Answers,
-    ) -> Looked {
+    ) -> FirstLook {
         in_table!(self, endpoint, packet, |table, key| {
             judge_in(self, table, key, endpoint, arrival, packet, answers)
         })
@@ -141,7 +141,7 @@ pub trait Judge: Maps {
     }
 
     /// [`judge_related`] by what the table says of what an ICMP error quotes.
-    fn is_related(&self, endpoint: &Endpoint, inner: &Packet) -> Known {
+    fn is_related(&self, endpoint: &Endpoint, inner: &Packet) -> FlowState {
         let state = in_table!(self, endpoint, inner, |table, key| {
             related_state(self, table, key, endpoint)
         });
@@ -161,7 +161,7 @@ pub fn judge<J: Judge>(
 ) -> Verdict {
     if has_flow(maps, endpoint, arrival, packet) {
         let verdict = judge_tracked(maps, endpoint, arrival, packet);
-        return carry_out(maps, endpoint, packet, verdict);
+        return apply_verdict(maps, endpoint, packet, verdict);
     }
     judge_apart(maps, endpoint, arrival, packet, inner)
 }

@@ -1,7 +1,7 @@
 //! What the policies say: of a flow in the direction that it was opened in, of a class, of a Service.
 //! Must never look at the flow table.
 
-use super::{Endpoint, Judged, Maps, Policies};
+use super::{Endpoint, PolicyVerdict, Maps, Policies};
 use crate::layout::{Address, BlockKey, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
 use crate::neighbour::is_link_local;
 use crate::packet::Packet;
@@ -21,7 +21,7 @@ pub fn judge_flow<M: Maps + ?Sized>(
     direction: Direction,
     is_translated: bool,
     packet: &Packet,
-) -> Judged {
+) -> PolicyVerdict {
     let to_service = ask_service(maps, endpoint, direction, is_translated, packet);
     judge_flow_to(maps, endpoint, direction, is_translated, packet, to_service)
 }
@@ -59,7 +59,7 @@ pub fn judge_flow_to<M: Maps + ?Sized>(
     is_translated: bool,
     packet: &Packet,
     to_service: ToService,
-) -> Judged {
+) -> PolicyVerdict {
     let set = endpoint.set(direction);
     let is_egress = direction as u8 == Direction::Egress as u8;
     if let Some(judged) = judge_service(maps, set, is_translated, to_service) {
@@ -68,7 +68,7 @@ pub fn judge_flow_to<M: Maps + ?Sized>(
     // A pod always reaches itself, and knows what comes back by its own stamp: by the address alone
     // anybody could pass for it. (That the two are the same says it of nearly all such packets
     // without asking the table for all others.)
-    let to_itself = Judged { is_stamped: !is_translated, ..Judged::ALLOWED };
+    let to_itself = PolicyVerdict { is_stamped: !is_translated, ..PolicyVerdict::ALLOWED };
     // (From its link-local address it could be answered there, which nobody looks at on a link.)
     let is_to_itself =
         || is_egress && !is_link_local(&packet.local) && maps.owns(endpoint.id, &packet.remote);
@@ -76,19 +76,19 @@ pub fn judge_flow_to<M: Maps + ?Sized>(
         return to_itself;
     }
     if set == 0 {
-        return Judged::ALLOWED;
+        return PolicyVerdict::ALLOWED;
     }
     let port = if is_egress { packet.remote_port } else { packet.local_port };
     let class = maps.class_of(&packet.remote);
     let is_allowed = maps.row_allows(set, class, packet.protocol, port);
     if !is_allowed && is_to_itself() {
-        return Judged { class, ..to_itself };
+        return PolicyVerdict { class, ..to_itself };
     }
     if is_allowed && is_egress && !is_translated && maps.flags() & SERVICES_INCOMPLETE != 0 {
         // It may be a Service after all.
-        return Judged { class, ..Judged::stamped_if(is_transit_ready(maps)) };
+        return PolicyVerdict { class, ..PolicyVerdict::stamped_if(is_transit_ready(maps)) };
     }
-    Judged { is_allowed, class, ..Judged::DENIED }
+    PolicyVerdict { is_allowed, class, ..PolicyVerdict::DENIED }
 }
 
 /// What the policies say of a flow to a Service, if they need not look at the address.
@@ -98,26 +98,26 @@ fn judge_service<M: Maps + ?Sized>(
     set: u16,
     is_translated: bool,
     to_service: ToService,
-) -> Option<Judged> {
+) -> Option<PolicyVerdict> {
     match to_service {
         ToService::None => None,
         // Whoever translates it is another node, and none of those that it knows is denied.
         ToService::AllowedElsewhere | ToService::OwnElsewhere if is_translated => {
-            Some(Judged::ALLOWED)
+            Some(PolicyVerdict::ALLOWED)
         }
         // Nobody has translated it, and it is on its way to this very address, whoever stands
         // behind it by what is said of the Service: anybody may make a Service of any address.
         ToService::Allowed | ToService::Own | ToService::Empty if is_translated => None,
-        ToService::Mixed if is_translated => Some(Judged::UNDECIDABLE),
-        ToService::Own | ToService::OwnElsewhere if set == 0 => Some(Judged::STAMPED),
+        ToService::Mixed if is_translated => Some(PolicyVerdict::UNDECIDABLE),
+        ToService::Own | ToService::OwnElsewhere if set == 0 => Some(PolicyVerdict::STAMPED),
         // Whoever is not isolated is stamped to be recognised by itself, and for nothing else.
         _ if set == 0 => None,
-        ToService::Undecidable => Some(Judged::UNDECIDABLE),
-        ToService::Denied => Some(Judged::DENIED),
+        ToService::Undecidable => Some(PolicyVerdict::UNDECIDABLE),
+        ToService::Denied => Some(PolicyVerdict::DENIED),
         // Who it will be is decided elsewhere, also where all are allowed that are known here:
         // whoever translates may know of others, may go on with those that are gone, and may not
         // translate at all.
-        _ => Some(Judged::stamped_if(is_transit_ready(maps))),
+        _ => Some(PolicyVerdict::stamped_if(is_transit_ready(maps))),
     }
 }
 

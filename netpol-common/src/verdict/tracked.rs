@@ -6,7 +6,7 @@ use super::established::{
     barred_epoch, is_midway, is_nodes, is_older, may_be_pods, note, opener_bits, stamp_bit,
     starts_over,
 };
-use super::{Answers, Arrival, Endpoint, Judge, Judged, Looked, Maps, Then, Verdict};
+use super::{Answers, Arrival, Endpoint, Judge, PolicyVerdict, FirstLook, Maps, Then, Verdict};
 use crate::flow::{
     self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, STAMPED,
 };
@@ -15,7 +15,7 @@ use crate::packet::Packet;
 
 /// Judges a packet that has a flow. The flow table says which policies matter, and they are asked
 /// from here and not from there, because in the kernel either has little stack left. For the same
-/// reason what is left to do in the table is the caller's: [`carry_out`].
+/// reason what is left to do in the table is the caller's: [`apply_verdict`].
 #[inline(always)]
 pub fn judge_tracked<J: Judge>(
     maps: &J,
@@ -46,7 +46,7 @@ pub fn judge_tracked<J: Judge>(
 
 /// Does what is left to do once a packet was judged: enters its flow, or notes what became of it.
 #[inline(always)]
-pub fn carry_out<J: Judge>(
+pub fn apply_verdict<J: Judge>(
     maps: &J,
     endpoint: &Endpoint,
     packet: &Packet,
@@ -93,7 +93,7 @@ pub fn judge_in<M: Maps + ?Sized, T: flow::Table, const KEY: usize>(
     arrival: Arrival,
     packet: &Packet,
     answers: Answers,
-) -> Looked {
+) -> FirstLook {
     let opener = opener_bits(arrival.direction, arrival.is_from_node);
     let clock = maps.clock();
     let hash = flow::hash(key, maps.secret());
@@ -186,7 +186,7 @@ fn judge_known<M: Maps + ?Sized, B: flow::Bucket>(
     packet: &Packet,
     clock: &Clock,
     answers: Answers,
-) -> Looked {
+) -> FirstLook {
     let opener_bits = entry.state & OPENER;
     let mut is_stamped = entry.state & STAMPED != 0;
     let is_expired = entry.is_expired(clock);
@@ -234,7 +234,7 @@ fn judge_new<M: Maps + ?Sized>(
     packet: &Packet,
     is_new: bool,
     answers: Answers,
-) -> Looked {
+) -> FirstLook {
     let Arrival { direction, is_from_node, is_translated, .. } = arrival;
     if let Some(reason) = refuses_source(maps, endpoint, arrival, packet) {
         return Ok(Verdict::drop(reason, 0));
@@ -249,7 +249,7 @@ fn judge_new<M: Maps + ?Sized>(
     let judged = answers.get(direction)?;
     Ok(if judged.is_allowed {
         // The flow was noted where it began.
-        let Judged { is_stamped, class, .. } = judged;
+        let PolicyVerdict { is_stamped, class, .. } = judged;
         Verdict { is_noted: !is_translated, is_stamped, class, ..Verdict::PASS }
     } else {
         Verdict::drop(judged.reason(Reason::Policy), judged.class)
@@ -260,11 +260,11 @@ fn judge_new<M: Maps + ?Sized>(
 #[inline(always)]
 pub(super) fn judge_opened(
     state: u64,
-    ask: impl Fn(Direction) -> Result<Judged, Direction>,
-) -> Result<Judged, Direction> {
+    ask: impl Fn(Direction) -> Result<PolicyVerdict, Direction>,
+) -> Result<PolicyVerdict, Direction> {
     let opener = state & OPENER;
     if opener == OPENED_BY_NODE {
-        return Ok(Judged::ALLOWED);
+        return Ok(PolicyVerdict::ALLOWED);
     }
     if opener != 0 {
         let judged = ask(Direction::Ingress)?;

@@ -19,7 +19,7 @@ use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
 use netpol_common::service::{self, ToService};
 use netpol_common::verdict::{
-    self, Arrival, Endpoint, Judge, Known, Maps, Policies, Then, Verdict,
+    self, Arrival, Endpoint, Judge, FlowState, Maps, Policies, Then, Verdict,
 };
 
 /// A frame in memory.
@@ -270,10 +270,10 @@ impl<'a> World<'a> {
             && !packet.is_first_fragment;
         if is_common {
             match self.is_established(endpoint, arrival, packet) {
-                Known::No => {}
-                Known::Yes => return PASSES_UNNOTED,
+                FlowState::Unknown => {}
+                FlowState::Allowed => return PASSES_UNNOTED,
                 // Of the transit program's this is merely "yes".
-                Known::Stamped => {
+                FlowState::Stamped => {
                     return Verdict { is_stamped: !arrival.is_translated, ..PASSES_UNNOTED };
                 }
             }
@@ -282,7 +282,7 @@ impl<'a> World<'a> {
     }
 
     /// [`verdict::is_established`] in the table of the packet's family.
-    pub fn is_established(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> Known {
+    pub fn is_established(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> FlowState {
         let clock = &self.clock;
         if packet.local.family == 6 {
             let key = flow::key6(packet, endpoint.id);

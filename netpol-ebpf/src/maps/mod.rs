@@ -25,7 +25,7 @@ use netpol_common::layout::{
 };
 use netpol_common::packet::Packet;
 use netpol_common::service::{self, ToService};
-use netpol_common::verdict::{self, Endpoint, Judged, Maps};
+use netpol_common::verdict::{self, Endpoint, PolicyVerdict, Maps};
 
 use fragments::{fragment_ports, remember_fragment};
 use policies::{netpol_ask_backends, netpol_ask_service, netpol_judge_flow};
@@ -189,7 +189,7 @@ impl Maps for Kernel {
         direction: Direction,
         is_translated: bool,
         packet: &Packet,
-    ) -> Judged {
+    ) -> PolicyVerdict {
         let word = direction as u32 | u32::from(is_translated) << 1;
         // One after the other, so that their stacks do not add up; and a call that is known to be in
         // vain is none.
@@ -197,7 +197,7 @@ impl Maps for Kernel {
             Direction::Ingress => ToService::None as u32,
             Direction::Egress => netpol_ask_service(endpoint, word, packet),
         };
-        Judged::unpack(netpol_judge_flow(endpoint, word, packet, to_service))
+        PolicyVerdict::unpack(netpol_judge_flow(endpoint, word, packet, to_service))
     }
 
     #[inline(always)]

@@ -48,12 +48,12 @@ impl Compilation {
     /// Adds changes: policies wait for their turn.
     pub(crate) fn add(&mut self, changes: Vec<Change>) {
         let changes = self.turns.add(changes);
-        self.compiler.take_in(changes);
+        self.compiler.enqueue(changes);
     }
 
     /// Adds changes that wait for nothing.
     pub(crate) fn add_at_once(&mut self, changes: impl IntoIterator<Item = Change>) {
-        self.compiler.take_in(changes);
+        self.compiler.enqueue(changes);
     }
 
     /// Whether there is anything left to compile, or to tidy up.
@@ -65,7 +65,7 @@ impl Compilation {
     pub(crate) fn next_plan(&mut self) -> Plan {
         let Self { turns, compiler, .. } = self;
         let next = turns.next(|namespace| compiler.is_busy(namespace));
-        compiler.take_in(next);
+        compiler.enqueue(next);
         compiler.slice(SLICE)
     }
 

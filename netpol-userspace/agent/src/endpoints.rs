@@ -245,7 +245,7 @@ impl Endpoints {
         enforcement.hand_over(old_id, id, self);
         enforcement.set_addresses(id, new.ifindex, sandboxes.declared_for(new), self);
         self.set_holders(id, new, compiler);
-        compiler.take_out_endpoint(old_id);
+        compiler.enqueue_endpoint_removal(old_id);
     }
 
     /// Endpoints that the endpoint table had no room for move into it, as far as it has now. One
@@ -258,7 +258,7 @@ impl Endpoints {
             if let Some(endpoint) = endpoint.cloned() {
                 self.set_holders(new, &endpoint, compiler);
             }
-            compiler.take_out_endpoint(old);
+            compiler.enqueue_endpoint_removal(old);
         }
     }
 
@@ -292,7 +292,7 @@ impl Endpoints {
     /// Gives the compiler the pods that an endpoint may be, unless it has them.
     fn set_holders(&mut self, id: EndpointId, endpoint: &Endpoint, compiler: &mut Compiler) {
         if let Some(pods) = self.holders.uncompiled(id, endpoint) {
-            compiler.take_in_holders(id, endpoint.pod.clone(), pods);
+            compiler.enqueue_holders(id, endpoint.pod.clone(), pods);
         }
     }
 

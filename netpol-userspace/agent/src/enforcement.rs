@@ -180,7 +180,7 @@ impl Enforcement {
         // The kernel's entry first: the compiler's steps for it then find nothing to do.
         let result = self.datapath.remove_endpoint(id);
         self.record_result(None, result, names);
-        compiler.take_out_endpoint(id);
+        compiler.enqueue_endpoint_removal(id);
     }
 
     /// An endpoint's interface is another one's. What is attached stays, closed until the new entry

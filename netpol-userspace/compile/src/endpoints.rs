@@ -144,12 +144,12 @@ impl Compiler {
     /// judged by what was there before. If there are several, it may do nothing that the policies
     /// of one of them forbid; if there are none, nothing at all.
     pub fn set_holders(&mut self, id: EndpointId, name: ObjectName, pods: Vec<Pod>) -> Plan {
-        self.take_in_holders(id, name, pods);
+        self.enqueue_holders(id, name, pods);
         self.settle()
     }
 
-    /// Likewise, as with [`Compiler::take_in`].
-    pub fn take_in_holders(&mut self, id: EndpointId, name: ObjectName, pods: Vec<Pod>) {
+    /// Likewise, as with [`Compiler::enqueue`].
+    pub fn enqueue_holders(&mut self, id: EndpointId, name: ObjectName, pods: Vec<Pod>) {
         self.put_endpoints([(id, name, Some(pods))]);
     }
 
@@ -184,12 +184,12 @@ impl Compiler {
     /// The endpoint is gone: call this after the datapath stopped using it, because the plan
     /// removes the rows that only it needed.
     pub fn remove_endpoint(&mut self, id: EndpointId) -> Plan {
-        self.take_out_endpoint(id);
+        self.enqueue_endpoint_removal(id);
         self.settle()
     }
 
-    /// Likewise, as with [`Compiler::take_in`].
-    pub fn take_out_endpoint(&mut self, id: EndpointId) {
+    /// Likewise, as with [`Compiler::enqueue`].
+    pub fn enqueue_endpoint_removal(&mut self, id: EndpointId) {
         let Some(endpoint) = self.endpoints.remove(&id) else { return };
         self.unlist_endpoint(id, &endpoint);
         self.forget_work(id);

@@ -80,7 +80,7 @@ pub struct Compiler {
     reserved_sets: Vec<u16>,
     /// How much of what policies say is taken into account.
     shares: admission::Shares,
-    /// What [`Compiler::take_in`] touched.
+    /// What [`Compiler::enqueue`] touched.
     taken_in: Dirty,
     /// What is under way.
     jobs: BTreeMap<JobOwner, Job>,
@@ -213,7 +213,7 @@ impl Compiler {
 
     /// Stores changes whose consequences can wait: they are in the plan of the next call that
     /// gives one, or in slices ([`Compiler::slice`]).
-    pub fn take_in(&mut self, changes: impl IntoIterator<Item = Change>) {
+    pub fn enqueue(&mut self, changes: impl IntoIterator<Item = Change>) {
         let mut dirty = std::mem::take(&mut self.taken_in);
         for change in changes {
             self.note(change, &mut dirty);
@@ -231,19 +231,19 @@ impl Compiler {
     /// steps a verdict may also be that of the old policies on the new pods, as if the changes of
     /// pods had come first.
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> Plan {
-        self.take_in(changes);
+        self.enqueue(changes);
         self.settle()
     }
 
     /// From now on the node itself has these addresses. What a Service leads to there is received
     /// by the node without leaving it by an interface.
     pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Plan {
-        self.take_in_node_addresses(addresses);
+        self.enqueue_node_addresses(addresses);
         self.settle()
     }
 
-    /// Likewise, as with [`Compiler::take_in`].
-    pub fn take_in_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+    /// Likewise, as with [`Compiler::enqueue`].
+    pub fn enqueue_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         self.engine.services.set_node_addresses(addresses);
     }
 
@@ -380,7 +380,7 @@ impl Compiler {
         if self.free_numbers() { self.settle() } else { Plan::new() }
     }
 
-    /// Likewise; what waited for one is worked off as with [`Compiler::take_in`]. Returns whether
+    /// Likewise; what waited for one is worked off as with [`Compiler::enqueue`]. Returns whether
     /// anything did.
     pub fn free_numbers(&mut self) -> bool {
         let Engine { sets, classes, unnumbered, .. } = &mut self.engine;

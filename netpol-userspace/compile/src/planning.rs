@@ -33,7 +33,7 @@ const MOST_WAITS: u32 = 8;
 const MOST_UNUSED: usize = 4;
 
 impl Compiler {
-    /// Works off what was touched, also by [`Compiler::take_in`].
+    /// Works off what was touched, also by [`Compiler::enqueue`].
     pub(super) fn settle(&mut self) -> Plan {
         self.retry_unnumbered();
         self.share_out();

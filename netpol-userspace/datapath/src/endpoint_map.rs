@@ -21,7 +21,7 @@ pub(crate) struct EndpointMap(Arc<Mapped>);
 
 /// What an entry says of whom it judges how.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Judged {
+pub(crate) struct EntryWords {
     /// Its policy sets.
     pub(crate) sets: EndpointSets,
     /// Its flows' epoch.
@@ -58,7 +58,7 @@ impl EndpointMap {
     }
 
     /// What an entry says.
-    pub(crate) fn judged(&self, slot: usize) -> Judged {
+    pub(crate) fn judged(&self, slot: usize) -> EntryWords {
         judged(&self.0, slot)
     }
 
@@ -115,9 +115,9 @@ pub(crate) fn identities(map: &Mapped) -> impl Iterator<Item = (usize, u32, Endp
 
 /// What the entry in this slot of the map says.
 #[expect(clippy::cast_possible_truncation, reason = "parts of words")]
-pub(crate) fn judged(map: &Mapped, slot: usize) -> Judged {
+pub(crate) fn judged(map: &Mapped, slot: usize) -> EntryWords {
     let policy = map.load(slot, POLICY);
-    Judged {
+    EntryWords {
         sets: EndpointSets { ingress: SetId((policy >> 16) as u16), egress: SetId(policy as u16) },
         epoch: (policy >> 32) as u32 & EPOCH_MASK,
         born: map.load(slot, BORN) as u32,

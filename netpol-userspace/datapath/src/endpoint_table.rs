@@ -17,7 +17,7 @@ use netpol_endpoint::{PodNetns, sockets};
 use super::attachments::Guarding;
 use super::control::ControlEntry;
 use super::counters::CounterTable;
-use super::endpoint_map::{EndpointMap, Judged};
+use super::endpoint_map::{EndpointMap, EntryWords};
 use super::error::DatapathError;
 use super::flow_tables::FlowTables;
 use super::limits::Limits;
@@ -231,7 +231,7 @@ impl EndpointTable {
             was_declared: false,
         };
         if let Some(slot) = slot {
-            let Judged { sets, epoch, born } = self.entries.judged(slot);
+            let EntryWords { sets, epoch, born } = self.entries.judged(slot);
             (endpoint.sets, endpoint.epoch, endpoint.born) = (sets, epoch, born);
             endpoint.addresses = self.own_addresses.of(id);
             return Ok(endpoint);

@@ -11,7 +11,7 @@ use netpol_common::layout::{Address, EPOCH_MASK, N_COUNTERS, Reason};
 
 pub use super::clock::clock;
 use super::clock::jiffies_per_second;
-use super::endpoint_map::{self, Judged};
+use super::endpoint_map::{self, EntryWords};
 use super::error::DatapathError;
 pub use super::keys::ip_of;
 use super::maps::Maps;
@@ -68,7 +68,7 @@ pub struct EndpointEntry {
 /// Endpoints with programs attached.
 pub fn endpoints(maps: &Maps) -> Vec<EndpointEntry> {
     let entries = endpoint_map::identities(&maps.endpoints).map(|(slot, ifindex, id)| {
-        let Judged { sets, epoch, born } = endpoint_map::judged(&maps.endpoints, slot);
+        let EntryWords { sets, epoch, born } = endpoint_map::judged(&maps.endpoints, slot);
         EndpointEntry {
             ifindex,
             id: id.0,

@@ -60,11 +60,11 @@ fn finish(compiler: &mut Compiler) {
 fn rows_of_a_set_that_died() {
     for at in 0..80 {
         let mut compiler = two();
-        compiler.take_in([put("x/p", &blocks(20, 2_000))]);
+        compiler.enqueue([put("x/p", &blocks(20, 2_000))]);
         for _ in 0..at {
             compiler.slice(100);
         }
-        compiler.take_out_endpoint(X);
+        compiler.enqueue_endpoint_removal(X);
         finish(&mut compiler);
     }
 }
@@ -73,7 +73,7 @@ fn rows_of_a_set_that_died() {
 #[test]
 fn what_is_much_is_looked_at_a_part_at_a_time() {
     let mut compiler = two();
-    compiler.take_in([put("x/p", &blocks(20, 6_000)), put("x/q", &blocks(21, 6_000))]);
+    compiler.enqueue([put("x/p", &blocks(20, 6_000)), put("x/q", &blocks(21, 6_000))]);
     let mut n_seen = 0;
     for n_slices in 1.. {
         compiler.slice(100);
@@ -95,14 +95,14 @@ fn what_is_much_is_looked_at_a_part_at_a_time() {
 fn what_is_gathered_for_an_endpoint_that_goes() {
     for at in 0..40 {
         let mut compiler = two().with_sets_gathered_from(0);
-        compiler.take_in([
+        compiler.enqueue([
             put("x/p", &blocks(20, 300)),
             put("x/q", &[except("20.0.0.0/8", "20.0.1.0/24")]),
         ]);
         for _ in 0..at {
             compiler.slice(30);
         }
-        compiler.take_out_endpoint(X);
+        compiler.enqueue_endpoint_removal(X);
         finish(&mut compiler);
         assert_eq!((compiler.size().atoms, compiler.tables().classes.len()), (0, 0), "after {at}");
     }
@@ -114,11 +114,11 @@ fn what_is_edited_while_it_is_gathered() {
     for at in 0..40 {
         let mut compiler = two().with_sets_gathered_from(0).with_sets_edited_from(0);
         compiler.apply_all([put("x/p", &blocks(30, 5)), put("x/q", &blocks(31, 5))]);
-        compiler.take_in([put("x/p", &blocks(20, 200)), put("x/q", &blocks(21, 200))]);
+        compiler.enqueue([put("x/p", &blocks(20, 200)), put("x/q", &blocks(21, 200))]);
         for _ in 0..at {
             compiler.slice(30);
         }
-        compiler.take_in([put("x/p", &blocks(22, 200)), put("x/q", &blocks(23, 200))]);
+        compiler.enqueue([put("x/p", &blocks(22, 200)), put("x/q", &blocks(23, 200))]);
         let allowed = |compiler: &Compiler| {
             [30, 31, 20, 21, 22, 23].map(|net| in_from(compiler, X, &format!("{net}.0.3.1")))
         };
@@ -138,11 +138,11 @@ fn what_is_gathered_is_the_set_that_is_there() {
     let mut compiler = two();
     compiler.apply_all([put("x/p", &blocks(20, 6_000))]);
     let n_sets = compiler.size().sets;
-    compiler.take_in([put("y/p", &blocks(20, 6_000))]);
+    compiler.enqueue([put("y/p", &blocks(20, 6_000))]);
     finish(&mut compiler);
     assert_eq!(compiler.endpoint_sets(X), compiler.endpoint_sets(Y));
     assert_eq!((compiler.size().sets, compiler.size().atoms), (n_sets, 6_000));
-    compiler.take_in([Change::PolicyGone(name("x/p")), Change::PolicyGone(name("y/p"))]);
+    compiler.enqueue([Change::PolicyGone(name("x/p")), Change::PolicyGone(name("y/p"))]);
     finish(&mut compiler);
     assert_eq!((compiler.size().sets, compiler.size().atoms), (1, 0));
 }
@@ -156,12 +156,12 @@ fn an_except_that_is_pending() {
     let mut list = blocks(30, 1_000);
     list.push(block("30.0.0.0/7"));
     list.push(block("30.0.0.0/8"));
-    compiler.take_in([put("y/p", &list)]);
+    compiler.enqueue([put("y/p", &list)]);
     compiler.slice(100);
     // X's set is edited in place.
     let mut list = blocks(21, 10);
     list.push(except("30.0.0.0/8", "30.200.0.0/16"));
-    compiler.take_in([put("x/q", &list)]);
+    compiler.enqueue([put("x/q", &list)]);
     while compiler.has_work() {
         compiler.slice(10);
         assert!(!in_from(&compiler, X, "30.200.1.1"), "neither before nor after");
@@ -174,9 +174,9 @@ fn an_except_that_is_pending() {
 fn a_set_under_way_that_another_wants() {
     let mut compiler = two().with_sets_edited_from(0);
     compiler.apply_all([put("x/p", &blocks(20, 300)), put("x/q", &blocks(21, 3_000))]);
-    compiler.take_in([Change::PolicyGone(name("x/q"))]);
+    compiler.enqueue([Change::PolicyGone(name("x/q"))]);
     compiler.slice(10);
-    compiler.take_in([put("y/p", &blocks(20, 300))]);
+    compiler.enqueue([put("y/p", &blocks(20, 300))]);
     compiler.slice(10);
     let mut was_closed = false;
     while compiler.has_work() {
@@ -203,9 +203,9 @@ fn a_pod_that_loses_its_labels() {
     // Holds 10.0.0.3, and what else is there.
     let mut list = hosts(1, 4_000);
     list.push(block("10.0.0.0/8"));
-    compiler.take_in([put("x/q", &list)]);
+    compiler.enqueue([put("x/q", &list)]);
     compiler.slice(100);
-    compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+    compiler.enqueue([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
     let mut n = 0;
     while in_from(&compiler, Y, "10.0.0.3") {
         compiler.slice(100);
@@ -221,9 +221,9 @@ fn a_block_that_is_revoked() {
     compiler.apply_all([put("x/p", &blocks(20, 5_000)), put("y/p", &blocks(30, 3))]);
     let mut list = blocks(22, 4_000);
     list.push(block("30.0.0.0/8"));
-    compiler.take_in([put("x/q", &list)]);
+    compiler.enqueue([put("x/q", &list)]);
     compiler.slice(100);
-    compiler.take_in([put("y/p", &blocks(30, 2))]);
+    compiler.enqueue([put("y/p", &blocks(30, 2))]);
     let mut n = 0;
     while in_from(&compiler, Y, "30.0.2.1") {
         compiler.slice(100);
@@ -261,11 +261,11 @@ fn slices_of_two_who_always_write(late: usize, at: usize) -> usize {
                 let net = if who == "w" { 1 } else { 3 };
                 let mut list = hosts((net + n_jobs % 4 / 2) as u8, 40);
                 list.push(except("10.0.0.0/8", &format!("10.200.{}.0/24", n_jobs % 200)));
-                compiler.take_in([put(&format!("{who}/q"), &list)]);
+                compiler.enqueue([put(&format!("{who}/q"), &list)]);
             }
         }
         if n == at {
-            compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+            compiler.enqueue([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
             is_gone = true;
         }
         compiler.slice(10);
@@ -292,14 +292,14 @@ fn role(name: &str, address: &str, n: usize) -> Change {
 fn what_there_was_at_a_mark_is_done_while_others_go_on() {
     let mut compiler = two();
     compiler.apply_all([friends("y/p")]);
-    compiler.take_in([put("x/p", &blocks(20, 2_000))]);
+    compiler.enqueue([put("x/p", &blocks(20, 2_000))]);
     compiler.slice(100);
-    compiler.take_in([put("y/q", &blocks(30, 3)), role("y/c", "10.0.0.3", 1)]);
+    compiler.enqueue([put("y/q", &blocks(30, 3)), role("y/c", "10.0.0.3", 1)]);
     let mark = compiler.mark();
     let mut n = 0;
     while !compiler.has_done(&mark) {
         n += 1;
-        compiler.take_in([put("x/p", &blocks(20, 2_000 + n)), role("y/d", "10.0.0.4", n)]);
+        compiler.enqueue([put("x/p", &blocks(20, 2_000 + n)), role("y/d", "10.0.0.4", n)]);
         compiler.slice(100);
         assert!(n < 200, "never done");
     }
@@ -312,9 +312,9 @@ fn what_there_was_at_a_mark_is_done_while_others_go_on() {
 fn pods_that_always_change_keep_no_policy_waiting() {
     let mut compiler = two();
     compiler.apply_all([friends("y/p")]);
-    compiler.take_in([put("x/p", &blocks(20, 500))]);
+    compiler.enqueue([put("x/p", &blocks(20, 500))]);
     for n in 0.. {
-        compiler.take_in([role("y/c", "10.0.0.3", n)]);
+        compiler.enqueue([role("y/c", "10.0.0.3", n)]);
         compiler.slice(100);
         if in_from(&compiler, X, "20.1.249.1") {
             break;
@@ -328,8 +328,8 @@ fn pods_that_always_change_keep_no_policy_waiting() {
 fn a_new_pod_is_settled_while_others_change() {
     let mut compiler = two();
     compiler.apply_all([friends("y/p")]);
-    compiler.take_in([put("x/p", &blocks(20, 2_000))]);
-    compiler.take_in([role("y/new", "10.0.0.9", 0)]);
+    compiler.enqueue([put("x/p", &blocks(20, 2_000))]);
+    compiler.enqueue([role("y/new", "10.0.0.9", 0)]);
     let is_settled = |compiler: &Compiler| {
         compiler.is_pod_settled(compiler.cluster().pod(&name("y/new")).expect("it is known"))
     };
@@ -337,7 +337,7 @@ fn a_new_pod_is_settled_while_others_change() {
     let mut n = 0;
     while !is_settled(&compiler) {
         n += 1;
-        compiler.take_in([role("z/other", "10.0.0.4", n)]);
+        compiler.enqueue([role("z/other", "10.0.0.4", n)]);
         compiler.slice(10);
         assert!(n < 10, "it waits for others");
     }
@@ -349,7 +349,7 @@ fn a_new_pod_is_settled_while_others_change() {
 fn after_everybodys_turn(pod: Change) -> Compiler {
     let mut compiler = two();
     compiler.apply_all([friends("y/p")]);
-    compiler.take_in([pod]);
+    compiler.enqueue([pod]);
     while compiler.is_behind() {
         compiler.slice(100);
     }
@@ -360,8 +360,8 @@ fn after_everybodys_turn(pod: Change) -> Compiler {
 #[test]
 fn a_mark_passes_whoever_has_done_what_there_was() {
     let mut compiler = after_everybodys_turn(role("y/c", "10.0.0.3", 1));
-    compiler.take_in_node_addresses(["10.9.9.9".parse().expect("an address")].into());
-    compiler.take_in([put("x/p", &blocks(20, 3))]);
+    compiler.enqueue_node_addresses(["10.9.9.9".parse().expect("an address")].into());
+    compiler.enqueue([put("x/p", &blocks(20, 3))]);
     let mark = compiler.mark();
     finish(&mut compiler);
     assert!(compiler.has_done(&mark), "there is nothing left to do");
@@ -374,11 +374,11 @@ const FROM_ROLES: &str = r#"{"namespaceSelector": {}, "podSelector": {"matchLabe
 fn a_pod_that_changes_just_before_somebody_writes_about_it() {
     let mut compiler = after_everybodys_turn(role("y/d", "10.0.0.4", 1));
     assert!(in_from(&compiler, Y, "10.0.0.3"));
-    compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+    compiler.enqueue([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
     let mark = compiler.mark();
     let mut list = hosts(1, 4_000);
     list.push(format!(r#"{FROM_ROLES}"none"}}}}}}"#));
-    compiler.take_in([put("x/q", &list)]);
+    compiler.enqueue([put("x/q", &list)]);
     let mut n = 0;
     while in_from(&compiler, Y, "10.0.0.3") {
         compiler.slice(100);
@@ -397,11 +397,11 @@ fn a_pod_that_changes_while_something_about_it_is_gathered() {
         assert!(in_from(&compiler, Y, "10.0.0.3"));
         let mut list = hosts(1, 400);
         list.push(format!(r#"{FROM_ROLES}"none"}}}}}}"#));
-        compiler.take_in([put("x/q", &list)]);
+        compiler.enqueue([put("x/q", &list)]);
         for _ in 0..at {
             compiler.slice(100);
         }
-        compiler.take_in([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
+        compiler.enqueue([put_pod(&pod("y/c", "role=none", "10.0.0.3", ""))]);
         let mark = compiler.mark();
         let is_settled = |compiler: &Compiler| {
             compiler.is_pod_settled(compiler.cluster().pod(&name("y/c")).expect("it is known"))
@@ -434,14 +434,14 @@ fn a_port_name_that_is_forgotten_and_wanted_again() {
             judge(compiler, endpoint.0, Direction::Egress, &format!("10.1.0.{i}"), "tcp:8080")
         };
         assert!((0..20).all(|i| allows(&compiler, X, i)));
-        compiler.take_in([Change::PolicyGone(name("x/p"))]);
+        compiler.enqueue([Change::PolicyGone(name("x/p"))]);
         for _ in 0..at {
             compiler.slice(3);
         }
-        compiler.take_in([put_policy(&policy("y/p", to_web))]);
+        compiler.enqueue([put_policy(&policy("y/p", to_web))]);
         finish(&mut compiler);
         assert!((0..20).all(|i| allows(&compiler, Y, i)), "after {at} slices");
-        compiler.take_in([Change::PolicyGone(name("y/p"))]);
+        compiler.enqueue([Change::PolicyGone(name("y/p"))]);
         finish(&mut compiler);
         assert_eq!(compiler.classes_in_use().count(), 0, "after {at} slices");
     }
@@ -457,8 +457,8 @@ fn an_endpoint_that_is_put_twice_is_told_once() {
         Change::Pod(pod) => vec![pod],
         _ => Vec::new(),
     };
-    compiler.take_in_holders(new, name("y/c"), its());
-    compiler.take_in_holders(new, name("y/c"), its());
+    compiler.enqueue_holders(new, name("y/c"), its());
+    compiler.enqueue_holders(new, name("y/c"), its());
     while compiler.has_work() {
         for step in compiler.slice(100) {
             tables.take_step(&step).expect("it fits");
@@ -488,7 +488,7 @@ fn what_nobody_uses_does_not_grow_without_end() {
                 *is_there = !*is_there;
                 let id = format!("n{i}/p");
                 let net = u8::try_from(20 + i).expect("small");
-                compiler.take_in([match *is_there {
+                compiler.enqueue([match *is_there {
                     true => put(&id, &blocks(net, 200)),
                     false => Change::PolicyGone(name(&id)),
                 }]);
@@ -515,9 +515,9 @@ fn a_set_that_another_makes_ready_among_many() {
     let many = format!(
         r#"{{"podSelector": {{"matchLabels": {{"role": "big"}}}}, "ingress": [{{"from": [{many}]}}]}}"#
     );
-    compiler.take_in([put_policy(&policy("x/few", few)), put_policy(&policy("x/many", &many))]);
+    compiler.enqueue([put_policy(&policy("x/few", few)), put_policy(&policy("x/many", &many))]);
     compiler.slice(100);
-    compiler.take_in([put_policy(&policy("y/few", few))]);
+    compiler.enqueue([put_policy(&policy("y/few", few))]);
     let mut n = 0;
     while compiler.is_busy("y") {
         compiler.slice(100);
@@ -534,7 +534,7 @@ fn rows_of_a_wide_block_come_in_slices() {
     compiler.apply_all([put("x/p", &blocks(20, 5_000)), put("x/q", &[block("20.0.0.0/7")])]);
     let ports = r#"{"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "20.0.0.0/7"}}],
         "ports": [{"protocol": "TCP", "port": 80}]}]}"#;
-    compiler.take_in([put_policy(&policy("y/p", ports))]);
+    compiler.enqueue([put_policy(&policy("y/p", ports))]);
     while compiler.has_work() {
         let n = compiler.slice(100).len();
         assert!(n < 1_000, "{n} steps in a slice of 100");
@@ -552,11 +552,11 @@ fn an_edit_while_numbers_have_run_out() {
     ]);
     compiler.set_endpoints([(X, name("x/a")), (Y, name("y/b"))]);
     compiler.apply_all([put("y/p", &blocks(30, 3))]);
-    compiler.take_in([put("x/p", &blocks(20, 3))]);
+    compiler.enqueue([put("x/p", &blocks(20, 3))]);
     finish(&mut compiler);
     let closed = compiler.endpoint_sets(X);
     assert!(!in_from(&compiler, X, "20.0.0.1") && compiler.is_restricted(X));
-    compiler.take_in([put("x/q", &blocks(30, 3))]);
+    compiler.enqueue([put("x/q", &blocks(30, 3))]);
     finish(&mut compiler);
     assert_eq!(compiler.endpoint_sets(X), closed, "a part of what its policies allow");
 }

@@ -270,7 +270,7 @@ fn a_restart_finds_the_same_numbers_whatever_is_read_first() {
         let mut after = Compiler::new();
         after.adopt(&before.export_ids());
         for object in &objects[..n_first] {
-            after.take_in([object.clone()]);
+            after.enqueue([object.clone()]);
         }
         after.apply_all(objects[n_first..].to_vec());
         after.set_endpoint(TWO, name("x/a2"));

@@ -225,7 +225,7 @@ impl Run {
                 }
                 self.remove(id);
                 let name = convert::object_name(&object.metadata);
-                self.compiler.take_in_holders(id, name, last_seen);
+                self.compiler.enqueue_holders(id, name, last_seen);
                 self.endpoints.insert(id, pod);
             }
             1 if rng.chance(30) => self.remove(id),
@@ -233,7 +233,7 @@ impl Run {
             _ => {
                 let before = self.world.clone();
                 let event = self.world.step(rng);
-                self.compiler.take_in([change(&event)]);
+                self.compiler.enqueue([change(&event)]);
                 // One that ends, or is another one, is judged as it was, which the reference is not.
                 let seen = |world: &World, pod: &String| {
                     let pod = convert::pod(world.pods.get(pod)?).0;
@@ -254,7 +254,7 @@ impl Run {
     fn remove(&mut self, id: EndpointId) {
         if self.endpoints.remove(&id).is_some() {
             self.tables.endpoints.remove(&id);
-            self.compiler.take_out_endpoint(id);
+            self.compiler.enqueue_endpoint_removal(id);
         }
     }
 

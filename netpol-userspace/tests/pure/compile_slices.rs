@@ -163,7 +163,7 @@ impl Run {
             Action::Events(events) => {
                 let before = self.world.clone();
                 events.iter().for_each(|event| self.world.apply(event));
-                self.compiler.take_in(events.iter().map(change));
+                self.compiler.enqueue(events.iter().map(change));
                 self.since.push(self.world.clone());
                 self.marks.push(self.compiler.mark());
                 self.references.clear();
@@ -187,7 +187,7 @@ impl Run {
                 self.remove(*id);
                 self.endpoints.insert(*id, pod.clone());
                 let name = convert::object_name(&object.metadata);
-                self.compiler.take_in_holders(*id, name, vec![convert::pod(&object).0]);
+                self.compiler.enqueue_holders(*id, name, vec![convert::pod(&object).0]);
                 Ok(())
             }
             Action::RemoveEndpoint(id) => {
@@ -208,7 +208,7 @@ impl Run {
     fn remove(&mut self, id: EndpointId) {
         if self.endpoints.remove(&id).is_some() {
             self.datapath.endpoints.remove(&id);
-            self.compiler.take_out_endpoint(id);
+            self.compiler.enqueue_endpoint_removal(id);
         }
     }
 
@@ -469,10 +469,10 @@ fn what_others_change_is_in_force_long_before_what_takes_long() {
     };
     let friends = r#"{"podSelector": {}, "ingress": [{"from": [{"podSelector":
         {"matchLabels": {"role": "friend"}}}]}]}"#;
-    compiler.take_in([crowd("bulk", "large", 5_000)]);
+    compiler.enqueue([crowd("bulk", "large", 5_000)]);
     compiler.slice(100);
     assert!(compiler.is_busy("bulk") && !compiler.is_busy("other"));
-    compiler.take_in([put_policy(&policy("other/small", friends))]);
+    compiler.enqueue([put_policy(&policy("other/small", friends))]);
     assert!(compiler.is_busy("other"));
     assert!(slices_until(&mut compiler, |t| from(t, OTHER, "10.0.0.3")) < 5);
     let under_way = compiler.under_way();
@@ -480,17 +480,17 @@ fn what_others_change_is_in_force_long_before_what_takes_long() {
     assert_eq!(bulk.namespace.as_deref(), Some("bulk"));
     assert!(bulk.done > 0 && bulk.done < bulk.all, "{bulk:?}");
     // A pod that changes.
-    compiler.take_in([put_pod(&pod("other/c", "role=none", "10.0.0.3", ""))]);
+    compiler.enqueue([put_pod(&pod("other/c", "role=none", "10.0.0.3", ""))]);
     assert!(slices_until(&mut compiler, |t| !from(t, OTHER, "10.0.0.3")) < 5);
     // A new one.
     let new = EndpointId(3);
-    compiler.take_in([put_pod(&pod("other/new", "", "10.0.0.4", ""))]);
+    compiler.enqueue([put_pod(&pod("other/new", "", "10.0.0.4", ""))]);
     let (named, _) = convert::pod(&pod("other/new", "", "10.0.0.4", ""));
-    compiler.take_in_holders(new, ObjectName::new("other", "new"), vec![named]);
+    compiler.enqueue_holders(new, ObjectName::new("other", "new"), vec![named]);
     let is_closed = |t: &Tables| t.endpoints.contains_key(&new) && !from(t, new, "10.0.0.1");
     assert!(slices_until(&mut compiler, is_closed) < 5);
     // A policy that is deleted.
-    compiler.take_in([Change::PolicyGone(ObjectName::new("other", "small"))]);
+    compiler.enqueue([Change::PolicyGone(ObjectName::new("other", "small"))]);
     assert!(slices_until(&mut compiler, |t| from(t, OTHER, "10.0.0.3")) < 5);
     assert!(!from(&compiler.tables(), BULK, "20.19.249.1"), "the large one is under way still");
     assert!(slices_until(&mut compiler, |t| from(t, BULK, "20.19.249.1")) > 30);
@@ -499,7 +499,7 @@ fn what_others_change_is_in_force_long_before_what_takes_long() {
 #[test]
 fn policies_that_were_taken_in_together_are_in_force_together() {
     let mut compiler = two_namespaces();
-    compiler.take_in([crowd("bulk", "large", 2_000), crowd("bulk", "larger", 3_000)]);
+    compiler.enqueue([crowd("bulk", "large", 2_000), crowd("bulk", "larger", 3_000)]);
     while compiler.has_work() {
         let plan = compiler.slice(100);
         let n_switches = plan.iter().filter(|step| matches!(step, Step::SetEndpoint(..))).count();

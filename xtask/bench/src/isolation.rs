@@ -142,7 +142,7 @@ async fn end(mut child: Child) -> Result<()> {
 ///
 /// # Errors
 /// Something cannot be mounted.
-pub fn settle_in() -> Result<()> {
+pub fn enter_namespaces() -> Result<()> {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);
         std::process::exit(1);

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &Args) -> Result<ExitCode> {
-    isolation::settle_in()?;
+    isolation::enter_namespaces()?;
     let options = Options { is_quick: args.quick };
     let report = match args.subject {
         Subject::Datapath => datapath::run(&options),

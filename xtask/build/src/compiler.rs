@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use netpol_debian::Arch;
 use netpol_run::{self as run, Workspace};
-use netpol_setup::{PACKAGED_CARGO, PACKAGED_RUSTC, Way, other, way};
+use netpol_setup::{PACKAGED_CARGO, PACKAGED_RUSTC, LibrarySource, other, way};
 
 /// A compiler that is ready for a processor.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub struct Compiler {
     /// `None`: this machine's, without being named, so that everything goes where it always goes.
     arch: Option<Arch>,
     /// Compiles for another processor than this machine's.
-    way: Option<Way>,
+    way: Option<LibrarySource>,
 }
 
 impl Compiler {
@@ -57,7 +57,7 @@ impl Compiler {
     #[must_use]
     pub fn cargo(&self, subcommand: &str, flags: &[&str]) -> Command {
         let mut command = match &self.way {
-            Some(Way::Debian(_)) => {
+            Some(LibrarySource::Debian(_)) => {
                 let mut command = Command::new(PACKAGED_CARGO);
                 run::scrub(&mut command, run::selects_toolchain);
                 command.env("CARGO", PACKAGED_CARGO).env("RUSTC", PACKAGED_RUSTC);
@@ -67,7 +67,7 @@ impl Compiler {
         };
         command.arg(subcommand);
         let mut flags: Vec<OsString> = flags.iter().map(OsString::from).collect();
-        if let Some(Way::Debian(root)) = &self.way {
+        if let Some(LibrarySource::Debian(root)) = &self.way {
             flags.push("--sysroot".into());
             flags.push(root.into());
         }
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn debians_compiler_is_told_where_the_library_and_the_linker_are() {
-        let way = Some(Way::Debian(PathBuf::from("/library/usr")));
+        let way = Some(LibrarySource::Debian(PathBuf::from("/library/usr")));
         let compiler = Compiler { arch: Some(Arch::Arm64), way };
         let command = compiler.cargo("build", &["-Ctarget-feature=+crt-static"]);
         assert_eq!(command.get_program(), PACKAGED_CARGO);

@@ -18,7 +18,7 @@ use netpol_run::{self as run, announce, find_program, is_root};
 mod library;
 mod plan;
 
-pub use library::{Way, other, way};
+pub use library::{LibrarySource, other, way};
 pub use plan::{Toolchain, Version, Wanted};
 
 use plan::{CrossFacts, Facts, MINIMUM_RUST, Plan, Step, plan};

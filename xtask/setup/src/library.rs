@@ -17,7 +17,7 @@ const COMPILER: &str = "rustc-web";
 
 /// Who compiles for another processor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum LibrarySource {
     /// The cargo that started this, whose compiler has the standard library.
     Own,
     /// Debian's, with the standard library below this directory.
@@ -26,7 +26,7 @@ pub enum Way {
 
 /// Who can compile for this other processor; `None`: nobody.
 #[must_use]
-pub fn way(arch: Arch) -> Option<Way> {
+pub fn way(arch: Arch) -> Option<LibrarySource> {
     let mut rustc = Command::new("rustc");
     rustc.args(["--print", "target-libdir", "--target", arch.target()]);
     let has_library = |path: String| {
@@ -34,10 +34,10 @@ pub fn way(arch: Arch) -> Option<Way> {
         entries.map(|entry| entry.file_name()).any(|name| is_standard_library(&name))
     };
     if run::output(rustc, "").is_ok_and(has_library) {
-        return Some(Way::Own);
+        return Some(LibrarySource::Own);
     }
     let place = place(arch).ok()?;
-    is_kept(&place).then(|| Way::Debian(place.join("usr")))
+    is_kept(&place).then(|| LibrarySource::Debian(place.join("usr")))
 }
 
 fn is_standard_library(name: &std::ffi::OsStr) -> bool {

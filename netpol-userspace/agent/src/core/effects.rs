@@ -67,7 +67,7 @@ impl Core {
         self.enforcement.set_exits(&snapshot.exits, &self.endpoints);
         if self.source.is_synced() {
             let own = snapshot.own_addresses.clone();
-            self.compilation.compiler_mut().take_in_node_addresses(own);
+            self.compilation.compiler_mut().enqueue_node_addresses(own);
         }
     }
 

@@ -168,7 +168,7 @@ impl Node {
             Action::Event(event) => {
                 self.world.apply(event);
                 let plan = self.compiler.apply(change(event));
-                self.carry_out(&plan);
+                self.apply_plan(&plan);
                 self.match_endpoints();
                 self.read_world();
                 None
@@ -176,7 +176,7 @@ impl Node {
             Action::Service(event) => {
                 self.service_world.apply(event);
                 let plan = self.compiler.apply(service_change(event));
-                self.carry_out(&plan);
+                self.apply_plan(&plan);
                 self.read_world();
                 None
             }
@@ -184,7 +184,7 @@ impl Node {
         }
     }
 
-    fn carry_out(&mut self, plan: &Plan) {
+    fn apply_plan(&mut self, plan: &Plan) {
         let failures = self.datapath.apply(plan);
         assert!(failures.is_empty(), "{failures:?}");
     }
@@ -203,7 +203,7 @@ impl Node {
                 endpoint.known = None;
                 self.datapath.remove_endpoint(id).unwrap();
                 let plan = self.compiler.remove_endpoint(id);
-                self.carry_out(&plan);
+                self.apply_plan(&plan);
                 self.model.forget_flows(&name);
             }
             let Some((pod, uid)) = pod.zip(uid) else { continue };
@@ -214,7 +214,7 @@ impl Node {
             endpoint.known = Some(Known { uid, own });
             if is_new {
                 let plan = self.compiler.set_endpoint(id, convert::object_name(&pod.metadata));
-                self.carry_out(&plan);
+                self.apply_plan(&plan);
             }
         }
     }

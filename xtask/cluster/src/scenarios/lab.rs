@@ -129,7 +129,7 @@ impl Lab {
     /// Not within minutes.
     pub fn settle(&self) -> Result<()> {
         for index in 0..self.cluster.nodes().len() {
-            self.settle_node(index)?;
+            self.wait_for_node(index)?;
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Lab {
     ///
     /// # Errors
     /// Not within minutes.
-    pub fn settle_node(&self, index: usize) -> Result<()> {
+    pub fn wait_for_node(&self, index: usize) -> Result<()> {
         let arguments = ["status", "--wait", "--timeout", "120s", "-o", "json"];
         self.netpol(index, &arguments).map(drop)
     }
