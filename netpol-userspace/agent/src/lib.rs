@@ -2,6 +2,11 @@
 //!
 //! One task owns all of the state and handles one event at a time; everything else only sends to
 //! it. Nothing is removed from the kernel before every source has synced.
+//!
+//! `start` makes everything once, `event_loop` hands events to `core`, and `core` to its parts: what was
+//! read (`source_state`), what of it is on its way (`compilation`), what is in force (`enforcement`) and
+//! for whom (`endpoints`, `sandboxes`, `speakers`), who waits for it (`waits`, `admissions`), what is
+//! written (`state_file`) and what is said of it (`overview`).
 
 #![forbid(unsafe_code)]
 

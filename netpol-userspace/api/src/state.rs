@@ -43,7 +43,7 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 
 /// Everything about this node that is not in the maps. Rewritten, atomically, before endpoints are
 /// enforced and after anything a person could see has changed; new numbers are in the
-/// [journal](super::journal) before they are used.
+/// agent's journal before they are used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// [`VERSION`].
