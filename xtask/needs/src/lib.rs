@@ -172,7 +172,7 @@ pub const TABLE: &[Row] = &[
     ("wire", "", USERSPACE, &[Translation]),
     // Who opens a connection is read while a rule keeps it from being opened.
     ("netpol_endpoint", "", "netpol-endpoint", &[Translation]),
-    ("agent", "", "netpol-bench", &[Netpol]),
+    ("bench_agent", "", "netpol-bench", &[Netpol]),
     ("endings", "", "netpol-bench", &[Netpol]),
     ("latency", "", "netpol-bench", &[Netpol]),
     ("system", "", "netpol-bench", &[Translation]),
@@ -226,7 +226,7 @@ pub fn programs_in_kernels() -> Vec<&'static str> {
     programs
 }
 
-/// What the tests of a program's module need. (Of two packages' programs of one name: what either needs.)
+/// What the tests of a program's module need.
 pub fn of(program: &str, module: &str) -> impl Iterator<Item = Need> {
     let is_its = move |row: &&Row| row.0 == program && (row.1.is_empty() || row.1 == module);
     TABLE.iter().filter(is_its).flat_map(|row| row.3).copied()
@@ -354,6 +354,9 @@ mod tests {
                     need.purpose()
                 );
             }
+            // Programs are known by their names alone, here and inside other kernels.
+            let other = seen.iter().find(|(other, known, _)| *known == name && *other != package);
+            assert_eq!(other, None, "{package} has a test program of that name, too");
             seen.insert((package, name.clone(), module));
             seen.insert((package, name, String::new()));
         }
