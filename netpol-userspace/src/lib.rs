@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod agent;
 mod capabilities;
@@ -119,6 +119,7 @@ pub fn main() -> ExitCode {
     if netpol_cni::is_call() {
         return netpol_cni::main();
     }
+    completions::answer(Cli::command);
     let result = run(Cli::parse().command);
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -24,6 +24,7 @@ Examples:
   netpol rules 10.244.1.7 -o json")]
 pub struct Args {
     /// Pod of this node: namespace/pod, its name if no other has it, or its address
+    #[arg(add = clap_complete::ArgValueCompleter::new(super::completions::pods))]
     endpoint: String,
 
     #[command(flatten)]

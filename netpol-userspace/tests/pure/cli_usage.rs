@@ -183,17 +183,47 @@ fn warnings_alone_are_findings_only_if_asked_for() {
     assert!(said.ends_with(": 0 errors, 0 warnings\n"), "{said}");
 }
 
+/// What is offered for the last of `words` in a directory.
+fn completed(words: &[&str], directory: &std::path::Path) -> Vec<String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_netpol"))
+        .arg("--")
+        .args(words)
+        .current_dir(directory)
+        .env("NETPOL_COMPLETE", "fish")
+        .output()
+        .expect("the binary runs");
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", stderr(&output));
+    let lines = stdout(&output);
+    lines.lines().map(|line| line.split('\t').next().unwrap_or_default().to_owned()).collect()
+}
+
 #[test]
 fn completions_for_the_common_shells() {
     for shell in ["bash", "zsh", "fish"] {
         let output = netpol(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0), "{shell}");
-        let script = stdout(&output);
-        for word in ["netpol", "monitor", "completions", "run-dir"] {
-            assert!(script.contains(word), "{shell}: {word}");
-        }
+        assert!(stdout(&output).contains("NETPOL_COMPLETE"), "{shell}: {}", stdout(&output));
     }
     assert_eq!(netpol(&["completions", "abacus"]).status.code(), Some(2));
+}
+
+#[test]
+fn commands_flags_values_and_files_are_completed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("policy.yaml"), "").expect("write");
+    for (words, candidate) in [
+        (&["netpol", "mon"][..], "monitor"),
+        (&["netpol", "status", "--bp"], "--bpffs"),
+        (&["netpol", "check", "-o", ""], "yaml"),
+        (&["netpol", "check", "pol"], "policy.yaml"),
+        (&["netpol", "check", "--strict", ""], "policy.yaml"),
+        (&["netpol", "help", "che"], "check"),
+    ] {
+        let found = completed(words, dir.path());
+        assert!(found.iter().any(|found| found == candidate), "{words:?}: {found:?}");
+    }
+    let none = completed(&["netpol", "rules", "--run-dir", "/nonexistent", "s"], dir.path());
+    assert!(none.is_empty(), "{none:?}");
 }
 
 #[test]
