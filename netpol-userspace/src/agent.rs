@@ -286,11 +286,15 @@ fn installer(args: &AgentArgs) -> Result<Option<Installer>> {
     Ok(Some(Box::new(move || upkeep::start(places, entry))))
 }
 
+/// What is logged if `RUST_LOG` does not say. The agent tells of every error of its watches in words;
+/// the library's dumps of the same would be many lines for each.
+const DEFAULT_LOG: &str = "info,kube_runtime::watcher=off,kube_client::client=off";
+
 fn start_log(format: LogFormat) -> Result<()> {
     let filter = EnvFilter::try_from_default_env();
     let filter = match std::env::var_os("RUST_LOG") {
         Some(_) => filter.context("RUST_LOG is not a filter such as `info` or `netpol=debug`")?,
-        None => EnvFilter::new("info"),
+        None => EnvFilter::new(DEFAULT_LOG),
     };
     let has_color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -494,5 +498,21 @@ mod tests {
         let error = line.args.options().unwrap_err().to_string();
         assert!(error.contains("--node-name"), "{error}");
         assert_eq!(metrics(":1").unwrap().0, Some("[::]:1".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_library_of_the_watches_does_not_repeat_what_the_agent_says() {
+        let subscriber =
+            tracing_subscriber::fmt().with_env_filter(EnvFilter::new(DEFAULT_LOG)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            assert!(tracing::enabled!(target: "netpol_agent::core", tracing::Level::INFO));
+            assert!(tracing::enabled!(target: "kube_client::config", tracing::Level::WARN));
+            assert!(!tracing::enabled!(target: "kube_runtime::watcher", tracing::Level::ERROR));
+            let failures = tracing::enabled!(
+                target: "kube_client::client::builder",
+                tracing::Level::ERROR
+            );
+            assert!(!failures);
+        });
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use super::output::{self, AnswerFormat};
 use netpol_model::{Change, Cluster};
 use netpol_source::advice::{self, Scope, Subject};
 use netpol_source::catalog::{Catalog, FileState, Files};
@@ -22,6 +23,9 @@ struct Report {
     file: String,
     object: String,
     explanation: Vec<String>,
+    /// The same for people, if that is shorter.
+    #[serde(skip)]
+    in_short: Option<Vec<String>>,
     errors: Vec<Refusal>,
     warnings: Vec<String>,
     #[serde(skip)]
@@ -39,13 +43,13 @@ struct Refusal {
     text: String,
 }
 
-/// Checks files, directories and (`-`) standard input and writes what is found, as text or JSON.
+/// Checks files, directories and (`-`) standard input and writes what is found.
 /// Returns whether anything counts as a finding: what an API server would refuse, and with
 /// `strict` warnings, too.
 pub fn run(
     files: &[PathBuf],
     strict: bool,
-    json: bool,
+    format: AnswerFormat,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let mut read = Files::new();
@@ -53,11 +57,10 @@ pub fn run(
         read_into(path, &mut read)?;
     }
     let reports = reports(&read);
-    if json {
-        serde_json::to_writer_pretty(&mut *out, &reports)?;
-        writeln!(out)?;
-    } else {
+    if format == AnswerFormat::Text {
         write_text(&reports, out)?;
+    } else {
+        output::show(out, format.into(), &reports, |_| String::new())?;
     }
     let counts =
         |report: &Report| !report.errors.is_empty() || (strict && !report.warnings.is_empty());
@@ -159,6 +162,7 @@ fn unreadable(file: &str, reason: &str) -> Report {
         file: file.to_owned(),
         object: String::new(),
         explanation: Vec::new(),
+        in_short: None,
         errors: vec![Refusal { field: String::new(), message: text.clone(), text }],
         warnings: Vec::new(),
         line: 0,
@@ -167,14 +171,17 @@ fn unreadable(file: &str, reason: &str) -> Report {
 }
 
 fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
-    let (explanation, warnings) = match &entry.object {
+    let (explanation, in_short, warnings) = match &entry.object {
         Some(Object::Policy(Some(object), policy)) => {
             let subject = Subject { object, left_empty: &entry.left_empty, policy };
             let warnings = advice::warnings(subject, cluster, Scope::SomeFiles);
             let warnings = warnings.iter().map(ToString::to_string).collect();
-            (explain::sentences(policy), warnings)
+            let explanation = explain::sentences(policy);
+            let in_short = explain::short_sentences(policy);
+            let in_short = (in_short != explanation).then_some(in_short);
+            (explanation, in_short, warnings)
         }
-        _ => (Vec::new(), Vec::new()),
+        _ => (Vec::new(), None, Vec::new()),
     };
     let errors = entry.problems.iter().map(|problem| Refusal {
         field: problem.field.clone(),
@@ -185,6 +192,7 @@ fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
         file: file.to_owned(),
         object: entry.title.clone(),
         explanation,
+        in_short,
         errors: errors.collect(),
         warnings,
         line: entry.line,
@@ -199,7 +207,9 @@ fn write_text(reports: &[Report], out: &mut dyn Write) -> std::io::Result<()> {
             object => writeln!(out, "{object} ({}:{})", report.file, report.line)?,
         }
         if !report.explanation.is_empty() {
-            writeln!(out, "  {}", report.explanation.join(" "))?;
+            let told = report.in_short.as_ref().unwrap_or(&report.explanation);
+            let all = if report.in_short.is_some() { " (All of it: -o json.)" } else { "" };
+            writeln!(out, "  {}{all}", told.join(" "))?;
         }
         for error in &report.errors {
             writeln!(out, "  error: {}", error.text)?;
@@ -249,7 +259,8 @@ mod tests {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let mut out = Vec::new();
-        let found = run(&[dir.path().to_owned()], false, json, &mut out).unwrap();
+        let format = if json { AnswerFormat::Json } else { AnswerFormat::Text };
+        let found = run(&[dir.path().to_owned()], false, format, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         (found, text.replace(&dir.path().display().to_string(), "DIR"))
     }
@@ -264,6 +275,16 @@ mod tests {
              Ingress: only from anywhere on TCP 80; everything else is denied. Egress: not \
              restricted.\n\n1 policy: 0 errors, 0 warnings\n"
         );
+    }
+
+    #[test]
+    fn hundreds_of_ports_do_not_fill_the_screen() {
+        let ports: String = (1..=300).map(|port| format!("{{port: {port}}},")).collect();
+        let many = GOOD.replace("{port: 80}", &ports);
+        let (_, text) = check(&[("a.yaml", &many)], false);
+        assert!(text.contains("TCP 10 and 290 more; everything else"), "{text}");
+        assert!(text.contains("(All of it: -o json.)\n"), "{text}");
+        assert!(check(&[("a.yaml", &many)], true).1.contains("TCP 299 and TCP 300"));
     }
 
     #[test]
@@ -345,7 +366,8 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_an_error_that_names_it() {
-        let error = run(&["/nonexistent.yaml".into()], false, false, &mut Vec::new()).unwrap_err();
+        let error = run(&["/nonexistent.yaml".into()], false, AnswerFormat::Text, &mut Vec::new())
+            .unwrap_err();
         assert!(format!("{error:#}").contains("/nonexistent.yaml"));
     }
 
@@ -355,7 +377,7 @@ mod tests {
         let path = dir.path().join("policy.txt");
         fs::write(&path, GOOD).unwrap();
         let mut out = Vec::new();
-        assert!(!run(&[path], false, false, &mut out).unwrap());
+        assert!(!run(&[path], false, AnswerFormat::Text, &mut out).unwrap());
         assert!(String::from_utf8(out).unwrap().contains("1 policy: 0 errors"));
     }
 }

@@ -24,6 +24,7 @@ Examples:
   netpol flows -o json | jq '.[] | select(.opened == \"ingress\")'")]
 pub struct Args {
     /// Only those of this pod: namespace/pod, its name if no other has it, or its address
+    #[arg(add = clap_complete::ArgValueCompleter::new(super::completions::pods))]
     endpoint: Option<String>,
 
     #[command(flatten)]

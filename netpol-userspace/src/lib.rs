@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod agent;
 mod capabilities;
@@ -30,6 +30,7 @@ mod rules;
 mod services;
 mod status;
 mod trace;
+mod version;
 
 pub use agent::AgentArgs;
 
@@ -47,7 +48,6 @@ Start here:
 /// Kubernetes NetworkPolicy, enforced by eBPF at each pod's interface
 #[derive(Debug, Parser)]
 #[command(name = "netpol", version, after_help = AFTER_HELP, max_term_width = 100)]
-#[command(disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -90,7 +90,7 @@ Examples:
 
         /// Output format
         #[arg(short, long, value_enum, default_value_t)]
-        output: output::TextFormat,
+        output: output::AnswerFormat,
     },
     Capabilities(capabilities::Args),
     Cleanup(cleanup::Args),
@@ -111,6 +111,7 @@ Examples:
   netpol playground --once --cni routed -o json DIR    for scripts: exit code 1 on a difference")]
     Playground(netpol_playground::Options),
     Completions(completions::Args),
+    Version(version::Args),
 }
 
 /// Parses the command line, runs the command and tells the outcome.
@@ -118,6 +119,7 @@ pub fn main() -> ExitCode {
     if netpol_cni::is_call() {
         return netpol_cni::main();
     }
+    completions::answer(Cli::command);
     let result = run(Cli::parse().command);
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -151,13 +153,13 @@ fn run(command: Command) -> Result<bool> {
         Command::Trace(args) => trace::run(&args, &mut out),
         Command::Monitor(args) => monitor::run(&args, &mut out),
         Command::Check { files, strict, output } => {
-            check::run(&files, strict, output == output::TextFormat::Json, &mut out)
-                .map(|has_findings| !has_findings)
+            check::run(&files, strict, output, &mut out).map(|has_findings| !has_findings)
         }
         Command::Capabilities(args) => capabilities::run(&args, &mut out),
         Command::Cleanup(args) => cleanup::run(&args, &mut out),
         Command::Cni(args) => cni::run(&args, &mut out),
         Command::Completions(args) => completions::run(&args, &mut out),
+        Command::Version(args) => version::run(&args, &mut out),
     };
     // What was written before an error is still true.
     out.flush()?;

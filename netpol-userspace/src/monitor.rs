@@ -46,6 +46,7 @@ Examples:
   netpol monitor -o json | jq -r 'select(.reason == \"policy\") | .policies[]'")]
 pub struct Args {
     /// Only packets of this pod: namespace/pod, its name if no other has it, or its address
+    #[arg(add = clap_complete::ArgValueCompleter::new(super::completions::pods))]
     endpoint: Option<String>,
 
     /// Show new connections that are allowed, too

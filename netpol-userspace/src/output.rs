@@ -31,6 +31,29 @@ pub enum TextFormat {
     Json,
 }
 
+/// How an answer that is one text, and no stream, is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum AnswerFormat {
+    /// Sentences, for people
+    #[default]
+    #[value(alias = "table")]
+    Text,
+    /// One JSON document
+    Json,
+    /// One YAML document
+    Yaml,
+}
+
+impl From<AnswerFormat> for Format {
+    fn from(format: AnswerFormat) -> Self {
+        match format {
+            AnswerFormat::Text => Self::Table,
+            AnswerFormat::Json => Self::Json,
+            AnswerFormat::Yaml => Self::Yaml,
+        }
+    }
+}
+
 /// Shows `value`; in table form by `table`.
 pub fn show<T: Serialize>(
     out: &mut dyn Write,

@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::output::{self, Format};
 use super::places::Places;
 use netpol_observe::drops;
+use netpol_observe::policies::named;
 use netpol_observe::rules::{self, Rules, Side};
 
 /// Show what a pod may receive and send, and which policies say so
@@ -23,6 +24,7 @@ Examples:
   netpol rules 10.244.1.7 -o json")]
 pub struct Args {
     /// Pod of this node: namespace/pod, its name if no other has it, or its address
+    #[arg(add = clap_complete::ArgValueCompleter::new(super::completions::pods))]
     endpoint: String,
 
     #[command(flatten)]
@@ -43,8 +45,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
     Ok(true)
 }
 
-/// How many policies are named in a line for people; `-o json` has all of them.
-const MOST_NAMES: usize = 10;
+/// How many ports are named in a line for people, and how many lines there are; `-o json` has all.
+const MOST_PORTS: usize = 10;
+const MOST_LINES: usize = 100;
 
 fn text(rules: &Rules) -> String {
     let ips: Vec<String> = rules.ips.iter().map(IpAddr::to_string).collect();
@@ -72,10 +75,15 @@ fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
         let rows = side
             .allowed
             .iter()
-            .map(|rule| [rule.peer.clone(), rule.ports.clone(), named(&rule.policies)]);
+            .take(MOST_LINES)
+            .map(|rule| [rule.peer.clone(), some_ports(&rule.ports), named(&rule.policies)]);
         output::table([peer, "PORTS", "ALLOWED BY"], rows)
             .lines()
             .for_each(|line| push(text, line));
+    }
+    let n_cut = side.allowed.len().saturating_sub(MOST_LINES);
+    if n_cut > 0 {
+        push(text, &format!("and {n_cut} more lines: -o json has all"));
     }
     if side.untold > 0 {
         push(text, &format!("and {} more peers: see the policies themselves", side.untold));
@@ -85,12 +93,12 @@ fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
     }
 }
 
-/// Some names, and how many more there are.
-fn named(names: &[String]) -> String {
-    let (first, others) = names.split_at(names.len().min(MOST_NAMES));
-    match others.len() {
-        0 => first.join(", "),
-        n => format!("{} and {n} more", first.join(", ")),
+/// Some of the ports in words, and how many more there are.
+fn some_ports(ports: &str) -> String {
+    let all: Vec<&str> = ports.split(", ").collect();
+    match all.len().saturating_sub(MOST_PORTS) {
+        0 | 1 => ports.to_owned(),
+        n => format!("{} and {n} more", all[..MOST_PORTS].join(", ")),
     }
 }
 
@@ -148,9 +156,15 @@ always allowed:
         let isolation = std::sync::Arc::make_mut(&mut endpoint.ingress.isolation);
         isolation.policies = (0..13).map(|number| format!("shop/p{number:02}")).collect();
         isolation.untold = 1_234;
+        let mut rule = isolation.rules[0].clone();
+        rule.ports = (1..=300).map(|port| format!("TCP {port}")).collect::<Vec<_>>().join(", ");
+        isolation.rules = vec![rule; 150];
         let text = text(&rules::of(&endpoint, None).unwrap());
         assert!(text.contains("isolated by shop/p00, shop/p01, "), "{text}");
         assert!(text.contains(", shop/p09 and 3 more\n"), "{text}");
+        assert!(text.contains("TCP 10 and 290 more  shop/deny\n"), "{text}");
+        assert!(text.contains("  and 50 more lines: -o json has all\n"), "{text}");
+        assert!(text.lines().count() < 130 && !text.contains("TCP 11"), "{text}");
         assert!(text.contains("  and 1234 more peers: see the policies themselves\n"), "{text}");
     }
 

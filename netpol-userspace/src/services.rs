@@ -27,6 +27,7 @@ Examples:
   netpol services -o json | jq '.[] | select(.endpoints[].verdict == \"mixed\")'")]
 pub struct Args {
     /// Verdicts for this pod: namespace/pod, its name if no other has it, or its address
+    #[arg(add = clap_complete::ArgValueCompleter::new(super::completions::pods))]
     endpoint: Option<String>,
 
     #[command(flatten)]

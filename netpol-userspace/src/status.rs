@@ -1,16 +1,19 @@
 //! `netpol status`.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result, bail};
 
 use super::output::{self, Format, note};
-use super::places::{self, RUN_DIR};
+use super::places::{self, Places};
 use netpol_api::client::{self, Waited};
 use netpol_api::state::{CompilingView, ObjectError, Status, socket_path, state_path};
+use netpol_model::Direction;
 use netpol_observe::node::Node;
 
 /// Say whether everything is in force on this node, and what is not
@@ -34,9 +37,8 @@ pub struct Args {
     #[arg(long, default_value = "30s", value_parser = duration)]
     timeout: Duration,
 
-    /// Directory of the agent's state file and socket
-    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    places: Places,
 
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -46,12 +48,13 @@ pub struct Args {
 /// Shows it; true if ready.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<bool> {
     let (status, is_fine) = if args.wait { wait(args)? } else { ask(args)? };
-    output::show(out, args.output, &status, text)?;
+    let left = left_in_force(args, &status);
+    output::show(out, args.output, &status, |status| text(status) + &left_text(left))?;
     Ok(is_fine)
 }
 
 fn ask(args: &Args) -> Result<(Status, bool)> {
-    match client::status(&args.run_dir)? {
+    match client::status(&args.places.run_dir)? {
         Some(status) => {
             let is_ready = status.ready;
             Ok((status, is_ready))
@@ -62,7 +65,7 @@ fn ask(args: &Args) -> Result<(Status, bool)> {
 
 fn wait(args: &Args) -> Result<(Status, bool)> {
     let limit = args.timeout.as_secs_f64();
-    match client::wait(&args.run_dir, args.timeout)? {
+    match client::wait(&args.places.run_dir, args.timeout)? {
         Waited::InForce(status) => {
             let is_ready = status.ready;
             Ok((status, is_ready))
@@ -74,21 +77,51 @@ fn wait(args: &Args) -> Result<(Status, bool)> {
         Waited::TimeIsUp(None) => {
             note(&format!(
                 "no agent answered at {} within {limit} s",
-                socket_path(&args.run_dir).display()
+                socket_path(&args.places.run_dir).display()
             ));
             Ok((last_known(args)?, false))
         }
     }
 }
 
+/// On how many interfaces an earlier agent's programs still enforce what was in force, while the
+/// agent that runs does not know enough to take them over. None of it is open.
+fn left_in_force(args: &Args, status: &Status) -> usize {
+    if status.source.synced {
+        return 0;
+    }
+    // The places that a state file names; what cannot be read names none.
+    let node = Node::read(&args.places.run_dir).ok().flatten();
+    let links = args.places.pins(node.as_ref().map(|node| &node.state)).links();
+    n_interfaces(&links).saturating_sub(status.datapath.endpoints)
+}
+
+fn n_interfaces(links: &Path) -> usize {
+    let names = fs::read_dir(links).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let of_endpoints = names.filter_map(|name| {
+        let (interface, hook) = name.to_str()?.split_once('-')?;
+        let interface: u32 = interface.parse().ok()?;
+        Direction::BOTH.iter().any(|direction| direction.as_str() == hook).then_some(interface)
+    });
+    of_endpoints.collect::<BTreeSet<_>>().len()
+}
+
+fn left_text(left: usize) -> String {
+    match left {
+        0 => String::new(),
+        1 => "what an earlier agent left stays in force on 1 more interface\n".to_owned(),
+        n => format!("what an earlier agent left stays in force on {n} more interfaces\n"),
+    }
+}
+
 /// What the agent wrote before it ended.
 fn last_known(args: &Args) -> Result<Status> {
-    let node = Node::read(&args.run_dir)?.with_context(|| {
+    let node = Node::read(&args.places.run_dir)?.with_context(|| {
         format!(
             "no agent runs with --run-dir {}, and none has left a {}: start `netpol agent`, or \
              give the --run-dir of the one that runs",
-            args.run_dir.display(),
-            state_path(&args.run_dir).display()
+            args.places.run_dir.display(),
+            state_path(&args.places.run_dir).display()
         )
     })?;
     note(&places::not_running(&node));
@@ -181,14 +214,21 @@ fn under_way(compiling: &CompilingView, now: i64) -> String {
     text + &format!(", for {} s", (now - since).max(0))
 }
 
+/// How many objects are named of those that something is wrong with.
+const MOST_ERRORS: usize = 50;
+
 fn errors(title: &str, errors: &[ObjectError]) -> String {
     if errors.is_empty() {
         return String::new();
     }
     let style: Style = AnsiColor::Red.on_default();
     let mut text = format!("{style}{title}{style:#}:\n");
-    for error in errors {
+    for error in errors.iter().take(MOST_ERRORS) {
         text += &format!("  {}: {}\n", error.object, error.message);
+    }
+    let n_cut = errors.len().saturating_sub(MOST_ERRORS);
+    if n_cut > 0 {
+        text += &format!("  and {n_cut} more: -o json has all\n");
     }
     text
 }
@@ -296,6 +336,28 @@ objects that cannot be used:
 note: veth9 belongs to no pod
 "
         );
+    }
+
+    #[test]
+    fn of_thousands_of_errors_some_are_listed_and_the_others_counted() {
+        let mut status = state(vec![]).status;
+        let error =
+            |n| ObjectError { object: format!("Pod shop/p{n}"), message: "no address".into() };
+        status.source.errors = (0..3000).map(error).collect();
+        let text = plain(&status);
+        assert!(text.ends_with("Pod shop/p49: no address\n  and 2950 more: -o json has all\n"));
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_is_counted_by_its_links() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(n_interfaces(&dir.path().join("none")), 0);
+        for name in ["7-ingress", "7-egress", "12-ingress", "3-warden", "x-ingress", "readme"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(n_interfaces(dir.path()), 2);
+        assert_eq!(left_text(0), "");
+        assert!(left_text(2).contains("stays in force on 2 more interfaces"));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use anyhow::Result;
+use clap_complete::ArgValueCompleter;
 
+use super::completions;
 use super::flows;
 use super::output::{self, Format};
 use super::places::Places;
@@ -34,11 +36,11 @@ Examples:
   netpol trace --from node --to shop/web --protocol icmp")]
 pub struct Args {
     /// Who opens the connection: namespace/pod, an address, or `node` for this node itself
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", add = ArgValueCompleter::new(completions::pods))]
     from: String,
 
     /// To whom: likewise, or service/NAMESPACE/NAME (or svc/...)
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", add = ArgValueCompleter::new(completions::pods))]
     to: String,
 
     /// Destination port, by number or by the name that the pod or Service gives it; needed for

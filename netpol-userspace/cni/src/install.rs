@@ -38,8 +38,10 @@ pub enum Outcome {
 
 /// Brings both in place. Safe at any time and as often as one likes.
 pub fn install(places: &Places, entry: &Entry) -> Result<Outcome> {
-    install_program(&places.bin_dir)?;
+    // Where there is no network there is no runtime to run the program, and maybe no node.
     let Some(active) = active(&places.conf_dir)? else { return Ok(Outcome::NoNetwork) };
+    // First the program, then its name: a runtime that reads in between finds it.
+    install_program(&places.bin_dir)?;
     let is_list = active.extension().is_some_and(|extension| extension == "conflist");
     let (file, chained) = match rewritten(&active).filter(|_| is_list) {
         Some(single) => (single.clone(), wrap(&single, entry)),

@@ -171,7 +171,7 @@ pub(crate) fn is_by_policy(reason: Reason) -> bool {
 pub fn message(reason: Reason, policies: &[String]) -> String {
     let by = match policies {
         [] => "the policies in force".to_owned(),
-        policies => policies.join(", "),
+        policies => super::policies::named(policies),
     };
     match reason {
         Reason::NewFlow => "new connection".into(),

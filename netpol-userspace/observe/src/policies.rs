@@ -59,6 +59,17 @@ fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
     }
 }
 
+/// How many policies are named in a sentence.
+const MOST_NAMED: usize = 10;
+
+/// Some policies' names for a sentence, and how many more there are.
+pub fn named(names: &[String]) -> String {
+    match names.len().saturating_sub(MOST_NAMED) {
+        0 | 1 => names.join(", "),
+        n => format!("{} and {n} more", names[..MOST_NAMED].join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -56,7 +56,7 @@ pub fn warnings(subject: Subject<'_>, cluster: &Cluster, known: Scope) -> Vec<Wa
         direction_without_effect(subject, direction, &mut warnings);
         empty_rules(subject, direction, &mut warnings);
     }
-    host_bits(object, &mut warnings);
+    odd_blocks(object, &mut warnings);
     covered_blocks(policy, &mut warnings);
     if cluster.networked_pods().next().is_some() {
         unmatched::warn(policy, cluster, known, &mut warnings);
@@ -196,8 +196,8 @@ fn empty_rules(subject: Subject<'_>, direction: Direction, warnings: &mut Warnin
     }
 }
 
-/// CIDRs with bits behind the mask.
-fn host_bits(object: &NetworkPolicy, warnings: &mut Warnings) {
+/// CIDRs that are not written as the blocks that they mean.
+fn odd_blocks(object: &NetworkPolicy, warnings: &mut Warnings) {
     let Some(spec) = &object.spec else { return };
     let ingress = spec.ingress.iter().flatten().map(|rule| rule.from.as_deref());
     let egress = spec.egress.iter().flatten().map(|rule| rule.to.as_deref());
@@ -220,18 +220,24 @@ fn host_bits(object: &NetworkPolicy, warnings: &mut Warnings) {
 }
 
 fn one_cidr(field: String, text: &str, warnings: &mut Warnings) {
-    if let (Cidr::Valid(block), Ok(written)) = (validate::cidr(text), text.parse::<IpNet>())
-        && written.addr() != block.addr()
-    {
-        warnings.add(
-            field,
-            format!(
-                "CIDR {text} has bits behind its mask: it means {block}. Write that, or \
-                 {}/{} for the one address",
-                written.addr(),
-                written.max_prefix_len()
-            ),
-        );
+    match (validate::cidr(text), validate::odd_cidr(text)) {
+        (Cidr::Sloppy(..), Some((block, why))) => {
+            let message = format!(
+                "CIDR {text} {why}, for which strict API servers refuse the policy: it means \
+                 {block} here. Write that"
+            );
+            warnings.add(field, message);
+        }
+        (_, Some((block, why))) => {
+            let address = text.split('/').next().unwrap_or_default();
+            let bits = block.max_prefix_len();
+            let message = format!(
+                "CIDR {text} {why}: it means {block}. Write that, or {address}/{bits} for the one \
+                 address"
+            );
+            warnings.add(field, message);
+        }
+        _ => {}
     }
 }
 

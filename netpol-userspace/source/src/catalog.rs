@@ -121,12 +121,9 @@ impl<'a> Next<'a> {
 
     fn add_file(&mut self, file: &str, state: &FileState) {
         let contents = match state {
-            FileState::Unreadable(reason) => return self.problem(file, kept(reason)),
+            FileState::Unreadable(_) => return,
             FileState::Read(contents) => contents,
         };
-        if let Some(reason) = &contents.malformed {
-            self.problem(file, kept(reason));
-        }
         let path = Str::from(file);
         for entry in &contents.entries {
             let title = format!("{} ({file})", entry.title);
@@ -167,16 +164,30 @@ impl<'a> Next<'a> {
             Some(FileState::Read(contents)) => contents.is_incomplete(),
             // An unreadable directory hides everything below it.
             None => files.iter().any(|(path, state)| {
-                let below = path == "."
-                    || file.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('/'));
-                below && matches!(state, FileState::Unreadable(_))
+                (path == "." || is_at_or_below(path, file))
+                    && matches!(state, FileState::Unreadable(_))
             }),
         };
+        let mut kept = BTreeSet::new();
         for (key, old) in self.before {
             let Some(file) = &old.file else { continue };
             if !self.claimed.contains_key(key) && hides(file) {
                 self.desired.insert(key.clone(), old.clone());
+                kept.insert(file.clone());
             }
+        }
+        for (path, state) in files {
+            let reason = match state {
+                FileState::Unreadable(reason) => Some(reason),
+                FileState::Read(contents) => contents.malformed.as_ref(),
+            };
+            let Some(reason) = reason else { continue };
+            let is_within = |file: &Str| path == "." || is_at_or_below(path, file);
+            let and = match kept.iter().any(is_within) {
+                true => "what was defined there before stays in force",
+                false => "nothing of that is in force",
+            };
+            self.problem(path, format!("{reason}; {and}"));
         }
     }
 
@@ -238,8 +249,8 @@ impl<'a> Next<'a> {
     }
 }
 
-fn kept(reason: &str) -> String {
-    format!("{reason}; what was defined there before stays in force")
+fn is_at_or_below(path: &str, file: &str) -> bool {
+    file.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn entry_message(problems: &[Problem], accepted: bool, kept: bool) -> String {
@@ -427,6 +438,24 @@ mod tests {
         let events = world.scan();
         assert!(events.contains(&Event::Resolved { object: "a.yaml".into() }));
         assert_eq!(world.ports("x"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_whether_anything_of_it_is_in_force() {
+        let mut world = World::default();
+        let said = |events: &[Event]| problems(events)[0].1.clone();
+        let bad = policy("x", "80") + "---\nkind: [\n";
+        let first = said(&world.write("a.yaml", &bad));
+        assert!(first.ends_with("; nothing of that is in force"), "{first}");
+        world.write("a.yaml", &(policy("x", "80") + &policy("z", "80")));
+        let later = said(&world.write("a.yaml", &bad));
+        assert!(later.ends_with("; what was defined there before stays in force"), "{later}");
+        world.files.insert("sub".into(), FileState::Unreadable("denied".into()));
+        let events = world.scan();
+        assert_eq!(said(&events), "denied; nothing of that is in force");
+        let unnamed = policy("x", "80").replace("name: x", "generateName: x-");
+        let unnamed = said(&world.write("b.yaml", &unnamed));
+        assert!(unnamed.contains("metadata.name: Required value: generateName has"), "{unnamed}");
     }
 
     #[test]

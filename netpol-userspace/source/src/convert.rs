@@ -106,6 +106,11 @@ pub(crate) fn namespaced_problems(metadata: &ObjectMeta) -> Vec<Problem> {
 fn metadata_problems(metadata: &ObjectMeta, check: fn(&str) -> Vec<String>) -> Vec<Problem> {
     let mut problems = Vec::new();
     match metadata.name.as_deref().unwrap_or_default() {
+        "" if metadata.generate_name.is_some() => {
+            let message = "Required value: generateName has an API server make up a name when the \
+                           object is created; in a file give it a name";
+            problems.push(Problem::new("metadata.name", message));
+        }
         "" => problems.push(Problem::new("metadata.name", "Required value: name is required")),
         name => problems.extend(
             check(name).iter().map(|message| Problem::invalid("metadata.name", name, message)),

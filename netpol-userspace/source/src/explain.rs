@@ -7,16 +7,28 @@ use netpol_model::{
 
 use super::convert::NAMESPACE_NAME_LABEL;
 
+/// How many rules, peers, ports and exceptions are named of very many.
+const SOME: usize = 10;
+
 /// What the policy selects, then what it means for each direction.
 pub fn sentences(policy: &Policy) -> Vec<String> {
+    told(policy, usize::MAX)
+}
+
+/// The same, where of very many rules, peers or ports some are named and the others counted.
+pub fn short_sentences(policy: &Policy) -> Vec<String> {
+    told(policy, SOME)
+}
+
+fn told(policy: &Policy, most: usize) -> Vec<String> {
     let namespace = &policy.id.namespace;
     let pods = pods(&policy.pods);
     let mut sentences = vec![format!("Selects {pods} in namespace {namespace}.")];
-    sentences.extend(Direction::BOTH.map(|way| direction(way, policy.rules(way))));
+    sentences.extend(Direction::BOTH.map(|way| direction(way, policy.rules(way), most)));
     sentences
 }
 
-fn direction(direction: Direction, rules: Option<&[Rule]>) -> String {
+fn direction(direction: Direction, rules: Option<&[Rule]>, most: usize) -> String {
     let (name, word) = match direction {
         Direction::Ingress => ("Ingress", "from"),
         Direction::Egress => ("Egress", "to"),
@@ -29,26 +41,48 @@ fn direction(direction: Direction, rules: Option<&[Rule]>) -> String {
     if rules.is_empty() {
         return format!("{name}: everything is denied.");
     }
-    let rules: Vec<String> = rules.iter().map(|rule| allowed(word, rule)).collect();
+    let (named, n_others) = some(rules, most);
+    let mut rules: Vec<String> = named.iter().map(|rule| allowed(word, rule, most)).collect();
+    if n_others > 0 {
+        rules.push(format!("what {n_others} more rules say"));
+    }
     format!("{name}: only {}; everything else is denied.", rules.join(", and "))
 }
 
-fn allowed(word: &str, rule: &Rule) -> String {
+/// Those that are named, and how many are not. Nothing is cut to say `1 more`.
+fn some<T>(all: &[T], most: usize) -> (&[T], usize) {
+    match all.len() {
+        n if n <= most.saturating_add(1) => (all, 0),
+        n => (&all[..most], n - most),
+    }
+}
+
+fn allowed(word: &str, rule: &Rule, most: usize) -> String {
     let peers = match &rule.peers {
         Peers::Any => "anywhere".to_owned(),
         Peers::Only(peers) if peers.is_empty() => "nowhere".to_owned(),
-        Peers::Only(peers) => join(peers.iter().map(peer), "or"),
+        Peers::Only(peers) => {
+            let (named, n_others) = some(peers, most);
+            join(named.iter().map(|peer| peer_of(peer, most)), n_others, "or")
+        }
     };
     let ports = match &rule.ports {
         Ports::Any => "any port".to_owned(),
         Ports::Only(ports) if ports.is_empty() => "no port".to_owned(),
-        Ports::Only(ports) => join(ports.iter().map(port), "and"),
+        Ports::Only(ports) => {
+            let (named, n_others) = some(ports, most);
+            join(named.iter().map(port), n_others, "and")
+        }
     };
     format!("{word} {peers} on {ports}")
 }
 
 /// A peer, e.g. `pods app=web in namespace shop`.
 pub fn peer(peer: &Peer) -> String {
+    peer_of(peer, usize::MAX)
+}
+
+fn peer_of(peer: &Peer, most: usize) -> String {
     match peer {
         Peer::Pods { namespaces, pods: selector } => {
             format!("{} in {}", pods(selector), namespaces_words(namespaces))
@@ -61,7 +95,10 @@ pub fn peer(peer: &Peer) -> String {
             };
             match &block.except[..] {
                 [] => cidr,
-                except => format!("{cidr} except {}", join(except.iter(), "and")),
+                except => {
+                    let (named, n_others) = some(except, most);
+                    format!("{cidr} except {}", join(named.iter(), n_others, "and"))
+                }
             }
         }
     }
@@ -89,7 +126,7 @@ fn namespaces_words(scope: &NamespaceScope) -> String {
         && &*requirement.key == NAMESPACE_NAME_LABEL
     {
         let plural = if names.len() == 1 { "" } else { "s" };
-        return format!("namespace{plural} {}", join(names.iter(), "and"));
+        return format!("namespace{plural} {}", join(names.iter(), 0, "and"));
     }
     format!("namespaces {selector}")
 }
@@ -102,8 +139,12 @@ fn port(port: &PortMatch) -> String {
     }
 }
 
-fn join(items: impl Iterator<Item = impl ToString>, last: &str) -> String {
+/// `a, b and c`, or `a, b and 7 more`.
+fn join(items: impl Iterator<Item = impl ToString>, n_others: usize, last: &str) -> String {
     let mut items: Vec<String> = items.map(|item| item.to_string()).collect();
+    if n_others > 0 {
+        items.push(format!("{n_others} more"));
+    }
     match items.pop() {
         Some(end) if items.is_empty() => end,
         Some(end) => format!("{} {last} {end}", items.join(", ")),
@@ -173,5 +214,28 @@ mod tests {
         for (spec, expected) in table {
             assert_eq!(explain(spec.clone()), expected, "{spec}");
         }
+    }
+
+    #[test]
+    fn of_very_many_some_are_named_and_the_others_counted() {
+        let ports: Vec<Value> = (1..=300).map(|port| json!({"port": port})).collect();
+        let peers: Vec<Value> =
+            (1..=12).map(|n| json!({"ipBlock": {"cidr": format!("10.0.{n}.0/24")}})).collect();
+        let rules: Vec<Value> = (0..40).map(|_| json!({"from": peers, "ports": ports})).collect();
+        let object = json!({"metadata": {"name": "p"}, "spec": {"ingress": rules}});
+        let policy = convert::policy(&serde_json::from_value(object).unwrap()).unwrap();
+        let short = short_sentences(&policy).join(" ");
+        assert!(short.contains(", addresses 10.0.10.0/24 or 2 more on TCP 1, TCP 2, "), "{short}");
+        assert!(short.contains(", TCP 10 and 290 more, and from addresses"), "{short}");
+        assert!(short.contains(", and what 30 more rules say; everything else"), "{short}");
+        let all = sentences(&policy).join(" ");
+        assert!(all.contains("TCP 299 and TCP 300") && !all.contains("more"), "{all}");
+        // One that is left is named like the others.
+        let of = |n: u16| {
+            let ports: Vec<Value> = (1..=n).map(|port| json!({"port": port})).collect();
+            json!({"metadata": {"name": "p"}, "spec": {"ingress": [{"ports": ports}]}})
+        };
+        let policy = convert::policy(&serde_json::from_value(of(11)).unwrap()).unwrap();
+        assert_eq!(short_sentences(&policy), sentences(&policy));
     }
 }

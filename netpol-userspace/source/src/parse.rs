@@ -15,6 +15,8 @@ use super::slices::{Condition, Selecting};
 use netpol_model::{self as model, ObjectName, Str};
 
 mod document;
+mod scalar;
+mod yaml;
 
 /// What one file says.
 #[derive(Debug, Clone, Default)]
@@ -179,30 +181,9 @@ fn json_in_yaml(line: usize, chunk: &str, originals: Originals) -> Option<Conten
 }
 
 fn yaml(line: usize, chunk: &str, originals: Originals) -> Document {
-    // Whatever its length: the limits are for what aliases make of a short one.
-    let most = serde_saphyr::Budget::default();
-    let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_events: most.max_events.max(2 * chunk.len()),
-            max_nodes: most.max_nodes.max(chunk.len()),
-            max_total_scalar_bytes: most.max_total_scalar_bytes.max(chunk.len()),
-        },
-        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
-        // kubectl reads YAML 1.1: `port: 010` is 8.
-        legacy_octal_numbers: true,
-        with_snippet: false,
-    };
-    let document = document(line, originals, |elements| {
-        serde_saphyr::with_deserializer_from_str_with_options(chunk, options, |document| {
-            elements.read(Twice::Allowed, document)
-        })
-    });
-    document.map_err(|error| {
-        let inside = error.location().map_or(1, |l| usize::try_from(l.line()).unwrap_or(1));
-        let message = error.to_string();
-        // The error repeats its place, which counts from the document's own first line.
-        let what = message.split(" at line ").next().unwrap_or_default();
-        format!("line {}: malformed YAML: {what}", line + inside.max(1) - 1)
+    let document = document(line, originals, |elements| yaml::read(chunk, elements));
+    document.map_err(|yaml::Malformed { line: inside, message }| {
+        format!("line {}: malformed YAML: {message}", line + inside.max(1) - 1)
     })
 }
 
@@ -273,6 +254,10 @@ fn add_document(
 ) {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(String::from);
     let (kind, version) = (text(&document, "kind"), text(&document, "apiVersion"));
+    // As for kubectl, like one that is empty.
+    if document.is_null() {
+        return;
+    }
     let Some(fields) = document.as_object_mut() else {
         let title = format!("document at line {line}");
         let problem = Problem::new("", "is not a Kubernetes object (no map of fields)");

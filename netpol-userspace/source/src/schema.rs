@@ -5,6 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::convert::Problem;
+use super::validate;
 
 /// The type of a value.
 #[derive(Debug)]
@@ -13,9 +14,9 @@ pub enum Schema {
     Any,
     /// A string.
     Text,
-    /// A whole number of 32 bits.
+    /// A port: a whole number, of 32 bits.
     Int,
-    /// A string or a whole number.
+    /// A string or a port.
     IntOrText,
     /// A list of such values.
     List(&'static Schema),
@@ -151,6 +152,10 @@ impl Checker {
                 }
             }
             (Object(fields), Value::Object(map)) => self.object(fields, path, map),
+            (Int | IntOrText, Value::Number(number)) if number.as_f64().is_some_and(is_whole) => {
+                let message = format!("Invalid value: {number}: {}", validate::NotAPort);
+                self.problems.push(Problem::new(path, message));
+            }
             (schema, other) => {
                 let (got, expected) = (type_name(other), schema.type_name());
                 let hint = match (schema, &*other) {
@@ -161,7 +166,12 @@ impl Checker {
                     (Text, Value::Number(_)) => " (put it in quotes)",
                     _ => "",
                 };
-                let message = format!("invalid type: got \"{got}\", expected \"{expected}\"{hint}");
+                let value = match other {
+                    Value::Bool(_) | Value::Number(_) => format!(" {other}"),
+                    _ => String::new(),
+                };
+                let message =
+                    format!("invalid type: got \"{got}\"{value}, expected \"{expected}\"{hint}");
                 self.problems.push(Problem::new(path, message));
             }
         }
@@ -217,6 +227,10 @@ fn fill_null(schema: &Schema, value: &mut Value) {
             Schema::Map(_) | Object(_) => Value::Object(Map::new()),
         };
     }
+}
+
+fn is_whole(number: f64) -> bool {
+    number.fract() == 0.0
 }
 
 fn type_name(value: &Value) -> &'static str {
@@ -289,22 +303,22 @@ mod tests {
             (
                 json!({"spec": {"podSelector": {"matchLabels": {"v": 1.5}}}}),
                 "spec.podSelector.matchLabels[v]",
-                "got \"number\", expected \"string\"",
+                "got \"number\" 1.5, expected \"string\"",
             ),
             (
                 json!({"spec": {"podSelector": {"matchLabels": {"v": true}}}}),
                 "spec.podSelector.matchLabels[v]",
-                "got \"boolean\", expected \"string\" (unquoted y, n, yes,",
+                "got \"boolean\" true, expected \"string\" (unquoted y, n, yes,",
             ),
             (
                 json!({"spec": {"podSelector": {"matchLabels": {"v": 1}}}}),
                 "spec.podSelector.matchLabels[v]",
-                "got \"integer\", expected \"string\" (put it in quotes)",
+                "got \"integer\" 1, expected \"string\" (put it in quotes)",
             ),
             (
                 json!({"spec": {"egress": [{"ports": [{"port": 4_294_967_376_u64}]}]}}),
                 "spec.egress[0].ports[0].port",
-                "expected \"integer or string\"",
+                "Invalid value: 4294967376: must be between 1 and 65535, inclusive",
             ),
             (
                 json!({"spec": {"egress": [{"ports": [{"endPort": "81"}]}]}}),

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric \
     characters or '-', and must start and end with an alphanumeric character \
@@ -157,7 +157,9 @@ pub enum Cidr {
 
 const NO_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 
-/// Reads a CIDR as Go's `ParseCIDR` and the API server's stricter validation do.
+/// Reads a CIDR as Go's `ParseCIDR` did and the API server's stricter validation does. The bits
+/// behind the mask are masked, leading zeros do not make octal numbers, and IPv4 that is dressed as
+/// IPv6 is IPv4, as it is for the traffic.
 pub fn cidr(text: &str) -> Cidr {
     let Some((address, length)) = text.split_once('/') else { return Cidr::Invalid(NO_CIDR) };
     if length.is_empty() || length.len() > 6 || !length.bytes().all(|b| b.is_ascii_digit()) {
@@ -167,7 +169,7 @@ pub fn cidr(text: &str) -> Cidr {
     let block = length.parse().ok().and_then(|bits| IpNet::new(address, bits).ok());
     let Some(block) = block.map(|block| block.trunc()) else { return Cidr::Invalid(NO_CIDR) };
     if is_mapped(address) {
-        return Cidr::Invalid("must not be an IPv4-mapped IPv6 address");
+        return Cidr::Sloppy(undressed(block), "must not be an IPv4-mapped IPv6 address");
     }
     if !plain {
         return Cidr::Sloppy(block, "must not have leading 0s in IP");
@@ -176,6 +178,27 @@ pub fn cidr(text: &str) -> Cidr {
         return Cidr::Sloppy(block, "must not have leading 0s in prefix length");
     }
     Cidr::Valid(block)
+}
+
+/// What a CIDR means that is written as another block than that, and what is odd about it.
+pub(crate) fn odd_cidr(text: &str) -> Option<(IpNet, &'static str)> {
+    match cidr(text) {
+        Cidr::Sloppy(block, why) => Some((block, why)),
+        Cidr::Valid(block) => {
+            let written: IpNet = text.parse().ok()?;
+            (written.addr() != block.addr()).then_some((block, "has bits behind its mask"))
+        }
+        Cidr::Invalid(_) => None,
+    }
+}
+
+/// A block of IPv4-mapped addresses as one of IPv4, if it is of nothing else.
+fn undressed(block: IpNet) -> IpNet {
+    let (IpNet::V6(v6), Some(bits)) = (block, block.prefix_len().checked_sub(96)) else {
+        return block;
+    };
+    let v4 = v6.network().to_ipv4_mapped().and_then(|address| Ipv4Net::new(address, bits).ok());
+    v4.map_or(block, IpNet::V4)
 }
 
 /// Whether `address` is an IPv4 address dressed as IPv6.
@@ -277,7 +300,18 @@ mod tests {
         ] {
             assert_eq!(cidr(text), Cidr::Valid(net(block)), "{text}");
         }
-        for (text, block) in [("010.0.0.0/8", "10.0.0.0/8"), ("10.0.0.0/08", "10.0.0.0/8")] {
+        for (text, block) in [
+            ("010.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.0/08", "10.0.0.0/8"),
+            ("010.1.002.3/8", "10.0.0.0/8"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("::ffff:10.1.2.3/128", "10.1.2.3/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            // More than such addresses.
+            ("::ffff:10.0.0.0/95", "::fffe:0:0/95"),
+            ("::ffff:10.0.0.0/64", "::/64"),
+        ] {
             assert!(matches!(cidr(text), Cidr::Sloppy(b, _) if b == net(block)), "{text}");
         }
         for text in [
@@ -292,7 +326,8 @@ mod tests {
             "fe80::1%eth0/64",
             "10.0.0.256/24",
             "1.2.3.4.5/8",
-            "::ffff:10.0.0.0/104",
+            "::ffff:010.0.0.0/104",
+            "::ffff:10.0.0.0/129",
             "10.0.0.0/8/8",
             " 10.0.0.0/8",
             "x/8",

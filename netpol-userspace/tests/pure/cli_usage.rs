@@ -32,6 +32,7 @@ fn help_names_every_command_and_version_works() {
         "cleanup",
         "playground",
         "completions",
+        "version",
     ] {
         let line = format!("\n  {command} ");
         assert!(stdout(&help).contains(&line), "{command} is not in:\n{}", stdout(&help));
@@ -39,8 +40,26 @@ fn help_names_every_command_and_version_works() {
         assert_eq!(own.status.code(), Some(0), "{command}");
         assert!(stdout(&own).contains("Example"), "{command}");
     }
+    // In whichever way people ask.
+    assert_eq!(stdout(&netpol(&["help"])), stdout(&help));
+    assert_eq!(stdout(&netpol(&["help", "check"])), stdout(&netpol(&["check", "--help"])));
+    let nested = netpol(&["help", "cni", "install"]);
+    assert!(stdout(&nested).contains("--on-unreachable"), "{}", stderr(&nested));
+    assert_eq!(netpol(&["help", "frobnicate"]).status.code(), Some(2));
     let version = netpol(&["--version"]);
     assert_eq!(stdout(&version), format!("netpol {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_version_is_told_with_that_of_the_layout() {
+    let text = stdout(&netpol(&["version"]));
+    assert!(text.starts_with(&format!("netpol {}", env!("CARGO_PKG_VERSION"))), "{text}");
+    let json = stdout(&netpol(&["version", "-o", "json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    assert!(json["layout"].as_u64().is_some_and(|layout| layout > 0), "{json}");
+    assert!(json.get("commit").is_some(), "{json}");
+    assert!(stdout(&netpol(&["version", "-o", "yaml"])).contains("layout: "));
 }
 
 #[test]
@@ -68,7 +87,9 @@ fn with_nothing_running_each_command_says_what_to_do() {
     let dir = tempfile::tempdir().expect("a directory");
     let run_dir = dir.path().join("run");
     let run_dir = run_dir.to_str().expect("text");
-    for command in [&["status"][..], &["endpoints"], &["policies"], &["rules", "web"]] {
+    for command in
+        [&["status", "--bpffs", run_dir][..], &["endpoints"], &["policies"], &["rules", "web"]]
+    {
         let output = netpol(&[command, &["--run-dir", run_dir]].concat());
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
@@ -126,6 +147,16 @@ fn check_answers_by_its_exit_code() {
     let refused = netpol(&["check", &bad, "-o", "json"]);
     assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
     serde_json::from_str::<serde_json::Value>(&stdout(&refused)).expect("it is JSON");
+    let yaml = netpol(&["check", &bad, "-o", "yaml"]);
+    assert_eq!(yaml.status.code(), Some(1), "{}", stderr(&yaml));
+    assert!(stdout(&yaml).contains("field: spec.ingress[0].from[0].ipBlock.cidr"), "{yaml:?}");
+    for old in ["010.0.0.0/8", "::ffff:10.0.0.0/104", "10.1.0.0/8"] {
+        let old = policy("old.yaml", &format!("'{old}'"));
+        assert_eq!(netpol(&["check", &old]).status.code(), Some(0), "{old}");
+        let strict = netpol(&["check", "--strict", &old]);
+        assert_eq!(strict.status.code(), Some(1), "{old}");
+        assert!(stdout(&strict).contains("it means 10.0.0.0/8"), "{}", stdout(&strict));
+    }
     assert_eq!(netpol(&["check", "/nonexistent.yaml"]).status.code(), Some(2));
 }
 
@@ -152,17 +183,47 @@ fn warnings_alone_are_findings_only_if_asked_for() {
     assert!(said.ends_with(": 0 errors, 0 warnings\n"), "{said}");
 }
 
+/// What is offered for the last of `words` in a directory.
+fn completed(words: &[&str], directory: &std::path::Path) -> Vec<String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_netpol"))
+        .arg("--")
+        .args(words)
+        .current_dir(directory)
+        .env("NETPOL_COMPLETE", "fish")
+        .output()
+        .expect("the binary runs");
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", stderr(&output));
+    let lines = stdout(&output);
+    lines.lines().map(|line| line.split('\t').next().unwrap_or_default().to_owned()).collect()
+}
+
 #[test]
 fn completions_for_the_common_shells() {
     for shell in ["bash", "zsh", "fish"] {
         let output = netpol(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0), "{shell}");
-        let script = stdout(&output);
-        for word in ["netpol", "monitor", "completions", "run-dir"] {
-            assert!(script.contains(word), "{shell}: {word}");
-        }
+        assert!(stdout(&output).contains("NETPOL_COMPLETE"), "{shell}: {}", stdout(&output));
     }
     assert_eq!(netpol(&["completions", "abacus"]).status.code(), Some(2));
+}
+
+#[test]
+fn commands_flags_values_and_files_are_completed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("policy.yaml"), "").expect("write");
+    for (words, candidate) in [
+        (&["netpol", "mon"][..], "monitor"),
+        (&["netpol", "status", "--bp"], "--bpffs"),
+        (&["netpol", "check", "-o", ""], "yaml"),
+        (&["netpol", "check", "pol"], "policy.yaml"),
+        (&["netpol", "check", "--strict", ""], "policy.yaml"),
+        (&["netpol", "help", "che"], "check"),
+    ] {
+        let found = completed(words, dir.path());
+        assert!(found.iter().any(|found| found == candidate), "{words:?}: {found:?}");
+    }
+    let none = completed(&["netpol", "rules", "--run-dir", "/nonexistent", "s"], dir.path());
+    assert!(none.is_empty(), "{none:?}");
 }
 
 #[test]

@@ -136,5 +136,6 @@ fn no_network_yet() {
     assert_eq!(node.install().unwrap(), Outcome::NoNetwork);
     fs::remove_dir_all(node.places().conf_dir).unwrap();
     assert_eq!(node.install().unwrap(), Outcome::NoNetwork);
-    assert!(!node.places().conf_dir.exists());
+    // Nothing is left where nothing was installed.
+    assert!(!node.places().conf_dir.exists() && !node.places().bin_dir.exists());
 }

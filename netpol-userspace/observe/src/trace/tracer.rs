@@ -224,7 +224,7 @@ impl<'a> Tracer<'a> {
             match self.allowing(endpoint, direction, remote, packet) {
                 Some(policies) if policies.is_empty() => told(true, policies, CHANGING.to_owned()),
                 Some(policies) => {
-                    let reason = format!("allowed by {}", policies.join(", "));
+                    let reason = format!("allowed by {}", crate::policies::named(&policies));
                     told(true, policies, reason)
                 }
                 None => told_without_agent(told, view.policies()),

@@ -149,6 +149,22 @@ fn blocks_that_mean_something_else_are_named() {
             )),
         ),
         (
+            block("010.1.0.0/8", json!([])),
+            Some((
+                "spec.egress[0].to[0].ipBlock.cidr",
+                "CIDR 010.1.0.0/8 must not have leading 0s in IP, for which strict API servers \
+                 refuse the policy: it means 10.0.0.0/8 here",
+            )),
+        ),
+        (
+            block("::ffff:10.0.0.0/104", json!([])),
+            Some((
+                "spec.egress[0].to[0].ipBlock.cidr",
+                "IPv4-mapped IPv6 address, for which strict API servers refuse the policy: it \
+                 means 10.0.0.0/8 here",
+            )),
+        ),
+        (
             block("10.0.0.0/8", json!(["10.1.0.0/16", "10.2.3.4/16"])),
             Some(("spec.egress[0].to[0].ipBlock.except[1]", "10.2.3.4/32 for the one address")),
         ),

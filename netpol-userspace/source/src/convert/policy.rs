@@ -41,12 +41,15 @@ struct Converter {
     namespace: Str,
     strict: bool,
     problems: Vec<Problem>,
+    /// How many CIDRs are not written as the blocks that they mean, and the first of them.
+    n_odd: u64,
+    first_odd: Option<String>,
 }
 
 impl Converter {
     fn new(object: &networking::NetworkPolicy, strict: bool) -> Self {
         let namespace = object_name(&object.metadata).namespace;
-        Self { namespace, strict, problems: Vec::new() }
+        Self { namespace, strict, problems: Vec::new(), n_odd: 0, first_odd: None }
     }
 
     fn policy(&mut self, object: &networking::NetworkPolicy) -> Option<Policy> {
@@ -79,6 +82,14 @@ impl Converter {
             })
             .collect();
         let types = self.policy_types(spec, &egress);
+        if let Some(first) = &self.first_odd {
+            tracing::warn!(
+                policy = %object_name(&object.metadata),
+                blocks = self.n_odd,
+                first,
+                "a block is not written as what it means; `netpol check` says more"
+            );
+        }
         Some(Policy {
             id: object_name(&object.metadata),
             pods: pods?,
@@ -203,9 +214,15 @@ impl Converter {
 
     fn cidr(&mut self, field: String, text: &str) -> Option<ipnet::IpNet> {
         match validate::cidr(text) {
-            Cidr::Valid(block) => Some(block),
-            Cidr::Sloppy(block, _) if !self.strict => Some(block),
-            Cidr::Sloppy(_, message) | Cidr::Invalid(message) => {
+            // Neither more nor less is open for it than on a server that has stored it.
+            Cidr::Valid(block) | Cidr::Sloppy(block, _) => {
+                if validate::odd_cidr(text).is_some() {
+                    self.n_odd += 1;
+                    self.first_odd.get_or_insert_with(|| format!("{field}: {text} means {block}"));
+                }
+                Some(block)
+            }
+            Cidr::Invalid(message) => {
                 self.problems.push(Problem::invalid(field, text, message));
                 None
             }

@@ -156,8 +156,6 @@ fn bad_specs() -> Vec<(Value, &'static str, &'static str)> {
         (block("", json!([])), cidr, "Required value"),
         (block("10.0.0.0", json!([])), cidr, "must be a valid CIDR value"),
         (block("10.0.0.0/33", json!([])), cidr, "must be a valid CIDR value"),
-        (block("010.0.0.0/8", json!([])), cidr, "must not have leading 0s"),
-        (block("::ffff:10.0.0.0/104", json!([])), cidr, "IPv4-mapped"),
         (block("10.0.0.0/8", json!(["10.0.0.0/8"])), except, "must be a strict subset of `cidr`"),
         (block("10.0.0.0/8", json!(["11.0.0.0/9"])), except, "must be a strict subset of `cidr`"),
         (block("10.0.0.0/8", json!(["0.0.0.0/0"])), except, "must be a strict subset of `cidr`"),
@@ -285,6 +283,31 @@ fn names_are_checked() {
     }
     let namespace = serde_json::from_value(json!({"metadata": {"name": "a.b"}})).unwrap();
     assert_eq!(namespace_problems(&namespace)[0].field, "metadata.name");
+}
+
+/// One reading of what older API servers took, whether it is in a file or stored.
+#[test]
+fn sloppy_blocks_mean_the_same_in_a_file_and_on_a_server() {
+    for (cidr, except) in [
+        ("10.0.0.0/8", "10.1.0.0/16"),
+        ("10.9.9.9/8", "10.1.9.9/16"),
+        ("010.0.0.0/8", "10.01.0.0/016"),
+        ("::ffff:10.0.0.0/104", "::ffff:10.1.0.0/112"),
+        ("10.0.0.0/8", "::ffff:10.1.0.0/112"),
+    ] {
+        let block = json!({"cidr": cidr, "except": [except]});
+        let object = object(json!({"ingress": [{"from": [{"ipBlock": block}]}]}));
+        let expected = IpBlock {
+            cidr: "10.0.0.0/8".parse().unwrap(),
+            except: vec!["10.1.0.0/16".parse().unwrap()],
+        };
+        let expected =
+            Rule { peers: Peers::Only([Peer::Block(expected)].into()), ports: Ports::Any };
+        let (stored, problems) = stored_policy(&object).unwrap();
+        assert_eq!(problems, [], "{cidr}");
+        assert_eq!(stored.ingress, Some(vec![expected]), "{cidr}");
+        assert_eq!(policy(&object).unwrap(), stored, "{cidr}");
+    }
 }
 
 #[test]

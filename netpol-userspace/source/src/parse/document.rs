@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 /// The field that lists elements.
 pub(super) const ITEMS: &str = "items";
 
-/// What becomes of a key that stands twice in a map. (YAML's parser refuses it by itself.)
+/// What becomes of a key that stands twice in a map. (In YAML it is always refused.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Twice {
     /// The last value counts.
@@ -22,8 +22,8 @@ pub(super) enum Twice {
 /// What is made of the elements of a document that lists any, with `make`.
 #[derive(Debug)]
 pub(super) struct Elements<T, F> {
-    make: F,
-    made: Option<Vec<T>>,
+    pub(super) make: F,
+    pub(super) made: Option<Vec<T>>,
 }
 
 impl<T, F: FnMut(Value) -> T> Elements<T, F> {
@@ -49,7 +49,7 @@ impl<T, F: FnMut(Value) -> T> Elements<T, F> {
 
 /// Where in a document a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     /// It is all of it.
     Document,
     /// It is what the document's field of that name says.

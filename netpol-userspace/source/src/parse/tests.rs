@@ -98,16 +98,8 @@ fn what_is_read_as_json_is_what_yaml_would_take() {
     for (text, n_entries, message) in [
         (format!("--- {pod}\n--- {pod}\n"), 2, None),
         (pod.replace("\"a\"", "a"), 1, None),
-        (
-            pod.replace("\"v1\"", "\"v1\", \"kind\": \"Pod\""),
-            0,
-            Some("line 1: malformed YAML: duplicate"),
-        ),
-        (
-            pod.replace("\"a\"", "\"a\", \"name\": \"b\""),
-            0,
-            Some("line 1: malformed YAML: duplicate"),
-        ),
+        (pod.replace("\"v1\"", "\"v1\", \"kind\": \"Pod\""), 0, Some("stands twice in one map")),
+        (pod.replace("\"a\"", "\"a\", \"name\": \"b\""), 0, Some("stands twice in one map")),
         (format!("{pod}{pod}"), 0, Some("malformed YAML")),
         // What comes before the place is not in force either.
         (format!(r#"{{"kind": "List", "items": [{pod}, {{]}}"#), 0, Some("malformed YAML")),
@@ -208,6 +200,141 @@ fn scalars_have_the_types_that_kubectl_gives_them() {
         );
         assert_eq!(only("a.yaml", &text).object.is_some(), fine, "{text}");
     }
+}
+
+/// What kubectl prints without quotes because it is no number that Go has.
+#[test]
+fn a_list_as_kubectl_prints_it_is_read_also_with_a_short_commit_as_a_label() {
+    let text = "\
+apiVersion: v1
+items:
+- apiVersion: v1
+  kind: Pod
+  metadata:
+    annotations:
+      note: |
+        several lines: 1e400
+    creationTimestamp: \"2026-11-30T22:07:01Z\"
+    labels:
+      commit: 4e92276658
+      huge: 1e400
+      quoted: \"12e4\"
+      zip: \"010\"
+    name: web
+    namespace: shop
+  status:
+    podIP: 10.0.0.1
+- apiVersion: networking.k8s.io/v1
+  kind: NetworkPolicy
+  metadata:
+    name: web
+    namespace: shop
+  spec:
+    podSelector:
+      matchLabels:
+        commit: 4e92276658
+kind: List
+metadata:
+  resourceVersion: \"\"
+";
+    let contents = file("a.yaml", text);
+    assert_eq!(contents.malformed, None);
+    let [pod, policy] = contents.entries.as_slice() else { panic!("{:?}", contents.entries) };
+    let (Some(Object::Pod(_, pod, _)), Some(Object::Policy(_, policy))) =
+        (&pod.object, &policy.object)
+    else {
+        panic!("{pod:?} {policy:?}")
+    };
+    assert!(policy.pods.matches(&pod.labels));
+    for (key, value) in
+        [("commit", "4e92276658"), ("huge", "1e400"), ("quoted", "12e4"), ("zip", "010")]
+    {
+        assert_eq!(pod.labels.get(key).map(AsRef::as_ref), Some(value), "{key}");
+    }
+}
+
+#[test]
+fn a_label_that_is_no_text_costs_only_its_object_and_is_named_with_its_value() {
+    for (value, message) in [
+        ("4e2", "got \"integer\" 400, expected \"string\" (put it in quotes)"),
+        ("1.10", "got \"number\" 1.1, expected \"string\" (put it in quotes)"),
+        ("on", "got \"boolean\" true, expected \"string\" (unquoted y, n,"),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: List\nitems:\n- {{apiVersion: v1, kind: Pod, metadata: {{name: a, \
+             labels: {{v: {value}}}}}}}\n- {{apiVersion: v1, kind: Pod, metadata: {{name: b}}}}\n"
+        );
+        let contents = file("a.yaml", &text);
+        let [refused, fine] = contents.entries.as_slice() else { panic!("{contents:?}") };
+        assert!(refused.object.is_none() && fine.object.is_some() && !contents.is_incomplete());
+        assert_eq!(refused.title, "Pod default/a");
+        assert_eq!(refused.problems[0].field, "metadata.labels[v]");
+        assert!(refused.problems[0].message.contains(message), "{refused:?}");
+    }
+}
+
+#[test]
+fn numbers_that_are_no_ports_are_named_as_such() {
+    for (port, message) in [
+        ("99999999999", "Invalid value: 99999999999: must be between 1 and 65535, inclusive"),
+        ("1e30", "Invalid value: 1e+30: must be between 1 and 65535, inclusive"),
+        ("80.5", "got \"number\" 80.5, expected \"integer or string\""),
+    ] {
+        let text = format!(
+            "{POLICY}metadata: {{name: x}}\nspec: {{ingress: [{{ports: [{{port: {port}}}]}}]}}"
+        );
+        let entry = only("a.yaml", &text);
+        let problems = convert::join(&entry.problems);
+        assert!(entry.object.is_none() && problems.contains(message), "{problems}");
+        assert!(problems.contains("spec.ingress[0].ports[0].port"), "{problems}");
+    }
+}
+
+#[test]
+fn documents_that_are_null_hold_nothing() {
+    for (name, text) in [("a.yaml", "null\n"), ("a.yaml", "---\n~\n---\n{}\n"), ("a.json", "null")]
+    {
+        let contents = file(name, text);
+        assert_eq!(contents.malformed, None, "{text}");
+        assert_eq!(contents.entries.len(), usize::from(text.contains('{')), "{text}");
+    }
+}
+
+#[test]
+fn two_documents_in_one_are_told_so() {
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\napiVersion: v1\n\
+                kind: Namespace\nmetadata: {name: b}\n";
+    assert_eq!(
+        file("a.yaml", text).malformed.unwrap_or_default(),
+        "line 4: malformed YAML: \"apiVersion\" stands twice in one map (two documents without a \
+         line --- between them?)"
+    );
+    let malformed = file("a.yaml", "a: {b: 1, b: 2}\n").malformed.unwrap_or_default();
+    assert_eq!(malformed, "line 1: malformed YAML: \"b\" stands twice in one map");
+    let malformed = file("a.yaml", "a: 1\n...\nb: 1\n").malformed.unwrap_or_default();
+    assert!(malformed.starts_with("line 3: malformed YAML: another document"), "{malformed}");
+}
+
+#[test]
+fn what_is_within_itself_or_too_deep_is_refused() {
+    let deep = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+    let mut chain = "a0: &a0 x\n".to_owned();
+    for level in 1..5 {
+        let (open, close) = ("[".repeat(80), "]".repeat(80));
+        chain.push_str(&format!("a{level}: &a{level} {open}*a{}{close}\n", level - 1));
+    }
+    for (text, message) in [
+        (
+            "a: &a {b: *a}\n".to_owned(),
+            "line 1: malformed YAML: an alias inside what it stands for",
+        ),
+        (chain, "line 5: malformed YAML: more than 256 levels"),
+        (format!("a: {}\n", deep(300)), "malformed YAML: recursion limit"),
+    ] {
+        let malformed = file("a.yaml", &text).malformed.unwrap_or_default();
+        assert!(malformed.contains(message), "{malformed}");
+    }
+    assert_eq!(file("a.yaml", &format!("a: {}\n", deep(200))).malformed, None);
 }
 
 #[test]
