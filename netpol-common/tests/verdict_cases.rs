@@ -10,7 +10,7 @@ use netpol_common::layout::Reason;
 use netpol_common::packet::{
     ACK, ICMP, ICMPV6, Kind, Packet, RST, SCTP, SYN, TCP, UDP, set_tcp_flags,
 };
-use netpol_common::verdict::{self, Arrival, Endpoint, Judge as _, FlowState, Verdict};
+use netpol_common::verdict::{self, Arrival, Endpoint, FlowState, Judge as _, Verdict};
 use support::{AtomicTable, World, v4, v6};
 
 const ID: u16 = 7;
@@ -292,7 +292,10 @@ fn a_connection_whose_opener_nobody_saw_is_cut_by_the_policies_of_either_end() {
                     assert!(passes(&world, &endpoint, first, &midway));
                     for next in [IN, OUT] {
                         assert!(passes(&world, &endpoint, next, &midway));
-                        assert_eq!(world.is_established(&endpoint, next, &midway), FlowState::Allowed);
+                        assert_eq!(
+                            world.is_established(&endpoint, next, &midway),
+                            FlowState::Allowed
+                        );
                     }
                     rejudge(&mut endpoint);
                     assert!(passes(&world, &endpoint, OUT, &midway), "both still allow it");

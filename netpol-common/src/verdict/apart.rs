@@ -4,7 +4,7 @@
 use super::established::{is_older, stamp_bit};
 use super::policy::is_transit_ready;
 use super::tracked::judge_opened;
-use super::{Arrival, Endpoint, Judge, FlowState, Maps, Verdict};
+use super::{Arrival, Endpoint, FlowState, Judge, Maps, Verdict};
 use crate::flow;
 use crate::layout::Reason;
 use crate::neighbour::is_link_local;

@@ -14,12 +14,14 @@ mod established;
 mod policy;
 mod tracked;
 
-pub use answer::{Answers, PolicyVerdict, FlowState, FirstLook, Then, Verdict, pack_looked, unpack_looked};
+pub use answer::{
+    Answers, FirstLook, FlowState, PolicyVerdict, Then, Verdict, pack_looked, unpack_looked,
+};
 pub use apart::{has_flow, judge_apart, judge_refused, judge_related, related_state};
 pub use endpoint::{Arrival, Endpoint};
 pub use established::is_established;
 pub use policy::{ask_service, class_of, judge_flow, judge_flow_to, row_allows};
-pub use tracked::{bar, apply_verdict, judge_in, judge_tracked};
+pub use tracked::{apply_verdict, bar, judge_in, judge_tracked};
 
 use crate::flow::{self, Clock, Inserted};
 use crate::layout::{

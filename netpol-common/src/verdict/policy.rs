@@ -1,7 +1,7 @@
 //! What the policies say: of a flow in the direction that it was opened in, of a class, of a Service.
 //! Must never look at the flow table.
 
-use super::{Endpoint, PolicyVerdict, Maps, Policies};
+use super::{Endpoint, Maps, Policies, PolicyVerdict};
 use crate::layout::{Address, BlockKey, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
 use crate::neighbour::is_link_local;
 use crate::packet::Packet;

@@ -6,7 +6,7 @@ use super::established::{
     barred_epoch, is_midway, is_nodes, is_older, may_be_pods, note, opener_bits, stamp_bit,
     starts_over,
 };
-use super::{Answers, Arrival, Endpoint, Judge, PolicyVerdict, FirstLook, Maps, Then, Verdict};
+use super::{Answers, Arrival, Endpoint, FirstLook, Judge, Maps, PolicyVerdict, Then, Verdict};
 use crate::flow::{
     self, Clock, Entry, Inserted, OPENED_BY_NODE, OPENED_BY_REMOTE, OPENED_UNSEEN, OPENER, STAMPED,
 };

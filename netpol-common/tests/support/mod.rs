@@ -19,7 +19,7 @@ use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
 use netpol_common::ports::Intervals;
 use netpol_common::service::{self, ToService};
 use netpol_common::verdict::{
-    self, Arrival, Endpoint, Judge, FlowState, Maps, Policies, Then, Verdict,
+    self, Arrival, Endpoint, FlowState, Judge, Maps, Policies, Then, Verdict,
 };
 
 /// A frame in memory.
@@ -282,7 +282,12 @@ impl<'a> World<'a> {
     }
 
     /// [`verdict::is_established`] in the table of the packet's family.
-    pub fn is_established(&self, endpoint: &Endpoint, arrival: Arrival, packet: &Packet) -> FlowState {
+    pub fn is_established(
+        &self,
+        endpoint: &Endpoint,
+        arrival: Arrival,
+        packet: &Packet,
+    ) -> FlowState {
         let clock = &self.clock;
         if packet.local.family == 6 {
             let key = flow::key6(packet, endpoint.id);

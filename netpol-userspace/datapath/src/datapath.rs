@@ -33,7 +33,7 @@ use super::load::{LoadOptions, Programs};
 use super::lock::Lock;
 use super::maps::{Maps, SharedMaps};
 use super::own_addresses::OwnAddressMap;
-use super::pinned::{limits_within, map_for_writing};
+use super::pinned::{check_pinned, limits_within, map_for_writing};
 use super::pins::Pins;
 use super::prefixes::PrefixTable;
 use super::resize::SetAside;
@@ -83,12 +83,24 @@ impl Datapath {
         let set_aside = SetAside::prepare(pins, options)?;
         let mut programs = Programs::load(pins, options)?;
         let control = ControlEntry::open(pins)?;
+        check_pinned(pins)?;
         let flows = FlowTables::open(pins, control.clone())?;
+        // All of them before any program is switched: what cannot be opened or read changes nothing.
+        let limits = limits_within(pins, options.limits)?;
+        let entries = EndpointMap::new(map_for_writing(pins, names::ENDPOINTS)?);
+        let has_endpoints = entries.identities().next().is_some();
+        let speakers = SpeakerMap::new(map_for_writing(pins, names::SPEAKERS)?);
+        let own_addresses = OwnAddressMap::open(pins)?;
+        let sources = SourceTable::open(pins, has_endpoints)?;
+        let counters = CounterTable::open(pins)?;
+        let classes = ClassTable::open(pins, &limits)?;
+        let rows = RowTable::open(pins, &limits)?;
+        let services = ServiceTable::open(pins, &limits)?;
+        let prefixes = PrefixTable::open(pins)?;
         if let Some(tables) = &set_aside {
             tables.copy(&flows);
         }
         let transit = TransitHooks::adopt(control.has_flag(TRANSIT_READY));
-        let entries = EndpointMap::new(map_for_writing(pins, names::ENDPOINTS)?);
         entries.clear_all_own4();
         let attacher = Attacher::new(mode, pins);
         attacher.adopt(&mut programs)?;
@@ -97,21 +109,15 @@ impl Datapath {
             tables.finish(&flows)?;
         }
         let attachments = Attachments::new(programs, attacher)?;
-        let limits = limits_within(pins, options.limits)?;
-        let has_endpoints = entries.identities().next().is_some();
-        let speakers = SpeakerMap::new(map_for_writing(pins, names::SPEAKERS)?);
-        let own_addresses = OwnAddressMap::open(pins)?;
-        let sources = SourceTable::open(pins, has_endpoints)?;
-        let counters = CounterTable::open(pins)?;
         let endpoints =
             EndpointTable::new(entries, speakers, own_addresses, sources, counters, limits);
         Ok(Self {
             control,
             endpoints,
-            classes: ClassTable::open(pins, &limits)?,
-            rows: RowTable::open(pins, &limits)?,
-            services: ServiceTable::open(pins, &limits)?,
-            prefixes: PrefixTable::open(pins)?,
+            classes,
+            rows,
+            services,
+            prefixes,
             flows,
             attachments,
             transit,

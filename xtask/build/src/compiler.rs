@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use netpol_debian::Arch;
 use netpol_run::{self as run, Workspace};
-use netpol_setup::{PACKAGED_CARGO, PACKAGED_RUSTC, LibrarySource, other, way};
+use netpol_setup::{LibrarySource, PACKAGED_CARGO, PACKAGED_RUSTC, other, way};
 
 /// A compiler that is ready for a processor.
 #[derive(Clone, Debug)]
