@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -23,7 +25,7 @@ mod neighbours;
 mod selection;
 mod summary;
 
-use selection::Selection;
+use selection::{Part, Selection};
 use summary::Summary;
 
 /// Runs the tests that were asked for, and closes with how many did what. `words` are the arguments as
@@ -59,17 +61,25 @@ pub fn command(workspace: &Workspace, args: &Args, words: &[OsString]) -> Result
         announce(format!("the first case is {seed}: repeat this run with --seed {seed}"));
     }
     let stage = Stage::start("running the tests");
-    let mut command = cargo_test(workspace, args, seed, &selection);
-    if needs.contains(&Need::Kernels) {
-        kernels::tell(&mut command, workspace, &selection)?;
+    let mut lanes = Vec::new();
+    for parts in selection.lanes() {
+        let mut lane = Vec::new();
+        for part in parts {
+            let mut command = cargo_test(workspace, args, seed, &selection, part);
+            if needs.contains(&Need::Kernels) {
+                kernels::tell(&mut command, workspace, &selection)?;
+            }
+            privilege.apply(&mut command);
+            lane.push(command);
+        }
+        lanes.push(lane);
     }
-    privilege.apply(&mut command);
     let overflows = neighbours::overflows();
     let room = neighbours::Room::make();
-    let (summary, status) = run_and_count(command, &mut std::io::stdout().lock())?;
+    let (summary, is_success) = run_and_count(lanes, &mut std::io::stdout().lock())?;
     drop(room);
     stage.done();
-    let verdict = verdict(summary, status.success());
+    let verdict = verdict(summary, is_success);
     if let Err(reason) = &verdict {
         eprintln!("error: {reason}");
         if let Some(text) = neighbours::explain(overflows, neighbours::overflows()) {
@@ -135,8 +145,9 @@ fn cargo_test(
     args: &Args,
     seed: Option<u64>,
     selection: &Selection,
+    part: Part,
 ) -> Command {
-    let mut command = selection.cargo_test(workspace);
+    let mut command = selection.cargo_test_of(workspace, part);
     command.env("NETPOL_PROGRAM", workspace.netpol("debug"));
     for (variable, value) in [("NETPOL_CASES", args.cases), ("NETPOL_SEED", seed)] {
         if let Some(value) = value {
@@ -164,26 +175,63 @@ fn has_library(workspace: &Workspace, args: &Args) -> bool {
     directories.any(|directory| workspace.root().join(directory).join("src/lib.rs").exists())
 }
 
-/// Passes the output through as it comes and counts results on the way.
-fn run_and_count(mut command: Command, out: &mut impl Write) -> Result<(Summary, ExitStatus)> {
+/// Runs lanes of commands side by side, counts results, and passes the output on: of the first lane as it
+/// comes, of each other one after that, so that lines stand where they belong. Returns whether all
+/// commands succeeded.
+fn run_and_count(lanes: Vec<Vec<Command>>, out: &mut impl Write) -> Result<(Summary, bool)> {
+    let running: Vec<_> = lanes.into_iter().map(Lane::start).collect();
+    let (mut summary, mut is_success) = (Summary::default(), true);
+    for lane in running {
+        for line in lane.lines {
+            summary.read(&String::from_utf8_lossy(&line));
+            // A reader that went away must not keep the tests from ending and cleaning up.
+            let _ = out.write_all(&line).and_then(|()| out.flush());
+        }
+        is_success &= lane.work.join().expect("invariant: a lane does not panic")?;
+    }
+    Ok((summary, is_success))
+}
+
+/// Commands that run one after the other.
+struct Lane {
+    /// What they write, as it comes.
+    lines: mpsc::Receiver<Vec<u8>>,
+    /// Whether all have succeeded.
+    work: thread::JoinHandle<Result<bool>>,
+}
+
+impl Lane {
+    fn start(commands: Vec<Command>) -> Self {
+        let (sender, lines) = mpsc::channel();
+        let work = thread::spawn(move || {
+            let mut is_success = true;
+            for command in commands {
+                is_success &= run_into(command, &sender)?;
+            }
+            Ok(is_success)
+        });
+        Self { lines, work }
+    }
+}
+
+/// Sends the lines of a command's output and errors, and returns whether it succeeded.
+fn run_into(mut command: Command, lines: &mpsc::Sender<Vec<u8>>) -> Result<bool> {
     let shown = run::display(&command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{shown}`"))?;
-    let stdout = child.stdout.take().context("invariant: standard output is a pipe")?;
-    let mut reader = BufReader::new(stdout);
-    let mut summary = Summary::default();
+    // Cargo says on standard error which program it runs: one pipe keeps the order.
+    let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
+    let errors = writer.try_clone().context("cannot duplicate a pipe")?;
+    let spawned = command.stdin(Stdio::null()).stdout(writer).stderr(errors).spawn();
+    let mut child = spawned.with_context(|| format!("cannot start `{shown}`"))?;
+    // It holds the pipe's write ends; without dropping it the reading below never ends.
+    drop(command);
+    let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).context("cannot read the tests' output")? > 0 {
-        summary.read(&String::from_utf8_lossy(&line));
-        // A reader that went away must not keep the tests from ending and cleaning up.
-        let _ = out.write_all(&line).and_then(|()| out.flush());
-        line.clear();
+        // Whoever reads may have stopped; the tests go on to their end.
+        let _ = lines.send(std::mem::take(&mut line));
     }
     let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
-    Ok((summary, status))
+    Ok(status.success())
 }
 
 /// What the run amounts to. A run that tested nothing has not succeeded.
@@ -276,14 +324,41 @@ mod tests {
         assert!(verdict(summary(3, 0, 1), true).is_err(), "a test was ignored");
     }
 
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
     #[test]
     fn output_is_counted_while_it_streams() {
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo 'test result: ok. 2 passed; 0 failed; 0 ignored;'; exit 4"]);
+        let command = sh("echo 'test result: ok. 2 passed; 0 failed; 0 ignored;'; exit 4");
         let mut shown = Vec::new();
-        let (counted, status) = run_and_count(command, &mut shown).expect("sh runs");
+        let (counted, is_success) =
+            run_and_count(vec![vec![command]], &mut shown).expect("sh runs");
         assert!(shown.starts_with(b"test result: ok."), "output passes through");
         assert_eq!(counted, summary(2, 0, 0));
-        assert_eq!(status.code(), Some(4));
+        assert!(!is_success);
+    }
+
+    #[test]
+    fn lanes_run_side_by_side_and_are_told_one_after_the_other() {
+        let directory = std::env::temp_dir().join(format!("netpol-lanes-{}", std::process::id()));
+        let file = directory.display();
+        // Each waits for the other, and writes at once.
+        let first =
+            sh(&format!("echo a >&2; until [ -e {file} ]; do sleep 0.01; done; rmdir {file}"));
+        let second = sh(&format!("echo b; mkdir {file}; while [ -e {file} ]; do sleep 0.01; done"));
+        let lanes = vec![vec![first, sh("echo c")], vec![second]];
+        let mut shown = Vec::new();
+        let (_, is_success) = run_and_count(lanes, &mut shown).expect("sh runs");
+        assert!(is_success);
+        assert_eq!(shown, b"a\nc\nb\n");
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_started_is_an_error() {
+        let lanes = vec![vec![sh("true")], vec![Command::new("/nonexistent")]];
+        assert!(run_and_count(lanes, &mut Vec::new()).is_err());
     }
 }

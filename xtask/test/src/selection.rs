@@ -20,6 +20,26 @@ const FUZZERS: [&str; 1] = ["fuzz"];
 /// (`cargo test` by itself leaves that out, too, unless it is named.)
 const HERE: &str = "[!i]*";
 
+/// Test programs that wait more than they compute: for agents, timeouts, the kernel. They run beside all
+/// others.
+const WAITING: [&str; 2] = ["agent", "wire"];
+
+/// The names of test programs that run on this machine, but for those.
+const OTHERS: &str = "[!aiw]*";
+
+/// A part of all tests; parts run side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All that are selected.
+    All,
+    /// [`WAITING`].
+    Waiting,
+    /// The other programs.
+    Others,
+    /// Examples in the documentation, which cargo does not run beside programs.
+    Doc,
+}
+
 /// The rows of the table whose tests stand beside the code.
 const UNIT: [&str; 2] = ["netpol_capabilities", "netpol_endpoint"];
 
@@ -37,6 +57,27 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
+    /// What runs side by side, each one part after the other.
+    pub(crate) fn lanes(&self) -> Vec<Vec<Part>> {
+        match (self.scope, &self.package) {
+            (Scope::All, None) => vec![vec![Part::Others, Part::Doc], vec![Part::Waiting]],
+            _ => vec![vec![Part::All]],
+        }
+    }
+
+    /// `cargo test` of a part of the selected programs, likewise. All parts are built at once before, and
+    /// so with the same features.
+    pub(crate) fn cargo_test_of(&self, workspace: &Workspace, part: Part) -> Command {
+        let mut command = self.cargo_test(workspace);
+        match part {
+            Part::All => &mut command,
+            Part::Waiting => named(&mut command, &WAITING),
+            Part::Others => command.args(["--lib", "--bins", "--test", OTHERS]),
+            Part::Doc => command.arg("--doc"),
+        };
+        command
+    }
+
     /// `cargo test` of the selected programs, without what follows the programs' names.
     pub(crate) fn cargo_test(&self, workspace: &Workspace) -> Command {
         let mut command = run::cargo();
@@ -197,6 +238,10 @@ mod tests {
                 let is_program = path.extension().is_some_and(|extension| extension == "rs")
                     || path.join("main.rs").exists();
                 assert!(!is_program || !is_left_out(name) || inside.contains(&name), "{name}");
+                // Each is of one part.
+                let is_other = !name.starts_with(['a', 'i', 'w']);
+                let is_one = is_other || is_left_out(name) || WAITING.contains(&name);
+                assert!(!is_program || is_one, "{name} would not be run: see OTHERS");
             }
         }
     }
