@@ -32,7 +32,7 @@ pub struct Rules {
     pub ingress: Side,
     /// Egress.
     pub egress: Side,
-    /// [`ALWAYS_ALLOWED`].
+    /// What passes whatever the policies say.
     pub always_allowed: &'static [&'static str],
 }
 

@@ -133,7 +133,7 @@ fn label_problems(field: &str, key: &str, value: &str, problems: &mut Vec<Proble
 }
 
 /// A pod, and what could not be used of it (an invalid address, an invalid port): the pod is
-/// kept without these. Its metadata is not judged here, see [`namespaced_problems`].
+/// kept without these. Its metadata is not judged here, see `namespaced_problems`.
 pub fn pod(object: &core::Pod) -> (Pod, Vec<Problem>) {
     let mut problems = Vec::new();
     let (spec, status) = (object.spec.as_ref(), object.status.as_ref());
