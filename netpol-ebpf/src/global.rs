@@ -8,7 +8,7 @@ use netpol_common::flow::{self, Inserted};
 use netpol_common::layout::{Direction, Reason};
 use netpol_common::packet::Packet;
 use netpol_common::verdict::{
-    self, Answers, Arrival, Endpoint, Judge, FlowState, FirstLook, Maps as _, Verdict,
+    self, Answers, Arrival, Endpoint, FirstLook, FlowState, Judge, Maps as _, Verdict,
 };
 
 use crate::maps::Kernel;

@@ -25,7 +25,7 @@ use netpol_common::layout::{
 };
 use netpol_common::packet::Packet;
 use netpol_common::service::{self, ToService};
-use netpol_common::verdict::{self, Endpoint, PolicyVerdict, Maps};
+use netpol_common::verdict::{self, Endpoint, Maps, PolicyVerdict};
 
 use fragments::{fragment_ports, remember_fragment};
 use policies::{netpol_ask_backends, netpol_ask_service, netpol_judge_flow};

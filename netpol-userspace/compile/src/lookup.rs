@@ -1,5 +1,5 @@
 //! What the datapath does with the tables, packet by packet and step by step. The tests' model of
-//! the datapath: must follow the documentation of [`Tables`] and [`Step`] to the letter and use
+//! the datapath: must follow the documentation of [`Tables`] and [`Step`](super::Step) to the letter and use
 //! nothing else.
 
 use std::net::IpAddr;

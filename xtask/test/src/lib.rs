@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn lanes_run_side_by_side_and_are_told_one_after_the_other() {
-        let directory = std::env::temp_dir().join(format!("netpol-lanes-{}", std::process::id()));
+        let directory = env::temp_dir().join(format!("netpol-lanes-{}", std::process::id()));
         let file = directory.display();
         // Each waits for the other, and writes at once.
         let first =
