@@ -3,9 +3,9 @@
 //! not.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use crate::turns::{self, Turns};
+use crate::unix_time;
 use netpol_api::state::CompilingView;
 use netpol_compile::{self as compile, Compiler, Plan};
 use netpol_model::{Change, Cluster, Pod, Str};
@@ -109,8 +109,7 @@ impl Compilation {
             self.since.clear();
             return was_behind;
         }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = now.as_secs().cast_signed();
+        let now = unix_time();
         let under_way = self.under_way();
         self.since.retain(|namespace, _| under_way.contains_key(namespace));
         for name in under_way.into_keys() {

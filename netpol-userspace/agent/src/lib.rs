@@ -36,7 +36,7 @@ mod turns;
 mod view;
 mod waits;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 
@@ -58,4 +58,10 @@ pub fn run(options: Options, metrics: Metrics, installer: Option<Installer>) -> 
     // A watcher may be in a blocking read; it holds nothing that needs an orderly end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Seconds since the epoch; 0 if the clock says that it is before.
+fn unix_time() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.as_secs().cast_signed()
 }

@@ -2,7 +2,7 @@
 //! whichever end sends it; with `keep` they go on and new ones are refused. And a running pod
 //! that becomes isolated. TCP and UDP, both families. Needs root and the eBPF object.
 
-use netpol_testkit::established as established_support;
+use netpol_testkit::established;
 use netpol_testkit::world;
 use std::net::SocketAddr;
 
@@ -130,7 +130,7 @@ fn causes() -> Vec<Cause> {
 }
 
 fn shop(arguments: &[&str]) -> World {
-    let mut world = established_support::world();
+    let mut world = established::world();
     world.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     pod(&mut world, "server", SERVER, "{app: server}");
     pod(&mut world, "client", CLIENT, "{role: client}");

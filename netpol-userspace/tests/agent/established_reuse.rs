@@ -2,7 +2,7 @@
 //! rights and flows is the second's, and the second's own policies hold. Needs root and the eBPF
 //! object.
 
-use netpol_testkit::established as established_support;
+use netpol_testkit::established;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use netpol_common::layout::Reason;
@@ -27,7 +27,7 @@ const FRIENDS: &str = "podSelector: {matchLabels: {app: server}}, ingress: [{fro
                        {matchLabels: {role: friend}}}]}]";
 
 fn shop() -> World {
-    let mut world = established_support::world();
+    let mut world = established::world();
     pod(&mut world, "server", SERVER, "{app: server}");
     pod(&mut world, "friend", FRIEND, "{role: friend}");
     pod(&mut world, "stranger", STRANGER, "{role: stranger}");

@@ -2,7 +2,7 @@
 //! policies deny; the tables say what was left out; and everything is exact again as soon as
 //! there is room.
 
-use netpol_testkit::rig as common;
+use netpol_testkit::rig;
 use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key as LpmKey;
@@ -119,7 +119,7 @@ fn random_clusters_that_do_not_fit_are_closed_and_then_exact_again() {
 /// The pod `x/web` with both addresses, and one policy that selects it.
 fn web(spec: &str) -> World {
     let mut world = World::default();
-    let web = pod("x/web", "app=web", &format!("{POD},{}", common::POD6), "");
+    let web = pod("x/web", "app=web", &format!("{POD},{}", rig::POD6), "");
     world.pods.insert("web".into(), web);
     world.policies.insert("p".into(), policy("x/p", spec));
     world
@@ -347,7 +347,7 @@ fn a_flow_table_that_is_full_admits_new_flows_and_only_those_that_are_allowed() 
                 assert!(!rig.comes_in(remote, &syn(port, 81)), "{remote} {port}");
                 assert!(rig.comes_in(remote, &ack(port, 80)), "{remote} {port}: just admitted");
                 assert!(
-                    rig.goes_out(remote, &common::syn_ack(80, port)),
+                    rig.goes_out(remote, &rig::syn_ack(80, port)),
                     "{remote} {port}: its answer"
                 );
             }

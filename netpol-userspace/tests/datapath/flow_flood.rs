@@ -1,7 +1,7 @@
 //! Floods of one pod's flow table by the loaded programs: what other pods have stays, each answer
 //! still passes, and tables of another size have all the flows.
 
-use netpol_testkit::rig as common;
+use netpol_testkit::rig;
 use std::net::{IpAddr, Ipv4Addr};
 
 use netpol_common::flow::{self, KEY4};
@@ -176,7 +176,7 @@ fn tables_of_another_size_have_all_the_flows() {
             let Rig { datapath, ifindex, other_ifindex, cleanup, .. } = rig;
             drop(datapath);
             let mut datapath = Datapath::open(&pins, &options(buckets), AttachMode::Auto).unwrap();
-            let addresses: [IpAddr; 2] = [POD.parse().unwrap(), common::POD6.parse().unwrap()];
+            let addresses: [IpAddr; 2] = [POD.parse().unwrap(), rig::POD6.parse().unwrap()];
             datapath.add_endpoint(ID, ifindex, addresses).unwrap();
             datapath.add_endpoint(OTHER, other_ifindex, [OTHER_POD.parse().unwrap()]).unwrap();
             let maps = Maps::open(&pins, false).unwrap();

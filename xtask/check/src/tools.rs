@@ -48,44 +48,46 @@ pub(crate) fn workflows(workspace: &Workspace) -> Result<()> {
 }
 
 fn cargo_deny() -> Result<PathBuf> {
-    let [root, program] = place("cargo-deny", CARGO_DENY)?;
-    if let Some(found) = there_is("cargo-deny", &program) {
-        return Ok(found);
-    }
-    let stage = Stage::start(format!("building cargo-deny {CARGO_DENY} (once, usually 4 min)"));
-    let mut command = run::cargo();
-    command.current_dir("/").args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY]);
-    // Optimising takes most of the time and pays for nothing here.
-    command.args(["--config", "profile.release.opt-level=0"]).arg("--root").arg(root);
-    run::visible(command, "or install cargo-deny in another way")?;
-    stage.done();
-    Ok(program)
+    ready("cargo-deny", CARGO_DENY, "usually 4 min", |root| {
+        let mut command = run::cargo();
+        command.args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY]);
+        // Optimising takes most of the time and pays for nothing here.
+        command.args(["--config", "profile.release.opt-level=0"]).arg("--root").arg(root);
+        Ok(command)
+    })
 }
 
 fn actionlint() -> Result<PathBuf> {
-    let [root, program] = place("actionlint", ACTIONLINT)?;
-    if let Some(found) = there_is("actionlint", &program) {
-        return Ok(found);
-    }
-    let usual = Path::new("/usr/local/go/bin/go");
-    let go = find_program("go").or_else(|| usual.is_file().then(|| usual.to_path_buf()));
-    let go = go.context("actionlint is built with Go, and there is none: install golang-go")?;
-    let stage = Stage::start(format!("building actionlint {ACTIONLINT} (once)"));
-    let mut command = Command::new(go);
-    command.current_dir("/").env("GOBIN", root.join("bin")).arg("install");
-    command.arg(format!("github.com/rhysd/actionlint/cmd/actionlint@{ACTIONLINT}"));
-    run::visible(command, "or install actionlint in another way")?;
-    stage.done();
-    Ok(program)
+    ready("actionlint", ACTIONLINT, "a minute", |root| {
+        let go = netpol_run::gos().next();
+        let go = go.context("actionlint is built with Go, and there is none: install golang-go")?;
+        let mut command = Command::new(go);
+        command.env("GOBIN", root.join("bin")).arg("install");
+        command.arg(format!("github.com/rhysd/actionlint/cmd/actionlint@{ACTIONLINT}"));
+        Ok(command)
+    })
 }
 
-/// The directory for a release of a program of ours, and where the program is in it.
-fn place(name: &str, version: &str) -> Result<[PathBuf; 2]> {
+/// Ours of this release, or one that the machine has, else ours once `install` has put it into the `bin`
+/// of a directory.
+fn ready(
+    name: &str,
+    version: &str,
+    time: &str,
+    install: impl FnOnce(&Path) -> Result<Command>,
+) -> Result<PathBuf> {
     let root = netpol_debian::cache()?.join(format!("{name}-{version}"));
-    Ok([root.clone(), root.join("bin").join(name)])
-}
-
-/// Ours, or one that the machine has.
-fn there_is(name: &str, ours: &Path) -> Option<PathBuf> {
-    if ours.is_file() { Some(ours.to_path_buf()) } else { find_program(name) }
+    let ours = root.join("bin").join(name);
+    if ours.is_file() {
+        return Ok(ours);
+    }
+    if let Some(installed) = find_program(name) {
+        return Ok(installed);
+    }
+    let mut command = install(&root)?;
+    let stage = Stage::start(format!("building {name} {version} (once, {time})"));
+    command.current_dir("/");
+    run::visible(command, &format!("or install {name} in another way"))?;
+    stage.done();
+    Ok(ours)
 }

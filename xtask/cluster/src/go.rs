@@ -14,16 +14,12 @@ use crate::process::run;
 const MINIMUM: u32 = 26;
 const RELEASE: &str = "go1.26.0";
 
-const USUAL: [&str; 2] = ["/usr/local/go/bin", "/usr/lib/go/bin"];
-
 /// A `go` that is new enough.
 ///
 /// # Errors
 /// There is none at all, or a newer one cannot be fetched.
 pub(crate) fn find() -> Result<PathBuf> {
-    let usual = USUAL.map(|directory| Path::new(directory).join("go"));
-    let usual = usual.into_iter().filter(|file| file.is_file());
-    let all: Vec<PathBuf> = netpol_run::on_path("go").chain(usual).collect();
+    let all: Vec<PathBuf> = netpol_run::gos().collect();
     if let Some(new) = all.iter().find(|go| minor_version(go) >= Some(MINIMUM)) {
         return Ok(new.clone());
     }

@@ -52,13 +52,13 @@ struct Tests {
     module: &'static str,
     /// What the job is called besides, and its variable; empty: it has none.
     variant: [&'static str; 2],
-    /// How the names of the tests in the module begin; none: all.
+    /// How the names of the tests in the module begin.
     full: &'static [&'static str],
     /// The same for [`Extent::Quick`]; `None`: nothing.
     quick: Option<&'static [&'static str]>,
 }
 
-const ALL: &[&str] = &[];
+const ALL: &[&str] = &[""];
 /// The wirings that differ in which hooks a packet meets.
 const WIRINGS: &[&str] = &["routed", "bridge"];
 
@@ -187,7 +187,6 @@ pub fn jobs(row: &Row, extent: Extent, filter: &str, cases: Option<u64>) -> Vec<
         words.extend(Some(variable.to_owned()).filter(|variable| !variable.is_empty()));
         words.extend(cases.map(|cases| format!("NETPOL_CASES={cases}")));
         words.push(programs::place(tests.program()));
-        let names = if names.is_empty() { &[""] } else { names };
         words.extend(names.iter().map(|name| format!("{}::{name}", tests.module)));
         jobs.push(Job { name: tests.name(), seconds: extent.patience(), words });
     }

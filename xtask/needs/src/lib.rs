@@ -341,7 +341,7 @@ mod tests {
         for (package, name, module, path) in programs {
             let mut text = String::new();
             sources(&path, path.parent().expect("a directory"), &mut text);
-            for used in used_of_kit(&text.clone()) {
+            for used in used_of_kit(&text) {
                 sources(&used, &kit, &mut text);
             }
             for need in shown(&text) {

@@ -21,6 +21,14 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     on_path(name).chain(others.filter(|file| file.is_file())).next()
 }
 
+/// Where Go installs itself, which PATH may lack.
+const USUAL_OF_GO: [&str; 2] = ["/usr/local/go/bin/go", "/usr/lib/go/bin/go"];
+
+/// Every `go` there is, those of PATH first.
+pub fn gos() -> impl Iterator<Item = PathBuf> {
+    on_path("go").chain(USUAL_OF_GO.map(PathBuf::from).into_iter().filter(|file| file.is_file()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

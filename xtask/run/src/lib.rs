@@ -20,7 +20,7 @@ mod find;
 mod user;
 mod workspace;
 
-pub use find::{find_program, on_path};
+pub use find::{find_program, gos, on_path};
 pub use user::is_root;
 pub use workspace::Workspace;
 

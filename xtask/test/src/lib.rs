@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -22,6 +22,7 @@ use {netpol_build as build, netpol_capabilities as capabilities};
 
 mod kernels;
 mod neighbours;
+mod output;
 mod selection;
 mod summary;
 
@@ -206,32 +207,14 @@ impl Lane {
         let work = thread::spawn(move || {
             let mut is_success = true;
             for command in commands {
-                is_success &= run_into(command, &sender)?;
+                // Whoever reads may have stopped; the tests go on to their end.
+                let pass_on = |line| drop(sender.send(line));
+                is_success &= output::each_line(command, pass_on)?.success();
             }
             Ok(is_success)
         });
         Self { lines, work }
     }
-}
-
-/// Sends the lines of a command's output and errors, and returns whether it succeeded.
-fn run_into(mut command: Command, lines: &mpsc::Sender<Vec<u8>>) -> Result<bool> {
-    let shown = run::display(&command);
-    // Cargo says on standard error which program it runs: one pipe keeps the order.
-    let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
-    let errors = writer.try_clone().context("cannot duplicate a pipe")?;
-    let spawned = command.stdin(Stdio::null()).stdout(writer).stderr(errors).spawn();
-    let mut child = spawned.with_context(|| format!("cannot start `{shown}`"))?;
-    // It holds the pipe's write ends; without dropping it the reading below never ends.
-    drop(command);
-    let mut reader = BufReader::new(reader);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).context("cannot read the tests' output")? > 0 {
-        // Whoever reads may have stopped; the tests go on to their end.
-        let _ = lines.send(std::mem::take(&mut line));
-    }
-    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
-    Ok(status.success())
 }
 
 /// What the run amounts to. A run that tested nothing has not succeeded.

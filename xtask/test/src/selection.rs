@@ -1,14 +1,15 @@
 //! Which tests a run selects, and what those need. Must never run a test.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use netpol_arguments::test::Scope;
 use netpol_needs::{FOR_KERNELS, Need, TABLE, programs_in_kernels};
 use netpol_run::{self as run, Workspace};
+
+use crate::output;
 
 /// The test programs of [`Scope::Hostile`].
 const ATTACKERS: [&str; 1] = ["hostile"];
@@ -158,22 +159,16 @@ fn named<'a>(command: &'a mut Command, programs: &[&str]) -> &'a mut Command {
     programs.iter().fold(command, |command, name| command.args(["--test", name]))
 }
 
-/// The programs among those that cargo runs which list a test, with its module. Cargo says on standard
-/// error which one it runs; both streams go into one pipe, so that their order says whose a test is.
-fn with_tests(mut command: Command) -> Result<BTreeSet<(String, String)>> {
+/// The programs among those that cargo runs which list a test, with its module.
+fn with_tests(command: Command) -> Result<BTreeSet<(String, String)>> {
     let shown = run::display(&command);
-    let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
-    let stderr = writer.try_clone().context("cannot duplicate a pipe")?;
-    let spawned = command.stdin(Stdio::null()).stdout(writer).stderr(stderr).spawn();
-    let mut child = spawned.with_context(|| format!("cannot start `{shown}`"))?;
-    // It holds the pipe's write ends; without dropping it the reading below never ends.
-    drop(command);
     let mut text = String::new();
     let mut programs = BTreeSet::new();
     let mut program = None;
-    for line in BufReader::new(reader).lines() {
-        let line = line.context("cannot read the list of tests")?;
-        if let Some(next) = running(&line) {
+    let status = output::each_line(command, |bytes| {
+        let line = String::from_utf8_lossy(&bytes);
+        let line = line.trim_end();
+        if let Some(next) = running(line) {
             program = Some(next);
         } else if let Some(test) = line.strip_suffix(": test")
             && let Some(program) = &program
@@ -181,10 +176,9 @@ fn with_tests(mut command: Command) -> Result<BTreeSet<(String, String)>> {
             let module = test.split("::").next().unwrap_or_default();
             programs.insert((program.clone(), module.to_owned()));
         }
-        text.push_str(&line);
+        text.push_str(line);
         text.push('\n');
-    }
-    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+    })?;
     if !status.success() {
         bail!("`{shown}` failed ({status}):\n{text}");
     }

@@ -5,9 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::time::SystemTime;
 
-use crate::memory;
+use crate::{memory, unix_time};
 use netpol_api::state::State;
 use netpol_compile::EndpointId;
 use netpol_datapath::Datapath;
@@ -111,8 +110,7 @@ impl Holders {
 
     /// Records when pods were first heard of that ought to have an interface.
     pub(super) fn await_pods(&mut self, pods: &[&Pod]) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = now.as_secs().cast_signed();
+        let now = unix_time();
         let uids: BTreeSet<&Uid> = pods.iter().map(|pod| &pod.uid).collect();
         self.placed.retain(|uid| uids.contains(uid));
         self.awaited.retain(|uid, _| uids.contains(uid));
