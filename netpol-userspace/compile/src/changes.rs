@@ -45,6 +45,9 @@ impl Compiler {
             Change::EndpointSliceGone(id) => {
                 self.apply_slice(&id.clone(), Change::EndpointSliceGone(id));
             }
+            Change::ClusterPolicy(_) | Change::ClusterPolicyGone(_) => {
+                self.cluster.apply(change);
+            }
             Change::Node(_) | Change::NodeGone(_) => {
                 if self.cluster.apply(change) {
                     self.engine.services.touch_nodes(&self.cluster);

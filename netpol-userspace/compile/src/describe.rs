@@ -242,6 +242,8 @@ fn peer_text(peer: &Peer) -> String {
     match peer {
         Peer::Pods { namespaces, pods } => pods_text(namespaces, pods),
         Peer::Block(block) => block.to_string(),
+        Peer::Nodes(nodes) if nodes.is_everything() => "all nodes".to_owned(),
+        Peer::Nodes(nodes) => format!("nodes {nodes}"),
     }
 }
 

@@ -100,6 +100,9 @@ impl Compiler {
                     let holds = |part: &IpNet| part.contains(&opening.remote);
                     holds(&block.cidr) && !block.except.iter().any(holds)
                 }
+                Peer::Nodes(nodes) => self.cluster.nodes.values().any(|node| {
+                    nodes.matches(&node.labels) && node.addresses.contains(&opening.remote)
+                }),
             }),
         };
         // A name stands for what the destination declares.

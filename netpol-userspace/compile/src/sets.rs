@@ -53,6 +53,7 @@ impl Predicate {
                 except.sort_unstable();
                 Self::Block { cidr: atoms.intern(Atom::Cidr(block.cidr)), except: except.into() }
             }
+            Peer::Nodes(_) => unreachable!("invariant: no NetworkPolicy names nodes"),
         }
     }
 

@@ -129,7 +129,7 @@ impl Demand {
 fn blocks(peer: &Peer) -> impl Iterator<Item = &IpNet> {
     let block = match peer {
         Peer::Block(block) => Some(block),
-        Peer::Pods { .. } => None,
+        Peer::Pods { .. } | Peer::Nodes(_) => None,
     };
     block.into_iter().flat_map(|block| [&block.cidr].into_iter().chain(&block.except))
 }
@@ -145,7 +145,7 @@ fn n_intervals(ports: &Ports) -> u64 {
 fn n_rows(peer: &Peer) -> u64 {
     match peer {
         Peer::Block(block) => 1 + block.except.len() as u64,
-        Peer::Pods { .. } => 1,
+        Peer::Pods { .. } | Peer::Nodes(_) => 1,
     }
 }
 

@@ -1,9 +1,12 @@
 //! The store: what all sources together say exists now. Must never compile or decide anything.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
 
 use super::{
-    ByName, Change, EndpointSlice, Named, Namespace, Node, ObjectName, Pod, Policy, Service, Str,
+    ByName, Change, ClusterPolicy, EndpointSlice, Named, Namespace, Node, ObjectName, Pod, Policy,
+    Service, Str,
 };
 
 /// Objects by namespace, then name.
@@ -18,6 +21,8 @@ pub struct Cluster {
     pub pods: ByNamespace<Pod>,
     /// Policies by namespace, then name.
     pub policies: ByNamespace<Policy>,
+    /// ClusterNetworkPolicies by name.
+    pub cluster_policies: BTreeMap<Str, ClusterPolicy>,
     /// Services by namespace, then name.
     pub services: ByNamespace<Service>,
     /// EndpointSlices by namespace, then name.
@@ -76,6 +81,11 @@ impl Cluster {
             }
             Change::Policy(policy) => put(&mut self.policies, policy.id.namespace.clone(), policy),
             Change::PolicyGone(id) => take(&mut self.policies, &id),
+            Change::ClusterPolicy(policy) => {
+                self.cluster_policies.insert(policy.name.clone(), policy.clone()).as_ref()
+                    != Some(&policy)
+            }
+            Change::ClusterPolicyGone(name) => self.cluster_policies.remove(&name).is_some(),
             Change::Service(service) => {
                 put(&mut self.services, service.id.namespace.clone(), service)
             }

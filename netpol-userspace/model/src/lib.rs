@@ -8,6 +8,7 @@
 
 mod addresses;
 pub mod cluster;
+pub mod cluster_policy;
 pub mod matching;
 mod named;
 pub mod policy;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use addresses::Addresses;
 pub use cluster::Cluster;
+pub use cluster_policy::{Action, ClusterPolicy, ClusterRule, Subject, Tier};
 pub use named::{ByName, Named};
 pub use policy::{IpBlock, NamespaceScope, Peer, Peers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};
@@ -224,6 +226,10 @@ pub enum Change {
     Policy(Policy),
     /// A policy is gone.
     PolicyGone(ObjectName),
+    /// A ClusterNetworkPolicy was created or changed.
+    ClusterPolicy(ClusterPolicy),
+    /// A ClusterNetworkPolicy is gone.
+    ClusterPolicyGone(Str),
     /// A Service was created or changed.
     Service(Service),
     /// A Service is gone.

@@ -48,6 +48,8 @@ impl Cluster {
                 let inside = |pod: &&Pod| pod.addresses.iter().any(|&a| block.contains(a));
                 self.networked_pods().filter(inside).collect()
             }
+            // Pods that have a node's address are no pods with addresses of their own.
+            Peer::Nodes(_) => Vec::new(),
         }
     }
 }

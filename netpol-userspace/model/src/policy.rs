@@ -86,6 +86,8 @@ pub enum Peer {
     },
     /// Addresses, of pods or not.
     Block(IpBlock),
+    /// The addresses of nodes, by the nodes' labels. In ClusterNetworkPolicies only.
+    Nodes(Selector),
 }
 
 /// The namespaces a pod peer looks into.

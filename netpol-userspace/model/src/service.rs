@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::{ObjectName, Protocol, Str};
+use super::{Labels, ObjectName, Protocol, Str};
 
 /// A Service that has addresses of its own. A headless or ExternalName Service has neither
 /// addresses nor ports here.
@@ -130,6 +130,9 @@ pub struct SliceEndpoint {
 pub struct Node {
     /// Its name.
     pub name: Str,
-    /// Its `InternalIP` and `ExternalIP` addresses, on which node ports are reached.
+    /// Its labels, by which ClusterNetworkPolicies mean nodes.
+    pub labels: Labels,
+    /// Its `InternalIP` and `ExternalIP` addresses, on which node ports are reached and which
+    /// rules about nodes mean.
     pub addresses: Vec<IpAddr>,
 }

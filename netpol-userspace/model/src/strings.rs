@@ -8,8 +8,8 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 
 use super::{
-    Labels, NamedPort, NamespaceScope, Operator, Peer, Peers, Pod, Policy, PortRange, Ports,
-    Selector, Str,
+    ClusterPolicy, Labels, NamedPort, NamespaceScope, Operator, Peer, Peers, Pod, Policy,
+    PortRange, Ports, Selector, Str,
 };
 
 /// What can be shared: cheap to clone, and knows how many have this very memory.
@@ -124,28 +124,47 @@ impl Strings {
         self.share(&mut policy.id.namespace);
         self.share_selector(&mut policy.pods);
         for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
-            if let Peers::Only(peers) = &mut rule.peers {
-                let has_strings = |peer: &Peer| matches!(peer, Peer::Pods { .. });
-                if peers.iter().any(has_strings) {
-                    Arc::make_mut(peers).iter_mut().for_each(|peer| self.share_peer(peer));
-                }
+            self.share_rule(&mut rule.peers, &mut rule.ports);
+        }
+    }
+
+    /// The same of a ClusterNetworkPolicy.
+    pub fn share_cluster_policy(&mut self, policy: &mut ClusterPolicy) {
+        self.share(&mut policy.name);
+        self.share_selector(&mut policy.subject.namespaces);
+        self.share_selector(&mut policy.subject.pods);
+        for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+            self.share_rule(&mut rule.peers, &mut rule.ports);
+        }
+    }
+
+    fn share_rule(&mut self, peers: &mut Peers, ports: &mut Ports) {
+        if let Peers::Only(peers) = peers {
+            let has_strings = |peer: &Peer| !matches!(peer, Peer::Block(_));
+            if peers.iter().any(has_strings) {
+                Arc::make_mut(peers).iter_mut().for_each(|peer| self.share_peer(peer));
             }
-            if let Ports::Only(ports) = &mut rule.ports {
-                for port in ports {
-                    if let PortRange::Named(name) = &mut port.range {
-                        self.share(name);
-                    }
+        }
+        if let Ports::Only(ports) = ports {
+            for port in ports {
+                if let PortRange::Named(name) = &mut port.range {
+                    self.share(name);
                 }
             }
         }
     }
 
     fn share_peer(&mut self, peer: &mut Peer) {
-        let Peer::Pods { namespaces, pods } = peer else { return };
-        self.share_selector(pods);
-        match namespaces {
-            NamespaceScope::Named(name) => self.share(name),
-            NamespaceScope::Matching(selector) => self.share_selector(selector),
+        match peer {
+            Peer::Pods { namespaces, pods } => {
+                self.share_selector(pods);
+                match namespaces {
+                    NamespaceScope::Named(name) => self.share(name),
+                    NamespaceScope::Matching(selector) => self.share_selector(selector),
+                }
+            }
+            Peer::Nodes(selector) => self.share_selector(selector),
+            Peer::Block(_) => {}
         }
     }
 

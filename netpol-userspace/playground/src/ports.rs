@@ -347,6 +347,7 @@ impl Chooser<'_> {
                         hosts: with(&|host| host.addresses.iter().any(|&a| block.contains(a))),
                         by_labels: false,
                     },
+                    Peer::Nodes(_) => Destinations { hosts: Vec::new(), by_labels: true },
                 })
                 .collect(),
         }

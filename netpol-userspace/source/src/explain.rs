@@ -87,6 +87,10 @@ fn peer_of(peer: &Peer, most: usize) -> String {
         Peer::Pods { namespaces, pods: selector } => {
             format!("{} in {}", pods(selector), namespaces_words(namespaces))
         }
+        Peer::Nodes(selector) => match selector.is_everything() {
+            true => "all nodes".to_owned(),
+            false => format!("nodes {selector}"),
+        },
         Peer::Block(block) => {
             let cidr = match block.cidr.to_string().as_str() {
                 "0.0.0.0/0" => "any IPv4 address".to_owned(),

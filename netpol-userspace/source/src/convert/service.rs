@@ -219,6 +219,13 @@ pub fn node(object: &core::Node) -> (Node, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut node = Node {
         name: object.metadata.name.as_deref().unwrap_or_default().into(),
+        labels: object
+            .metadata
+            .labels
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .collect(),
         addresses: Vec::new(),
     };
     let listed = object.status.as_ref().and_then(|status| status.addresses.as_ref());

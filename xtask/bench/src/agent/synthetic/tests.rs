@@ -109,6 +109,7 @@ fn count(policies: &[Understood]) -> BTreeMap<&'static str, usize> {
                     note(match peer {
                         Peer::Block(block) if block.except.is_empty() => "block",
                         Peer::Block(_) => "block with exceptions",
+                        Peer::Nodes(_) => "nodes",
                         Peer::Pods { namespaces: NamespaceScope::Named(_), pods } => {
                             if pods.is_everything() { "own namespace" } else { "own labels" }
                         }
