@@ -13,8 +13,9 @@ use netpol_observe::endpoints::{Endpoint, Isolation, list};
 /// List this node's pods with what isolates them and what they lost
 ///
 /// Shows every pod of this node that has an interface of its own. INGRESS and EGRESS say whether
-/// policies isolate the pod in that direction: `open` means that no policy selects it, so that
-/// everything is allowed. DROPS counts the packets dropped in both directions.
+/// policies isolate the pod in that direction: `open` means that no NetworkPolicy selects it, so that
+/// everything is allowed that ClusterNetworkPolicies, which are counted as `of the cluster`, do not
+/// deny. DROPS counts the packets dropped in both directions.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -69,9 +70,13 @@ fn row(endpoint: &Endpoint) -> [String; 7] {
 }
 
 fn isolation(side: &Isolation) -> String {
-    match side.isolated {
+    let by_policies = match side.isolated {
         true => format!("isolated by {}", side.policies.len()),
         false => "open".into(),
+    };
+    match side.cluster_policies.len() {
+        0 => by_policies,
+        n => format!("{by_policies}, {n} of the cluster"),
     }
 }
 

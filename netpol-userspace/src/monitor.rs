@@ -30,11 +30,14 @@ const LEASE: Duration = Duration::from_secs(1);
 /// How long an agent's names hold, and how long its answer may take.
 const NAMES_VALID: Duration = Duration::from_secs(1);
 
+/// About how many packets of a flood the agent is asked by which rules they were decided.
+const MOST_OPENINGS: usize = 256;
+
 /// Show packets as they are dropped, and why
 ///
 /// One line for each dropped packet of this node's isolated pods: time (UTC), verdict, pod and
 /// direction, the packet with the names of its ends, and the reason; for a drop by policy, the
-/// policies that isolate the pod. With `--flows` also each new connection that is allowed. Runs
+/// policies that isolate the pod, or the rule of a ClusterNetworkPolicy that denies it. With `--flows` also each new connection that is allowed. Runs
 /// until Ctrl-C. Costs nothing while nobody looks; one monitor at a time. Of a flood only a part is
 /// shown; then it says how many are missing, in JSON as an object with the one field `lost`.
 #[derive(Debug, clap::Args)]
@@ -186,6 +189,7 @@ impl View<'_> {
         }
         self.names.refresh();
         self.names.learn(events.iter().flat_map(events::ends).flatten()).await;
+        self.names.learn_rules(&events).await;
         let boot = BootTime::now();
         for raw in &events {
             let event = explain(raw, &self.names.names, boot);
@@ -281,6 +285,22 @@ impl FreshNames {
             timeout(NAMES_VALID, client::owners_async(&self.places.run_dir, &unknown)).await;
         match answer {
             Ok(Ok(Some(owners))) => self.names.learn(unknown.into_iter().zip(owners)),
+            Ok(Ok(None) | Err(_)) | Err(_) => self.is_silent = true,
+        }
+    }
+
+    /// Asks the agent about the rules by which events were decided, of as many as it may be asked.
+    async fn learn_rules(&mut self, events: &[Raw]) {
+        let openings = events.iter().filter_map(|raw| events::opening(raw, &self.names));
+        let mut openings = self.names.undecided(openings);
+        openings.truncate(MOST_OPENINGS);
+        if openings.is_empty() || self.is_silent {
+            return;
+        }
+        let answer =
+            timeout(NAMES_VALID, client::deciding_async(&self.places.run_dir, openings.clone()));
+        match answer.await {
+            Ok(Ok(Some(rules))) => self.names.learn_rules(openings.into_iter().zip(rules)),
             Ok(Ok(None) | Err(_)) | Err(_) => self.is_silent = true,
         }
     }

@@ -8,6 +8,8 @@ use anyhow::Result;
 
 use super::output::{self, Format};
 use super::places::Places;
+use netpol_api::state::ClusterRule;
+use netpol_model::Tier;
 use netpol_observe::drops;
 use netpol_observe::policies::named;
 use netpol_observe::rules::{self, Rules, Side};
@@ -15,7 +17,8 @@ use netpol_observe::rules::{self, Rules, Side};
 /// Show what a pod may receive and send, and which policies say so
 ///
 /// For each direction: the policies that isolate the pod, then everything that they allow together,
-/// each line with the policies it comes from. What is not listed is dropped, except for what is
+/// each line with the policies it comes from. The rules of ClusterNetworkPolicies are listed in the
+/// order in which they are asked, before and after. What is not listed is dropped, except for what is
 /// always allowed. Ports by name are shown with what they stand for on this pod.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -64,11 +67,72 @@ fn text(rules: &Rules) -> String {
 
 fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
     text.push('\n');
-    if !side.isolated {
-        text.push_str(&format!("{direction}: open, no policy isolates it\n"));
+    let of_tier =
+        |tier: Tier| side.cluster_rules.iter().filter(move |rule| rule.tier == tier.as_str());
+    match (side.isolated, side.cluster_rules.is_empty()) {
+        (true, _) => {
+            text.push_str(&format!("{direction}: isolated by {}\n", named(&side.policies)))
+        }
+        (false, true) => text.push_str(&format!("{direction}: open, no policy isolates it\n")),
+        (false, false) => {
+            text.push_str(&format!("{direction}: open but for what these deny\n"));
+        }
+    }
+    cluster_rules(text, "Admin tier, asked first:", peer, of_tier(Tier::Admin));
+    if side.isolated {
+        if of_tier(Tier::Admin).next().is_some() {
+            push(text, "NetworkPolicies, asked then:");
+        }
+        allowed(text, peer, side);
+    }
+    cluster_rules(text, "Baseline tier:", peer, of_tier(Tier::Baseline));
+    if side.untold > 0 {
+        push(text, &format!("and {} more peers: see the policies themselves", side.untold));
+    }
+    if let Some(dropped) =
+        side.drops.as_ref().filter(|_| side.isolated || !side.cluster_rules.is_empty())
+    {
+        push(text, &dropped_text(dropped));
+    }
+}
+
+/// The rules of one tier, if there are any.
+fn cluster_rules<'a>(
+    text: &mut String,
+    title: &str,
+    peer: &str,
+    rules: impl Iterator<Item = &'a ClusterRule>,
+) {
+    let rules: Vec<&ClusterRule> = rules.collect();
+    if rules.is_empty() {
         return;
     }
-    text.push_str(&format!("{direction}: isolated by {}\n", named(&side.policies)));
+    push(text, title);
+    let rows = rules.iter().take(MOST_LINES).map(|rule| {
+        let peers = match rule.peers.as_slice() {
+            [] => "nobody: it could not be understood".to_owned(),
+            peers => output::some_of(peers),
+        };
+        let name = rule.name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
+        [
+            rule.priority.to_string(),
+            format!("{} {}{name}", rule.policy, rule.rule),
+            rule.action.clone(),
+            peers,
+            some_ports(&rule.ports),
+        ]
+    });
+    output::table(["PRIORITY", "RULE", "ACTION", peer, "PORTS"], rows)
+        .lines()
+        .for_each(|line| push(text, line));
+    let n_cut = rules.len().saturating_sub(MOST_LINES);
+    if n_cut > 0 {
+        push(text, &format!("and {n_cut} more lines: -o json has all"));
+    }
+}
+
+/// What NetworkPolicies allow.
+fn allowed(text: &mut String, peer: &str, side: &Side) {
     if side.allowed.is_empty() && side.untold == 0 {
         push(text, "nothing is allowed");
     } else {
@@ -84,12 +148,6 @@ fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
     let n_cut = side.allowed.len().saturating_sub(MOST_LINES);
     if n_cut > 0 {
         push(text, &format!("and {n_cut} more lines: -o json has all"));
-    }
-    if side.untold > 0 {
-        push(text, &format!("and {} more peers: see the policies themselves", side.untold));
-    }
-    if let Some(dropped) = &side.drops {
-        push(text, &dropped_text(dropped));
     }
 }
 

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use crate::view;
 use netpol_api::questions::{
-    BackendInfo, End, FrontInfo, NamedPort, Owner, PodInfo, Question, ServiceInfo,
+    self, BackendInfo, DecidingRule, End, FrontInfo, NETWORK_POLICY_TIER, NamedPort, Owner, PodInfo,
+    Question, ServiceInfo,
 };
 use netpol_compile::{Compiler, EndpointId, Opening};
-use netpol_model::{Direction, ObjectName, Pod, Protocol, Service};
+use netpol_model::{Direction, ObjectName, Pod, Protocol, Service, Tier};
 
 /// The answer, as the question says. `node` is this node's name.
 pub(crate) fn answer(compiler: &Compiler, node: &str, question: &Question) -> Value {
@@ -26,6 +28,10 @@ pub(crate) fn answer(compiler: &Compiler, node: &str, question: &Question) -> Va
             let node = compiler.cluster().nodes.get(name.as_str());
             json!(node.map(|node| &node.addresses[..]).unwrap_or_default())
         }
+        Question::Deciding { openings } => {
+            let rules = openings.iter().map(|opening| deciding(compiler, opening));
+            json!(rules.collect::<Vec<_>>())
+        }
         &Question::Allowing { endpoint, is_ingress, remote, protocol, port } => {
             let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
             let opening = Opening { direction, remote, protocol, port };
@@ -33,6 +39,22 @@ pub(crate) fn answer(compiler: &Compiler, node: &str, question: &Question) -> Va
             json!(policies.iter().map(ToString::to_string).collect::<Vec<_>>())
         }
     }
+}
+
+fn deciding(compiler: &Compiler, opening: &questions::Opening) -> Vec<DecidingRule> {
+    let &questions::Opening { endpoint, is_ingress, remote, protocol, port } = opening;
+    let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
+    let opening = Opening { direction, remote, protocol, port };
+    let rules = compiler.deciding(EndpointId(endpoint), &opening).into_iter();
+    let told = rules.map(|rule| DecidingRule {
+        tier: rule.tier.map_or(NETWORK_POLICY_TIER, Tier::as_str).to_owned(),
+        policy: rule.policy,
+        rule: rule.rule.map(|place| view::rule_path(direction, place)),
+        name: rule.name.map(|name| name.to_string()),
+        priority: rule.priority,
+        action: rule.action.to_string(),
+    });
+    told.collect()
 }
 
 fn parse(name: &str) -> Option<ObjectName> {

@@ -226,6 +226,7 @@ fn join(now: &Arc<Isolation>, then: &Arc<Isolation>) -> Arc<Isolation> {
     Arc::new(Isolation {
         policies: now.policies.clone(),
         rules: then.rules.clone(),
+        cluster_rules: then.cluster_rules.clone(),
         untold: then.untold,
     })
 }

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use netpol_api::state::{ClassWords, DirectionView, EndpointView, Isolation, Rule, WatchView};
-use netpol_compile::{ClassId, Compiler, EndpointId, RuleView};
+use netpol_api::state::{
+    ClassWords, ClusterRule, DirectionView, EndpointView, Isolation, Rule, WatchView,
+};
+use netpol_compile::{ClassId, ClusterRuleView, Compiler, EndpointId, RuleView};
 use netpol_endpoint::{Endpoint, Holder};
-use netpol_model::{Direction, NamedPort, ObjectName};
+use netpol_model::{Direction, NamedPort, ObjectName, Str};
 use netpol_source::Watch;
 
 /// How many rules are told of an endpoint and direction: nobody reads more, and a hundred thousand
@@ -49,8 +51,9 @@ pub(crate) fn watches(watches: &[Watch]) -> Vec<WatchView> {
     watches.iter().map(view).collect()
 }
 
-/// A direction, the policies that isolate in it, and what the pod's own named ports are.
-type Isolated<'a> = (Direction, Vec<ObjectName>, &'a [NamedPort]);
+/// A direction, the policies that isolate in it, those of the cluster that are asked, and what the
+/// pod's own named ports are.
+type Isolated<'a> = (Direction, Vec<ObjectName>, Vec<Str>, &'a [NamedPort]);
 
 /// What isolates endpoints, each once: replicas have the same policies.
 struct Isolations<'a> {
@@ -67,8 +70,9 @@ impl Isolations<'_> {
             Direction::Ingress => sets.ingress.0,
             Direction::Egress => sets.egress.0,
         });
-        let isolated = !policies.is_empty() || set != 0;
-        if policies.is_empty() {
+        let of_cluster = compiler.endpoint_cluster_policies(id, direction);
+        let isolated = !policies.is_empty() || set != 0 && of_cluster.is_empty();
+        if policies.is_empty() && of_cluster.is_empty() {
             return DirectionView::new(isolated, Arc::default(), set);
         }
         let text = |names: &[ObjectName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -83,9 +87,20 @@ impl Isolations<'_> {
                 policies: text(&rule.policies),
             };
             let rules = rules.into_iter().map(rule).collect();
-            Isolation { policies: text(policies), rules, untold }
+            let of_cluster = match has_rules {
+                true => compiler.cluster_rules(id, direction),
+                false => Vec::new(),
+            };
+            let n_cut = of_cluster.len().saturating_sub(MOST_RULES);
+            let of_cluster = of_cluster.into_iter().take(MOST_RULES);
+            Isolation {
+                policies: text(policies),
+                rules,
+                cluster_rules: of_cluster.map(|rule| cluster_rule(rule, direction)).collect(),
+                untold: untold + n_cut,
+            }
         };
-        let key = (direction, policies, compiler.endpoint_ports(id));
+        let key = (direction, policies, of_cluster, compiler.endpoint_ports(id));
         let isolation = match known.get(&key) {
             Some(isolation) => isolation.clone(),
             None => {
@@ -96,6 +111,24 @@ impl Isolations<'_> {
         };
         DirectionView::new(isolated, isolation, set)
     }
+}
+
+fn cluster_rule(rule: ClusterRuleView, direction: Direction) -> ClusterRule {
+    ClusterRule {
+        tier: rule.tier.to_string(),
+        priority: rule.priority,
+        policy: rule.policy.to_string(),
+        rule: rule_path(direction, rule.rule),
+        name: rule.name.map(|name| name.to_string()),
+        action: rule.action.to_string(),
+        peers: rule.peers,
+        ports: rule.ports,
+    }
+}
+
+/// A rule by its place, such as `egress[0]`.
+pub(crate) fn rule_path(direction: Direction, place: usize) -> String {
+    format!("{direction}[{place}]")
 }
 
 /// Names of the classes in use. Any block may get the closed class, when the tables are full.

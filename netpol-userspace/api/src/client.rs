@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use crate::questions::{End, Owner, Question};
+use crate::questions::{DecidingRule, End, Opening, Owner, Question};
 use crate::sandbox::{Answer, CniRequest};
 use crate::state::{Status, socket_path};
 
@@ -91,6 +91,14 @@ pub async fn owners_async(run_dir: &Path, ends: &[End]) -> Result<Option<Vec<Own
         }
     }
     Ok(Some(owners))
+}
+
+/// The rules that decide on each of these, `None` if no agent listens.
+pub async fn deciding_async(
+    run_dir: &Path,
+    openings: Vec<Opening>,
+) -> Result<Option<Vec<Vec<DecidingRule>>>> {
+    ask_async(run_dir, &Question::Deciding { openings }).await
 }
 
 /// `None` if no agent listens, which who may not ask cannot know.

@@ -31,6 +31,12 @@ pub enum Question {
         /// Its name.
         name: String,
     },
+    /// Which rules decide on these, in the order in which they are asked: for each a list of
+    /// [`DecidingRule`]s, of which the last one is not passed on, unless nothing else is said.
+    Deciding {
+        /// The packets.
+        openings: Vec<Opening>,
+    },
     /// Which policies of a local endpoint have a rule that allows this: a list of
     /// `namespace/name`.
     Allowing {
@@ -45,6 +51,67 @@ pub enum Question {
         /// Destination port.
         port: u16,
     },
+}
+
+/// The first packet of a connection of a local endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Opening {
+    /// The endpoint's number.
+    pub endpoint: u16,
+    /// Towards the endpoint, not from it.
+    pub is_ingress: bool,
+    /// The other end.
+    pub remote: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port.
+    pub port: u16,
+}
+
+/// A rule that has a part in what becomes of a packet. Field names are relied on from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidingRule {
+    /// `Admin`, `NetworkPolicy` or `Baseline`.
+    pub tier: String,
+    /// The policy, of the NetworkPolicy tier as `namespace/name`.
+    pub policy: String,
+    /// The rule by its place, such as `egress[0]`; `null`: the policy has none that allows it.
+    pub rule: Option<String>,
+    /// What its author calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The policy's priority; `null` for a NetworkPolicy.
+    pub priority: Option<u16>,
+    /// `Accept`, `Deny` or `Pass`.
+    pub action: String,
+}
+
+/// The tier of NetworkPolicies, beside those that ClusterNetworkPolicies name.
+pub const NETWORK_POLICY_TIER: &str = "NetworkPolicy";
+
+impl DecidingRule {
+    /// Whether a ClusterNetworkPolicy says it.
+    pub fn is_of_cluster(&self) -> bool {
+        self.tier != NETWORK_POLICY_TIER
+    }
+
+    /// Whether it leaves the decision to a later tier.
+    pub fn is_pass(&self) -> bool {
+        self.action == "Pass"
+    }
+
+    /// `ClusterNetworkPolicy base, rule egress[0] "dns", Baseline tier, priority 5`.
+    pub fn describe(&self) -> String {
+        let rule = self.rule.as_ref().map(|rule| format!(", rule {rule}")).unwrap_or_default();
+        let name = self.name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
+        match self.priority {
+            Some(priority) => format!(
+                "ClusterNetworkPolicy {}{rule}{name}, {} tier, priority {priority}",
+                self.policy, self.tier
+            ),
+            None => format!("{}{rule}", self.policy),
+        }
+    }
 }
 
 /// An address and what is wanted there. Protocol and port tell Services of one address apart.

@@ -282,9 +282,9 @@ pub struct EndpointView {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "WrittenView<'_>")]
 pub struct DirectionView {
-    /// Whether any policy isolates it.
+    /// Whether any NetworkPolicy isolates it, or it is closed since nobody knows what applies.
     pub isolated: bool,
-    /// What does.
+    /// What does, and what ClusterNetworkPolicies say.
     pub isolation: Arc<Isolation>,
     /// Where that stands, if not here.
     number: Option<u32>,
@@ -300,6 +300,8 @@ struct WrittenView<'a> {
     policies: Cow<'a, [String]>,
     #[serde(default)]
     rules: Cow<'a, [Rule]>,
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    cluster_rules: Cow<'a, [ClusterRule]>,
     #[serde(default, skip_serializing_if = "is_zero")]
     untold: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -323,6 +325,24 @@ impl DirectionView {
     pub fn rules(&self) -> &[Rule] {
         &self.isolation.rules
     }
+
+    /// The rules of ClusterNetworkPolicies that are asked, in their order.
+    pub fn cluster_rules(&self) -> &[ClusterRule] {
+        &self.isolation.cluster_rules
+    }
+
+    /// The ClusterNetworkPolicies that these are of, in their order, each once.
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &ClusterRule> {
+        let rules = self.cluster_rules();
+        let is_first =
+            |at: &usize| *at == 0 || rules[at - 1].policy != rules[*at].policy;
+        (0..rules.len()).filter(is_first).map(|at| &rules[at])
+    }
+
+    /// Whether packets are judged by policies, of whatever kind.
+    pub fn is_judged(&self) -> bool {
+        self.isolated || self.set != 0
+    }
 }
 
 impl Serialize for DirectionView {
@@ -333,6 +353,8 @@ impl Serialize for DirectionView {
             isolated: *isolated,
             policies: here.map_or_else(Cow::default, |this| Cow::Borrowed(&this.policies[..])),
             rules: here.map_or_else(Cow::default, |this| Cow::Borrowed(&this.rules[..])),
+            cluster_rules: here
+                .map_or_else(Cow::default, |this| Cow::Borrowed(&this.cluster_rules[..])),
             untold: here.map_or(0, |this| this.untold),
             number: *number,
             set: *set,
@@ -343,9 +365,13 @@ impl Serialize for DirectionView {
 
 impl From<WrittenView<'_>> for DirectionView {
     fn from(written: WrittenView<'_>) -> Self {
-        let WrittenView { isolated, policies, rules, untold, number, set } = written;
-        let (policies, rules) = (policies.into_owned(), rules.into_owned());
-        let isolation = Isolation { policies, rules, untold };
+        let WrittenView { isolated, policies, rules, cluster_rules, untold, number, set } = written;
+        let isolation = Isolation {
+            policies: policies.into_owned(),
+            rules: rules.into_owned(),
+            cluster_rules: cluster_rules.into_owned(),
+            untold,
+        };
         Self { isolated, isolation: Arc::new(isolation), number, set }
     }
 }
@@ -358,6 +384,9 @@ pub struct Isolation {
     /// What they allow.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// What ClusterNetworkPolicies say, in the order in which they are asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster_rules: Vec<ClusterRule>,
     /// How many peers of rules are not told, since there are very many.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub untold: usize,
@@ -372,8 +401,30 @@ pub fn is_zero(number: &usize) -> bool {
 impl Isolation {
     /// Whether it is too long to be written with each endpoint that has it.
     fn is_long(&self) -> bool {
-        self.policies.len() + self.rules.len() > LONG
+        self.policies.len() + self.rules.len() + self.cluster_rules.len() > LONG
     }
+}
+
+/// A rule of a ClusterNetworkPolicy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRule {
+    /// `Admin` or `Baseline`.
+    pub tier: String,
+    /// The policy's priority there.
+    pub priority: u16,
+    /// The policy.
+    pub policy: String,
+    /// The rule by its place, such as `egress[0]`.
+    pub rule: String,
+    /// What its author calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `Accept`, `Deny` or `Pass`.
+    pub action: String,
+    /// The other end, in words; none: it matches nothing.
+    pub peers: Vec<String>,
+    /// Protocols and ports, in words.
+    pub ports: String,
 }
 
 /// Something that is allowed.
@@ -403,7 +454,12 @@ mod tests {
         };
         let policies = vec!["shop/deny".to_owned()];
         let long =
-            Arc::new(Isolation { policies, rules: (0..LONG).map(rule).collect(), untold: 5 });
+            Arc::new(Isolation {
+                policies,
+                rules: (0..LONG).map(rule).collect(),
+                untold: 5,
+                ..Isolation::default()
+            });
         let mut endpoints: Vec<EndpointView> =
             (1..=3).map(|id| endpoint("shop", "web", id, "10.0.0.1")).collect();
         for endpoint in &mut endpoints[1..] {

@@ -28,7 +28,7 @@ pub fn endpoint(namespace: &str, pod: &str, id: u16, ip: &str) -> EndpointView {
                     ports: "TCP 80".into(),
                     policies: vec![format!("{namespace}/deny")],
                 }],
-                untold: 0,
+                ..Isolation::default()
             }),
             2,
         ),

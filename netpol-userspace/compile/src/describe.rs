@@ -6,10 +6,11 @@ use std::net::IpAddr;
 
 use super::atoms::Atom;
 use super::engine::Engine;
+use super::tiers::Applying;
 use super::{ClassId, Compiler, EndpointId, ServiceKey, SetId, isolating};
 use netpol_model::{
-    Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
-    Ports, Rule, Selector,
+    Action, Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
+    Ports, Selector, Str, Tier,
 };
 
 /// One thing that is allowed to an endpoint, and by whom.
@@ -21,6 +22,27 @@ pub struct RuleView {
     pub ports: String,
     /// The policies that say so, sorted.
     pub policies: Vec<ObjectName>,
+}
+
+/// A rule of a ClusterNetworkPolicy that is about an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterRuleView {
+    /// The policy's tier.
+    pub tier: Tier,
+    /// Its priority there.
+    pub priority: u16,
+    /// Its name.
+    pub policy: Str,
+    /// The rule's place among those of the policy in that direction, from 0.
+    pub rule: usize,
+    /// What its author calls it.
+    pub name: Option<Str>,
+    /// What becomes of what it matches.
+    pub action: Action,
+    /// The other end, such as `pods app=web in all namespaces`; none: it matches nothing.
+    pub peers: Vec<String>,
+    /// Protocols and ports, such as `TCP 80, UDP 53`.
+    pub ports: String,
 }
 
 /// Something about the cluster that keeps policies from meaning what their authors think.
@@ -123,7 +145,7 @@ impl Compiler {
                     continue;
                 }
                 let ports = ports_text(&rule.ports, direction, pod);
-                for peer in peers_text(rule).take(n_told) {
+                for peer in peers_text(&rule.peers).take(n_told) {
                     seen.entry((peer, ports.clone())).or_default().insert(policy.id.clone());
                 }
             }
@@ -134,6 +156,35 @@ impl Compiler {
             policies: policies.into_iter().collect(),
         };
         (seen.into_iter().map(view).collect(), n_left_out)
+    }
+
+    /// The ClusterNetworkPolicies that are asked about an endpoint in one direction, in their order.
+    pub fn endpoint_cluster_policies(&self, id: EndpointId, direction: Direction) -> Vec<Str> {
+        let Some(pod) = self.endpoint_pod(id) else { return Vec::new() };
+        let applying = Applying::of(&self.cluster, pod, direction);
+        applying.tiers().map(|policy| policy.name.clone()).collect()
+    }
+
+    /// The rules of ClusterNetworkPolicies that are asked about an endpoint in one direction, in the
+    /// order in which they are.
+    pub fn cluster_rules(&self, id: EndpointId, direction: Direction) -> Vec<ClusterRuleView> {
+        let Some(pod) = self.endpoint_pod(id) else { return Vec::new() };
+        let mut views = Vec::new();
+        for policy in Applying::of(&self.cluster, pod, direction).tiers() {
+            for (place, rule) in policy.rules(direction).iter().enumerate() {
+                views.push(ClusterRuleView {
+                    tier: policy.tier,
+                    priority: policy.priority,
+                    policy: policy.name.clone(),
+                    rule: place,
+                    name: rule.name.clone(),
+                    action: rule.action,
+                    peers: peers_text(&rule.peers).collect(),
+                    ports: ports_text(&rule.ports, direction, pod),
+                });
+            }
+        }
+        views
     }
 
     /// The atoms of a class, sorted. Empty for a class that is not in use.
@@ -233,9 +284,9 @@ pub struct Size {
     pub atoms: usize,
 }
 
-fn peers_text(rule: &Rule) -> impl Iterator<Item = String> {
-    let any = matches!(rule.peers, Peers::Any).then(|| "any peer".to_owned());
-    any.into_iter().chain(rule.peers.named().iter().map(peer_text))
+fn peers_text(peers: &Peers) -> impl Iterator<Item = String> {
+    let any = matches!(peers, Peers::Any).then(|| "any peer".to_owned());
+    any.into_iter().chain(peers.named().iter().map(peer_text))
 }
 
 fn peer_text(peer: &Peer) -> String {

@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::engine::namespace_labels;
+use super::tiers::Applying;
 use super::{Compiler, EndpointId, ServiceKey, isolating, services};
 use netpol_model::{
-    Direction, EndpointSlice, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
-    Ports, Rule, Service,
+    Action, ClusterPolicy, Direction, EndpointSlice, NamespaceScope, ObjectName, Peer, Peers, Pod,
+    Policy, PortMatch, PortRange, Ports, Service, Str, Tier,
 };
 
 /// The first packet of a connection, as an endpoint's policies see it.
@@ -36,7 +37,84 @@ pub struct ServiceFront {
     pub backends: Vec<(IpAddr, u16)>,
 }
 
+/// A rule that has a part in what becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecidingRule {
+    /// The tier; `None`: that of NetworkPolicies.
+    pub tier: Option<Tier>,
+    /// The policy's name, of a NetworkPolicy `namespace/name`.
+    pub policy: String,
+    /// The rule's place among those of the policy in that direction, from 0. `None`: it is none of
+    /// its rules that allows it.
+    pub rule: Option<usize>,
+    /// What its author calls it.
+    pub name: Option<Str>,
+    /// The policy's priority, where it has one.
+    pub priority: Option<u16>,
+    /// What it says.
+    pub action: Action,
+}
+
 impl Compiler {
+    /// The rules that decide on this, in the order in which they are asked: those that pass it on, and
+    /// the one that decides; of NetworkPolicies all that allow it, or each as one that denies it. None
+    /// where nothing is said of it.
+    pub fn deciding(&self, id: EndpointId, opening: &Opening) -> Vec<DecidingRule> {
+        let Some(pod) = self.endpoint_pod(id) else { return Vec::new() };
+        let applying = Applying::of(&self.cluster, pod, opening.direction);
+        let remote = self.pod_at(opening.remote);
+        let mut found = Vec::new();
+        let mut ask = |policies: &[&ClusterPolicy]| {
+            for policy in policies {
+                for (place, rule) in policy.rules(opening.direction).iter().enumerate() {
+                    if !self.matches(&rule.peers, &rule.ports, opening, pod, remote) {
+                        continue;
+                    }
+                    found.push(DecidingRule {
+                        tier: Some(policy.tier),
+                        policy: policy.name.to_string(),
+                        rule: Some(place),
+                        name: rule.name.clone(),
+                        priority: Some(policy.priority),
+                        action: rule.action,
+                    });
+                    return rule.action != Action::Pass;
+                }
+            }
+            false
+        };
+        if ask(&applying.admin) {
+            return found;
+        }
+        if applying.policies.is_empty() {
+            ask(&applying.baseline);
+            return found;
+        }
+        let of_policy = |policy: &Policy, rule, action| DecidingRule {
+            tier: None,
+            policy: policy.id.to_string(),
+            rule,
+            name: None,
+            priority: None,
+            action,
+        };
+        let n_passed = found.len();
+        for policy in &applying.policies {
+            let rules = policy.rules(opening.direction).unwrap_or_default().iter().enumerate();
+            let allowing = rules.filter(|(_, rule)| {
+                self.matches(&rule.peers, &rule.ports, opening, pod, remote)
+            });
+            found.extend(
+                allowing.map(|(place, _)| of_policy(policy, Some(place), Action::Accept)),
+            );
+        }
+        if found.len() == n_passed {
+            let denying = applying.policies.iter();
+            found.extend(denying.map(|policy| of_policy(policy, None, Action::Deny)));
+        }
+        found
+    }
+
     /// The policies with a rule that allows this, sorted. Empty also if no policy isolates the
     /// endpoint in that direction.
     pub fn allowing(&self, id: EndpointId, opening: &Opening) -> Vec<ObjectName> {
@@ -45,7 +123,9 @@ impl Compiler {
         isolating(&self.cluster, pod, opening.direction)
             .filter(|policy| {
                 let rules = policy.rules(opening.direction).unwrap_or_default();
-                rules.iter().any(|rule| self.allows(rule, opening, pod, remote))
+                rules.iter().any(|rule| {
+                    self.matches(&rule.peers, &rule.ports, opening, pod, remote)
+                })
             })
             .map(|policy| policy.id.clone())
             .collect()
@@ -89,8 +169,15 @@ impl Compiler {
             .collect()
     }
 
-    fn allows(&self, rule: &Rule, opening: &Opening, pod: &Pod, remote: Option<&Pod>) -> bool {
-        let has_peer = match &rule.peers {
+    fn matches(
+        &self,
+        peers: &Peers,
+        ports: &Ports,
+        opening: &Opening,
+        pod: &Pod,
+        remote: Option<&Pod>,
+    ) -> bool {
+        let has_peer = match peers {
             Peers::Any => true,
             Peers::Only(peers) => peers.iter().any(|peer| match peer {
                 Peer::Pods { namespaces, pods } => remote.is_some_and(|remote| {
@@ -111,7 +198,7 @@ impl Compiler {
             Direction::Egress => remote,
         };
         has_peer
-            && match &rule.ports {
+            && match ports {
                 Ports::Any => true,
                 Ports::Only(ports) => ports.iter().any(|port| has_port(port, opening, destination)),
             }

@@ -40,8 +40,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use admission::LeftOut;
-pub use describe::{Problem, RuleView, Size};
-pub use explain::{Opening, ServiceFront};
+pub use describe::{ClusterRuleView, Problem, RuleView, Size};
+pub use explain::{DecidingRule, Opening, ServiceFront};
 pub use ids::Ids;
 pub use plan::{
     Backend, ClassId, EndpointId, EndpointSets, Plan, PortSet, Row, ServiceKey, SetId, Step,

@@ -39,10 +39,13 @@ pub struct Endpoint {
 /// One direction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Isolation {
-    /// Whether any policy isolates it.
+    /// Whether any NetworkPolicy isolates it.
     pub isolated: bool,
     /// Those that do.
     pub policies: Vec<String>,
+    /// The ClusterNetworkPolicies that are asked, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cluster_policies: Vec<String>,
     /// Packets dropped by reason; absent if the maps cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drops: Option<Drops>,
@@ -58,9 +61,9 @@ pub fn list(state: &State, maps: Option<&Maps>) -> Result<Vec<Endpoint>, Datapat
             let enforced = entries.as_ref().map(|entries| {
                 entries.iter().any(|entry| {
                     (entry.id, entry.ifindex) == (view.id, view.ifindex)
-                        && (entry.ingress != 0) == view.ingress.isolated
-                        && (entry.egress != 0) == view.egress.isolated
-                }) || !(view.ingress.isolated || view.egress.isolated)
+                        && (entry.ingress != 0) == view.ingress.is_judged()
+                        && (entry.egress != 0) == view.egress.is_judged()
+                }) || !(view.ingress.is_judged() || view.egress.is_judged())
             });
             endpoint(view, maps, enforced)
         })
@@ -76,6 +79,7 @@ fn endpoint(
         Ok(Isolation {
             isolated: side.isolated,
             policies: side.policies().to_vec(),
+            cluster_policies: side.cluster_policies().map(|rule| rule.policy.clone()).collect(),
             drops: maps.map(|maps| drops::of_endpoint(maps, view.id, direction)).transpose()?,
         })
     };

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::names::Names;
 use super::protocol;
 use netpol_api::decision::{self, Decision};
-use netpol_api::questions::{self as question, Owner};
+use netpol_api::questions::{self as question, DecidingRule, Opening, Owner};
 use netpol_datapath::observe::ip_of;
 use netpol_model::Direction;
 
@@ -45,6 +45,10 @@ pub struct Event {
     pub message: String,
     /// The policies that isolate the endpoint in this direction, if policies decided.
     pub policies: Vec<String>,
+    /// The rules that decided, in the order in which they are asked, where ClusterNetworkPolicies have
+    /// rules for the endpoint and a running agent told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<DecidingRule>,
     /// Selectors and blocks of those policies that the other side matches.
     pub peer_matches: Vec<String>,
     /// Bytes, with the link-layer header.
@@ -98,6 +102,8 @@ pub fn explain(raw: &Raw, names: &Names, boot: BootTime) -> Event {
         true => names.policies(raw.endpoint, direction).to_vec(),
         false => Vec::new(),
     };
+    let rules = opening(raw, names).map(|opening| names.deciding(&opening)).unwrap_or_default();
+    let rules = rules.to_vec();
     let [local_end, remote_end] = ends(raw);
     let local = end(local_end, raw.local_port, names);
     let remote = end(remote_end, raw.remote_port, names);
@@ -115,8 +121,9 @@ pub fn explain(raw: &Raw, names: &Names, boot: BootTime) -> Event {
         destination,
         detail: detail(raw),
         reason,
-        message: message(reason, &policies),
+        message: message(reason, &policies, &rules),
         policies,
+        rules,
         peer_matches: names.class(raw.class).to_vec(),
         length: raw.length,
     }
@@ -135,6 +142,25 @@ pub fn ends(raw: &Raw) -> [Option<question::End>; 2] {
     };
     // Only a destination's port tells which Service is meant.
     [of(&raw.local, 0), of(&raw.remote, if is_egress { raw.remote_port } else { 0 })]
+}
+
+/// What is to be asked about an event to know by which rules it was decided: nothing unless
+/// ClusterNetworkPolicies have rules for the endpoint, policies decided, and it is no Service that the
+/// packet goes to.
+pub fn opening(raw: &Raw, names: &Names) -> Option<Opening> {
+    let is_ingress = raw.direction == layout::Direction::Ingress as u8;
+    let endpoint = names.endpoint(raw.endpoint)?;
+    let side = if is_ingress { &endpoint.ingress } else { &endpoint.egress };
+    let reason = Reason::from_number(raw.reason)?;
+    let is_decided = matches!(reason, Reason::NewFlow | Reason::Policy);
+    let [_, remote] = ends(raw);
+    let remote = remote?;
+    if side.cluster_rules().is_empty() || !is_decided || names.owner(remote).service.is_some() {
+        return None;
+    }
+    let port = if is_ingress { raw.local_port } else { raw.remote_port };
+    let (remote, protocol) = (remote.ip, raw.protocol);
+    Some(Opening { endpoint: raw.endpoint, is_ingress, remote, protocol, port })
 }
 
 fn end(end: Option<question::End>, port: u16, names: &Names) -> Option<End> {
@@ -168,7 +194,18 @@ pub(crate) fn is_by_policy(reason: Reason) -> bool {
 }
 
 /// A reason as a sentence part for people.
-pub fn message(reason: Reason, policies: &[String]) -> String {
+///
+/// `rules`: those that decided, if that is known.
+pub fn message(reason: Reason, policies: &[String], rules: &[DecidingRule]) -> String {
+    let denying = rules.last().filter(|rule| rule.is_of_cluster() && rule.action == "Deny");
+    let accepting = rules.last().filter(|rule| rule.is_of_cluster() && rule.action == "Accept");
+    match (reason, denying, accepting) {
+        (Reason::Policy, Some(rule), _) => return format!("denied by {}", rule.describe()),
+        (Reason::NewFlow, _, Some(rule)) => {
+            return format!("new connection, accepted by {}", rule.describe());
+        }
+        _ => {}
+    }
     let by = match policies {
         [] => "the policies in force".to_owned(),
         policies => super::policies::named(policies),

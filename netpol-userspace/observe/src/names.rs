@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::node::name;
 use netpol_api::client;
-use netpol_api::questions::{End, Owner};
+use netpol_api::questions::{DecidingRule, End, Opening, Owner};
 use netpol_api::state::{EndpointView, State};
 use netpol_model::Direction;
 
@@ -18,6 +18,7 @@ pub struct Names {
     ids: HashMap<IpAddr, u16>,
     classes: HashMap<u32, Vec<String>>,
     owners: HashMap<End, Owner>,
+    deciding: HashMap<Opening, Vec<DecidingRule>>,
 }
 
 impl Names {
@@ -37,6 +38,7 @@ impl Names {
                 .map(|(class, names)| (class, names.into_iter().map(String::from).collect()))
                 .collect(),
             owners: HashMap::new(),
+            deciding: HashMap::new(),
         }
     }
 
@@ -75,6 +77,29 @@ impl Names {
     /// Forgets what an agent told: it may be another's by now.
     pub fn forget(&mut self) {
         self.owners.clear();
+        self.deciding.clear();
+    }
+
+    /// Those of which it is not known which rules decide on them, each once.
+    pub fn undecided(&self, openings: impl IntoIterator<Item = Opening>) -> Vec<Opening> {
+        let is_unknown = |opening: &Opening| !self.deciding.contains_key(opening);
+        let mut unknown: Vec<Opening> = openings.into_iter().filter(is_unknown).collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown
+    }
+
+    /// Takes an agent's answer about rules into account.
+    pub fn learn_rules(
+        &mut self,
+        rules: impl IntoIterator<Item = (Opening, Vec<DecidingRule>)>,
+    ) {
+        self.deciding.extend(rules);
+    }
+
+    /// The rules that decide on something, as far as an agent told.
+    pub fn deciding(&self, opening: &Opening) -> &[DecidingRule] {
+        self.deciding.get(opening).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Who is there, as far as is known.

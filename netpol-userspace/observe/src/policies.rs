@@ -1,35 +1,52 @@
-//! The policies in force on this node, which are those that isolate an endpoint of it.
+//! The policies in force on this node, which are those that isolate an endpoint of it, or have rules
+//! for one.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::node::name;
-use netpol_api::state::State;
-use netpol_model::Direction;
+use netpol_api::state::{ClusterRule, State};
+use netpol_model::{Direction, Tier};
 
 /// A policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Policy {
-    /// Its namespace.
+    /// Its namespace; empty for a ClusterNetworkPolicy.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Directions it isolates.
+    /// `Admin` or `Baseline`; absent for a NetworkPolicy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// Its priority in its tier; absent for a NetworkPolicy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
+    /// Directions it isolates, or has rules for.
     pub directions: Vec<Direction>,
-    /// Endpoints of this node that it isolates, as `namespace/pod`, sorted.
+    /// Endpoints of this node that it isolates, or has rules for, as `namespace/pod`, sorted.
     pub endpoints: Vec<String>,
 }
 
-/// All of them, sorted.
+/// What decides the place of a policy: when its tier is asked, its priority and its name.
+type Place<'a> = (u8, u16, &'a str);
+
+/// All of them, in the order in which they are asked.
 pub fn list(state: &State) -> Vec<Policy> {
-    let mut policies = BTreeMap::<&str, Policy>::new();
+    let mut policies = BTreeMap::<Place<'_>, Policy>::new();
     for endpoint in &state.endpoints {
         for (direction, side) in
             [(Direction::Ingress, &endpoint.ingress), (Direction::Egress, &endpoint.egress)]
         {
             for full_name in side.policies() {
-                let policy = policies.entry(full_name).or_insert_with(|| empty(full_name));
+                let policy = policies.entry((1, 0, full_name)).or_insert_with(|| empty(full_name));
+                add(&mut policy.directions, direction);
+                add(&mut policy.endpoints, name(endpoint));
+            }
+            for rule in side.cluster_policies() {
+                let tier = if rule.tier == Tier::Admin.as_str() { 0 } else { 2 };
+                let place = (tier, rule.priority, &*rule.policy);
+                let policy = policies.entry(place).or_insert_with(|| of_cluster(rule));
                 add(&mut policy.directions, direction);
                 add(&mut policy.endpoints, name(endpoint));
             }
@@ -43,11 +60,22 @@ pub fn list(state: &State) -> Vec<Policy> {
     list
 }
 
+fn of_cluster(rule: &ClusterRule) -> Policy {
+    Policy {
+        name: rule.policy.clone(),
+        tier: Some(rule.tier.clone()),
+        priority: Some(rule.priority),
+        ..empty("/")
+    }
+}
+
 fn empty(full_name: &str) -> Policy {
     let (namespace, name) = full_name.split_once('/').unwrap_or(("", full_name));
     Policy {
         namespace: namespace.into(),
         name: name.into(),
+        tier: None,
+        priority: None,
         directions: Vec::new(),
         endpoints: Vec::new(),
     }
@@ -86,6 +114,8 @@ mod tests {
         let policy = |name: &str, directions: &[Direction], endpoints: &[&str]| Policy {
             namespace: "shop".into(),
             name: name.into(),
+            tier: None,
+            priority: None,
             directions: directions.into(),
             endpoints: endpoints.iter().map(ToString::to_string).collect(),
         };

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::drops::{self, Drops};
-use netpol_api::state::{DirectionView, EndpointView, Rule, is_zero};
+use netpol_api::state::{ClusterRule, DirectionView, EndpointView, Rule, is_zero};
 use netpol_datapath::{DatapathError, Maps};
 use netpol_model::Direction;
 
@@ -39,12 +39,17 @@ pub struct Rules {
 /// One direction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Side {
-    /// Whether any policy isolates it; if none does, everything is allowed.
+    /// Whether any NetworkPolicy isolates it; if none does, everything is allowed that
+    /// ClusterNetworkPolicies do not deny.
     pub isolated: bool,
     /// Those that do.
     pub policies: Vec<String>,
     /// What they allow.
     pub allowed: Vec<Rule>,
+    /// The rules of ClusterNetworkPolicies that are asked, in their order: those of the Admin tier
+    /// before NetworkPolicies.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cluster_rules: Vec<ClusterRule>,
     /// How many peers of rules are not among them, since there are very many.
     #[serde(skip_serializing_if = "is_zero")]
     pub untold: usize,
@@ -60,6 +65,7 @@ pub fn of(endpoint: &EndpointView, maps: Option<&Maps>) -> Result<Rules, Datapat
             isolated: view.isolated,
             policies: view.policies().to_vec(),
             allowed: view.rules().to_vec(),
+            cluster_rules: view.cluster_rules().to_vec(),
             untold: view.isolation.untold,
             drops: maps.map(|maps| drops::of_endpoint(maps, endpoint.id, direction)).transpose()?,
         })

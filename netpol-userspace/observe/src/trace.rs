@@ -13,6 +13,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use netpol_api::decision::{self, Decision};
+use netpol_api::questions::DecidingRule;
 use netpol_common::layout::Reason;
 use netpol_model::Direction;
 use serde::Serialize;
@@ -144,6 +145,9 @@ pub struct Hop {
     pub policies: Vec<String>,
     /// The policies that isolate the endpoint in this direction.
     pub isolated_by: Vec<String>,
+    /// The rules that decide, in the order in which they are asked, as far as a running agent says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<DecidingRule>,
     /// Why, in words.
     pub reason: String,
     /// The word for why it is dropped, as in metrics and `netpol monitor`.

@@ -168,6 +168,7 @@ mod tests {
             verdict,
             policies: vec![],
             isolated_by: vec![],
+            rules: vec![],
             reason: format!("for {source}"),
             code: (!verdict.is_allow()).then_some(Reason::Policy),
         };

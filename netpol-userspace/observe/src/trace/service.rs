@@ -77,7 +77,7 @@ impl Tracer<'_> {
             hop.verdict = Decision::Deny;
             hop.code = Some(reason);
             hop.policies.clone_from(&hop.isolated_by);
-            hop.reason = events::message(reason, &hop.policies);
+            hop.reason = events::message(reason, &hop.policies, &[]);
         }
     }
 

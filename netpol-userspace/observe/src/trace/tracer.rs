@@ -16,8 +16,8 @@ use crate::events;
 use crate::frames::{frame, packet};
 use crate::node::{Node, name};
 use netpol_api::client;
-use netpol_api::questions::Question as AgentQuestion;
-use netpol_api::state::EndpointView;
+use netpol_api::questions::{DecidingRule, Opening, Question as AgentQuestion};
+use netpol_api::state::{DirectionView, EndpointView};
 use netpol_datapath::Pins;
 use netpol_datapath::run::Place;
 use netpol_datapath::scratch::Scratch;
@@ -197,37 +197,47 @@ impl<'a> Tracer<'a> {
             verdict: is_allowed.into(),
             policies,
             isolated_by: view.policies().to_vec(),
+            rules: Vec::new(),
             reason,
             code: None,
         };
-        if !endpoint.ingress.isolated && !endpoint.egress.isolated {
+        if !endpoint.ingress.is_judged() && !endpoint.egress.is_judged() {
             return Ok(told(true, Vec::new(), "no policy isolates it".to_owned()));
         }
         let (is_allowed, reason) = self.judge(direction, packet, place)?;
         if !is_allowed {
             let reason = reason.unwrap_or(Reason::Inconsistent);
-            let policies =
-                if events::is_by_policy(reason) { view.policies().to_vec() } else { Vec::new() };
-            let text = events::message(reason, &policies);
-            return Ok(Hop { code: Some(reason), ..told(false, policies, text) });
+            if !events::is_by_policy(reason) {
+                let text = events::message(reason, &[], &[]);
+                return Ok(Hop { code: Some(reason), ..told(false, Vec::new(), text) });
+            }
+            let policies = view.policies().to_vec();
+            // What is said of a Service's address says nothing of its backends.
+            let rules = match to_service {
+                true => None,
+                false => self.deciding(endpoint, direction, remote, packet),
+            };
+            let rules = rules.unwrap_or_default();
+            let text = events::message(reason, &policies, &rules);
+            return Ok(Hop { code: Some(reason), rules, ..told(false, policies, text) });
         }
         let is_from_node = direction == Direction::Ingress && place.ingress_ifindex == 0;
         Ok(if is_from_node {
             told(true, Vec::new(), "its own node always reaches a pod".to_owned())
-        } else if !view.isolated {
+        } else if !view.is_judged() {
             told(true, Vec::new(), format!("no policy isolates it for {direction}"))
         } else if direction == Direction::Egress && endpoint.ips.contains(&remote) {
             told(true, Vec::new(), "a pod always reaches itself".to_owned())
         } else if to_service {
             told(true, Vec::new(), String::new())
         } else {
-            match self.allowing(endpoint, direction, remote, packet) {
-                Some(policies) if policies.is_empty() => told(true, policies, CHANGING.to_owned()),
-                Some(policies) => {
-                    let reason = format!("allowed by {}", crate::policies::named(&policies));
-                    told(true, policies, reason)
+            match self.deciding(endpoint, direction, remote, packet) {
+                Some(rules) => {
+                    let policies = allowing(&rules);
+                    let reason = why_allowed(view, &rules, &policies);
+                    Hop { rules, ..told(true, policies, reason) }
                 }
-                None => told_without_agent(told, view.policies()),
+                None => told_without_agent(told, view),
             }
         })
     }
@@ -245,34 +255,62 @@ impl<'a> Tracer<'a> {
         Ok(self.scratch.judge(direction, &bytes, place)?)
     }
 
-    /// The policies that allow it, if an agent says.
-    fn allowing(
+    /// The rules that decide, if an agent says.
+    fn deciding(
         &self,
         endpoint: &EndpointView,
         direction: Direction,
         remote: IpAddr,
         tried: &Try,
-    ) -> Option<Vec<String>> {
-        let question = AgentQuestion::Allowing {
+    ) -> Option<Vec<DecidingRule>> {
+        let opening = Opening {
             endpoint: endpoint.id,
             is_ingress: direction == Direction::Ingress,
             remote,
             protocol: tried.protocol.number(remote.is_ipv6()),
             port: tried.port,
         };
+        let question = AgentQuestion::Deciding { openings: vec![opening] };
         // Without an answer the verdict is still the kernel's.
-        client::ask(self.directory.run_dir, &question).ok().flatten()
+        let answers: Vec<Vec<DecidingRule>> =
+            client::ask(self.directory.run_dir, &question).ok().flatten()?;
+        answers.into_iter().next()
+    }
+}
+
+/// The NetworkPolicies with a rule that allows it, each once.
+fn allowing(rules: &[DecidingRule]) -> Vec<String> {
+    let of_policies = rules.iter().filter(|rule| !rule.is_of_cluster() && rule.rule.is_some());
+    let mut policies: Vec<String> = of_policies.map(|rule| rule.policy.clone()).collect();
+    policies.dedup();
+    policies
+}
+
+/// Why the kernel allows what these rules decide on.
+fn why_allowed(view: &DirectionView, rules: &[DecidingRule], policies: &[String]) -> String {
+    let decides = rules.iter().find(|rule| rule.is_of_cluster() && !rule.is_pass());
+    match (decides, policies) {
+        (Some(rule), _) if rule.action == "Accept" => format!("accepted by {}", rule.describe()),
+        (Some(_), _) => CHANGING.to_owned(),
+        (None, []) if view.isolated => CHANGING.to_owned(),
+        (None, []) => match rules.last() {
+            Some(rule) => format!("passed on by {}, and nothing denies it", rule.describe()),
+            None => "no rule of any ClusterNetworkPolicy matches it".to_owned(),
+        },
+        (None, policies) => format!("allowed by {}", crate::policies::named(policies)),
     }
 }
 
 /// Only of several policies it is unknown which one allows something.
 fn told_without_agent(
     told: impl Fn(bool, Vec<String>, String) -> Hop,
-    isolating: &[String],
+    view: &DirectionView,
 ) -> Hop {
-    match isolating {
-        [policy] => told(true, vec![policy.clone()], format!("allowed by {policy}")),
-        several => {
+    let of_cluster = view.cluster_policies().map(|rule| rule.policy.clone());
+    let all: Vec<String> = view.policies().iter().cloned().chain(of_cluster).collect();
+    match (view.policies(), all.as_slice()) {
+        ([policy], [_]) => told(true, vec![policy.clone()], format!("allowed by {policy}")),
+        (_, several) => {
             let which = several.join(", ");
             let reason = format!("allowed by one of {which} (which one a running agent knows)");
             told(true, Vec::new(), reason)
