@@ -14,9 +14,11 @@ use super::validate;
 use netpol_model::{AddressAnnotations, Addresses, NETWORK_STATUS, SOURCE_PREFIXES};
 use netpol_model::{Labels, NamedPort, Namespace, ObjectName, Pod, Protocol, Str, Uid};
 
+mod cluster;
 mod policy;
 mod service;
 
+pub use cluster::{checked_cluster_policy, cluster_policy};
 pub use policy::policy;
 pub(crate) use policy::stored_policy;
 pub use service::{endpoint_slice, node, service};

@@ -13,6 +13,7 @@ use netpol_model::Change;
 
 pub mod advice;
 pub mod catalog;
+pub mod cluster_policy;
 pub mod convert;
 pub mod directory;
 pub mod explain;

@@ -15,11 +15,11 @@ use netpol_model::{
 /// A policy that nobody has validated: all or nothing, as the API server would.
 pub fn policy(object: &networking::NetworkPolicy) -> Result<Policy, Vec<Problem>> {
     let mut converter = Converter::new(object, true);
-    converter.problems = namespaced_problems(&object.metadata);
+    converter.read.problems = namespaced_problems(&object.metadata);
     let policy = converter.policy(object);
     match policy {
-        Some(policy) if converter.problems.is_empty() => Ok(policy),
-        _ => Err(converter.problems),
+        Some(policy) if converter.read.problems.is_empty() => Ok(policy),
+        _ => Err(converter.read.problems),
     }
 }
 
@@ -32,15 +32,20 @@ pub(crate) fn stored_policy(
 ) -> Result<(Policy, Vec<Problem>), Vec<Problem>> {
     let mut converter = Converter::new(object, false);
     match converter.policy(object) {
-        Some(policy) => Ok((policy, converter.problems)),
-        None => Err(converter.problems),
+        Some(policy) => Ok((policy, converter.read.problems)),
+        None => Err(converter.read.problems),
     }
+}
+
+/// Reads selectors, and gathers what is wrong with them and with what is around them.
+pub(super) struct Selectors {
+    strict: bool,
+    pub(super) problems: Vec<Problem>,
 }
 
 struct Converter {
     namespace: Str,
-    strict: bool,
-    problems: Vec<Problem>,
+    read: Selectors,
     /// How many CIDRs are not written as the blocks that they mean, and the first of them.
     n_odd: u64,
     first_odd: Option<String>,
@@ -49,14 +54,14 @@ struct Converter {
 impl Converter {
     fn new(object: &networking::NetworkPolicy, strict: bool) -> Self {
         let namespace = object_name(&object.metadata).namespace;
-        Self { namespace, strict, problems: Vec::new(), n_odd: 0, first_odd: None }
+        Self { namespace, read: Selectors::new(strict), n_odd: 0, first_odd: None }
     }
 
     fn policy(&mut self, object: &networking::NetworkPolicy) -> Option<Policy> {
         let absent = networking::NetworkPolicySpec::default();
         let spec = object.spec.as_ref().unwrap_or(&absent);
         let pods = match &spec.pod_selector {
-            Some(selector) => self.selector("spec.podSelector", selector),
+            Some(selector) => self.read.selector("spec.podSelector", selector),
             None => Some(Selector::everything()),
         };
         let rules = spec.ingress.iter().flatten().enumerate();
@@ -109,7 +114,7 @@ impl Converter {
             return (true, !egress.is_empty());
         }
         if types.len() > 2 {
-            self.problems.push(Problem::invalid(
+            self.read.problems.push(Problem::invalid(
                 "spec.policyTypes",
                 types,
                 "may not specify more than two policyTypes",
@@ -117,7 +122,7 @@ impl Converter {
         }
         for (index, name) in types.iter().enumerate() {
             if !matches!(name.as_str(), "Ingress" | "Egress") {
-                self.problems.push(Problem::new(
+                self.read.problems.push(Problem::new(
                     format!("spec.policyTypes[{index}]"),
                     format!(
                         "Unsupported value: {name:?}: supported values: \"Egress\", \"Ingress\""
@@ -157,11 +162,12 @@ impl Converter {
         let selects = peer.pod_selector.is_some() || peer.namespace_selector.is_some();
         // Everything is checked before anything is given up, to name all problems at once.
         let pods = match &peer.pod_selector {
-            Some(selector) => self.selector(&format!("{field}.podSelector"), selector),
+            Some(selector) => self.read.selector(&format!("{field}.podSelector"), selector),
             None => Some(Selector::everything()),
         };
         let namespaces = match &peer.namespace_selector {
             Some(selector) => self
+                .read
                 .selector(&format!("{field}.namespaceSelector"), selector)
                 .map(NamespaceScope::Matching),
             None => Some(NamespaceScope::Named(self.namespace.clone())),
@@ -173,11 +179,11 @@ impl Converter {
             (false, Some(block)) => Some(Peer::Block(block?)),
             (true, Some(_)) => {
                 let message = "Forbidden: may not specify both ipBlock and another peer";
-                self.problems.push(Problem::new(field, message));
+                self.read.problems.push(Problem::new(field, message));
                 None
             }
             (false, None) => {
-                self.problems.push(Problem::new(field, "Required value: must specify a peer"));
+                self.read.problems.push(Problem::new(field, "Required value: must specify a peer"));
                 None
             }
         }
@@ -185,7 +191,7 @@ impl Converter {
 
     fn block(&mut self, field: &str, block: &networking::IPBlock) -> Option<IpBlock> {
         if block.cidr.is_empty() {
-            self.problems.push(Problem::new(format!("{field}.cidr"), "Required value"));
+            self.read.problems.push(Problem::new(format!("{field}.cidr"), "Required value"));
             return None;
         }
         let cidr = self.cidr(format!("{field}.cidr"), &block.cidr)?;
@@ -199,7 +205,7 @@ impl Converter {
                 }
                 Some(_) => {
                     let message = "must be a strict subset of `cidr`";
-                    self.problems.push(Problem::invalid(field, text, message));
+                    self.read.problems.push(Problem::invalid(field, text, message));
                     complete = false;
                 }
                 None => complete = false,
@@ -223,7 +229,7 @@ impl Converter {
                 Some(block)
             }
             Cidr::Invalid(message) => {
-                self.problems.push(Problem::invalid(field, text, message));
+                self.read.problems.push(Problem::invalid(field, text, message));
                 None
             }
         }
@@ -231,12 +237,12 @@ impl Converter {
 
     fn port(&mut self, field: &str, port: &networking::NetworkPolicyPort) -> Option<PortMatch> {
         let protocol = parse_protocol(port.protocol.as_deref())
-            .map_err(|m| self.problems.push(Problem::new(format!("{field}.protocol"), m)));
+            .map_err(|m| self.read.problems.push(Problem::new(format!("{field}.protocol"), m)));
         let range = match (&port.port, port.end_port) {
             (None, None) => Some(PortRange::All),
             (None, Some(end)) => {
                 let message = "may not be specified when `port` is not specified";
-                self.problems.push(Problem::invalid(format!("{field}.endPort"), end, message));
+                self.read.problems.push(Problem::invalid(format!("{field}.endPort"), end, message));
                 None
             }
             (Some(IntOrString::Int(first)), end) => self.numbers(field, *first, end),
@@ -250,7 +256,7 @@ impl Converter {
             Ok(port) => Some(port),
             Err(error) => {
                 let field = format!("{field}.{name}");
-                self.problems.push(Problem::invalid(field, number, &error.to_string()));
+                self.read.problems.push(Problem::invalid(field, number, &error.to_string()));
                 None
             }
         };
@@ -261,7 +267,7 @@ impl Converter {
         };
         if let Some(end) = end.filter(|end| *end < first) {
             let message = "must be greater than or equal to `port`";
-            self.problems.push(Problem::invalid(format!("{field}.endPort"), end, message));
+            self.read.problems.push(Problem::invalid(format!("{field}.endPort"), end, message));
             return None;
         }
         Some(PortRange::Numbers(low?, high?))
@@ -270,16 +276,22 @@ impl Converter {
     fn port_name(&mut self, field: &str, name: &str, end: Option<i32>) -> Option<PortRange> {
         if let Some(end) = end {
             let message = "may not be specified when `port` is non-numeric";
-            self.problems.push(Problem::invalid(format!("{field}.endPort"), end, message));
+            self.read.problems.push(Problem::invalid(format!("{field}.endPort"), end, message));
         }
         let messages = validate::port_name(name);
         for message in &messages {
-            self.problems.push(Problem::invalid(format!("{field}.port"), name, message));
+            self.read.problems.push(Problem::invalid(format!("{field}.port"), name, message));
         }
         (end.is_none() && messages.is_empty()).then(|| PortRange::Named(name.into()))
     }
+}
 
-    fn selector(&mut self, field: &str, selector: &LabelSelector) -> Option<Selector> {
+impl Selectors {
+    pub(super) fn new(strict: bool) -> Self {
+        Self { strict, problems: Vec::new() }
+    }
+
+    pub(super) fn selector(&mut self, field: &str, selector: &LabelSelector) -> Option<Selector> {
         let mut requirements = Vec::new();
         for (key, value) in selector.match_labels.iter().flatten() {
             if self.strict {
