@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::view;
 use netpol_api::questions::{
-    self, BackendInfo, DecidingRule, End, FrontInfo, NETWORK_POLICY_TIER, NamedPort, Owner, PodInfo,
-    Question, ServiceInfo,
+    self, BackendInfo, DecidingRule, End, FrontInfo, NETWORK_POLICY_TIER, NamedPort, Owner,
+    PodInfo, Question, ServiceInfo,
 };
 use netpol_compile::{Compiler, EndpointId, Opening};
 use netpol_model::{Direction, ObjectName, Pod, Protocol, Service, Tier};

@@ -334,8 +334,7 @@ impl DirectionView {
     /// The ClusterNetworkPolicies that these are of, in their order, each once.
     pub fn cluster_policies(&self) -> impl Iterator<Item = &ClusterRule> {
         let rules = self.cluster_rules();
-        let is_first =
-            |at: &usize| *at == 0 || rules[at - 1].policy != rules[*at].policy;
+        let is_first = |at: &usize| *at == 0 || rules[at - 1].policy != rules[*at].policy;
         (0..rules.len()).filter(is_first).map(|at| &rules[at])
     }
 
@@ -453,13 +452,12 @@ mod tests {
             policies: vec!["shop/deny".into()],
         };
         let policies = vec!["shop/deny".to_owned()];
-        let long =
-            Arc::new(Isolation {
-                policies,
-                rules: (0..LONG).map(rule).collect(),
-                untold: 5,
-                ..Isolation::default()
-            });
+        let long = Arc::new(Isolation {
+            policies,
+            rules: (0..LONG).map(rule).collect(),
+            untold: 5,
+            ..Isolation::default()
+        });
         let mut endpoints: Vec<EndpointView> =
             (1..=3).map(|id| endpoint("shop", "web", id, "10.0.0.1")).collect();
         for endpoint in &mut endpoints[1..] {

@@ -9,8 +9,8 @@ use super::engine::Engine;
 use super::tiers::Applying;
 use super::{ClassId, Compiler, EndpointId, ServiceKey, SetId, isolating};
 use netpol_model::{
-    Action, Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch, PortRange,
-    Ports, Selector, Str, Tier,
+    Action, Direction, NamedPort, NamespaceScope, ObjectName, Peer, Peers, Pod, PortMatch,
+    PortRange, Ports, Selector, Str, Tier,
 };
 
 /// One thing that is allowed to an endpoint, and by whom.

@@ -101,12 +101,9 @@ impl Compiler {
         let n_passed = found.len();
         for policy in &applying.policies {
             let rules = policy.rules(opening.direction).unwrap_or_default().iter().enumerate();
-            let allowing = rules.filter(|(_, rule)| {
-                self.matches(&rule.peers, &rule.ports, opening, pod, remote)
-            });
-            found.extend(
-                allowing.map(|(place, _)| of_policy(policy, Some(place), Action::Accept)),
-            );
+            let allowing = rules
+                .filter(|(_, rule)| self.matches(&rule.peers, &rule.ports, opening, pod, remote));
+            found.extend(allowing.map(|(place, _)| of_policy(policy, Some(place), Action::Accept)));
         }
         if found.len() == n_passed {
             let denying = applying.policies.iter();
@@ -123,9 +120,9 @@ impl Compiler {
         isolating(&self.cluster, pod, opening.direction)
             .filter(|policy| {
                 let rules = policy.rules(opening.direction).unwrap_or_default();
-                rules.iter().any(|rule| {
-                    self.matches(&rule.peers, &rule.ports, opening, pod, remote)
-                })
+                rules
+                    .iter()
+                    .any(|rule| self.matches(&rule.peers, &rule.ports, opening, pod, remote))
             })
             .map(|policy| policy.id.clone())
             .collect()

@@ -90,10 +90,7 @@ impl Names {
     }
 
     /// Takes an agent's answer about rules into account.
-    pub fn learn_rules(
-        &mut self,
-        rules: impl IntoIterator<Item = (Opening, Vec<DecidingRule>)>,
-    ) {
+    pub fn learn_rules(&mut self, rules: impl IntoIterator<Item = (Opening, Vec<DecidingRule>)>) {
         self.deciding.extend(rules);
     }
 

@@ -24,6 +24,7 @@ mod connect;
 mod object;
 mod observed;
 mod resume;
+mod served;
 mod tracker;
 mod trouble;
 
@@ -77,6 +78,24 @@ enum Input {
     /// The API server has accepted a watch: whatever was wrong with it is over.
     Watching,
     Failed(watcher::Error),
+    /// The API server has no such kind.
+    Absent {
+        /// It has said so for a while.
+        is_sure: bool,
+    },
+}
+
+impl Input {
+    fn of<K: Into<WatchedObject>>(event: watcher::Result<watcher::Event<K>>) -> Self {
+        match event {
+            Ok(watcher::Event::Init) => Self::Init,
+            Ok(watcher::Event::InitApply(object)) => Self::InitApply(object.into()),
+            Ok(watcher::Event::InitDone) => Self::InitDone,
+            Ok(watcher::Event::Apply(object)) => Self::Apply(object.into()),
+            Ok(watcher::Event::Delete(object)) => Self::Delete(object.into()),
+            Err(error) => Self::Failed(error),
+        }
+    }
 }
 
 /// What goes to the agent: events in order, problems only when they are news.
@@ -182,6 +201,10 @@ impl Source {
                 tracker.is_gone(&seen, &mut self.out);
             }
             Input::Watching => self.out.resolved(&watch),
+            Input::Absent { is_sure } => {
+                self.out.resolved(&watch);
+                tracker.is_absent(is_sure, &mut self.out);
+            }
             Input::Failed(error) => {
                 if kind.without().is_some() && trouble::is_forbidden(&error) {
                     tracker.is_denied();
@@ -214,6 +237,7 @@ fn watch(kind: Kind, client: Client) -> Inputs {
         Kind::Service => watch_as::<SlimService>(kind, client),
         Kind::EndpointSlice => watch_as::<SlimEndpointSlice>(kind, client),
         Kind::Node => watch_as::<SlimNode>(kind, client),
+        Kind::ClusterPolicy => served::watch(client),
     }
 }
 
@@ -233,20 +257,7 @@ where
             Some((until_new_list(stream.default_backoff()), true))
         }
     });
-    rounds
-        .flatten()
-        .map(move |event| {
-            let input = match event {
-                Ok(watcher::Event::Init) => Input::Init,
-                Ok(watcher::Event::InitApply(object)) => Input::InitApply(object.into()),
-                Ok(watcher::Event::InitDone) => Input::InitDone,
-                Ok(watcher::Event::Apply(object)) => Input::Apply(object.into()),
-                Ok(watcher::Event::Delete(object)) => Input::Delete(object.into()),
-                Err(error) => Input::Failed(error),
-            };
-            (kind, input)
-        })
-        .boxed()
+    rounds.flatten().map(move |event| (kind, Input::of(event))).boxed()
 }
 
 /// Ends right after an error that only a new list can mend: the watcher may have nothing more to

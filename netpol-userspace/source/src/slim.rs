@@ -18,8 +18,10 @@ use serde::de::{
 use super::convert::{self, PortCollector, Problem};
 use netpol_model::{self as model, AddressAnnotations, Addresses, Labels, Str};
 
+mod cluster_policy;
 mod service;
 
+pub use cluster_policy::GuardedClusterPolicy;
 pub use service::{Read, SlimEndpointSlice, SlimNode, SlimService};
 
 /// A pod, without everything that policy does not depend on.

@@ -11,15 +11,15 @@ use futures::{FutureExt as _, try_join};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::Out;
 use super::object::{self, Kind, N_KINDS};
 use super::tracker::{Listed, Tracker};
 use super::trouble::{chain, is_forbidden_request};
+use super::{Out, served};
 use crate::Event;
 use netpol_model::ObjectName;
 
@@ -170,15 +170,16 @@ fn read(
     let client = client.clone();
     let lists = async move {
         let all = ListParams::default();
-        let (namespaces, pods, policies, services, slices, nodes) = try_join!(
+        let (namespaces, pods, policies, services, slices, nodes, cluster_policies) = try_join!(
             list::<Namespace>(&client, &all, Kind::Namespace),
             list::<Pod>(&client, &pods, Kind::Pod),
             list::<NetworkPolicy>(&client, &all, Kind::Policy),
             list::<Service>(&client, &all, Kind::Service),
             list::<EndpointSlice>(&client, &all, Kind::EndpointSlice),
             list::<Node>(&client, &all, Kind::Node),
+            list_cluster_policies(&client, &all),
         )?;
-        Ok(Box::new([namespaces, pods, policies, services, slices, nodes]))
+        Ok(Box::new([namespaces, pods, policies, services, slices, nodes, cluster_policies]))
     };
     async move {
         match tokio::time::timeout_at(deadline, lists).await {
@@ -195,7 +196,28 @@ async fn list<K>(client: &Client, params: &ListParams, kind: Kind) -> Result<Lis
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug,
 {
-    let api = Api::<PartialObjectMeta<K>>::all(client.clone());
+    list_of(Api::<PartialObjectMeta<K>>::all(client.clone()), params, kind).await
+}
+
+/// Likewise, of a kind that not every API server has.
+async fn list_cluster_policies(client: &Client, params: &ListParams) -> Result<Listed, String> {
+    match served::served(client).await.map_err(|error| chain(&error))? {
+        Some(resource) => {
+            let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &resource);
+            list_of(api, params, Kind::ClusterPolicy).await
+        }
+        None => Ok(Listed::default()),
+    }
+}
+
+async fn list_of<K>(
+    api: Api<PartialObjectMeta<K>>,
+    params: &ListParams,
+    kind: Kind,
+) -> Result<Listed, String>
+where
+    K: kube::Resource + Clone + std::fmt::Debug,
+{
     let list = match api.list(params).await {
         Err(error) if kind.without().is_some() && is_forbidden_request(&error) => {
             return Ok(Listed::default());
@@ -211,7 +233,7 @@ where
         objects.insert(id, object::version(metadata));
     }
     if version == 0 || objects.values().any(|version| *version == 0) {
-        return Err(format!("resourceVersions of {} are no numbers", K::plural(&())));
+        return Err(format!("resourceVersions of {} are no numbers", kind.resource()));
     }
     Ok(Listed { version, objects })
 }

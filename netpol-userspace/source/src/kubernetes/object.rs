@@ -3,9 +3,11 @@
 
 use kube::api::ObjectMeta;
 
+use crate::cluster_policy;
 use crate::convert::{self, Problem};
 use crate::slim::{
-    GuardedPolicy, Read, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod, SlimService,
+    GuardedClusterPolicy, GuardedPolicy, Read, SlimEndpointSlice, SlimNamespace, SlimNode, SlimPod,
+    SlimService,
 };
 use netpol_model::{Change, ObjectName, Str, Uid};
 
@@ -24,6 +26,8 @@ pub enum Kind {
     EndpointSlice = 4,
     /// Nodes.
     Node = 5,
+    /// ClusterNetworkPolicies, which not every cluster has.
+    ClusterPolicy = 6,
 }
 
 /// How many kinds there are.
@@ -31,8 +35,15 @@ pub(crate) const N_KINDS: usize = Kind::ALL.len();
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Namespace, Self::Pod, Self::Policy, Self::Service, Self::EndpointSlice, Self::Node];
+    pub const ALL: [Self; 7] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Policy,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::ClusterPolicy,
+    ];
 
     /// The name of the resource in URLs and roles.
     pub fn resource(self) -> &'static str {
@@ -43,6 +54,7 @@ impl Kind {
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices",
             Self::Node => "nodes",
+            Self::ClusterPolicy => cluster_policy::PLURAL,
         }
     }
 
@@ -52,6 +64,7 @@ impl Kind {
             Self::Namespace | Self::Pod | Self::Service | Self::Node => "",
             Self::Policy => "networking.k8s.io",
             Self::EndpointSlice => "discovery.k8s.io",
+            Self::ClusterPolicy => cluster_policy::GROUP,
         }
     }
 
@@ -68,6 +81,7 @@ impl Kind {
                 "packets to node ports are judged by the nodes' addresses instead of by the \
                  Services' backends",
             ),
+            Self::ClusterPolicy => Some("no ClusterNetworkPolicy is enforced"),
         }
     }
 
@@ -80,6 +94,7 @@ impl Kind {
             Self::Service => format!("Service {id}"),
             Self::EndpointSlice => format!("EndpointSlice {id}"),
             Self::Node => format!("Node {}", id.name),
+            Self::ClusterPolicy => format!("{} {}", cluster_policy::KIND, id.name),
         }
     }
 
@@ -92,6 +107,7 @@ impl Kind {
             Self::Service => Change::ServiceGone(id),
             Self::EndpointSlice => Change::EndpointSliceGone(id),
             Self::Node => Change::NodeGone(id.name),
+            Self::ClusterPolicy => Change::ClusterPolicyGone(id.name),
         }
     }
 }
@@ -171,6 +187,22 @@ impl From<GuardedPolicy> for WatchedObject {
             Err(problems) => (None, problems),
         };
         Self::new(&object.metadata, change, problems)
+    }
+}
+
+impl From<GuardedClusterPolicy> for WatchedObject {
+    fn from(object: GuardedClusterPolicy) -> Self {
+        let read = match &object.policy {
+            Ok(policy) => convert::cluster_policy(policy),
+            Err(error) => Err(vec![Problem::new("", error.clone())]),
+        };
+        let (change, problems) = match read {
+            Ok((policy, problems)) => (Some(Change::ClusterPolicy(policy)), problems),
+            Err(problems) => (None, problems),
+        };
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let id = ObjectName::new("", name);
+        Self { id, ..Self::new(&object.metadata, change, problems) }
     }
 }
 

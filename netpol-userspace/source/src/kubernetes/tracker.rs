@@ -111,6 +111,15 @@ impl Tracker {
         self.is_listing = false;
     }
 
+    /// The API server does not have the kind: nothing is to be expected, and if that is sure, nothing
+    /// is left of it.
+    pub(crate) fn is_absent(&mut self, is_sure: bool, out: &mut Out) {
+        if is_sure || self.known.is_empty() {
+            self.list_begins();
+            self.list_ends(out);
+        }
+    }
+
     /// An object exists in this version.
     pub fn exists(&mut self, mut seen: WatchedObject, out: &mut Out) {
         self.share_names(&mut seen);
