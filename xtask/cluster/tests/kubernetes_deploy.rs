@@ -127,8 +127,25 @@ fn the_agent_has_three_capabilities_and_may_only_list_and_watch() {
         assert_eq!(rule["verbs"], json!(["list", "watch"]));
         readable.extend(strings(&rule["resources"]));
     }
-    let kinds = ["endpointslices", "namespaces", "networkpolicies", "nodes", "pods", "services"];
+    let kinds = [
+        "clusternetworkpolicies",
+        "endpointslices",
+        "namespaces",
+        "networkpolicies",
+        "nodes",
+        "pods",
+        "services",
+    ];
     assert_eq!(readable, BTreeSet::from(kinds));
+}
+
+#[test]
+fn the_definition_of_cluster_network_policies_is_a_component() {
+    let documents = with(&["cluster-network-policy"]);
+    let name = "clusternetworkpolicies.policy.networking.k8s.io";
+    let definition = object(&documents, "CustomResourceDefinition", name);
+    let annotations = &definition["metadata"]["annotations"];
+    assert_eq!(annotations["policy.networking.k8s.io/bundle-version"], "v0.3.0");
 }
 
 #[test]

@@ -138,6 +138,101 @@ async fn taken_away_while_running(server: &ApiServer) {
     source.until_resolved("watch networkpolicies").await;
 }
 
+/// The definition of upstream, as the component has it.
+const DEFINITION: &str = include_str!("../../../deploy/components/cluster-network-policy/crd.yaml");
+
+fn cluster_policy(version: &str, name: &str) -> String {
+    json!({"apiVersion": format!("policy.networking.k8s.io/{version}"),
+        "kind": "ClusterNetworkPolicy", "metadata": {"name": name},
+        "spec": {"tier": "Admin", "priority": 5, "subject": {"namespaces": {}},
+            "egress": [{"action": "Deny", "to": [{"networks": ["192.0.2.0/24"]}]}]}})
+    .to_string()
+}
+
+fn cluster_policies(cluster: &Cluster) -> Vec<&str> {
+    cluster.cluster_policies.keys().map(|name| &**name).collect()
+}
+
+/// Only versions that are served can be read, and the definition may come and go.
+#[test]
+fn cluster_network_policies_are_read_from_when_there_are_any() {
+    let serve = |server: &ApiServer, versions: [bool; 2]| {
+        let patch: Vec<Value> = ["v1alpha2", "v1beta1"]
+            .into_iter()
+            .zip(versions)
+            .map(|(version, served)| {
+                let text = serde_saphyr::from_str::<Value>(DEFINITION).unwrap();
+                let all = text["spec"]["versions"].as_array().unwrap();
+                let at = all.iter().position(|one| one["name"] == version).unwrap();
+                json!({"op": "replace", "path": format!("/spec/versions/{at}/served"),
+                    "value": served})
+            })
+            .collect();
+        let definition = "clusternetworkpolicies.policy.networking.k8s.io";
+        let patch = Value::from(patch).to_string();
+        server.kubectl(&["patch", "crd", definition, "--type=json", "-p", &patch]).unwrap();
+    };
+    let put = |server: &ApiServer, version: &str, name: &str| {
+        let end = Instant::now() + source_world::PATIENCE;
+        // What was just installed or changed is served a little later.
+        while let Err(error) = server.apply(&cluster_policy(version, name)) {
+            assert!(Instant::now() < end, "{error:#}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    beside(async |server| {
+        server.apply(&deployed()).unwrap();
+        // Without the definition: complete, and no word of it.
+        let mut source = Source::synced(&server).await;
+        source.settle().await;
+        assert!(source.problems().is_empty(), "{:?}", source.problems());
+        let watches = source.handle.watches().read();
+        assert!(watches.iter().any(|w| w.resource == "clusternetworkpolicies" && w.is_synced));
+
+        server.apply(DEFINITION).unwrap();
+        put(&server, "v1beta1", "one");
+        source.until(|_, cluster| cluster_policies(cluster) == ["one"]).await;
+        put(&server, "v1alpha2", "two");
+        source.settle().await;
+        assert_eq!(cluster_policies(&source.cluster), ["one", "two"]);
+        let priority = source.cluster.cluster_policies["one"].priority;
+        assert_eq!(priority, 5);
+
+        // Only the older version, then only the newer one: nothing is gone in between.
+        for (versions, version, name) in
+            [([true, false], "v1alpha2", "three"), ([false, true], "v1beta1", "four")]
+        {
+            serve(&server, versions);
+            put(&server, version, name);
+            source.until(|_, cluster| cluster_policies(cluster).contains(&name)).await;
+            source.settle().await;
+            assert!(source.cluster.cluster_policies.len() > 2, "{version}");
+        }
+        let is_gone = |event: &Event| match event {
+            Event::Changes(changes) => {
+                changes.iter().any(|change| matches!(change, Change::ClusterPolicyGone(_)))
+            }
+            _ => false,
+        };
+        assert!(!source.log.iter().any(is_gone), "{:?}", source.log);
+
+        // A new agent finds them at once, before it calls anything complete.
+        let again = Source::synced(&server).await;
+        assert_eq!(cluster_policies(&again.cluster), ["four", "one", "three", "two"]);
+
+        server.kubectl(&["delete", "cnp", "one"]).unwrap();
+        source.until(|_, cluster| cluster.cluster_policies.len() == 3).await;
+        let definition = "clusternetworkpolicies.policy.networking.k8s.io";
+        server.kubectl(&["delete", "crd", definition]).unwrap();
+        source.until(|_, cluster| cluster.cluster_policies.is_empty()).await;
+        server.apply(DEFINITION).unwrap();
+        put(&server, "v1beta1", "again");
+        source.until(|_, cluster| cluster_policies(cluster) == ["again"]).await;
+        source.settle().await;
+        assert!(source.problems().is_empty(), "{:?}", source.problems());
+    });
+}
+
 /// Whatever happens to the connection or the API server: nothing is taken back meanwhile, and
 /// afterwards everything is as it is there.
 #[test]
