@@ -14,7 +14,7 @@ use netpol_model::{Change, Cluster};
 use netpol_source::advice::{self, Scope, Subject};
 use netpol_source::catalog::{Catalog, FileState, Files};
 use netpol_source::directory::{self, Reader};
-use netpol_source::parse::{Entry, Object, Originals};
+use netpol_source::parse::{Entry, Object, Originals, Unused};
 use netpol_source::{Event, convert, explain};
 
 /// What is said about one object, or about a file that cannot be read.
@@ -138,6 +138,7 @@ fn reports(files: &Files) -> Vec<Report> {
             FileState::Read(contents) => contents,
         };
         reports.extend(contents.malformed.iter().map(|reason| unreadable(file, reason)));
+        reports.extend(contents.unused.iter().map(|unused| not_used(file, unused)));
         for entry in &contents.entries {
             let mut report = report(file, entry, &cluster);
             if let Some(key) = &entry.key {
@@ -170,6 +171,17 @@ fn unreadable(file: &str, reason: &str) -> Report {
     }
 }
 
+/// A policy of another product: a warning, since it is in order for whom it was written for.
+fn not_used(file: &str, unused: &Unused) -> Report {
+    Report {
+        object: unused.title.clone(),
+        errors: Vec::new(),
+        warnings: vec![unused.note.clone()],
+        line: unused.line,
+        ..unreadable(file, "")
+    }
+}
+
 fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
     let (explanation, in_short, warnings) = match &entry.object {
         Some(Object::Policy(Some(object), policy)) => {
@@ -181,9 +193,17 @@ fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
             let in_short = (in_short != explanation).then_some(in_short);
             (explanation, in_short, warnings)
         }
+        Some(Object::ClusterPolicy(_, policy)) => {
+            let warnings = advice::cluster_warnings(policy, cluster);
+            // It is valid, and this of it is not enforced.
+            let notes = entry.problems.iter().map(ToString::to_string);
+            let warnings = warnings.iter().map(ToString::to_string).chain(notes).collect();
+            (explain::cluster_sentences(policy), None, warnings)
+        }
         _ => (Vec::new(), None, Vec::new()),
     };
-    let errors = entry.problems.iter().map(|problem| Refusal {
+    let is_valid = matches!(entry.object, Some(Object::ClusterPolicy(..)));
+    let errors = entry.problems.iter().filter(|_| !is_valid).map(|problem| Refusal {
         field: problem.field.clone(),
         message: problem.message.clone(),
         text: problem.to_string(),
@@ -196,7 +216,8 @@ fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
         errors: errors.collect(),
         warnings,
         line: entry.line,
-        is_policy: entry.title.starts_with("NetworkPolicy "),
+        is_policy: entry.title.starts_with("NetworkPolicy ")
+            || entry.title.starts_with("ClusterNetworkPolicy "),
     }
 }
 

@@ -9,7 +9,10 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use super::validate::{self, Cidr};
 use netpol_model::{Cluster, Direction, Peer, Peers, Policy, Ports, Rule};
 
+mod tiers;
 mod unmatched;
+
+pub use tiers::cluster_warnings;
 
 /// Something about a policy that probably is not meant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

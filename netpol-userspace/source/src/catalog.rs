@@ -8,7 +8,7 @@ use super::Event;
 use super::convert::{self, Problem};
 use super::parse::{Contents, Key, Object};
 use super::slices::{self, Condition, Selecting};
-use netpol_model::{Change, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Service, Str};
+use netpol_model::{Change, ClusterPolicy, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Service, Str};
 
 /// What is known of one file, by its path.
 #[derive(Debug, Clone)]
@@ -27,6 +27,7 @@ enum Model {
     Namespace(Namespace),
     Pod(Pod),
     Policy(Policy),
+    ClusterPolicy(ClusterPolicy),
     Service(Service),
     Slice(EndpointSlice),
     Node(Node),
@@ -125,6 +126,9 @@ impl<'a> Next<'a> {
             FileState::Read(contents) => contents,
         };
         let path = Str::from(file);
+        for unused in &contents.unused {
+            self.problem(&format!("{} ({file})", unused.title), unused.note.clone());
+        }
         for entry in &contents.entries {
             let title = format!("{} ({file})", entry.title);
             if let Some(key) = &entry.key {
@@ -197,7 +201,7 @@ impl<'a> Next<'a> {
             .desired
             .keys()
             .filter_map(|key| match key {
-                Key::Namespace(_) | Key::Node(_) => None,
+                Key::Namespace(_) | Key::Node(_) | Key::ClusterPolicy(_) => None,
                 Key::Pod(id) | Key::Policy(id) | Key::Service(id) | Key::Slice(id) => {
                     Some(id.namespace.clone())
                 }
@@ -269,6 +273,9 @@ fn model(object: &Object) -> (Model, BackendFacts) {
         }
         Object::Pod(_, pod, condition) => (Model::Pod(pod.clone()), BackendFacts::Pod(*condition)),
         Object::Policy(_, policy) => (Model::Policy(policy.clone()), BackendFacts::Nothing),
+        Object::ClusterPolicy(_, policy) => {
+            (Model::ClusterPolicy(policy.clone()), BackendFacts::Nothing)
+        }
         Object::Service(_, service, selecting) => {
             let backend_facts =
                 selecting.clone().map_or(BackendFacts::Nothing, BackendFacts::Service);
@@ -289,6 +296,7 @@ fn changes(before: &BTreeMap<Key, InForce>, after: &BTreeMap<Key, InForce>) -> V
             Model::Namespace(namespace) => Change::Namespace(namespace),
             Model::Pod(pod) => Change::Pod(pod),
             Model::Policy(policy) => Change::Policy(policy),
+            Model::ClusterPolicy(policy) => Change::ClusterPolicy(policy),
             Model::Service(service) => Change::Service(service),
             Model::Slice(slice) => Change::EndpointSlice(slice),
             Model::Node(node) => Change::Node(node),
@@ -298,6 +306,7 @@ fn changes(before: &BTreeMap<Key, InForce>, after: &BTreeMap<Key, InForce>) -> V
         Model::Namespace(namespace) => Change::NamespaceGone(namespace.name.clone()),
         Model::Pod(pod) => Change::PodGone(pod.id.clone(), Some(pod.uid.clone())),
         Model::Policy(policy) => Change::PolicyGone(policy.id.clone()),
+        Model::ClusterPolicy(policy) => Change::ClusterPolicyGone(policy.name.clone()),
         Model::Service(service) => Change::ServiceGone(service.id.clone()),
         Model::Slice(slice) => Change::EndpointSliceGone(slice.id.clone()),
         Model::Node(node) => Change::NodeGone(node.name.clone()),

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
+use super::cluster_policy::ClusterNetworkPolicy;
 use super::Event;
 use super::catalog::{Catalog, FileState, Files};
 use super::parse::{self, Contents, Object, Originals};
@@ -27,6 +28,8 @@ pub struct Loaded {
     pub pods: Vec<Pod>,
     /// The policies in force, as they were written.
     pub policies: Vec<NetworkPolicy>,
+    /// The ClusterNetworkPolicies, as they were written.
+    pub cluster_policies: Vec<ClusterNetworkPolicy>,
     /// The Services, as they were written.
     pub services: Vec<Service>,
     /// The EndpointSlices, as they were written (not those that are derived from selectors).
@@ -60,6 +63,9 @@ pub fn load_dir(dir: &Path) -> anyhow::Result<Loaded> {
                 }
                 Some(Object::Pod(raw, ..)) => loaded.pods.extend(raw.as_deref().cloned()),
                 Some(Object::Policy(raw, ..)) => loaded.policies.extend(raw.as_deref().cloned()),
+                Some(Object::ClusterPolicy(raw, ..)) => {
+                    loaded.cluster_policies.extend(raw.as_deref().cloned());
+                }
                 Some(Object::Service(raw, ..)) => loaded.services.extend(raw.as_deref().cloned()),
                 Some(Object::Slice(raw, ..)) => loaded.slices.extend(raw.as_deref().cloned()),
                 Some(Object::Node(raw, ..)) => loaded.nodes.extend(raw.as_deref().cloned()),

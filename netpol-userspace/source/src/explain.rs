@@ -1,8 +1,8 @@
 //! A policy in plain sentences. Pure; must never say more or less than the policy means.
 
 use netpol_model::{
-    Direction, NamespaceScope, Operator, Peer, Peers, Policy, PortMatch, PortRange, Ports, Rule,
-    Selector,
+    Action, ClusterPolicy, ClusterRule, Direction, NamespaceScope, Operator, Peer, Peers, Policy, PortMatch, PortRange, Ports, Rule,
+    Selector, Subject,
 };
 
 use super::convert::NAMESPACE_NAME_LABEL;
@@ -26,6 +26,46 @@ fn told(policy: &Policy, most: usize) -> Vec<String> {
     let mut sentences = vec![format!("Selects {pods} in namespace {namespace}.")];
     sentences.extend(Direction::BOTH.map(|way| direction(way, policy.rules(way), most)));
     sentences
+}
+
+/// What a ClusterNetworkPolicy is about, then what each rule of it does.
+pub fn cluster_sentences(policy: &ClusterPolicy) -> Vec<String> {
+    let Subject { namespaces, pods: selector } = &policy.subject;
+    let scope = namespaces_words(&NamespaceScope::Matching(namespaces.clone()));
+    let mut sentences = vec![format!(
+        "{} tier, priority {}: about {} in {scope}.",
+        policy.tier,
+        policy.priority,
+        pods(selector)
+    )];
+    for direction in Direction::BOTH {
+        let rules = policy.rules(direction);
+        let (name, word) = match direction {
+            Direction::Ingress => ("Ingress", "from"),
+            Direction::Egress => ("Egress", "to"),
+        };
+        if rules.is_empty() {
+            sentences.push(format!("{name}: nothing is said."));
+            continue;
+        }
+        let rules: Vec<String> = rules.iter().map(|rule| ruling(word, rule)).collect();
+        sentences.push(format!("{name}: {}.", rules.join("; then ")));
+    }
+    sentences
+}
+
+/// One rule, e.g. `denied to addresses 169.254.169.254/32 on any port`.
+fn ruling(word: &str, rule: &ClusterRule) -> String {
+    let plain = Rule { peers: rule.peers.clone(), ports: rule.ports.clone() };
+    if plain.peers == Peers::Only([].into()) {
+        return "a rule that accepts nothing, as it holds what netpol does not enforce".to_owned();
+    }
+    let what = allowed(word, &plain, SOME);
+    match rule.action {
+        Action::Accept => format!("accepted {what}"),
+        Action::Deny => format!("denied {what}"),
+        Action::Pass => format!("left to the next tier {what}"),
+    }
 }
 
 fn direction(direction: Direction, rules: Option<&[Rule]>, most: usize) -> String {

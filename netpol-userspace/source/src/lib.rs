@@ -17,6 +17,7 @@ pub mod cluster_policy;
 pub mod convert;
 pub mod directory;
 pub mod explain;
+pub mod foreign;
 pub mod kept;
 pub mod kubernetes;
 pub mod manifests;

@@ -9,7 +9,9 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::Value;
 
 use self::document::Twice;
+use super::cluster_policy::{self, ClusterNetworkPolicy};
 use super::convert::{self, Problem};
+use super::foreign;
 use super::schema::{self, Unknown};
 use super::slices::{Condition, Selecting};
 use netpol_model::{self as model, ObjectName, Str};
@@ -25,6 +27,8 @@ pub struct Contents {
     pub entries: Vec<Entry>,
     /// Why some of its documents cannot be read; the entries are those of the others.
     pub malformed: Option<String>,
+    /// Policies of other products, which are not used.
+    pub unused: Vec<Unused>,
     /// The pods that workloads of the file make, one for each workload, without addresses. They
     /// are no pods yet: only advice on policies looks at them.
     pub templates: Vec<model::Pod>,
@@ -50,8 +54,20 @@ impl Contents {
     /// Adds what another part of the file says.
     fn append(&mut self, mut other: Self) {
         self.entries.append(&mut other.entries);
+        self.unused.append(&mut other.unused);
         self.templates.append(&mut other.templates);
     }
+}
+
+/// A policy that is none of those that are enforced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unused {
+    /// Kind and name for people.
+    pub title: String,
+    /// The line its document starts at, from 1.
+    pub line: usize,
+    /// Why it is not used.
+    pub note: String,
 }
 
 /// Which object an entry is, across files.
@@ -69,6 +85,8 @@ pub enum Key {
     Service(ObjectName),
     /// A NetworkPolicy.
     Policy(ObjectName),
+    /// A ClusterNetworkPolicy.
+    ClusterPolicy(Str),
 }
 
 /// One object of a file.
@@ -98,6 +116,8 @@ pub enum Object {
     Pod(Original<Pod>, model::Pod, Condition),
     /// A NetworkPolicy.
     Policy(Original<NetworkPolicy>, model::Policy),
+    /// A ClusterNetworkPolicy.
+    ClusterPolicy(Original<ClusterNetworkPolicy>, model::ClusterPolicy),
     /// A Service, and what selects its backends.
     Service(Original<Service>, model::Service, Option<Arc<Selecting>>),
     /// An EndpointSlice.
@@ -288,6 +308,9 @@ fn add_document(
     if element.is_some() && matches!(fields.get(document::ITEMS), None | Some(Value::Null)) {
         return;
     }
+    if let Some(unused) = unused(kind.as_deref(), version.as_deref(), &document, line) {
+        return contents.unused.push(unused);
+    }
     contents.templates.extend(kind.as_deref().and_then(|kind| template(kind, &document)));
     contents.entries.extend(entry(kind.as_deref(), version.as_deref(), document, line, originals));
 }
@@ -310,6 +333,22 @@ fn template(kind: &str, workload: &Value) -> Option<model::Pod> {
     pod.metadata.name = Some(format!("{kind}/{}", metadata.get("name")?.as_str()?));
     pod.metadata.namespace = metadata.get("namespace").and_then(Value::as_str).map(str::to_owned);
     Some(convert::pod(&pod).0)
+}
+
+/// The note on a policy of another product.
+fn unused(
+    kind: Option<&str>,
+    version: Option<&str>,
+    document: &Value,
+    line: usize,
+) -> Option<Unused> {
+    let (kind, (group, _)) = (kind?, version?.split_once('/')?);
+    let product = foreign::product(group, kind)?;
+    let text = |key| document.pointer(key).and_then(Value::as_str).unwrap_or_default();
+    let (name, namespace) = (text("/metadata/name"), text("/metadata/namespace"));
+    let id = if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") };
+    let title = format!("{kind} {id} ({group})");
+    Some(Unused { title, line, note: foreign::note(product) })
 }
 
 fn entry(
@@ -339,14 +378,22 @@ fn entry(
         "Service" => (Some(Key::Service(id.clone())), "v1"),
         "Node" => (Some(Key::Node(name.into())), "v1"),
         "EndpointSlice" => (Some(Key::Slice(id.clone())), "discovery.k8s.io/v1"),
+        cluster_policy::KIND => {
+            // Both versions mean the same.
+            let known = version.split_once('/').is_some_and(|(group, version)| {
+                group == cluster_policy::GROUP && cluster_policy::VERSIONS.contains(&version)
+            });
+            let expected = if known { version } else { NEWEST_CLUSTER_POLICY };
+            (Some(Key::ClusterPolicy(name.into())), expected)
+        }
         _ => return unused_kind(kind, version, &id, line),
     };
     let title = match kind {
-        "Namespace" | "Node" => format!("{kind} {name}"),
+        "Namespace" | "Node" | cluster_policy::KIND => format!("{kind} {name}"),
         _ => format!("{kind} {id}"),
     };
     // A name that is missing or no string says nothing about which object this is.
-    let own = matches!(kind, "Namespace" | "Pod" | "NetworkPolicy");
+    let own = matches!(kind, "Namespace" | "Pod" | "NetworkPolicy" | cluster_policy::KIND);
     let key = key.filter(|_| !name.is_empty());
     if version != expected {
         let message =
@@ -356,7 +403,7 @@ fn entry(
         let concerns = own || version.starts_with("discovery.k8s.io/");
         return concerns.then(|| Entry { key, ..Entry::unknown(title, line, problem) });
     }
-    let spec = value.get("spec").filter(|_| kind == "NetworkPolicy");
+    let spec = value.get("spec").filter(|_| kind.ends_with("NetworkPolicy"));
     let left_empty = spec.map(schema::left_empty).unwrap_or_default();
     let left_empty = left_empty.iter().map(|path| format!("spec.{path}")).collect();
     let (object, problems) = match object(kind, value, originals) {
@@ -365,6 +412,9 @@ fn entry(
     };
     Some(Entry { title, line, key, object, problems, left_empty })
 }
+
+/// The version that is told where an unknown one is given.
+const NEWEST_CLUSTER_POLICY: &str = "policy.networking.k8s.io/v1beta1";
 
 impl Entry {
     fn unknown(title: String, line: usize, problem: Problem) -> Self {
@@ -393,7 +443,8 @@ const NETWORKING_KINDS: [&str; 4] = ["Ingress", "IngressClass", "IPAddress", "Se
 /// A kind that policy does not depend on is left alone, unless it looks like a misspelt one:
 /// a policy must not be lost to a typo.
 fn unused_kind(kind: &str, version: &str, id: &ObjectName, line: usize) -> Option<Entry> {
-    let meant = schema::closest(kind, ["NetworkPolicy", "Namespace", "Pod"]);
+    let meant =
+        schema::closest(kind, ["NetworkPolicy", "Namespace", "Pod", cluster_policy::KIND]);
     let known = match version {
         "v1" => CORE_KINDS.contains(&kind),
         _ if version.starts_with("networking.k8s.io/") => NETWORKING_KINDS.contains(&kind),
@@ -418,6 +469,15 @@ fn object(kind: &str, value: Value, originals: Originals) -> Accepted {
                 Ok((Object::Policy(originals.of(policy), model), Vec::new()))
             })
         }
+        cluster_policy::KIND => read(
+            schema::CLUSTER_NETWORK_POLICY,
+            Unknown::Refused,
+            value,
+            |policy: ClusterNetworkPolicy| {
+                let (model, notes) = convert::checked_cluster_policy(&policy)?;
+                Ok((Object::ClusterPolicy(originals.of(policy), model), notes))
+            },
+        ),
         "Pod" => read(schema::ANY_OBJECT, Unknown::Ignored, value, |pod: Pod| {
             refuse(convert::namespaced_problems(&pod.metadata))?;
             let (model, problems) = convert::pod(&pod);

@@ -81,6 +81,65 @@ pub(crate) const NETWORK_POLICY: &Schema = &Object(&[
     ("status", &Any),
 ]);
 
+const NAMESPACED_POD: &Schema =
+    &Object(&[("namespaceSelector", SELECTOR), ("podSelector", SELECTOR)]);
+
+const PODS_PEER: &Schema = &Object(&[("namespaces", SELECTOR), ("pods", NAMESPACED_POD)]);
+
+const DESTINATION: &Schema = &Object(&[(
+    "destinationPort",
+    &Object(&[("number", &Int), ("range", &Object(&[("end", &Int), ("start", &Int)]))]),
+)]);
+
+const PROTOCOLS: &Schema = &List(&Object(&[
+    ("destinationNamedPort", &Text),
+    ("sctp", DESTINATION),
+    ("tcp", DESTINATION),
+    ("udp", DESTINATION),
+]));
+
+const EGRESS_PEER: &Schema = &Object(&[
+    ("domainNames", &List(&Text)),
+    ("namespaces", SELECTOR),
+    ("networks", &List(&Text)),
+    ("nodes", SELECTOR),
+    ("pods", NAMESPACED_POD),
+]);
+
+/// policy.networking.k8s.io ClusterNetworkPolicy, of v1beta1 and v1alpha2.
+pub(crate) const CLUSTER_NETWORK_POLICY: &Schema = &Object(&[
+    ("apiVersion", &Text),
+    ("kind", &Text),
+    ("metadata", METADATA),
+    (
+        "spec",
+        &Object(&[
+            (
+                "egress",
+                &List(&Object(&[
+                    ("action", &Text),
+                    ("name", &Text),
+                    ("protocols", PROTOCOLS),
+                    ("to", &List(EGRESS_PEER)),
+                ])),
+            ),
+            (
+                "ingress",
+                &List(&Object(&[
+                    ("action", &Text),
+                    ("from", &List(PODS_PEER)),
+                    ("name", &Text),
+                    ("protocols", PROTOCOLS),
+                ])),
+            ),
+            ("priority", &Int),
+            ("subject", PODS_PEER),
+            ("tier", &Text),
+        ]),
+    ),
+    ("status", &Any),
+]);
+
 /// What is checked of every other object.
 pub(crate) const ANY_OBJECT: &Schema = &Object(&[("metadata", METADATA)]);
 
