@@ -230,6 +230,22 @@ impl Reference {
         })
     }
 
+    /// Every number of a port in a rule.
+    pub(super) fn cluster_policy_ports(&self) -> Vec<i32> {
+        let policies = self.cluster_policies.iter();
+        let rules =
+            policies.flat_map(|policy| policy.spec.ingress.iter().chain(&policy.spec.egress));
+        let mut found = Vec::new();
+        for protocol in rules.flat_map(|rule| &rule.protocols) {
+            for transport in [&protocol.tcp, &protocol.udp, &protocol.sctp].into_iter().flatten() {
+                let Some(port) = &transport.destination_port else { continue };
+                found.extend(port.number);
+                found.extend(port.range.iter().flat_map(|range| [range.start, range.end]));
+            }
+        }
+        found
+    }
+
     /// The objects as they are read. What lacks a required field is not there at all.
     pub(super) fn read_cluster_policies(objects: Vec<serde_json::Value>) -> Vec<ClusterPolicy> {
         let read = |object| serde_json::from_value(object).ok();

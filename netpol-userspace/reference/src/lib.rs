@@ -99,6 +99,41 @@ impl Reference {
             || self.policies_allow(direction, pod, remote, protocol, dest_port)
     }
 
+    /// Whether everything may pass between `pod` and `remote` in a direction: every protocol, to
+    /// every port. So may then what is of a protocol with ports, but does not say which.
+    pub fn allows_all(&self, direction: Direction, pod: &Pod, remote: IpAddr) -> bool {
+        // Nothing changes between the numbers that somebody mentions.
+        let mentioned = self.mentioned_ports();
+        let near = mentioned.iter().flat_map(|number| [number - 1, *number, number + 1]);
+        let mut ports: Vec<u16> = near.filter_map(|number| u16::try_from(number).ok()).collect();
+        ports.extend([0, u16::MAX]);
+        ports.sort_unstable();
+        ports.dedup();
+        let allows = |protocol, port| self.allows(direction, pod, remote, protocol, port);
+        // 255 is reserved: a protocol that nobody can name.
+        allows(255, 0) && ports.into_iter().all(|p| allows(6, p) && allows(17, p) && allows(132, p))
+    }
+
+    /// Every number of a port in a rule or of a container.
+    fn mentioned_ports(&self) -> Vec<i32> {
+        let mut found = self.cluster_policy_ports();
+        for policy in &self.policies {
+            let all = Direction::BOTH.into_iter().flat_map(|direction| rules(policy, direction));
+            for port in all.flat_map(|rule| rule.ports) {
+                found.extend(port.end_port);
+                if let Some(IntOrString::Int(number)) = port.port {
+                    found.push(number);
+                }
+            }
+        }
+        for spec in self.pods.iter().filter_map(|pod| pod.spec.as_ref()) {
+            let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+            let ports = containers.flat_map(|container| container.ports.iter().flatten());
+            found.extend(ports.map(|port| port.container_port));
+        }
+        found
+    }
+
     /// The same of the policies alone, which know nothing of a pod and itself.
     pub(crate) fn policies_allow(
         &self,

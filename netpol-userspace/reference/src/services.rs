@@ -137,7 +137,8 @@ impl Services {
     /// another node, which translates, it goes as if all backends were there, and must be allowed
     /// to all. Where some backends are denied nothing passes that could still be translated. That it
     /// is itself helps a pod only where its own node translates: what comes back from elsewhere comes
-    /// from another address, and nobody could tell whose it is.
+    /// from another address, and nobody could tell whose it is. What goes to the pod's own address
+    /// looks as if its node had translated it.
     pub fn leaves_untranslated(
         &self,
         reference: &Reference,
@@ -146,6 +147,9 @@ impl Services {
         protocol: u8,
         port: u16,
     ) -> bool {
+        if super::addresses(pod).contains(&remote) {
+            return reference.allows_backend(pod, remote, protocol, port);
+        }
         let allows =
             |address, port| reference.allows(Direction::Egress, pod, address, protocol, port);
         let reached = self.reached(remote, protocol, port);
@@ -153,10 +157,6 @@ impl Services {
         let (Some((service, reached)), false) = (reached, places.is_empty()) else {
             return allows(remote, port);
         };
-        // It does not leave for anybody else.
-        if super::addresses(pod).contains(&remote) {
-            return true;
-        }
         let is_on_nodes = !own_addresses(service).contains(&remote)
             && reached.node_port == Some(i32::from(port))
             && !self.here.contains(&remote);

@@ -288,6 +288,27 @@ fn protocols_and_ports() {
 }
 
 #[test]
+fn everything_is_every_protocol_to_every_port() {
+    let accept = json!({"action": "Accept", "to": [everyone()]});
+    let deny = |port: u16| {
+        json!({"action": "Deny", "to": [everyone()],
+            "protocols": [{"udp": {"destinationPort": {"number": port}}}]})
+    };
+    let all = json!({"action": "Deny", "to": [everyone()]});
+    let everything = |rules: Value| {
+        let reference = reference(vec![policy("p", "Admin", 0, rules)], Vec::new());
+        let remote = "10.0.0.2".parse().expect("an address");
+        reference.allows_all(Direction::Egress, &subject(&reference), remote)
+    };
+    assert!(everything(json!([accept, all])));
+    assert!(!everything(json!([all])));
+    for port in [1, 7777, 65535] {
+        assert!(!everything(json!([deny(port)])), "{port}");
+        assert!(everything(json!([accept, deny(port)])), "{port}");
+    }
+}
+
+#[test]
 fn what_is_not_understood_fails_closed() {
     let known = || everyone();
     let unknown = [
