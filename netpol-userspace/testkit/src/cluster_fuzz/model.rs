@@ -290,6 +290,17 @@ impl Seen<'_> {
         }
     }
 
+    /// The protocol as far as the packet says it: what stands behind extension headers is in the
+    /// first of an IPv6 datagram's fragments only.
+    fn visible_protocol(&self) -> u8 {
+        let packet = self.packet;
+        let is_hidden = packet.is_v6()
+            && matches!(packet.part, Part::Later(..))
+            && (!packet.inner_extensions.is_empty()
+                || matches!(packet.protocol(), 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140));
+        if is_hidden { NO_PORTS } else { packet.protocol() }
+    }
+
     fn datagram(&self, id: u16) -> DatagramKey {
         let protocol = (!self.packet.is_v6()).then(|| self.packet.protocol());
         (self.direction, self.local(), self.remote(), id, protocol)
@@ -364,7 +375,7 @@ impl Past {
                 || view.permits_without_ports(
                     seen.direction,
                     seen.remote(),
-                    seen.packet.protocol(),
+                    seen.visible_protocol(),
                 ))
     }
 
