@@ -115,3 +115,9 @@ pub fn follow<F: Frame>(frame: &F, mut next: u8, mut offset: u32, end: u32) -> C
 const fn is_extension(next: u8) -> bool {
     matches!(next, 0 | 43 | 51 | 60 | 135 | 139 | 140)
 }
+
+/// Whether some other protocol stands behind what this IPv6 next header value names.
+#[inline(always)]
+pub(crate) const fn hides_protocol(next: u8) -> bool {
+    next == 44 || is_extension(next)
+}

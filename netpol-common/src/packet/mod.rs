@@ -7,6 +7,7 @@ mod icmp;
 mod ip;
 mod transport;
 
+pub(crate) use extensions::hides_protocol;
 pub use extensions::{Chain, follow};
 pub use ip::addresses_v6;
 pub use transport::{set_ports, set_tcp_flags};

@@ -8,7 +8,7 @@ use super::{Arrival, Endpoint, FlowState, Judge, Maps, Verdict};
 use crate::flow;
 use crate::layout::{Reason, judges_own};
 use crate::neighbour::is_link_local;
-use crate::packet::{Kind, Packet, SCTP, TCP, UDP, asks_for_address};
+use crate::packet::{Kind, Packet, SCTP, TCP, UDP, asks_for_address, hides_protocol};
 use crate::ports::NO_PORTS;
 
 /// Whether the packet has a flow by which to judge it. Fragments after the first get the ports of
@@ -100,7 +100,9 @@ fn judge_alone<M: Maps>(
     }
     let class = maps.class_of(&packet.remote);
     let is_of_ports = packet.protocol == TCP || packet.protocol == UDP || packet.protocol == SCTP;
-    let protocol = if is_of_ports { NO_PORTS } else { packet.protocol };
+    // What stands behind extension headers is in the first fragment only.
+    let may_be = packet.has_fragment_header && hides_protocol(packet.protocol);
+    let protocol = if is_of_ports || may_be { NO_PORTS } else { packet.protocol };
     let is_to_itself = !arrival.is_towards_pod()
         && !(is_translated && judges_own(endpoint.set(direction)))
         && !is_link_local(&packet.local)

@@ -426,6 +426,7 @@ impl Compiler {
         let coming = switches.iter().map(|(_, sets)| Interest::of(*sets));
         let interest = coming.chain([self.interest()]).max().unwrap_or_default();
         self.engine.services.raise(interest, &self.cluster);
+        self.lead_to_itself(&switches);
         let services = self.engine.update_services(&self.cluster, moves);
         plan.extend(services.iter().map(Changed::step));
         let mut rejudge = self.users(&self.engine.shrunk_sets(moves));
@@ -448,6 +449,21 @@ impl Compiler {
         rejudge.extend(self.cut_off(&services));
         plan.extend(rejudge_step(rejudge));
         plan.extend(self.engine.services.lower(self.interest()));
+    }
+
+    /// Before endpoints get their sets: Services lead to them at their old addresses and at their new
+    /// ones. By a set that does not judge its own they are exempt there, though: where only one of
+    /// an endpoint's sets does, the addresses that go with the other one are not its own under it.
+    fn lead_to_itself(&mut self, switches: &[(EndpointId, EndpointSets)]) {
+        for (id, new) in switches {
+            let Some(endpoint) = self.endpoints.get(id) else { continue };
+            let services = &mut self.engine.services;
+            match (endpoint.sets.egress.judges_own(), new.egress.judges_own()) {
+                (false, true) => {}
+                (true, false) => services.set_addresses(*id, endpoint.addresses().to_vec()),
+                _ => services.add_addresses(*id, endpoint.addresses()),
+            }
+        }
     }
 
     /// Which Services some endpoint asks about.

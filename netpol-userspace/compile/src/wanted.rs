@@ -291,7 +291,6 @@ impl Compiler {
                 why = Why::Anything;
             }
             let endpoint = &*endpoint;
-            engine.services.add_addresses(id, endpoint.addresses());
             let mut of = |direction: Direction, old: SetId| {
                 let is_ranked = engine.sets.get(old).is_some_and(sets::Set::is_ranked);
                 if let ([pod], Why::Policy, true, false) =

@@ -1,5 +1,5 @@
-//! The reference evaluator: NetworkPolicy as the Kubernetes API documentation words it, on the API
-//! objects themselves, slow and plain. It exists to be compared with, so it must never share code
+//! The reference evaluator: NetworkPolicy as the Kubernetes API documentation words it, and
+//! ClusterNetworkPolicy as upstream's does, on the API objects themselves, slow and plain. It exists to be compared with, so it must never share code
 //! with the compiler, the model or the conversion, and must never be made faster or cleverer.
 //!
 //! It takes objects that an API server would admit. What it cannot read (an unknown operator, an
@@ -18,19 +18,21 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster_policies;
 mod labels;
 mod range;
 pub mod services;
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
+use k8s_openapi::api::core::v1::{Container, Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use cluster_policies::{ClusterPolicy, Decision, Opening};
 use netpol_model::Direction;
 
 /// The objects of a cluster.
@@ -39,6 +41,8 @@ pub struct Reference {
     namespaces: Vec<Namespace>,
     pods: Vec<Pod>,
     policies: Vec<NetworkPolicy>,
+    cluster_policies: Vec<ClusterPolicy>,
+    nodes: Vec<Node>,
 }
 
 /// What both ends say of a connection; it comes about only if both allow it.
@@ -59,16 +63,30 @@ struct Rule<'a> {
 impl Reference {
     /// The evaluator for a cluster of these objects.
     pub fn new(namespaces: Vec<Namespace>, pods: Vec<Pod>, policies: Vec<NetworkPolicy>) -> Self {
-        Self { namespaces, pods, policies }
+        Self { namespaces, pods, policies, ..Self::default() }
+    }
+
+    /// The same cluster with ClusterNetworkPolicies, and with the nodes that these may mean.
+    #[must_use]
+    pub fn with_cluster_policies(
+        mut self,
+        policies: Vec<serde_json::Value>,
+        nodes: Vec<Node>,
+    ) -> Self {
+        self.cluster_policies = Self::read_cluster_policies(policies);
+        self.nodes = nodes;
+        self
     }
 
     /// Whether `pod`'s policies let a connection or datagram pass that is opened in `direction`,
     /// with `remote` at the other end, of this IP protocol and to this destination port.
     ///
-    /// A pod that no policy isolates in the direction may do everything. An isolated one may do
-    /// what at least one rule of at least one of the isolating policies allows: their order does
-    /// not matter and none can take away what another gives. A pod can always reach itself, which
-    /// is said of what it sends: from its own address anybody could come.
+    /// The Admin tier is asked first, and the Baseline tier last. Between them come
+    /// NetworkPolicies, and decide for good where any isolates the pod in the direction: it may do
+    /// then what at least one rule of at least one of the isolating policies allows. Their order
+    /// does not matter and none can take away what another gives. What nobody has decided is
+    /// allowed. A pod can always reach itself, which is said of what it sends: from its own address
+    /// anybody could come.
     pub fn allows(
         &self,
         direction: Direction,
@@ -81,6 +99,41 @@ impl Reference {
             || self.policies_allow(direction, pod, remote, protocol, dest_port)
     }
 
+    /// Whether everything may pass between `pod` and `remote` in a direction: every protocol, to
+    /// every port. So may then what is of a protocol with ports, but does not say which.
+    pub fn allows_all(&self, direction: Direction, pod: &Pod, remote: IpAddr) -> bool {
+        // Nothing changes between the numbers that somebody mentions.
+        let mentioned = self.mentioned_ports();
+        let near = mentioned.iter().flat_map(|number| [number - 1, *number, number + 1]);
+        let mut ports: Vec<u16> = near.filter_map(|number| u16::try_from(number).ok()).collect();
+        ports.extend([0, u16::MAX]);
+        ports.sort_unstable();
+        ports.dedup();
+        let allows = |protocol, port| self.allows(direction, pod, remote, protocol, port);
+        // 255 is reserved: a protocol that nobody can name.
+        allows(255, 0) && ports.into_iter().all(|p| allows(6, p) && allows(17, p) && allows(132, p))
+    }
+
+    /// Every number of a port in a rule or of a container.
+    fn mentioned_ports(&self) -> Vec<i32> {
+        let mut found = self.cluster_policy_ports();
+        for policy in &self.policies {
+            let all = Direction::BOTH.into_iter().flat_map(|direction| rules(policy, direction));
+            for port in all.flat_map(|rule| rule.ports) {
+                found.extend(port.end_port);
+                if let Some(IntOrString::Int(number)) = port.port {
+                    found.push(number);
+                }
+            }
+        }
+        for spec in self.pods.iter().filter_map(|pod| pod.spec.as_ref()) {
+            let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+            let ports = containers.flat_map(|container| container.ports.iter().flatten());
+            found.extend(ports.map(|port| port.container_port));
+        }
+        found
+    }
+
     /// The same of the policies alone, which know nothing of a pod and itself.
     pub(crate) fn policies_allow(
         &self,
@@ -90,12 +143,40 @@ impl Reference {
         protocol: u8,
         dest_port: u16,
     ) -> bool {
-        let mut isolated = false;
-        for policy in &self.policies {
-            if !self.applies(policy, direction, pod) {
-                continue;
-            }
-            isolated = true;
+        let opening = Opening { direction, pod, remote, protocol, dest_port };
+        self.tiers_allow(opening, |opening| self.network_policies_allow(opening))
+    }
+
+    /// Whether `pod` may go to a backend that a Service leads it to. If that is itself,
+    /// NetworkPolicies let it; to the tiers it is a pod like any other.
+    pub fn allows_backend(&self, pod: &Pod, backend: IpAddr, protocol: u8, port: u16) -> bool {
+        let direction = Direction::Egress;
+        let opening = Opening { direction, pod, remote: backend, protocol, dest_port: port };
+        self.tiers_allow(opening, |opening| {
+            addresses(pod).contains(&backend) || self.network_policies_allow(opening)
+        })
+    }
+
+    fn tiers_allow(
+        &self,
+        opening: Opening<'_>,
+        network_policies: impl Fn(Opening<'_>) -> bool,
+    ) -> bool {
+        match self.tier("Admin", opening) {
+            Decision::Accept => return true,
+            Decision::Deny => return false,
+            Decision::None => {}
+        }
+        if self.isolated(opening.direction, opening.pod) {
+            return network_policies(opening);
+        }
+        self.tier("Baseline", opening) != Decision::Deny
+    }
+
+    /// What an isolated pod may do.
+    fn network_policies_allow(&self, opening: Opening<'_>) -> bool {
+        let Opening { direction, pod, remote, protocol, dest_port } = opening;
+        for policy in self.policies.iter().filter(|policy| self.applies(policy, direction, pod)) {
             for rule in rules(policy, direction) {
                 if self.peers_match(policy, &rule, remote)
                     && self.ports_match(&rule, direction, pod, remote, protocol, dest_port)
@@ -104,10 +185,18 @@ impl Reference {
                 }
             }
         }
-        !isolated
+        false
     }
 
-    /// Whether `pod` is isolated in `direction`: a policy of its namespace selects it and has the
+    /// Whether any policy has something to say of what `pod` does in `direction`: one isolates it,
+    /// or a tier has rules for it.
+    pub fn is_judged(&self, direction: Direction, pod: &Pod) -> bool {
+        self.isolated(direction, pod)
+            || self.is_in_tier("Admin", direction, pod)
+            || self.is_in_tier("Baseline", direction, pod)
+    }
+
+    /// Whether `pod` is isolated in `direction`: a NetworkPolicy of its namespace selects it and has the
     /// direction among its policyTypes.
     pub fn isolated(&self, direction: Direction, pod: &Pod) -> bool {
         self.policies.iter().any(|policy| self.applies(policy, direction, pod))

@@ -4,7 +4,8 @@
 //!
 //! Decisions of netpol's own: what goes to a Service passes if its true destination is allowed,
 //! which is seen once the proxy has chosen it; unless a place that is not allowed is the node
-//! itself, since what goes there is not seen again: then nothing passes that could go there. To a
+//! itself, since what goes there is not seen again: then nothing passes that could go there. The pod
+//! itself is allowed by NetworkPolicies as a place, but not exempt from the tiers. To a
 //! Service of which no backend is known everything passes that far. The backends are the ready endpoints, or those that serve if none is
 //! ready; a Service that two claim an address and port for is that of the older one, of equally
 //! old ones that with the smaller namespace/name; without cluster IP a Service is of both
@@ -95,20 +96,20 @@ impl Services {
         protocol: u8,
         port: u16,
     ) -> Answer {
-        // A pod may always go to itself.
         let allows =
             |address, port| reference.allows(Direction::Egress, pod, address, protocol, port);
-        let is_isolated = reference.isolated(Direction::Egress, pod);
+        let allows_backend = |address, port| reference.allows_backend(pod, address, protocol, port);
+        let is_judged = reference.is_judged(Direction::Egress, pod);
         let yes = |is_allowed: bool| if is_allowed { Answer::Yes } else { Answer::No };
         let Some(places) = self.backends(remote, protocol, port) else {
             return yes(allows(remote, port));
         };
-        if !is_isolated && !reference.isolated(Direction::Ingress, pod) {
+        if !is_judged && !reference.is_judged(Direction::Ingress, pod) {
             return Answer::Yes;
         }
         let own = super::addresses(pod);
         let may_be_itself = places.iter().any(|(address, _)| own.contains(address));
-        if !is_isolated {
+        if !is_judged {
             return if may_be_itself { Answer::Depends } else { Answer::Yes };
         }
         if places.is_empty() {
@@ -116,7 +117,7 @@ impl Services {
             let is_here = self.here.contains(&remote);
             return if is_here { yes(allows(remote, port)) } else { Answer::Depends };
         }
-        let denied: Vec<_> = places.iter().filter(|(a, p)| !allows(*a, *p)).collect();
+        let denied: Vec<_> = places.iter().filter(|(a, p)| !allows_backend(*a, *p)).collect();
         if denied.len() == places.len() || denied.iter().any(|(a, _)| self.here.contains(a)) {
             return Answer::No;
         }
@@ -136,7 +137,8 @@ impl Services {
     /// another node, which translates, it goes as if all backends were there, and must be allowed
     /// to all. Where some backends are denied nothing passes that could still be translated. That it
     /// is itself helps a pod only where its own node translates: what comes back from elsewhere comes
-    /// from another address, and nobody could tell whose it is.
+    /// from another address, and nobody could tell whose it is. What goes to the pod's own address
+    /// looks as if its node had translated it.
     pub fn leaves_untranslated(
         &self,
         reference: &Reference,
@@ -145,6 +147,9 @@ impl Services {
         protocol: u8,
         port: u16,
     ) -> bool {
+        if super::addresses(pod).contains(&remote) {
+            return reference.allows_backend(pod, remote, protocol, port);
+        }
         let allows =
             |address, port| reference.allows(Direction::Egress, pod, address, protocol, port);
         let reached = self.reached(remote, protocol, port);
@@ -152,10 +157,6 @@ impl Services {
         let (Some((service, reached)), false) = (reached, places.is_empty()) else {
             return allows(remote, port);
         };
-        // It does not leave for anybody else.
-        if super::addresses(pod).contains(&remote) {
-            return true;
-        }
         let is_on_nodes = !own_addresses(service).contains(&remote)
             && reached.node_port == Some(i32::from(port))
             && !self.here.contains(&remote);
@@ -267,7 +268,7 @@ fn balancers(service: &Service) -> Vec<IpAddr> {
         .collect()
 }
 
-fn node_addresses(node: &Node) -> Vec<IpAddr> {
+pub(super) fn node_addresses(node: &Node) -> Vec<IpAddr> {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     addresses
         .filter(|address| address.type_ == "InternalIP" || address.type_ == "ExternalIP")

@@ -134,7 +134,7 @@ fn a_packet_that_edits_overtake_is_judged_by_a_state_it_lived_in() {
     let mut tally = Tally::default();
     for seed in 0..CLUSTERS {
         let mut rng = Rng::new(seed);
-        let size = Size { namespaces: 3, pods: 16, policies: 10 };
+        let size = Size::new(3, 16, 10).with_tiers_by(seed);
         let mut cluster = Cluster::random(&mut rng, size, 5);
         for _ in 0..WINDOWS {
             let mut film = Film::new(cluster.compiler.tables());

@@ -40,7 +40,7 @@ fn try_clusters(table: &str, limits: Limits, make: impl Fn() -> Compiler) -> See
     let mut n_full = 0;
     for seed in 0.. {
         let mut rng = Rng::new(seed);
-        let size = Size { namespaces: 3, pods: 20, policies: 12 };
+        let size = Size::new(3, 20, 12);
         let world = World::random(&mut rng, size);
         let Some(pod) = isolated_pod(&world) else { continue };
         subject.begin(make(), world, pod.clone());
@@ -91,7 +91,7 @@ fn isolated_pod(world: &World) -> Option<k8s_openapi::api::core::v1::Pod> {
         let model = convert::pod(pod).0;
         model.is_networked()
             && !model.addresses.is_empty()
-            && Direction::BOTH.iter().any(|&direction| reference.isolated(direction, pod))
+            && Direction::BOTH.iter().any(|&direction| reference.is_judged(direction, pod))
     };
     world.pods.values().find(is_fit).cloned()
 }

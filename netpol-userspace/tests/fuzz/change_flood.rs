@@ -151,7 +151,7 @@ struct Writer {
 impl Writer {
     fn new(pins: &Pins, seed: u64, ifindexes: Vec<u32>) -> Self {
         let mut rng = Rng::new(seed);
-        let size = Size { namespaces: 3, pods: 20, policies: 12 };
+        let size = Size::new(3, 20, 12).with_tiers_by(seed);
         let cluster = Cluster::random(&mut rng, size, PLACES);
         let mut datapath = Datapath::open(pins, &LoadOptions::default(), AttachMode::Auto).unwrap();
         // What goes to Services passes only where it is judged again on its way.

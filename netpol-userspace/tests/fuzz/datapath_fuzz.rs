@@ -72,12 +72,15 @@ fn try_cluster(node: &mut Node, seed: u64) {
     }
 }
 
+/// Two of five clusters have ClusterNetworkPolicies.
 fn size(seed: u64) -> Size {
-    match seed % 3 {
-        0 => Size { namespaces: 8, pods: 60, policies: 30 },
-        1 => Size { namespaces: 2, pods: 10, policies: 5 },
-        _ => Size { namespaces: 3, pods: 20, policies: 12 },
-    }
+    let size = match seed % 3 {
+        0 => Size::new(8, 60, 30),
+        1 => Size::new(2, 10, 5),
+        _ => Size::new(3, 20, 12),
+    };
+    let size = size.with_nodes();
+    if seed % 5 < 2 { size.with_tiers(6) } else { size }
 }
 
 /// What a person needs to understand and repeat it.
@@ -189,7 +192,7 @@ fn without_excepts(world: &mut World) {
 }
 
 /// A cluster in which a lie is found out.
-const LYING: Size = Size { namespaces: 2, pods: 10, policies: 6 };
+const LYING: Size = Size::new(2, 10, 6);
 
 /// The first difference of this seed or a later one, as small as it gets.
 fn find_small(node: &mut Node, first: u64) -> (u64, Script, Difference) {

@@ -28,7 +28,7 @@ fn exactly_the_policies_that_allow_a_connection_by_themselves_are_named() {
     let (mut n_named, mut n_several, mut n_denied) = (0, 0, 0);
     for seed in 5_000..5_030 {
         let mut rng = Rng::new(seed);
-        let world = World::random(&mut rng, Size { namespaces: 2, pods: 12, policies: 8 });
+        let world = World::random(&mut rng, Size::new(2, 12, 8));
         let compiler = compile(&world);
         let tables = compiler.tables();
         let alone: Vec<_> = world

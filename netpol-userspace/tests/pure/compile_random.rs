@@ -16,8 +16,9 @@ use netpol_source::convert;
 use netpol_testkit::generate::Rng;
 use netpol_testkit::generate::world::{Event, Probe, Size, World};
 use netpol_testkit::objects::{
-    change, name, namespace, namespace_of, pod, policy, shrink_sequence,
+    all_changes, change, name, namespace, namespace_of, pod, policy, shrink_sequence,
 };
+use netpol_testkit::rig::{count_verdict, print_verdicts, seeds};
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -26,10 +27,7 @@ fn name_of_pod(pod: &Pod) -> ObjectName {
 }
 
 fn changes(world: &World) -> Vec<Change> {
-    let namespaces = world.namespaces.values().cloned().map(Event::Namespace);
-    let pods = world.pods.values().cloned().map(Event::Pod);
-    let policies = world.policies.values().cloned().map(Event::Policy);
-    namespaces.chain(pods).chain(policies).map(|event| change(&event)).collect()
+    all_changes(world).collect()
 }
 
 fn own_addresses(pod: &Pod) -> Vec<IpAddr> {
@@ -43,7 +41,8 @@ fn by_content(compiler: &Compiler) -> impl PartialEq + std::fmt::Debug + use<> {
     let classes: BTreeMap<u32, &ClassKey> =
         ids.classes.iter().map(|(key, &id)| (id, key)).collect();
     let set = |id: SetId| sets.get(&id.0).map_or_else(String::new, ToString::to_string);
-    let class = |id: u32| classes.get(&id).map_or_else(String::new, ToString::to_string);
+    // Those that no key means have their own numbers.
+    let class = |id: u32| classes.get(&id).map_or_else(|| id.to_string(), ToString::to_string);
     let tables = compiler.tables();
     let blocks: BTreeMap<_, _> =
         tables.classes.iter().map(|(block, id)| (*block, class(id.0))).collect();
@@ -97,6 +96,7 @@ fn disagreement(world: &World, seed: u64, n_probes: usize) -> Option<String> {
                 }
                 let Probe { remote, protocol, port } = probe;
                 let expected = reference.allows(direction, pod, remote, protocol, port);
+                count_verdict(world);
                 if tables.judge(endpoint, direction, remote, protocol, port) != expected {
                     let class = compiler.class_names(tables.class_of(remote));
                     return Some(format!(
@@ -114,9 +114,11 @@ fn disagreement(world: &World, seed: u64, n_probes: usize) -> Option<String> {
 #[test]
 fn random_clusters_get_the_verdicts_of_the_reference() {
     let mut n_isolated = 0;
-    for seed in 0..12 {
+    let seeds = seeds(0..12);
+    let n_clusters = usize::try_from(seeds.end - seeds.start).expect("few");
+    for seed in seeds {
         let mut rng = Rng::new(seed);
-        let world = World::random(&mut rng, Size::default());
+        let world = World::random(&mut rng, Size::default().with_tiers_by(seed));
         if let Some(first) = disagreement(&world, seed, 60) {
             let (world, message) = shrink(world, first, |world| disagreement(world, seed, 400));
             panic!("seed {seed}: {message}\n{}", text(&world));
@@ -128,19 +130,21 @@ fn random_clusters_get_the_verdicts_of_the_reference() {
         n_isolated += endpoints.keys().filter(isolated).count();
     }
     // The generator would prove little if hardly anything were isolated.
-    assert!(n_isolated > 12 * 25, "only {n_isolated} of 1200 pods are isolated");
+    print_verdicts();
+    assert!(n_isolated > n_clusters * 25, "only {n_isolated} pods are isolated");
 }
 
 #[test]
 fn crowded_small_clusters_get_the_verdicts_of_the_reference() {
-    for seed in 1000..1060 {
+    for seed in seeds(1000..1060) {
         let mut rng = Rng::new(seed);
-        let world = World::random(&mut rng, Size { namespaces: 2, pods: 12, policies: 6 });
+        let world = World::random(&mut rng, Size::new(2, 12, 6).with_tiers_by(seed));
         if let Some(first) = disagreement(&world, seed, 120) {
             let (world, message) = shrink(world, first, |world| disagreement(world, seed, 400));
             panic!("seed {seed}: {message}\n{}", text(&world));
         }
     }
+    print_verdicts();
 }
 
 /// Makes a failing cluster smaller while it fails, for a bounded number of tries.
@@ -173,6 +177,8 @@ fn text(world: &World) -> String {
     world.namespaces.values().for_each(|object| add(serde_json::to_string(object)));
     world.pods.values().for_each(|object| add(serde_json::to_string(object)));
     world.policies.values().for_each(|object| add(serde_json::to_string(object)));
+    world.cluster_policies.values().for_each(|object| add(serde_json::to_string(object)));
+    world.nodes.values().for_each(|object| add(serde_json::to_string(object)));
     text
 }
 
@@ -186,10 +192,18 @@ enum Action {
     Batch(Vec<Event>),
 }
 
+impl Action {
+    /// What happened together, one by one.
+    fn parts(&self) -> Vec<Self> {
+        let Self::Batch(events) = self else { return vec![self.clone()] };
+        events.iter().cloned().map(|event| Self::Event(Box::new(event))).collect()
+    }
+}
+
 /// A random sequence.
 fn actions(seed: u64, size: Size, n_actions: usize) -> Vec<Action> {
     let mut rng = Rng::new(seed);
-    let mut world = World::empty(size);
+    let mut world = World::empty(size.with_tiers_by(seed));
     let mut actions = Vec::new();
     for number in 0..n_actions {
         let id = EndpointId(u16::try_from(1 + rng.below(6)).expect("small"));
@@ -438,6 +452,7 @@ impl Run {
             let pod = &self.world.pods[&self.endpoints[&endpoint]];
             let Probe { remote, protocol, port } = probe;
             let expected = reference.allows(direction, pod, remote, protocol, port);
+            count_verdict(&world);
             if self.datapath.judge(endpoint, direction, remote, protocol, port) != expected {
                 return Err(format!("{endpoint:?} {direction} {probe:?} should be {expected}"));
             }
@@ -494,21 +509,24 @@ fn check_runs(
         let mut first = run(seed);
         if let Some(why) = failure(&mut first, &actions) {
             let fails = |fewer: &[Action]| failure(&mut run(seed), fewer);
+            let flat: Vec<Action> = actions.iter().flat_map(Action::parts).collect();
+            let (actions, why) = fails(&flat).map_or((actions, why), |why| (flat, why));
             let (actions, why) = shrink_sequence(actions, why, fails);
             panic!("seed {seed}: {why}\nafter {actions:#?}");
         }
         n_edits += first.n_edits;
     }
+    print_verdicts();
     n_edits
 }
 
 #[test]
 fn sets_that_are_edited_in_place_say_what_new_ones_would() {
-    let small = Size { namespaces: 1, pods: 6, policies: 4 };
-    let n_edits = check_runs(Run::with_edits, 3000..3040, small, 60);
+    let small = Size::new(1, 6, 4);
+    let n_edits = check_runs(Run::with_edits, 3000..3080, small, 60);
     assert!(n_edits > 20, "only {n_edits} edits in place");
-    let large = Size { namespaces: 3, pods: 14, policies: 8 };
-    let n_edits = check_runs(Run::with_edits, 3100..3112, large, 80);
+    let large = Size::new(3, 14, 8);
+    let n_edits = check_runs(Run::with_edits, 3100..3130, large, 80);
     assert!(n_edits > 5, "only {n_edits} edits in place");
 }
 
@@ -516,20 +534,20 @@ fn sets_that_are_edited_in_place_say_what_new_ones_would() {
 fn slices_of_any_size_lead_the_same_way() {
     let slices = |seed: u64| 1 + usize::try_from(seed % 7).expect("small");
     let run = |seed| Run::new(seed, Compiler::new().with_slices_of(slices(seed)));
-    check_runs(run, 5000..5012, Size { namespaces: 3, pods: 14, policies: 8 }, 60);
+    check_runs(run, seeds(5000..5012), Size::new(3, 14, 8), 60);
     let run = |seed| {
         let mut run = Run::with_edits(seed);
         run.compiler = run.compiler.with_slices_of(slices(seed));
         run
     };
-    check_runs(run, 5100..5130, Size { namespaces: 1, pods: 6, policies: 4 }, 50);
-    check_runs(run, 5200..5210, Size { namespaces: 3, pods: 14, policies: 8 }, 60);
+    check_runs(run, 5100..5130, Size::new(1, 6, 4), 50);
+    check_runs(run, 5200..5210, Size::new(3, 14, 8), 60);
 }
 
 #[test]
 fn edits_in_place_open_nothing_when_numbers_run_out() {
     for seed in 4000..4016 {
-        let actions = actions(seed, Size { namespaces: 2, pods: 14, policies: 8 }, 60);
+        let actions = actions(seed, Size::new(2, 14, 8), 60);
         let mut run = Run::new(seed, Compiler::with_limits(6, 12).with_sets_edited_from(0));
         run.scarce = true;
         for (number, action) in actions.iter().enumerate() {
@@ -543,12 +561,12 @@ fn edits_in_place_open_nothing_when_numbers_run_out() {
 
 #[test]
 fn every_sequence_of_events_leads_where_a_fresh_start_leads() {
-    check_sequences(0..16, Size { namespaces: 3, pods: 14, policies: 8 }, 80);
+    check_sequences(seeds(0..16), Size::new(3, 14, 8), 80);
 }
 
 #[test]
 fn sequences_in_one_crowded_namespace() {
-    check_sequences(500..530, Size { namespaces: 1, pods: 6, policies: 4 }, 50);
+    check_sequences(seeds(500..530), Size::new(1, 6, 4), 50);
 }
 
 #[test]
@@ -560,7 +578,7 @@ fn sequences_in_a_cluster_of_full_size() {
 fn when_numbers_run_out_nothing_opens_and_whoever_loses_is_judged_again() {
     let mut n_exhausted = 0;
     for seed in 2000..2016 {
-        let actions = actions(seed, Size { namespaces: 2, pods: 14, policies: 8 }, 60);
+        let actions = actions(seed, Size::new(2, 14, 8), 60);
         let mut run = Run::new(seed, Compiler::with_limits(4, 9));
         run.scarce = true;
         for (number, action) in actions.iter().enumerate() {

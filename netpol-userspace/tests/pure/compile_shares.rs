@@ -208,7 +208,7 @@ impl Run {
             room,
             compiler: Compiler::new().with_room(blocks(room)).with_sets_edited_from(0),
             tables: Tables::default(),
-            world: World::empty(Size { namespaces: 3, pods: 6, policies: 8 }),
+            world: World::empty(Size::new(3, 6, 8)),
             endpoints: BTreeMap::new(),
         }
     }

@@ -14,9 +14,9 @@ use netpol_testkit::generate::Rng;
 use netpol_testkit::generate::world::{Event, Probe, Size, World};
 use netpol_testkit::objects::neighbours::{self, Neighbours};
 use netpol_testkit::objects::{
-    change, namespace_of, pod, policy, put_pod, put_policy, shrink_sequence,
+    all_changes, change, namespace_of, pod, policy, put_pod, put_policy, shrink_sequence,
 };
-use serde_json::json;
+use netpol_testkit::rig::{count_verdict, print_verdicts, seeds};
 
 /// One thing that happens while others are under way.
 #[derive(Clone)]
@@ -36,18 +36,8 @@ enum Action {
 impl fmt::Debug for Action {
     /// One line for each object.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = |event: &Event| match event {
-            Event::Namespace(object) => json!(["put", object]),
-            Event::NamespaceGone(object) => json!(["gone", object.metadata.name]),
-            Event::Pod(object) => json!(["put", object.metadata, object.status]),
-            Event::PodGone(object) => json!(["gone", object.metadata.name]),
-            Event::Policy(object) => json!(["put", object.metadata.name, object.spec]),
-            Event::PolicyGone(object) => json!(["gone", object.metadata.name]),
-        };
         match self {
-            Self::Events(events) => {
-                f.debug_list().entries(events.iter().map(|event| line(event).to_string())).finish()
-            }
+            Self::Events(events) => f.debug_list().entries(events).finish(),
             Self::AddEndpoint(id, pod) => write!(f, "add {id:?} of {pod}"),
             Self::TakeInEndpoint(id, pod) => write!(f, "take in {id:?} of {pod}"),
             Self::RemoveEndpoint(id) => write!(f, "remove {id:?}"),
@@ -59,7 +49,7 @@ impl fmt::Debug for Action {
 
 fn actions(seed: u64, size: Size, n_actions: usize) -> Vec<Action> {
     let mut rng = Rng::new(seed);
-    let mut world = World::empty(size);
+    let mut world = World::empty(size.with_tiers_by(seed));
     let first = (0..40).map(|_| world.step(&mut rng)).collect();
     let mut actions = vec![Action::Events(first)];
     for _ in 0..n_actions {
@@ -280,6 +270,7 @@ impl Run {
                         continue;
                     }
                     let verdict = self.datapath.judge(endpoint, direction, remote, protocol, port);
+                    count_verdict(&self.world);
                     let is_known = self.references.iter().take(n_references).any(|reference| {
                         holders.iter().any(|pod| {
                             reference.allows(direction, pod, remote, protocol, port) == verdict
@@ -306,6 +297,7 @@ impl Run {
             for policies in self.since.iter().rev() {
                 let mut world = pods.clone();
                 world.policies.clone_from(&policies.policies);
+                world.cluster_policies.clone_from(&policies.cluster_policies);
                 self.references.push(world.reference());
             }
         }
@@ -315,10 +307,7 @@ impl Run {
     /// blocks where sets are edited in place.
     fn is_as_from_scratch(&self) -> Result<(), String> {
         let mut full = Compiler::new();
-        let namespaces = self.world.namespaces.values().cloned().map(Event::Namespace);
-        let pods = self.world.pods.values().cloned().map(Event::Pod);
-        let policies = self.world.policies.values().cloned().map(Event::Policy);
-        full.apply_all(namespaces.chain(pods).chain(policies).map(|event| change(&event)));
+        full.apply_all(all_changes(&self.world));
         let names = self
             .endpoints
             .iter()
@@ -363,8 +352,8 @@ fn failure(mut run: Run, actions: &[Action]) -> Option<String> {
     run.end().err()
 }
 
-fn check(seeds: std::ops::Range<u64>, size: Size, edits: bool) {
-    for seed in seeds {
+fn check(usual: std::ops::Range<u64>, size: Size, edits: bool) {
+    for seed in seeds(usual) {
         let actions = actions(seed, size, 60);
         let edited_from = edits.then_some(0);
         let run = || Run::new(seed, 1 + usize::try_from(seed % 9).expect("small"), edited_from);
@@ -375,27 +364,26 @@ fn check(seeds: std::ops::Range<u64>, size: Size, edits: bool) {
             panic!("seed {seed}: {why}\nafter {actions:#?}");
         }
     }
+    print_verdicts();
 }
 
 #[test]
 fn changes_between_slices_leave_every_verdict_that_of_some_moment() {
-    check(0..30, Size { namespaces: 3, pods: 14, policies: 8 }, false);
-    check(100..130, Size { namespaces: 1, pods: 6, policies: 4 }, false);
+    check(0..30, Size::new(3, 14, 8), false);
+    check(100..130, Size::new(1, 6, 4), false);
 }
 
 #[test]
 fn the_same_with_sets_that_are_edited_in_place() {
-    check(200..230, Size { namespaces: 3, pods: 14, policies: 8 }, true);
-    check(300..330, Size { namespaces: 1, pods: 6, policies: 4 }, true);
+    check(200..230, Size::new(3, 14, 8), true);
+    check(300..330, Size::new(1, 6, 4), true);
     // Blocks of several namespaces inside each other.
-    check(400..420, Size { namespaces: 2, pods: 6, policies: 12 }, true);
+    check(400..420, Size::new(2, 6, 12), true);
 }
 
 #[test]
 fn neighbours_whose_work_overlaps_never_see_each_others_halves() {
-    let first = number_from("NETPOL_SEED").unwrap_or(1_000);
-    let n_seeds = number_from("NETPOL_CASES").unwrap_or(12);
-    for seed in first..first + n_seeds {
+    for seed in seeds(1_000..1_012) {
         let actions = actions_of_neighbours(seed, 50);
         let run = || {
             let edited_from = [Some(0), Some(0), Some(3), Some(12), None][seed as usize % 5];
@@ -411,12 +399,6 @@ fn neighbours_whose_work_overlaps_never_see_each_others_halves() {
             panic!("seed {seed}: {why}\nafter {actions:#?}");
         }
     }
-}
-
-/// A number that `cargo xtask test` gives, as `--seed` and `--cases`.
-fn number_from(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 /// A policy of a namespace on all its pods, with so many blocks of its own.

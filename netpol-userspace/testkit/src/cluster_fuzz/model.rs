@@ -65,7 +65,7 @@ struct Seen<'a> {
 
 /// IPv6 extension headers are followed so far.
 const MAX_EXTENSION_HEADERS: usize = 8;
-/// A protocol that no rule with ports matches.
+/// A reserved number, which stands for a protocol with ports that are not known.
 const NO_PORTS: u8 = 255;
 
 impl Model {
@@ -174,8 +174,7 @@ impl Model {
             && !past.flows.contains_key(&key)
             && !view.own.contains(&address)
             && view.isolates(Direction::Egress);
-        let is_allowed =
-            view.reference.allows(Direction::Egress, view.pod, address, protocol, number);
+        let is_allowed = view.reference.allows_backend(view.pod, address, protocol, number);
         let passes = is_allowed && !is_stray;
         if passes && !view.own.contains(&address) && !is_answer(&packet.body) {
             past.flows.insert(key, Opener::Pod);
@@ -186,12 +185,15 @@ impl Model {
 
 impl View<'_> {
     fn isolates(&self, direction: Direction) -> bool {
-        self.reference.isolated(direction, self.pod)
+        self.reference.is_judged(direction, self.pod)
     }
 
     /// Whether the policies let a flow be opened.
     fn permits(&self, direction: Direction, key: &FlowKey) -> bool {
         let &(protocol, _, local_port, remote, remote_port) = key;
+        if protocol == NO_PORTS {
+            return self.permits_without_ports(direction, remote, protocol);
+        }
         match direction {
             Direction::Ingress => {
                 self.reference.allows(direction, self.pod, remote, protocol, local_port)
@@ -237,8 +239,12 @@ impl View<'_> {
         }
     }
 
-    fn permits_without_ports(&self, direction: Direction, remote: IpAddr) -> bool {
-        self.reference.allows(direction, self.pod, remote, NO_PORTS, 0)
+    /// What comes without ports is allowed where ports do not matter.
+    fn permits_without_ports(&self, direction: Direction, remote: IpAddr, protocol: u8) -> bool {
+        match protocol {
+            6 | 17 | 132 | NO_PORTS => self.reference.allows_all(direction, self.pod, remote),
+            _ => self.reference.allows(direction, self.pod, remote, protocol, 0),
+        }
     }
 }
 
@@ -282,6 +288,17 @@ impl Seen<'_> {
             (134 | 137, _) => Some(is_open),
             _ => None,
         }
+    }
+
+    /// The protocol as far as the packet says it: what stands behind extension headers is in the
+    /// first of an IPv6 datagram's fragments only.
+    fn visible_protocol(&self) -> u8 {
+        let packet = self.packet;
+        let is_hidden = packet.is_v6()
+            && matches!(packet.part, Part::Later(..))
+            && (!packet.inner_extensions.is_empty()
+                || matches!(packet.protocol(), 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140));
+        if is_hidden { NO_PORTS } else { packet.protocol() }
     }
 
     fn datagram(&self, id: u16) -> DatagramKey {
@@ -351,10 +368,15 @@ impl Past {
         }
     }
 
-    /// Something without a flow: what comes without ports is allowed where ports do not matter.
+    /// Something without a flow.
     fn passes_alone(&self, view: &View<'_>, seen: &Seen<'_>) -> bool {
         !is_spoofed(view, seen)
-            && (seen.is_from_node || view.permits_without_ports(seen.direction, seen.remote()))
+            && (seen.is_from_node
+                || view.permits_without_ports(
+                    seen.direction,
+                    seen.remote(),
+                    seen.visible_protocol(),
+                ))
     }
 
     /// An error about a live and allowed flow; a pod's own goes to whom it quotes.

@@ -224,8 +224,8 @@ impl Node {
         let mut told = self.world.clone();
         (self.lie.about_cluster)(&mut told);
         self.reference = told.reference();
-        self.services = self.service_world.reference();
-        // Programs are attached only while a policy isolates: flows that are not seen are not
+        self.services = self.service_world.reference(&self.world);
+        // Programs are attached only while a policy applies: flows that are not seen are not
         // known. (The pod's own sockets would tell, of a real one.)
         let free: Vec<String> =
             self.local.keys().filter(|name| self.isolated(name).is_none()).cloned().collect();
@@ -239,7 +239,7 @@ impl Node {
         let known = self.local.get(name)?.known.as_ref()?;
         let pod = self.world.pods.get(name)?;
         let reference = &self.reference;
-        let is_isolated = Direction::BOTH.iter().any(|&d| reference.isolated(d, pod));
+        let is_isolated = Direction::BOTH.iter().any(|&d| reference.is_judged(d, pod));
         is_isolated.then_some((pod, &known.own))
     }
 

@@ -112,12 +112,13 @@ impl Script {
         let namespaces = world.namespaces.values().map(manifest);
         let pods = world.pods.values().map(manifest);
         let policies = world.policies.values().map(manifest);
-        let cluster = namespaces.chain(pods).chain(policies);
-        let world = &self.services;
+        let cluster_policies = world.cluster_policies.values().map(manifest);
         let nodes = world.nodes.values().map(manifest);
+        let cluster = namespaces.chain(pods).chain(policies).chain(cluster_policies).chain(nodes);
+        let world = &self.services;
         let services = world.services.values().map(manifest);
         let slices = world.slices.values().map(manifest);
-        cluster.chain(nodes).chain(services).chain(slices).collect()
+        cluster.chain(services).chain(slices).collect()
     }
 }
 
@@ -143,10 +144,8 @@ fn describe_service_event(event: &ServiceEvent) -> String {
     match event {
         ServiceEvent::Service(object) => describe_object("applied", object),
         ServiceEvent::Slice(object) => describe_object("applied", object),
-        ServiceEvent::Node(object) => describe_object("applied", object),
         ServiceEvent::ServiceGone(object) => describe_object("deleted", object),
         ServiceEvent::SliceGone(object) => describe_object("deleted", object),
-        ServiceEvent::NodeGone(object) => describe_object("deleted", object),
     }
 }
 
@@ -155,9 +154,13 @@ fn describe_event(event: &Event) -> String {
         Event::Namespace(object) => describe_object("applied", object),
         Event::Pod(object) => describe_object("applied", object),
         Event::Policy(object) => describe_object("applied", object),
+        Event::ClusterPolicy(object) => describe_object("applied", object),
+        Event::Node(object) => describe_object("applied", object),
         Event::NamespaceGone(object) => describe_object("deleted", object),
         Event::PodGone(object) => describe_object("deleted", object),
         Event::PolicyGone(object) => describe_object("deleted", object),
+        Event::ClusterPolicyGone(object) => describe_object("deleted", object),
+        Event::NodeGone(object) => describe_object("deleted", object),
     }
 }
 

@@ -155,7 +155,7 @@ impl Found<'_> {
 /// Without any Services, or without one object that makes them up.
 fn fewer_services(world: &ServiceWorld) -> Vec<ServiceWorld> {
     let mut found = Vec::new();
-    if !(world.services.is_empty() && world.slices.is_empty() && world.nodes.is_empty()) {
+    if !(world.services.is_empty() && world.slices.is_empty()) {
         found.push(ServiceWorld::default());
     }
     let mut without = |edit: &dyn Fn(&mut ServiceWorld)| {
@@ -168,9 +168,6 @@ fn fewer_services(world: &ServiceWorld) -> Vec<ServiceWorld> {
     }
     for name in world.slices.keys() {
         without(&|world| drop(world.slices.remove(name)));
-    }
-    for name in world.nodes.keys() {
-        without(&|world| drop(world.nodes.remove(name)));
     }
     found
 }
@@ -186,6 +183,9 @@ fn smaller_events(script: &Script) -> Vec<Script> {
             let event = match &**event {
                 Event::Pod(_) => smaller.pods.into_values().next().map(Event::Pod),
                 Event::Policy(_) => smaller.policies.into_values().next().map(Event::Policy),
+                Event::ClusterPolicy(_) => {
+                    smaller.cluster_policies.into_values().next().map(Event::ClusterPolicy)
+                }
                 _ => None,
             };
             let Some(event) = event else { continue };

@@ -98,7 +98,9 @@ impl Traffic {
         surroundings: &Surroundings<'_>,
     ) -> Packet {
         let to_service = match direction {
-            Direction::Egress if rng.chance(30) => surroundings.services.probe(rng),
+            Direction::Egress if rng.chance(30) => {
+                surroundings.services.probe(rng, surroundings.world)
+            }
             _ => None,
         };
         let probe = to_service

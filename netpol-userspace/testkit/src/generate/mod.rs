@@ -2,6 +2,7 @@
 //! that much matches, overlaps and clashes. Deterministic for a seed. Must never produce what an
 //! API server refuses.
 
+pub mod cluster_policies;
 pub mod service_world;
 mod smaller;
 pub mod world;

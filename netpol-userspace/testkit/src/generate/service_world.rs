@@ -1,21 +1,23 @@
-//! Random Services, EndpointSlices and nodes beside a random cluster, and what happens to them.
+//! Random Services and EndpointSlices beside a random cluster, and what happens to them.
 //! For property tests and fuzzers. Deterministic for a seed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
-    LoadBalancerIngress, LoadBalancerStatus, Node, NodeAddress, NodeStatus, Service, ServicePort,
-    ServiceSpec, ServiceStatus,
+    LoadBalancerIngress, LoadBalancerStatus, Node, Service, ServicePort, ServiceSpec, ServiceStatus,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
 
 use super::{self as generate, Rng};
 use netpol_reference::services::Services;
 
-use super::world::Probe;
+use super::cluster_policies::outer_address;
+use super::world::{Probe, World};
 
 const PORT_NAMES: [&str; 3] = ["", "web", "dns"];
 const PROTOCOLS: [&str; 3] = ["TCP", "TCP", "UDP"];
@@ -30,8 +32,6 @@ pub struct ServiceWorld {
     pub services: BTreeMap<String, Service>,
     /// Slices by name, likewise.
     pub slices: BTreeMap<String, EndpointSlice>,
-    /// Nodes by name.
-    pub nodes: BTreeMap<String, Node>,
     /// The addresses of this node.
     pub here: BTreeSet<IpAddr>,
     /// The name of this node's proxy, if it is not kube-proxy.
@@ -39,7 +39,7 @@ pub struct ServiceWorld {
 }
 
 /// One event, as a watch reports it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum ServiceEvent {
     /// A Service is new or different.
     Service(Service),
@@ -49,10 +49,19 @@ pub enum ServiceEvent {
     Slice(EndpointSlice),
     /// A slice is gone.
     SliceGone(EndpointSlice),
-    /// A node is new or different.
-    Node(Node),
-    /// A node is gone.
-    NodeGone(Node),
+}
+
+impl fmt::Debug for ServiceEvent {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = match self {
+            Self::Service(object) => json!(["put", object]),
+            Self::ServiceGone(object) => json!(["gone", object.metadata.name]),
+            Self::Slice(object) => json!(["put", object]),
+            Self::SliceGone(object) => json!(["gone", object.metadata.name]),
+        };
+        write!(f, "{line}")
+    }
 }
 
 impl ServiceWorld {
@@ -60,7 +69,7 @@ impl ServiceWorld {
     /// addresses in `pods`.
     pub fn step(&mut self, rng: &mut Rng, n_services: usize, pods: &[IpAddr]) -> ServiceEvent {
         let number = rng.below(n_services);
-        let event = match rng.below(10) {
+        let event = match rng.below(9) {
             0..3 => {
                 let name = format!("service{number}");
                 match self.services.get(&name) {
@@ -68,18 +77,11 @@ impl ServiceWorld {
                     old => ServiceEvent::Service(service(rng, old, number)),
                 }
             }
-            3..9 => {
+            _ => {
                 let name = format!("slice{}", rng.below(2 * n_services));
                 match self.slices.get(&name) {
                     Some(old) if rng.chance(20) => ServiceEvent::SliceGone(old.clone()),
                     old => ServiceEvent::Slice(slice(rng, old, &name, number, pods)),
-                }
-            }
-            _ => {
-                let name = format!("node{}", rng.below(2));
-                match self.nodes.get(&name) {
-                    Some(old) if rng.chance(40) => ServiceEvent::NodeGone(old.clone()),
-                    _ => ServiceEvent::Node(node(rng, &name)),
                 }
             }
         };
@@ -102,12 +104,6 @@ impl ServiceWorld {
             ServiceEvent::SliceGone(object) => {
                 self.slices.remove(&name_of(&object.metadata));
             }
-            ServiceEvent::Node(object) => {
-                self.nodes.insert(name_of(&object.metadata), object);
-            }
-            ServiceEvent::NodeGone(object) => {
-                self.nodes.remove(&name_of(&object.metadata));
-            }
         }
     }
 
@@ -122,21 +118,21 @@ impl ServiceWorld {
             .collect();
     }
 
-    /// The evaluator for it.
-    pub fn reference(&self) -> Services {
+    /// The evaluator for it in a cluster.
+    pub fn reference(&self, world: &World) -> Services {
         Services {
             services: self.services.values().cloned().collect(),
             slices: self.slices.values().cloned().collect(),
-            nodes: self.nodes.values().cloned().collect(),
+            nodes: world.nodes.values().cloned().collect(),
             here: self.here.clone(),
             proxy: self.proxy.clone(),
         }
     }
 
     /// A question about an address of a Service or a node, or one close by; `None` without any.
-    pub fn probe(&self, rng: &mut Rng) -> Option<Probe> {
+    pub fn probe(&self, rng: &mut Rng, world: &World) -> Option<Probe> {
         let mut places: BTreeSet<(IpAddr, u16)> = BTreeSet::new();
-        let nodes: Vec<IpAddr> = self.nodes.values().flat_map(node_addresses).collect();
+        let nodes: Vec<IpAddr> = world.nodes.values().flat_map(node_addresses).collect();
         for spec in self.services.values().filter_map(|service| service.spec.as_ref()) {
             let ips = spec.cluster_ips.iter().chain(&spec.external_ips).flatten();
             let ips: Vec<IpAddr> = ips.filter_map(|text| text.parse().ok()).collect();
@@ -168,21 +164,9 @@ fn name_of(metadata: &ObjectMeta) -> String {
     metadata.name.clone().unwrap_or_default()
 }
 
-fn node_addresses(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
+pub(super) fn node_addresses(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     addresses.filter_map(|address| address.address.parse().ok())
-}
-
-/// An address for a Service or a node: seldom one that pods have too.
-fn outer_address(rng: &mut Rng, v6: bool) -> IpAddr {
-    if rng.chance(10) {
-        return generate::address(rng, v6);
-    }
-    let low = u16::try_from(rng.below(6)).unwrap_or(0);
-    match v6 {
-        false => IpAddr::from([10, 0, 200, u8::try_from(low).unwrap_or(0)]),
-        true => IpAddr::from([0xfd00, 0, 0, 0x96, 0, 0, 0, low]),
-    }
 }
 
 fn texts(rng: &mut Rng, most: usize) -> Option<Vec<String>> {
@@ -331,23 +315,5 @@ fn slice(
         address_type: if v6 { "IPv6" } else { "IPv4" }.to_owned(),
         ports: Some(ports),
         endpoints,
-    }
-}
-
-fn node(rng: &mut Rng, name: &str) -> Node {
-    let addresses = (0..1 + rng.below(2))
-        .map(|_| {
-            let v6 = rng.chance(30);
-            NodeAddress {
-                type_: (*rng.pick(&["InternalIP", "InternalIP", "ExternalIP", "Hostname"]))
-                    .to_owned(),
-                address: outer_address(rng, v6).to_string(),
-            }
-        })
-        .collect();
-    Node {
-        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-        status: Some(NodeStatus { addresses: Some(addresses), ..NodeStatus::default() }),
-        ..Node::default()
     }
 }

@@ -6,6 +6,7 @@ use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use serde_json::Value;
 
 /// An object's variants, each the original after one edit.
 struct Variants<'a, T> {
@@ -136,6 +137,64 @@ fn selectors(selector: &LabelSelector) -> Vec<LabelSelector> {
         });
     }
     all.found
+}
+
+/// The same policy without a rule, or without one of several items of a list in it, or without a
+/// field that says more than nothing.
+pub(super) fn cluster_policies(policy: &Value) -> Vec<Value> {
+    let specs = values(&policy["spec"]).into_iter();
+    specs
+        .map(|spec| {
+            let mut smaller = policy.clone();
+            smaller["spec"] = spec;
+            smaller
+        })
+        .collect()
+}
+
+fn values(value: &Value) -> Vec<Value> {
+    let mut found = Vec::new();
+    match value {
+        Value::Object(fields) => {
+            for (key, field) in fields {
+                let may_go = matches!(
+                    key.as_str(),
+                    "ingress"
+                        | "egress"
+                        | "name"
+                        | "protocols"
+                        | "matchLabels"
+                        | "matchExpressions"
+                );
+                if may_go {
+                    let mut fewer = fields.clone();
+                    fewer.remove(key);
+                    found.push(fewer.into());
+                }
+                for smaller in values(field) {
+                    let mut fields = fields.clone();
+                    fields.insert(key.clone(), smaller);
+                    found.push(fields.into());
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                if items.len() > 1 {
+                    let mut fewer = items.clone();
+                    fewer.remove(index);
+                    found.push(fewer.into());
+                }
+                for smaller in values(item) {
+                    let mut items = items.clone();
+                    items[index] = smaller;
+                    found.push(items.into());
+                }
+            }
+        }
+        _ => {}
+    }
+    found
 }
 
 /// The same pod without a label, a container, a port or an address.

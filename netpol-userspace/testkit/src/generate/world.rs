@@ -2,16 +2,20 @@
 //! smaller while something stays wrong. For property tests and fuzzers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use serde_json::{Value, json};
+
+use super::cluster_policies;
+use super::service_world::node_addresses;
+use super::smaller;
 use super::{self as generate, Rng};
 use netpol_reference::{Reference, addresses};
-
-use super::smaller;
 
 /// A cluster's objects by name.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +26,10 @@ pub struct World {
     pub pods: BTreeMap<String, Pod>,
     /// Policies by name, likewise.
     pub policies: BTreeMap<String, NetworkPolicy>,
+    /// ClusterNetworkPolicies by name.
+    pub cluster_policies: BTreeMap<String, Value>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
     size: Size,
 }
 
@@ -34,16 +42,45 @@ pub struct Size {
     pub pods: usize,
     /// Policies.
     pub policies: usize,
+    /// ClusterNetworkPolicies. None, if nothing else is said.
+    pub cluster_policies: usize,
+    /// Nodes, likewise.
+    pub nodes: usize,
+}
+
+impl Size {
+    /// With no nodes and no ClusterNetworkPolicies.
+    pub const fn new(namespaces: usize, pods: usize, policies: usize) -> Self {
+        Self { namespaces, pods, policies, cluster_policies: 0, nodes: 0 }
+    }
+
+    /// With nodes.
+    #[must_use]
+    pub const fn with_nodes(self) -> Self {
+        Self { nodes: 3, ..self }
+    }
+
+    /// With so many ClusterNetworkPolicies, and the nodes that these may mean.
+    #[must_use]
+    pub const fn with_tiers(self, cluster_policies: usize) -> Self {
+        Self { cluster_policies, ..self.with_nodes() }
+    }
+
+    /// With some ClusterNetworkPolicies for every other seed.
+    #[must_use]
+    pub const fn with_tiers_by(self, seed: u64) -> Self {
+        if seed.is_multiple_of(2) { self } else { self.with_tiers(5) }
+    }
 }
 
 impl Default for Size {
     fn default() -> Self {
-        Self { namespaces: 20, pods: 100, policies: 50 }
+        Self::new(20, 100, 50)
     }
 }
 
 /// One event, as a watch reports it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Event {
     /// A namespace is new or different.
     Namespace(Namespace),
@@ -57,6 +94,33 @@ pub enum Event {
     Policy(NetworkPolicy),
     /// A policy is gone.
     PolicyGone(NetworkPolicy),
+    /// A ClusterNetworkPolicy is new or different.
+    ClusterPolicy(Value),
+    /// A ClusterNetworkPolicy is gone.
+    ClusterPolicyGone(Value),
+    /// A node is new or different.
+    Node(Node),
+    /// A node is gone.
+    NodeGone(Node),
+}
+
+impl fmt::Debug for Event {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = match self {
+            Self::Namespace(object) => json!(["put", object]),
+            Self::NamespaceGone(object) => json!(["gone", object.metadata.name]),
+            Self::Pod(object) => json!(["put", object]),
+            Self::PodGone(object) => json!(["gone", object.metadata.name]),
+            Self::Policy(object) => json!(["put", object]),
+            Self::PolicyGone(object) => json!(["gone", object.metadata.name]),
+            Self::ClusterPolicy(object) => json!(["put", object]),
+            Self::ClusterPolicyGone(object) => json!(["gone", object["metadata"]["name"]]),
+            Self::Node(object) => json!(["put", object]),
+            Self::NodeGone(object) => json!(["gone", object.metadata.name]),
+        };
+        write!(f, "{line}")
+    }
 }
 
 /// A question about one direction of one pod.
@@ -88,6 +152,15 @@ impl World {
             let name = format!("policy{index}");
             world.policies.insert(name.clone(), generate::policy(rng, size.namespaces, &name));
         }
+        for index in 0..size.cluster_policies {
+            let name = format!("cluster{index}");
+            let policy = cluster_policies::cluster_policy(rng, size.namespaces, &name);
+            world.cluster_policies.insert(name, policy);
+        }
+        for index in 0..size.nodes {
+            let name = format!("node{index}");
+            world.nodes.insert(name.clone(), cluster_policies::node(rng, &name));
+        }
         world
     }
 
@@ -103,15 +176,23 @@ impl World {
             self.pods.values().cloned().collect(),
             self.policies.values().cloned().collect(),
         )
+        .with_cluster_policies(
+            self.cluster_policies.values().cloned().collect(),
+            self.nodes.values().cloned().collect(),
+        )
     }
 
     /// Something happens. An object never moves to another namespace under its name: it is gone
     /// first.
     pub fn step(&mut self, rng: &mut Rng) -> Event {
-        let event = match rng.below(20) {
+        let n_of_tiers = if self.size.cluster_policies > 0 { 10 } else { 0 };
+        let n_of_nodes = if self.size.nodes > 0 { 2 } else { 0 };
+        let event = match rng.below(20 + n_of_tiers + n_of_nodes) {
             0..10 => self.pod_event(rng),
             10..18 => self.policy_event(rng),
-            _ => self.namespace_event(rng),
+            18..20 => self.namespace_event(rng),
+            n if n < 20 + n_of_tiers => self.cluster_policy_event(rng),
+            _ => self.node_event(rng),
         };
         self.apply(&event);
         event
@@ -137,6 +218,18 @@ impl World {
             }
             Event::PolicyGone(object) => {
                 self.policies.remove(&name_of(&object.metadata));
+            }
+            Event::ClusterPolicy(object) => {
+                self.cluster_policies.insert(name_of_value(&object), object);
+            }
+            Event::ClusterPolicyGone(object) => {
+                self.cluster_policies.remove(&name_of_value(&object));
+            }
+            Event::Node(object) => {
+                self.nodes.insert(name_of(&object.metadata), object);
+            }
+            Event::NodeGone(object) => {
+                self.nodes.remove(&name_of(&object.metadata));
             }
         }
     }
@@ -206,6 +299,33 @@ impl World {
         Event::Policy(NetworkPolicy { metadata: old.metadata.clone(), spec })
     }
 
+    fn cluster_policy_event(&self, rng: &mut Rng) -> Event {
+        let name = format!("cluster{}", rng.below(self.size.cluster_policies));
+        let n_namespaces = self.size.namespaces;
+        match self.cluster_policies.get(&name) {
+            Some(old) if rng.chance(20) => Event::ClusterPolicyGone(old.clone()),
+            Some(old) if rng.chance(80) => {
+                let mut policy = old.clone();
+                cluster_policies::edit_cluster_policy(rng, n_namespaces, &mut policy);
+                Event::ClusterPolicy(policy)
+            }
+            _ => Event::ClusterPolicy(cluster_policies::cluster_policy(rng, n_namespaces, &name)),
+        }
+    }
+
+    fn node_event(&self, rng: &mut Rng) -> Event {
+        let name = format!("node{}", rng.below(self.size.nodes));
+        match self.nodes.get(&name) {
+            Some(old) if rng.chance(30) => Event::NodeGone(old.clone()),
+            Some(old) => {
+                let mut node = old.clone();
+                cluster_policies::change_node(rng, &mut node);
+                Event::Node(node)
+            }
+            None => Event::Node(cluster_policies::node(rng, &name)),
+        }
+    }
+
     fn namespace_event(&self, rng: &mut Rng) -> Event {
         let index = rng.below(self.size.namespaces);
         match self.namespaces.get(&generate::namespace_name(index)) {
@@ -215,7 +335,7 @@ impl World {
     }
 
     /// Every address that could make a difference: those of pods, the first and last of every
-    /// block and except, the neighbours of all these, and some at random.
+    /// block, network and except, those of nodes, the neighbours of all these, and some at random.
     pub fn remotes(&self, rng: &mut Rng) -> Vec<IpAddr> {
         let mut found: BTreeSet<IpAddr> = self.pods.values().flat_map(addresses).collect();
         for policy in self.policies.values() {
@@ -228,6 +348,14 @@ impl World {
                 }
             }
         }
+        for policy in self.cluster_policies.values() {
+            let rules = policy["spec"]["egress"].as_array();
+            let peers = rules.into_iter().flatten().filter_map(|rule| rule["to"].as_array());
+            let networks = peers.flatten().filter_map(|peer| peer["networks"].as_array());
+            let texts = networks.flatten().filter_map(Value::as_str);
+            found.extend(texts.filter_map(edges).flatten());
+        }
+        found.extend(self.nodes.values().flat_map(node_addresses));
         let near: Vec<IpAddr> = found.iter().flat_map(|&a| [moved(a, 1), moved(a, -1)]).collect();
         found.extend(near);
         found.extend((0..8).map(|_| generate::address(rng, false)));
@@ -255,11 +383,19 @@ impl World {
     /// Smaller clusters, those that are much smaller first.
     pub fn smaller(&self) -> Vec<Self> {
         let mut found = Vec::new();
-        let longest = self.policies.len().max(self.pods.len()).max(self.namespaces.len());
+        let lengths = [self.policies.len(), self.pods.len(), self.namespaces.len()];
+        let others = [self.cluster_policies.len(), self.nodes.len()];
+        let longest = lengths.into_iter().chain(others).max().unwrap_or(0);
         let mut n_left_out = longest.next_power_of_two();
         while n_left_out > 0 {
             for some in chunks(&self.policies, n_left_out) {
                 found.push(Self { policies: some, ..self.clone() });
+            }
+            for some in chunks(&self.cluster_policies, n_left_out) {
+                found.push(Self { cluster_policies: some, ..self.clone() });
+            }
+            for some in chunks(&self.nodes, n_left_out) {
+                found.push(Self { nodes: some, ..self.clone() });
             }
             for some in chunks(&self.pods, n_left_out) {
                 found.push(Self { pods: some, ..self.clone() });
@@ -273,6 +409,13 @@ impl World {
             for smaller in smaller::policies(policy) {
                 let mut world = self.clone();
                 world.policies.insert(name.clone(), smaller);
+                found.push(world);
+            }
+        }
+        for (name, policy) in &self.cluster_policies {
+            for smaller in smaller::cluster_policies(policy) {
+                let mut world = self.clone();
+                world.cluster_policies.insert(name.clone(), smaller);
                 found.push(world);
             }
         }
@@ -305,6 +448,10 @@ fn chunks<T: Clone>(map: &BTreeMap<String, T>, n: usize) -> Vec<BTreeMap<String,
 
 fn name_of(metadata: &ObjectMeta) -> String {
     metadata.name.clone().unwrap_or_default()
+}
+
+fn name_of_value(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
 }
 
 /// The first and the last address of a block.

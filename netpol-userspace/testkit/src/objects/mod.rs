@@ -5,6 +5,7 @@ use netpol_compile::{Compiler, EndpointId};
 use netpol_model::{Change, Direction, ObjectName};
 use netpol_source::convert;
 
+mod cluster_policy;
 pub mod neighbours;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -97,7 +98,32 @@ pub fn change(event: &Event) -> Change {
         Event::PodGone(object) => Change::PodGone(convert::object_name(&object.metadata), None),
         Event::Policy(object) => put_policy(object),
         Event::PolicyGone(object) => Change::PolicyGone(convert::object_name(&object.metadata)),
+        Event::ClusterPolicy(object) => put_cluster_policy(object),
+        Event::ClusterPolicyGone(object) => {
+            let name = object["metadata"]["name"].as_str().expect("a name");
+            Change::ClusterPolicyGone(name.into())
+        }
+        Event::Node(object) => Change::Node(convert::node(object).0),
+        Event::NodeGone(object) => {
+            Change::NodeGone(object.metadata.name.clone().unwrap_or_default().into())
+        }
     }
+}
+
+/// The change of a ClusterNetworkPolicy.
+pub fn put_cluster_policy(object: &serde_json::Value) -> Change {
+    Change::ClusterPolicy(cluster_policy::convert(object))
+}
+
+/// The changes that make a random cluster, Services aside.
+pub fn all_changes(world: &World) -> impl Iterator<Item = Change> + '_ {
+    let namespaces = world.namespaces.values().cloned().map(Event::Namespace);
+    let pods = world.pods.values().cloned().map(Event::Pod);
+    let policies = world.policies.values().cloned().map(Event::Policy);
+    let cluster_policies = world.cluster_policies.values().cloned().map(Event::ClusterPolicy);
+    let nodes = world.nodes.values().cloned().map(Event::Node);
+    let all = namespaces.chain(pods).chain(policies).chain(cluster_policies).chain(nodes);
+    all.map(|event| change(&event))
 }
 
 /// The name `namespace/name`.

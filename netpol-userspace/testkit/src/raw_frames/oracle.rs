@@ -75,7 +75,7 @@ const MAX_ANSWERS: usize = 100_000;
 impl Oracle {
     pub fn new(reference: &Reference, pod: &Pod, own: &[IpAddr]) -> Self {
         Self {
-            isolated: Direction::BOTH.map(|direction| reference.isolated(direction, pod)),
+            isolated: Direction::BOTH.map(|direction| reference.is_judged(direction, pod)),
             reference: reference.clone(),
             pod: pod.clone(),
             own: own.to_vec(),

@@ -93,10 +93,10 @@ impl Subject {
         self.overflows().is_empty() && size.closed_endpoints == 0 && size.closed_blocks == 0
     }
 
-    /// Whether any policy isolates the pod: else no program is in its way.
+    /// Whether any policy applies to the pod: else no program is in its way.
     pub fn is_isolated(&self) -> bool {
         let reference = self.world.reference();
-        Direction::BOTH.iter().any(|&direction| reference.isolated(direction, &self.pod))
+        Direction::BOTH.iter().any(|&direction| reference.is_judged(direction, &self.pod))
     }
 
     /// Asks about these packets. Where not everything fits, what is allowed may be denied; nothing

@@ -2,11 +2,13 @@
 //! directory, and the loaded programs, run frame by frame.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::generate::world::World;
 use ipnet::IpNet;
 use netpol_common::layout::{N_COUNTERS, Reason};
 use netpol_compile::{
@@ -36,6 +38,29 @@ pub fn first_seed() -> u64 {
         .unwrap_or_else(|| if std::env::var_os("NETPOL_CASES").is_some() { new_seed() } else { 1 });
     println!("NETPOL_SEED={seed}");
     seed
+}
+
+/// The seeds that somebody asked for, as many as there are cases; else these.
+pub fn seeds(usual: Range<u64>) -> Range<u64> {
+    let Some(n) = from_environment("NETPOL_CASES") else { return usual };
+    let first = from_environment("NETPOL_SEED").unwrap_or_else(new_seed);
+    println!("NETPOL_SEED={first} NETPOL_CASES={n}");
+    first..first + n
+}
+
+/// Verdicts compared by this process: in clusters without ClusterNetworkPolicies, and with some.
+static COMPARED: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Counts a verdict that was compared with the evaluator's.
+pub fn count_verdict(world: &World) {
+    let kind = usize::from(!world.cluster_policies.is_empty());
+    COMPARED[kind].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Says how many there were, for people.
+pub fn print_verdicts() {
+    let [without, with] = COMPARED.each_ref().map(|count| count.load(Ordering::Relaxed));
+    println!("verdicts compared: {without} without tiers, {with} with tiers");
 }
 
 /// A seed that no run has begun with before. Runs that begin a moment apart have no case in common.

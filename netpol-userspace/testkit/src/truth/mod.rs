@@ -60,22 +60,23 @@ impl Truth {
     pub fn allows(&self, pod: &str, direction: Direction, probe: &Probe) -> Option<bool> {
         let Probe { remote, protocol, port } = *probe;
         let pod = &self.world.pods[pod];
-        let allows = |address, port| self.reference.allows(direction, pod, address, protocol, port);
         let backends = match direction {
-            Direction::Egress if self.reference.isolated(direction, pod) => {
+            Direction::Egress if self.reference.is_judged(direction, pod) => {
                 self.services.backends(remote, protocol, port)
             }
             _ => None,
         };
-        let Some(backends) = backends else { return Some(allows(remote, port)) };
+        let Some(backends) = backends else {
+            return Some(self.reference.allows(direction, pod, remote, protocol, port));
+        };
         let own = convert::pod(pod).0.addresses;
-        if backends.iter().any(|(address, _)| own.contains(address)) {
-            return None;
-        }
-        let n_allowed = backends.iter().filter(|(address, port)| allows(*address, *port)).count();
-        match n_allowed {
+        let allows = |&&(address, port): &&(IpAddr, u16)| {
+            self.reference.allows_backend(pod, address, protocol, port)
+        };
+        match backends.iter().filter(allows).count() {
             _ if backends.is_empty() => None,
             0 => Some(false),
+            _ if backends.iter().any(|(address, _)| own.contains(address)) => None,
             n if n == backends.len() => Some(true),
             _ => None,
         }
@@ -84,7 +85,7 @@ impl Truth {
     /// Whether the pod has programs in its way at all.
     pub fn is_isolated(&self, pod: &str) -> bool {
         let pod = &self.world.pods[pod];
-        Direction::BOTH.iter().any(|&direction| self.reference.isolated(direction, pod))
+        Direction::BOTH.iter().any(|&direction| self.reference.is_judged(direction, pod))
     }
 
     pub fn addresses(&self, pod: &str) -> Vec<IpAddr> {
@@ -129,7 +130,7 @@ impl Cluster {
         Truth {
             world: self.world.clone(),
             reference: self.world.reference(),
-            services: self.services.reference(),
+            services: self.services.reference(&self.world),
         }
     }
 

@@ -135,7 +135,9 @@ impl Asker {
         }
         let direction = *self.rng.pick(&Direction::BOTH);
         let probe = match self.rng.below(4) {
-            0 if direction == Direction::Egress => cluster.services.probe(&mut self.rng)?,
+            0 if direction == Direction::Egress => {
+                cluster.services.probe(&mut self.rng, &cluster.world)?
+            }
             _ => cluster.world.probes(&mut self.rng, remotes, 1)[0],
         };
         Some((local, direction, probe))
