@@ -153,6 +153,10 @@ impl Reference {
 
     /// Pods on the host's network are not included in the selection.
     fn is_subject(&self, subject: &Subject, pod: &Pod) -> bool {
+        if let Some(namespaces) = &self.subject_namespaces {
+            let then = Self { namespaces: namespaces.clone(), ..Self::default() };
+            return then.is_subject(subject, pod);
+        }
         match subject {
             Subject { namespaces: Some(selector), .. } => self.is_in_namespaces(selector, pod),
             Subject { pods: Some(pods), .. } => self.is_one_of(pods, pod),

@@ -43,6 +43,8 @@ pub struct Reference {
     policies: Vec<NetworkPolicy>,
     cluster_policies: Vec<ClusterPolicy>,
     nodes: Vec<Node>,
+    /// Those by whose labels subjects are told, if others.
+    subject_namespaces: Option<Vec<Namespace>>,
 }
 
 /// What both ends say of a connection; it comes about only if both allow it.
@@ -75,6 +77,14 @@ impl Reference {
     ) -> Self {
         self.cluster_policies = Self::read_cluster_policies(policies);
         self.nodes = nodes;
+        self
+    }
+
+    /// The same while subjects are still told by the labels that these namespaces have: whom a
+    /// ClusterNetworkPolicy is about and whom its rules mean may be seen at different moments.
+    #[must_use]
+    pub fn with_subjects_in(mut self, namespaces: Vec<Namespace>) -> Self {
+        self.subject_namespaces = Some(namespaces);
         self
     }
 

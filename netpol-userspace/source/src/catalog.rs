@@ -8,7 +8,9 @@ use super::Event;
 use super::convert::{self, Problem};
 use super::parse::{Contents, Key, Object};
 use super::slices::{self, Condition, Selecting};
-use netpol_model::{Change, ClusterPolicy, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Service, Str};
+use netpol_model::{
+    Change, ClusterPolicy, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Service, Str,
+};
 
 /// What is known of one file, by its path.
 #[derive(Debug, Clone)]

@@ -13,9 +13,9 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
-use super::cluster_policy::ClusterNetworkPolicy;
 use super::Event;
 use super::catalog::{Catalog, FileState, Files};
+use super::cluster_policy::ClusterNetworkPolicy;
 use super::parse::{self, Contents, Object, Originals};
 use netpol_model::Cluster;
 

@@ -1,8 +1,8 @@
 //! A policy in plain sentences. Pure; must never say more or less than the policy means.
 
 use netpol_model::{
-    Action, ClusterPolicy, ClusterRule, Direction, NamespaceScope, Operator, Peer, Peers, Policy, PortMatch, PortRange, Ports, Rule,
-    Selector, Subject,
+    Action, ClusterPolicy, ClusterRule, Direction, NamespaceScope, Operator, Peer, Peers, Policy,
+    PortMatch, PortRange, Ports, Rule, Selector, Subject,
 };
 
 use super::convert::NAMESPACE_NAME_LABEL;

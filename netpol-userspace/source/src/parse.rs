@@ -443,8 +443,7 @@ const NETWORKING_KINDS: [&str; 4] = ["Ingress", "IngressClass", "IPAddress", "Se
 /// A kind that policy does not depend on is left alone, unless it looks like a misspelt one:
 /// a policy must not be lost to a typo.
 fn unused_kind(kind: &str, version: &str, id: &ObjectName, line: usize) -> Option<Entry> {
-    let meant =
-        schema::closest(kind, ["NetworkPolicy", "Namespace", "Pod", cluster_policy::KIND]);
+    let meant = schema::closest(kind, ["NetworkPolicy", "Namespace", "Pod", cluster_policy::KIND]);
     let known = match version {
         "v1" => CORE_KINDS.contains(&kind),
         _ if version.starts_with("networking.k8s.io/") => NETWORKING_KINDS.contains(&kind),

@@ -298,7 +298,13 @@ impl Run {
                 let mut world = pods.clone();
                 world.policies.clone_from(&policies.policies);
                 world.cluster_policies.clone_from(&policies.cluster_policies);
-                self.references.push(world.reference());
+                let reference = world.reference();
+                // The subjects of policies may have been told when these were looked at.
+                if !world.cluster_policies.is_empty() && policies.namespaces != pods.namespaces {
+                    let namespaces = policies.namespaces.values().cloned().collect();
+                    self.references.push(reference.clone().with_subjects_in(namespaces));
+                }
+                self.references.push(reference);
             }
         }
     }
