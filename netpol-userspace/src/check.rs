@@ -298,6 +298,88 @@ mod tests {
         );
     }
 
+    const CLUSTER: &str = "apiVersion: policy.networking.k8s.io/v1beta1\n\
+        kind: ClusterNetworkPolicy\nmetadata: {name: NAME}\nspec:\n  tier: Admin\n  \
+        priority: 5\n  subject: {namespaces: {matchLabels: {team: a}}}\n  egress:\n";
+
+    fn cluster_policy(name: &str, rules: &str) -> String {
+        format!("---\n{}{rules}", CLUSTER.replace("NAME", name))
+    }
+
+    #[test]
+    fn a_cluster_policy_is_explained_and_what_is_never_reached_is_told() {
+        let rules = "  - action: Pass\n    to: [{networks: [10.0.0.0/8]}]\n  \
+            - action: Deny\n    to: [{networks: [10.1.0.0/16]}]\n    \
+            protocols: [{tcp: {destinationPort: {number: 80}}}]\n  \
+            - action: Accept\n    to: [{domainNames: [example.com]}]\n";
+        let later = "  - action: Deny\n    to: [{networks: [10.2.0.0/16, 192.0.2.0/24]}]\n";
+        let all = cluster_policy("one", rules) + &cluster_policy("two", later);
+        let (found, text) = check(&[("a.yaml", &all)], false);
+        assert!(!found, "{text}");
+        for part in [
+            "ClusterNetworkPolicy one (DIR/a.yaml:1)\n  Admin tier, priority 5: about all pods in \
+             namespaces team=a. Ingress: nothing is said. Egress: left to the next tier to \
+             addresses 10.0.0.0/8 on any port; then denied to addresses 10.1.0.0/16 on TCP 80; \
+             then a rule that accepts nothing",
+            "  warning: spec.egress[1]: never matches anything: egress[0], which is asked before",
+            "  warning: spec.priority: 5 is also that of two, which may be about the same pods",
+            "  warning: spec.egress[2].to[0].domainNames: ",
+            "2 policies: 0 errors, 4 warnings\n",
+        ] {
+            assert!(text.contains(part), "{part}\nnot in\n{text}");
+        }
+        // The other policy's one is wider than what is asked before.
+        assert!(!text.contains("egress[0] of ClusterNetworkPolicy one"), "{text}");
+    }
+
+    #[test]
+    fn a_cluster_policy_is_refused_as_its_definition_does() {
+        let rules = "  - action: Deny\n    to: [{networks: [10.0.0.1/8]}, {nodes: {}, pods: {}}]\n    \
+            protocols: [{destinationNamedPort: http}, {tcp: {destinationPort: {range: {start: 9, \
+            end: 9}}}}]\n  - action: Drop\n    to: [{namespace: {}}]\n";
+        let (found, text) = check(&[("a.yaml", &cluster_policy("one", rules))], false);
+        assert!(found);
+        for part in [
+            "spec.egress[0].to[0].networks[0]",
+            "spec.egress[0].to[1]",
+            "spec.egress[0].protocols[1].tcp.destinationPort.range",
+            "unknown field \"spec.egress[1].to[0].namespace\" (did you mean \"namespaces\"?)",
+            "spec.egress[1].action: Unsupported value: \"Drop\"",
+        ] {
+            assert!(text.contains(&format!("  error: {part}")), "{part}\nnot in\n{text}");
+        }
+        let old = cluster_policy("one", "  []\n").replace("v1beta1", "v1alpha9");
+        let (found, text) = check(&[("a.yaml", &old)], false);
+        assert!(found && text.contains("use policy.networking.k8s.io/v1beta1"), "{text}");
+    }
+
+    #[test]
+    fn policies_of_other_products_are_named_as_not_used() {
+        let all = [
+            ("cilium.io/v2", "CiliumNetworkPolicy", "Cilium"),
+            ("crd.projectcalico.org/v1", "NetworkPolicy", "Calico"),
+            ("projectcalico.org/v3", "GlobalNetworkPolicy", "Calico"),
+            ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "an earlier version"),
+            ("networking.k8s.aws/v1alpha1", "ClusterNetworkPolicy", "AWS"),
+        ];
+        for (version, kind, product) in all {
+            let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n");
+            let (found, told) = check(&[("a.yaml", &text)], false);
+            assert!(!found, "{told}");
+            let expected = format!("  warning: is not used: it is a policy of {product}");
+            assert!(told.contains(&expected), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_examples_are_in_order() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+        let mut out = Vec::new();
+        let found = run(&[examples], true, AnswerFormat::Text, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(!found && text.ends_with("3 policies: 0 errors, 0 warnings\n"), "{text}");
+    }
+
     #[test]
     fn hundreds_of_ports_do_not_fill_the_screen() {
         let ports: String = (1..=300).map(|port| format!("{{port: {port}}},")).collect();

@@ -69,15 +69,12 @@ fn side(text: &mut String, direction: &str, peer: &str, side: &Side) {
     text.push('\n');
     let of_tier =
         |tier: Tier| side.cluster_rules.iter().filter(move |rule| rule.tier == tier.as_str());
-    match (side.isolated, side.cluster_rules.is_empty()) {
-        (true, _) => {
-            text.push_str(&format!("{direction}: isolated by {}\n", named(&side.policies)))
-        }
-        (false, true) => text.push_str(&format!("{direction}: open, no policy isolates it\n")),
-        (false, false) => {
-            text.push_str(&format!("{direction}: open but for what these deny\n"));
-        }
-    }
+    let how = match (side.isolated, side.cluster_rules.is_empty()) {
+        (true, _) => format!("isolated by {}", named(&side.policies)),
+        (false, true) => "open, no policy isolates it".to_owned(),
+        (false, false) => "open but for what these deny".to_owned(),
+    };
+    push_line(text, &format!("{direction}: {how}"));
     cluster_rules(text, "Admin tier, asked first:", peer, of_tier(Tier::Admin));
     if side.isolated {
         if of_tier(Tier::Admin).next().is_some() {
@@ -171,6 +168,11 @@ fn dropped_text(dropped: &drops::Drops) -> String {
     format!("dropped: {total} {packets} ({})", reasons.join(", "))
 }
 
+fn push_line(text: &mut String, line: &str) {
+    // As below.
+    let _ = writeln!(text, "{line}");
+}
+
 fn push(text: &mut String, line: &str) {
     // Writing to a string does not fail.
     let _ = writeln!(text, "  {line}");
@@ -206,6 +208,42 @@ always allowed:
   ARP and IPv6 neighbour discovery
 "
         );
+    }
+
+    #[test]
+    fn rules_of_the_cluster_stand_where_they_are_asked() {
+        let rule = |tier: &str, policy: &str, action: &str| ClusterRule {
+            tier: tier.into(),
+            priority: 5,
+            policy: policy.into(),
+            rule: "ingress[0]".into(),
+            name: (tier == "Admin").then(|| "meta".to_owned()),
+            action: action.into(),
+            peers: vec!["10.0.0.0/8".into()],
+            ports: "TCP 80".into(),
+        };
+        let mut endpoint = endpoint("shop", "web", 1, "10.0.0.1");
+        let isolation = std::sync::Arc::make_mut(&mut endpoint.ingress.isolation);
+        isolation.cluster_rules = vec![rule("Admin", "first", "Deny")];
+        endpoint.egress.set = 3;
+        let isolation = std::sync::Arc::make_mut(&mut endpoint.egress.isolation);
+        isolation.cluster_rules = vec![rule("Baseline", "last", "Accept")];
+        let text = text(&rules::of(&endpoint, None).unwrap());
+        let expected = "\
+ingress: isolated by shop/deny
+  Admin tier, asked first:
+  PRIORITY  RULE                     ACTION  FROM        PORTS
+  5         first ingress[0] \"meta\"  Deny    10.0.0.0/8  TCP 80
+  NetworkPolicies, asked then:
+  FROM                               PORTS   ALLOWED BY
+  pods app=client in namespace shop  TCP 80  shop/deny
+
+egress: open but for what these deny
+  Baseline tier:
+  PRIORITY  RULE             ACTION  TO          PORTS
+  5         last ingress[0]  Accept  10.0.0.0/8  TCP 80
+";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

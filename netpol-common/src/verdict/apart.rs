@@ -103,8 +103,9 @@ fn judge_alone<M: Maps>(
     // What stands behind extension headers is in the first fragment only.
     let may_be = packet.has_fragment_header && hides_protocol(packet.protocol);
     let protocol = if is_of_ports || may_be { NO_PORTS } else { packet.protocol };
+    let is_judged = is_translated && judges_own(endpoint.set(direction));
     let is_to_itself = !arrival.is_towards_pod()
-        && !(is_translated && judges_own(endpoint.set(direction)))
+        && !is_judged
         && !is_link_local(&packet.local)
         && maps.owns(endpoint.id, &packet.remote);
     if is_to_itself || maps.row_allows(endpoint.set(direction), class, protocol, 0) {
