@@ -348,7 +348,8 @@ mod tests {
         ] {
             assert!(text.contains(&format!("  error: {part}")), "{part}\nnot in\n{text}");
         }
-        let old = cluster_policy("one", "  []\n").replace("v1beta1", "v1alpha9");
+        let rules = "  - {action: Deny, to: [{nodes: {}}]}\n";
+        let old = cluster_policy("one", rules).replace("v1beta1", "v1alpha9");
         let (found, text) = check(&[("a.yaml", &old)], false);
         assert!(found && text.contains("use policy.networking.k8s.io/v1beta1"), "{text}");
     }
