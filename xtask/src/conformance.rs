@@ -1,5 +1,5 @@
-//! `cargo xtask conformance`: upstream's NetworkPolicy end-to-end suites against netpol on a real
-//! cluster. Only forwards to the package `netpol-cluster`, as `cargo xtask cluster` does.
+//! `cargo xtask conformance`: upstream's NetworkPolicy and ClusterNetworkPolicy suites against netpol on a
+//! real cluster. Only forwards to the package `netpol-cluster`, as `cargo xtask cluster` does.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,10 +31,30 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if !has("--help") && !has("-h") && !has("--output") {
         arguments.extend(["--output".into(), workspace.target().join("conformance").into()]);
     }
-    let is_legacy = words().any(|word| {
-        let suite = word.strip_prefix("--suite=").unwrap_or(word);
-        suite == "legacy" || suite == "all"
+    cluster::forward(workspace, &arguments, more(words()))
+}
+
+/// What the suites need that are asked for, besides what the usual one does.
+fn more<'a>(words: impl Iterator<Item = &'a str>) -> &'static [Need] {
+    let suites = words.map(|word| word.strip_prefix("--suite=").unwrap_or(word));
+    let needs = suites.filter_map(|suite| match suite {
+        "legacy" => Some(&[Need::LegacySuite][..]),
+        "cluster-network-policy" => Some(&[Need::TierSuite][..]),
+        "all" => Some(&[Need::LegacySuite, Need::TierSuite][..]),
+        _ => None,
     });
-    let more: &[Need] = if is_legacy { &[Need::LegacySuite] } else { &[] };
-    cluster::forward(workspace, &arguments, more)
+    needs.last().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_suite_needs_is_known_before_its_program_is_built() {
+        let of = |line: &'static str| more(line.split(' '));
+        assert_eq!(of("--suite cluster-network-policy --keep"), [Need::TierSuite]);
+        assert_eq!(of("--suite=all"), [Need::LegacySuite, Need::TierSuite]);
+        assert!(of("--proxy-mode both").is_empty());
+    }
 }
