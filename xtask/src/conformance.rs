@@ -4,11 +4,12 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use netpol_needs::Need;
-use netpol_run::Workspace;
+use netpol_run::{self as run, Workspace};
+use netpol_setup::Wanted;
 
-use crate::cluster;
+use crate::{build, cluster, setup};
 
 /// Options of `conformance`, all of them the package's own.
 #[derive(clap::Args)]
@@ -28,10 +29,30 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     };
     let mut arguments: Vec<OsString> = vec!["conformance".into()];
     arguments.extend(args.arguments.iter().cloned());
-    if !has("--help") && !has("-h") && !has("--output") {
+    let is_help = has("--help") || has("-h");
+    if !is_help && !has("--output") {
         arguments.extend(["--output".into(), workspace.target().join("conformance").into()]);
     }
+    if !is_help && has("--kernel") {
+        return in_kernel(workspace, &arguments);
+    }
     cluster::forward(workspace, &arguments, more(words()))
+}
+
+/// The same inside a virtual machine, which `netpol-kernels` starts.
+fn in_kernel(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {
+    setup::ensure(&Wanted::with([Need::Kernels, Need::Nodes, Need::TierSuite]))?;
+    build::object(workspace)?;
+    let netpol = build::netpol(workspace, false)?;
+    let mut program = run::cargo();
+    program.current_dir(workspace.root()).args(["build", "--package", "netpol-cluster", "--bins"]);
+    run::visible(program, "fix the error above")?;
+    let mut command = build::package(workspace, "netpol-kernels");
+    command.arg("--").args(arguments).env("NETPOL_PROGRAM", netpol);
+    command.env("NETPOL_CLUSTER", workspace.target().join("debug/netpol-cluster"));
+    let status = command.status().context("cannot start cargo")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// What the suites need that are asked for, besides what the usual one does.

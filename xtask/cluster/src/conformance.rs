@@ -14,6 +14,7 @@ use crate::cluster::take_down;
 use crate::network::Network;
 use crate::node::ProxyMode;
 use crate::prepare as prepare_programs;
+use crate::process;
 use crate::{Cluster, Options};
 
 mod go_tests;
@@ -134,12 +135,53 @@ impl Part {
     }
 }
 
+impl Args {
+    /// The kernel to boot for it, with all of the cluster in one virtual machine.
+    #[must_use]
+    pub fn kernel(&self) -> Option<&str> {
+        self.tiers.kernel()
+    }
+
+    /// Where reports and logs go.
+    #[must_use]
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// The words that a run inside a virtual machine is given besides those that were written, so
+    /// that it does the same. `patience`: if none was asked for.
+    ///
+    /// # Errors
+    /// What was asked for cannot be done inside.
+    pub fn inside(&self, patience: u32) -> Result<Vec<String>> {
+        tiers::check(&self.tiers)?;
+        ensure!(
+            self.suite == Suites::ClusterNetworkPolicy,
+            "--kernel goes with --suite cluster-network-policy"
+        );
+        ensure!(
+            !self.keep && self.binary.is_none(),
+            "--keep and --binary cannot be given with --kernel"
+        );
+        let mut words = self.tiers.of_checkout();
+        if !self.tiers.has_patience() {
+            words.push(format!("--patience={patience}"));
+        }
+        Ok(words)
+    }
+}
+
 /// Runs what was asked for, and says what passed. Exit code 1: a spec failed.
 ///
 /// # Errors
 /// The question could not be asked: no cluster, no suite, netpol does not become ready.
 pub fn command(args: &Args) -> Result<ExitCode> {
     tiers::check(&args.tiers)?;
+    ensure!(
+        args.tiers.kernel().is_none(),
+        "virtual machines are started by `cargo xtask conformance`"
+    );
+    process::set_patience(args.tiers.patience());
     let output = std::path::absolute(&args.output)?;
     fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
     // All of it, before anything is begun.

@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use netpol_image::{Entry, Image};
 
 use crate::binaries::{self, Program};
+use crate::process::timeout;
 use crate::{Cluster, images};
 
 /// The name by which the older tests know agnhost.
@@ -51,7 +53,8 @@ pub(super) fn tier_definition(cluster: &Cluster, definition: Program) -> Result<
         &file.to_string_lossy(),
     ])?;
     let name = "crd/clusternetworkpolicies.policy.networking.k8s.io";
-    cluster.kubectl(&["wait", "--for", "condition=established", "--timeout=120s", name]).map(drop)
+    let timeout = timeout(Duration::from_secs(120));
+    cluster.kubectl(&["wait", "--for", "condition=established", &timeout, name]).map(drop)
 }
 
 fn with_shell(name: &str) -> Result<Image> {

@@ -29,9 +29,14 @@ pub(super) struct Options {
     /// Whose fields are tested: standard leaves named ports and nodes out
     #[arg(long, value_name = "CHANNEL", default_value = "experimental")]
     channel: Channel,
-    /// How many times as long as upstream to wait for what is expected: for emulated processors
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    patience: u32,
+    /// Boot this kernel of Debian's (6.1, 6.12, 7, ...) in a virtual machine, with all of the cluster:
+    /// for tests of SCTP, whose sockets not every kernel has
+    #[arg(long, value_name = "V")]
+    kernel: Option<String>,
+    /// How many times as long as usual to wait for what is expected [default: 1; 8 with --kernel
+    /// where the processor is emulated]
+    #[arg(long, value_name = "N")]
+    patience: Option<u32>,
     /// In the report: who makes the project
     #[arg(long, value_name = "TEXT", default_value = "netpol")]
     organization: String,
@@ -58,6 +63,35 @@ enum Channel {
     Experimental,
     /// Without them
     Standard,
+}
+
+impl Options {
+    pub(super) fn kernel(&self) -> Option<&str> {
+        self.kernel.as_deref()
+    }
+
+    pub(super) fn patience(&self) -> u32 {
+        self.patience.unwrap_or(1)
+    }
+
+    pub(super) fn has_patience(&self) -> bool {
+        self.patience.is_some()
+    }
+
+    /// The words that say of the checkout what cannot be seen where there is none: those that were
+    /// not given.
+    pub(super) fn of_checkout(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        for (name, given, found) in [
+            ("--url", &self.url, origin()),
+            ("--implementation-version", &self.implementation_version, version()),
+        ] {
+            if let (None, Some(found)) = (given, found) {
+                words.extend([name.to_owned(), found]);
+            }
+        }
+        words
+    }
 }
 
 impl Channel {
@@ -92,7 +126,7 @@ impl Run<'_> {
         let why_no_report = why_no_report(has_sctp, self.focus);
         let document = self.directory.join(format!("{}.yaml", self.args.project));
         let details = Details::new(self.args);
-        let mut options = options(self.args.channel, self.args.patience, self.focus);
+        let mut options = options(self.args.channel, self.args.patience(), self.focus);
         options.extend(details.options());
         if why_no_report.is_none() {
             options.push(format!("--report-output={}", document.display()));
@@ -129,7 +163,7 @@ impl Run<'_> {
     fn follow(&self, options: &[String], path: &Path) -> Result<(Tests, bool)> {
         eprintln!("==> {} tests, log in {}", self.name, path.display());
         let program =
-            if self.args.patience > 1 { binaries::PATIENT_TIERS } else { binaries::TIERS };
+            if self.args.patience() > 1 { binaries::PATIENT_TIERS } else { binaries::TIERS };
         // The control plane's machine reaches the API server, and sees this host's files.
         let mut command = self.cluster.control().command(binaries::find(program)?);
         let mut child = command
@@ -279,7 +313,7 @@ fn results(report: &str) -> Vec<String> {
 
 /// Fails for options that mean nothing with the other suites.
 pub(super) fn check(args: &Options) -> Result<()> {
-    ensure!(args.patience > 0, "--patience is at least 1");
+    ensure!(args.patience != Some(0), "--patience is at least 1");
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     ensure!(
         !args.project.is_empty() && args.project.bytes().all(is_word),
