@@ -103,7 +103,7 @@ enum Action {
         with_cni: bool,
     },
     /// Run upstream's NetworkPolicy tests with netpol on a cluster of their own
-    Conformance(conformance::Args),
+    Conformance(Box<conformance::Args>),
     /// Build those of Kubernetes' programs that are not ready, and print where all are
     Build {
         /// What of them: kubectl, control-plane, nodes, dns, suite, legacy-suite,

@@ -7,6 +7,8 @@ use super::report::{Spec, SpecResult};
 
 /// The test above all others: its name stands before theirs.
 const ROOT: &str = "TestConformanceProfiles";
+/// Lines of the suite's preparation that say how far it is.
+const STEPS: [&str; 2] = ["Test Setup: ", "Namespaces and Pods in "];
 /// Begins a line that is the test runner's, not a test's.
 const MARK: char = '\u{16}';
 /// A connection that was tried begins a line so in the suite's log.
@@ -52,7 +54,9 @@ impl Tests {
             if !trimmed.is_empty() {
                 self.logs.entry(self.current.clone()).or_default().push(trimmed.to_owned());
             }
-            return None;
+            // How far the preparation is, which takes as long as many tests.
+            let is_step = self.current == ROOT && STEPS.iter().any(|step| trimmed.contains(step));
+            return is_step.then(|| trimmed.split_once(": ").map_or(trimmed, |it| it.1).to_owned());
         };
         self.ended.insert(name.to_owned(), Ended { word, milliseconds });
         let shown = match word {
@@ -268,10 +272,11 @@ FAIL
     }
 
     #[test]
-    fn progress_names_specs_only() {
+    fn progress_names_specs_and_the_steps_before_them() {
         let mut tests = Tests::default();
         let shown: Vec<_> = PRINTED.lines().filter_map(|line| tests.read(line)).collect();
-        assert_eq!(shown.len(), 4, "{shown:?}");
-        assert_eq!(shown[0], "passed  CNPTierTCP/Should support 'allow'");
+        assert_eq!(shown.len(), 5, "{shown:?}");
+        assert_eq!(shown[0], "Test Setup: Applying base manifests");
+        assert_eq!(shown[1], "passed  CNPTierTCP/Should support 'allow'");
     }
 }
