@@ -1,7 +1,8 @@
 //! Looks a destination port up in a port set. Must never allow what no interval says.
 
 use crate::layout::{
-    INTERVAL_ALLOW, Interval, ROW_ALL, ROW_PORTS, Row, interval_first, interval_last,
+    INTERVAL_ALLOW, Interval, ROW_ALL, ROW_PORTS, ROW_PORTS_AND_OTHERS, Row, interval_first,
+    interval_last,
 };
 use crate::packet::{SCTP, TCP, UDP};
 
@@ -11,17 +12,21 @@ pub trait Intervals {
     fn interval(&self, index: u32) -> Option<Interval>;
 }
 
+/// In place of the protocol of a packet of TCP, UDP or SCTP whose ports are not known: only what
+/// allows everything allows it. (A reserved number.)
+pub const NO_PORTS: u8 = 255;
+
 /// A port set has at most 32,768 disjoint, non-adjacent intervals per protocol.
 const SEARCH_STEPS: u32 = 16;
 
 /// Whether `row` allows a packet of `protocol` to destination port `port`. ICMP and other
-/// protocols without ports are allowed by [`ROW_ALL`] only.
+/// protocols without ports are allowed by [`ROW_ALL`] and [`ROW_PORTS_AND_OTHERS`] only.
 #[inline(always)]
 pub fn allows<I: Intervals>(arena: &I, row: &Row, protocol: u8, port: u16) -> bool {
     if row.kind == ROW_ALL {
         return true;
     }
-    if row.kind != ROW_PORTS {
+    if row.kind & !1 != ROW_PORTS {
         return false;
     }
     let [tcp, udp, sctp] = row.counts;
@@ -29,7 +34,7 @@ pub fn allows<I: Intervals>(arena: &I, row: &Row, protocol: u8, port: u16) -> bo
         TCP => (row.offset, tcp),
         UDP => (row.offset + u32::from(tcp), udp),
         SCTP => (row.offset + u32::from(tcp) + u32::from(udp), sctp),
-        _ => return false,
+        _ => return row.kind == ROW_PORTS_AND_OTHERS && protocol != NO_PORTS,
     };
     search(arena, start, u32::from(count), port)
 }

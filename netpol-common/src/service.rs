@@ -5,7 +5,7 @@
 
 use crate::layout::{
     BACKEND_ELSEWHERE, BACKEND_ENDPOINT, BACKEND_ON_NODE, Backend, ServiceKey, backend_class,
-    backend_port,
+    backend_port, judges_own,
 };
 use crate::verdict::{Policies, row_allows};
 
@@ -84,8 +84,16 @@ impl Found {
     pub const HIDDEN: Self = Self(2 | 8);
     /// That another node translates.
     pub const ELSEWHERE: Self = Self(16);
+    /// The endpoint itself, which is judged by the kind that it is of.
+    pub const JUDGED_SELF: Self = Self(32);
     /// Nothing that matters to the endpoint.
     pub const NOTHING: Self = Self(0);
+
+    /// The endpoint itself, allowed or judged like any other.
+    #[inline(always)]
+    pub const fn itself(is_judged: bool) -> Self {
+        if is_judged { Self::JUDGED_SELF } else { Self::SELF }
+    }
 
     /// A backend, allowed or not; `is_on_node`: it is the node itself.
     #[inline(always)]
@@ -115,7 +123,8 @@ impl Found {
     pub const fn answer(self) -> ToService {
         if !self.has(Self::DENIED) {
             let is_elsewhere = self.has(Self::ELSEWHERE);
-            return match (self.has(Self::SELF), self.has(Self::ALLOWED)) {
+            let is_itself = self.0 & (Self::SELF.0 | Self::JUDGED_SELF.0) != 0;
+            return match (is_itself, self.has(Self::ALLOWED)) {
                 (true, _) if is_elsewhere => ToService::OwnElsewhere,
                 (true, _) => ToService::Own,
                 (false, true) if is_elsewhere => ToService::AllowedElsewhere,
@@ -147,7 +156,7 @@ impl BackendScan {
             Found::ELSEWHERE
         } else if backend & BACKEND_ENDPOINT != 0 {
             if backend_class(backend) == self.endpoint as u32 {
-                Found::SELF
+                Found::itself(judges_own(self.set))
             } else {
                 Found::NOTHING
             }

@@ -2,9 +2,11 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "small or random numbers")]
 
-use netpol_common::layout::{INTERVAL_ALLOW, Interval, ROW_ALL, ROW_PORTS, Row, interval};
+use netpol_common::layout::{
+    INTERVAL_ALLOW, Interval, ROW_ALL, ROW_PORTS, ROW_PORTS_AND_OTHERS, Row, interval,
+};
 use netpol_common::packet::{ICMP, ICMPV6, SCTP, TCP, UDP};
-use netpol_common::ports::{Intervals, allows};
+use netpol_common::ports::{Intervals, NO_PORTS, allows};
 use proptest::prelude::*;
 
 struct Arena(Vec<Interval>);
@@ -99,11 +101,32 @@ fn protocols_without_ports_need_a_row_that_allows_everything() {
 }
 
 #[test]
+fn a_row_may_allow_some_ports_and_every_protocol_without_ports() {
+    let (arena, ports) = row_of(&[vec![(80, 80)], vec![], vec![(0, 65_535)]], &[]);
+    let row = Row { kind: ROW_PORTS_AND_OTHERS, ..ports };
+    for (protocol, port, expected) in [
+        (TCP, 80, true),
+        (TCP, 81, false),
+        (UDP, 80, false),
+        (SCTP, 7, true),
+        (0, 0, true),
+        (ICMP, 0, true),
+        (ICMPV6, 0, true),
+        (47, 0, true),
+        (254, 0, true),
+        // Of a protocol with ports that are not known.
+        (NO_PORTS, 0, false),
+    ] {
+        assert_eq!(allows(&arena, &row, protocol, port), expected, "{protocol} {port}");
+    }
+}
+
+#[test]
 fn nothing_but_a_valid_row_with_allowing_intervals_allows() {
     let arena = Arena(vec![interval(0, 65_535, INTERVAL_ALLOW)]);
     let row = |kind, counts| Row { kind, counts, offset: 0, reserved: 0 };
     assert!(!allows(&arena, &Row::default(), TCP, 80), "a zeroed row");
-    for kind in [0, 3, u16::MAX] {
+    for kind in [0, 4, u16::MAX] {
         assert!(!allows(&arena, &row(kind, [1, 1, 1]), TCP, 80), "kind {kind}");
     }
     assert!(allows(&arena, &row(ROW_PORTS, [1, 0, 0]), TCP, 80));

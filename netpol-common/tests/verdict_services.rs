@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use netpol_common::flow;
 use netpol_common::layout::{
-    Address, BACKEND_ELSEWHERE, Reason, SERVICES_INCOMPLETE, TRANSIT_READY, backend,
+    Address, BACKEND_ELSEWHERE, JUDGES_OWN, Reason, SERVICES_INCOMPLETE, TRANSIT_READY, backend,
     backend_endpoint,
 };
 use netpol_common::packet::{ACK, ICMP, Kind, Packet, SYN, TCP, UDP, set_tcp_flags};
@@ -19,6 +19,8 @@ use support::{AtomicTable, Random, TIMEOUTS, World, v4, v6};
 
 const ID: u16 = 7;
 const SET: u16 = 1;
+/// The same, and it judges what the pod sends to itself.
+const OWN_SET: u16 = SET | JUDGES_OWN;
 const OWN: [u8; 4] = [10, 1, 0, 1];
 const NODE: [u8; 4] = [192, 168, 0, 1];
 
@@ -112,6 +114,7 @@ struct Tally {
     stamped: usize,
     cut: usize,
     own: usize,
+    own_denied: usize,
     passed: usize,
 }
 
@@ -143,8 +146,9 @@ impl<'a> Run<'a> {
         for class in &self.allowed {
             let ports = [vec![(TARGET, TARGET)], vec![(TARGET, TARGET)], vec![]];
             self.world.allow_ports(SET, *class, &ports);
+            self.world.allow_ports(OWN_SET, *class, &ports);
         }
-        self.endpoint.sets[1] = if self.random.one_in(6) { 0 } else { SET };
+        self.endpoint.sets[1] = self.random.pick(&[0, SET, SET, SET, OWN_SET, OWN_SET]);
         self.endpoint.epoch += 1;
     }
 
@@ -175,7 +179,13 @@ impl<'a> Run<'a> {
     }
 
     fn permits(&self, place: Place) -> bool {
-        self.endpoint.sets[1] == 0 || place == Place::Own || self.allowed.contains(&place.class())
+        self.endpoint.sets[1] == 0
+            || place == Place::Own && !self.judges_own()
+            || self.allowed.contains(&place.class())
+    }
+
+    fn judges_own(&self) -> bool {
+        self.endpoint.sets[1] == OWN_SET
     }
 
     /// Whether nobody can look at what the Service's packets become.
@@ -233,7 +243,7 @@ impl<'a> Run<'a> {
                 true
             }
             // The sender is recognised by its address before it is judged, see transit.rs.
-            (true, true) if place == Place::Own => true,
+            (true, true) if place == Place::Own && !self.judges_own() => true,
             (true, true) if place == Place::Node => true,
             (true, true) => {
                 self.n.stamped += 1;
@@ -257,6 +267,7 @@ impl<'a> Run<'a> {
             self.n.passed += 1;
             self.n.own += usize::from(place == Place::Own);
         } else {
+            self.n.own_denied += usize::from(place == Place::Own);
             self.n.cut += usize::from(flags == ACK && protocol == TCP);
         }
     }
@@ -290,9 +301,17 @@ fn packets_get_exactly_where_the_policies_let_them() {
         n.stamped += run.n.stamped;
         n.cut += run.n.cut;
         n.own += run.n.own;
+        n.own_denied += run.n.own_denied;
         n.passed += run.n.passed;
     }
-    assert!(n.stamped > 5_000 && n.cut > 300 && n.own > 1_000 && n.passed > 10_000, "{n:?}");
+    assert!(
+        n.stamped > 5_000
+            && n.cut > 300
+            && n.own > 1_000
+            && n.own_denied > 300
+            && n.passed > 10_000,
+        "{n:?}"
+    );
 }
 
 /// A pod that may reach class 1 at its port, and a Service of an allowed and a denied backend.

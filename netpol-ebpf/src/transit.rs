@@ -5,7 +5,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
-use netpol_common::layout::{Direction, Reason};
+use netpol_common::layout::{self, Direction, Reason};
 use netpol_common::packet::Packet;
 use netpol_common::verdict::{self, Arrival, Endpoint, FlowState, Maps as _, Verdict};
 
@@ -27,15 +27,12 @@ pub fn run<const RAW: bool>(skb: *mut __sk_buff) -> i32 {
     let mut is_read = false;
     if let Some((ifindex, endpoint)) = stamp::sender(skb) {
         sender = ifindex;
-        // Back to whoever sent it: the program there has to recognise it.
-        // SAFETY: the context pointer is valid for the run of the program.
-        if ifindex == unsafe { (*skb).ifindex } {
+        if is_back(skb, ifindex) && !judges_own(&endpoint) {
             return ALLOW;
         }
         let known = look::<RAW>(skb, ifindex, &endpoint, &mut seen);
         if known == FlowState::Allowed as u32 || known == FlowState::Stamped as u32 {
-            stamp::clear(skb);
-            return ALLOW;
+            return pass(skb, ifindex);
         }
         is_read = known == PLAIN;
     }
@@ -92,9 +89,7 @@ fn read<const RAW: bool>(
         return DROPPED;
     };
     seen.endpoint = endpoint;
-    // The stamp stays on what goes to its sender, who has to recognise it.
-    // SAFETY: the context pointer is valid for the run of the program.
-    if seen.ifindex == unsafe { (*skb).ifindex } {
+    if is_back(skb, seen.ifindex) && !judges_own(&endpoint) {
         return PASSED;
     }
     // Nothing of the kind is ever stamped.
@@ -144,8 +139,29 @@ fn settle(skb: *mut __sk_buff, seen: &PacketContext, verdict: u64) -> i32 {
     if !verdict.is_allowed {
         return DENY;
     }
-    stamp::clear(skb);
+    pass(skb, seen.ifindex)
+}
+
+/// Lets the packet pass. The stamp stays on what goes to its sender, who has to recognise it.
+#[inline(always)]
+fn pass(skb: *mut __sk_buff, sender: u32) -> i32 {
+    if !is_back(skb, sender) {
+        stamp::clear(skb);
+    }
     ALLOW
+}
+
+/// Whether the packet is about to leave by the interface of whoever sent it.
+#[inline(always)]
+fn is_back(skb: *mut __sk_buff, sender: u32) -> bool {
+    // SAFETY: the context pointer is valid for the run of the program.
+    sender == unsafe { (*skb).ifindex }
+}
+
+/// Whether what it sends to itself by way of a Service is judged.
+#[inline(always)]
+fn judges_own(endpoint: &Endpoint) -> bool {
+    layout::judges_own(endpoint.sets[Direction::Egress as usize])
 }
 
 /// The interface of the endpoint that the packet's source belongs to, or 0.
@@ -154,8 +170,9 @@ fn interface_of(packet: &Packet) -> u32 {
     maps::interface_of(&packet.local).unwrap_or_default()
 }
 
-/// Whether the packet goes to the endpoint itself. A function of its own for its stack.
+/// Whether the packet goes to the endpoint itself, and is not judged. A function of its own for its
+/// stack.
 #[inline(never)]
 fn owns(endpoint: &Endpoint, packet: &Packet) -> bool {
-    Kernel.owns(endpoint.id, &packet.remote)
+    !judges_own(endpoint) && Kernel.owns(endpoint.id, &packet.remote)
 }

@@ -36,6 +36,17 @@ pub struct Endpoint {
     pub reserved: [u64; 3],
 }
 
+/// The bit of a policy set's number that says that what an endpoint with it sends to itself by way of
+/// a Service is judged like anything else: ClusterNetworkPolicies are about that, NetworkPolicies
+/// are not.
+pub const JUDGES_OWN: u16 = 0x8000;
+
+/// Whether a policy set's number has [`JUDGES_OWN`].
+#[inline(always)]
+pub const fn judges_own(set: u16) -> bool {
+    set & JUDGES_OWN != 0
+}
+
 /// Marks a [`Endpoint::policy`] as written: a zeroed word must not mean "not isolated".
 pub const POLICY_VALID: u64 = 1 << 63;
 

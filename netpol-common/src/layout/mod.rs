@@ -19,8 +19,8 @@ pub use addresses::{
 };
 pub use control::{Control, HAS_SOURCE_PREFIXES, SERVICES_INCOMPLETE, TRANSIT_READY};
 pub use endpoints::{
-    ENDPOINT_PROBES, ENDPOINT_SLOTS, EPOCH_MASK, Endpoint, MAX_ENDPOINTS, POLICY_VALID, STAMP_MARK,
-    own4, policy_word, stamp_index, stamped_slot,
+    ENDPOINT_PROBES, ENDPOINT_SLOTS, EPOCH_MASK, Endpoint, JUDGES_OWN, MAX_ENDPOINTS, POLICY_VALID,
+    STAMP_MARK, judges_own, own4, policy_word, stamp_index, stamped_slot,
 };
 pub use events::{
     Counters, EVENT_RING_BYTES, EVENTS_PER_TICK, Event, EventBudget, N_COUNTERS, counter_index,
@@ -31,8 +31,8 @@ pub use flows::{
 };
 pub use reason::Reason;
 pub use rows::{
-    INTERVAL_ALLOW, Interval, MAX_INTERVALS, MAX_ROWS, ROW_ALL, ROW_PORTS, Row, RowKey, interval,
-    interval_first, interval_last,
+    INTERVAL_ALLOW, Interval, MAX_INTERVALS, MAX_ROWS, ROW_ALL, ROW_PORTS, ROW_PORTS_AND_OTHERS,
+    Row, RowKey, interval, interval_first, interval_last,
 };
 pub use services::{
     BACKEND_ELSEWHERE, BACKEND_ENDPOINT, BACKEND_ON_NODE, Backend, MAX_BACKENDS, MAX_SERVICES,

@@ -26,7 +26,7 @@ pub struct RowKey {
 )]
 #[repr(C)]
 pub struct Row {
-    /// [`ROW_ALL`] or [`ROW_PORTS`]; anything else allows nothing.
+    /// [`ROW_ALL`], [`ROW_PORTS`] or [`ROW_PORTS_AND_OTHERS`]; anything else allows nothing.
     pub kind: u16,
     /// Number of intervals for TCP, UDP and SCTP.
     pub counts: [u16; 3],
@@ -40,11 +40,13 @@ pub struct Row {
 pub const ROW_ALL: u16 = 1;
 /// What the intervals say is allowed.
 pub const ROW_PORTS: u16 = 2;
+/// What the intervals say is allowed, and every protocol that has no ports here.
+pub const ROW_PORTS_AND_OTHERS: u16 = 3;
 
 /// One interval of a port set; intervals of a set are sorted by first port and disjoint.
 pub type Interval = u64;
 
-/// Interval verdict bits: allow. (Deny intervals of admin tiers will be another value.)
+/// Interval verdict bits: allow.
 pub const INTERVAL_ALLOW: u64 = 1;
 
 /// Packs an interval: first port, last port (inclusive), verdict.

@@ -6,9 +6,10 @@ use super::policy::is_transit_ready;
 use super::tracked::judge_opened;
 use super::{Arrival, Endpoint, FlowState, Judge, Maps, Verdict};
 use crate::flow;
-use crate::layout::Reason;
+use crate::layout::{Reason, judges_own};
 use crate::neighbour::is_link_local;
-use crate::packet::{Kind, Packet, asks_for_address};
+use crate::packet::{Kind, Packet, SCTP, TCP, UDP, asks_for_address};
+use crate::ports::NO_PORTS;
 
 /// Whether the packet has a flow by which to judge it. Fragments after the first get the ports of
 /// their datagram's first one, if that is known.
@@ -98,11 +99,13 @@ fn judge_alone<M: Maps>(
         return Verdict::PASS;
     }
     let class = maps.class_of(&packet.remote);
-    // Without ports only "everything" matches: protocol 255 (reserved) is in no port set.
+    let is_of_ports = packet.protocol == TCP || packet.protocol == UDP || packet.protocol == SCTP;
+    let protocol = if is_of_ports { NO_PORTS } else { packet.protocol };
     let is_to_itself = !arrival.is_towards_pod()
+        && !(is_translated && judges_own(endpoint.set(direction)))
         && !is_link_local(&packet.local)
         && maps.owns(endpoint.id, &packet.remote);
-    if is_to_itself || maps.row_allows(endpoint.set(direction), class, NO_PORTS, 0) {
+    if is_to_itself || maps.row_allows(endpoint.set(direction), class, protocol, 0) {
         // Whether it will be translated, as part of somebody's flow, cannot be told.
         let is_stamped =
             !arrival.is_towards_pod() && !is_translated && (is_to_itself || is_transit_ready(maps));
@@ -112,8 +115,6 @@ fn judge_alone<M: Maps>(
         if packet.kind as u8 == Kind::Fragment as u8 { Reason::Fragment } else { Reason::Policy };
     Verdict::drop(reason, class)
 }
-
-const NO_PORTS: u8 = 255;
 
 /// A pod may send from its own addresses only. On its way a packet may have got another one.
 #[inline(always)]

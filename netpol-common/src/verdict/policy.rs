@@ -2,7 +2,9 @@
 //! Must never look at the flow table.
 
 use super::{Endpoint, Maps, Policies, PolicyVerdict};
-use crate::layout::{Address, BlockKey, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY};
+use crate::layout::{
+    Address, BlockKey, Direction, SERVICES_INCOMPLETE, ServiceKey, TRANSIT_READY, judges_own,
+};
 use crate::neighbour::is_link_local;
 use crate::packet::Packet;
 use crate::ports;
@@ -70,8 +72,13 @@ pub fn judge_flow_to<M: Maps + ?Sized>(
     // without asking the table for all others.)
     let to_itself = PolicyVerdict { is_stamped: !is_translated, ..PolicyVerdict::ALLOWED };
     // (From its link-local address it could be answered there, which nobody looks at on a link.)
-    let is_to_itself =
-        || is_egress && !is_link_local(&packet.local) && maps.owns(endpoint.id, &packet.remote);
+    let is_judged = is_translated && judges_own(set);
+    let is_to_itself = || {
+        is_egress
+            && !is_judged
+            && !is_link_local(&packet.local)
+            && maps.owns(endpoint.id, &packet.remote)
+    };
     if packet.remote.is_same(&packet.local) && is_to_itself() {
         return to_itself;
     }

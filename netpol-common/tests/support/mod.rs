@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netpol_common::flow::{self, Clock, Slot, Timeouts, account};
 use netpol_common::layout::{
     Address, Backend, BlockKey, Direction, ExactClass, FlowUse, FragmentPorts, INTERVAL_ALLOW,
-    MAX_ENDPOINTS, ROW_ALL, ROW_PORTS, Reason, Row, ServiceKey, ServiceValue, TRANSIT_READY,
-    backend, exact_class, flow_map_entries, fragment_ports, interval, reserve_buckets,
-    service_value,
+    MAX_ENDPOINTS, ROW_ALL, ROW_PORTS, ROW_PORTS_AND_OTHERS, Reason, Row, ServiceKey, ServiceValue,
+    TRANSIT_READY, backend, exact_class, flow_map_entries, fragment_ports, interval,
+    reserve_buckets, service_value,
 };
 use netpol_common::neighbour::{self, Speaker};
 use netpol_common::packet::{self, Frame, Kind, Outcome, Packet};
@@ -230,6 +230,13 @@ impl<'a> World<'a> {
         let words = ports.iter().flatten().map(|&(a, b)| interval(a, b, INTERVAL_ALLOW));
         self.intervals.extend(words);
         self.rows.insert((set, class), row);
+    }
+
+    /// The row that is there allows all protocols without ports too.
+    pub fn allow_others(&mut self, set: u16, class: u32) {
+        if let Some(row) = self.rows.get_mut(&(set, class)) {
+            row.kind = ROW_PORTS_AND_OTHERS;
+        }
     }
 
     /// A Service with these (class, port) kinds of backends.

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::wanted::Why;
-use super::{Compiler, Dirty, engine};
-use netpol_model::{Change, Cluster, ObjectName, Pod, Str};
+use super::{Compiler, Dirty, engine, tiers};
+use netpol_model::{Change, Cluster, ClusterPolicy, ObjectName, Peer, Pod, Str};
 
 impl Compiler {
     /// Stores one change and notes what it touches.
@@ -45,12 +45,18 @@ impl Compiler {
             Change::EndpointSliceGone(id) => {
                 self.apply_slice(&id.clone(), Change::EndpointSliceGone(id));
             }
-            Change::ClusterPolicy(_) | Change::ClusterPolicyGone(_) => {
-                self.cluster.apply(change);
+            Change::ClusterPolicy(mut policy) => {
+                self.strings.share_cluster_policy(&mut policy);
+                let name = policy.name.clone();
+                self.apply_cluster_policy(&name, Change::ClusterPolicy(policy), dirty);
+            }
+            Change::ClusterPolicyGone(name) => {
+                self.apply_cluster_policy(&name.clone(), Change::ClusterPolicyGone(name), dirty);
             }
             Change::Node(_) | Change::NodeGone(_) => {
                 if self.cluster.apply(change) {
                     self.engine.services.touch_nodes(&self.cluster);
+                    self.look_at_subjects_of_nodes(dirty);
                 }
             }
         }
@@ -128,6 +134,40 @@ impl Compiler {
         dirt.policies.entry(id).or_insert(before);
     }
 
+    /// Stores the change of a ClusterNetworkPolicy and notes the endpoints that it was or is about.
+    fn apply_cluster_policy(&mut self, name: &Str, change: Change, dirty: &mut Dirty) {
+        let before = self.cluster.cluster_policies.get(name).cloned();
+        if !self.cluster.apply(change) {
+            return;
+        }
+        let now = self.cluster.cluster_policies.get(name).cloned();
+        let both: Vec<ClusterPolicy> = before.into_iter().chain(now).collect();
+        self.look_at_subjects(&both, dirty);
+    }
+
+    /// What rules about nodes mean has changed.
+    fn look_at_subjects_of_nodes(&mut self, dirty: &mut Dirty) {
+        let names_nodes = |policy: &&ClusterPolicy| {
+            let rules = policy.ingress.iter().chain(&policy.egress);
+            let mut peers = rules.flat_map(|rule| rule.peers.named());
+            peers.any(|peer| matches!(peer, Peer::Nodes(_)))
+        };
+        let policies = self.cluster.cluster_policies.values().filter(names_nodes);
+        let policies: Vec<ClusterPolicy> = policies.cloned().collect();
+        self.look_at_subjects(&policies, dirty);
+    }
+
+    fn look_at_subjects(&self, policies: &[ClusterPolicy], dirty: &mut Dirty) {
+        for (id, endpoint) in &self.endpoints {
+            let is_meant = |pod: &Pod| {
+                policies.iter().any(|policy| tiers::is_subject(&self.cluster, policy, pod))
+            };
+            if endpoint.pods_now(&self.cluster).any(is_meant) {
+                dirty.look_at(endpoint.home(), *id, Why::Anything);
+            }
+        }
+    }
+
     /// Stores the change of a Service and notes that it changed.
     fn apply_service(&mut self, id: ObjectName, change: Change) {
         if self.cluster.apply(change) {
@@ -147,9 +187,15 @@ impl Compiler {
     fn apply_namespace(&mut self, name: &Str, change: Change, dirty: &mut Dirty) {
         let before = engine::namespace_labels(&self.cluster, name).into_owned();
         self.cluster.apply(change);
+        let is_same = before == *engine::namespace_labels(&self.cluster, name);
+        if !is_same && !self.cluster.cluster_policies.is_empty() {
+            // Other policies may be about its pods.
+            for id in self.endpoints_in.get(name).into_iter().flatten() {
+                dirty.look_at(self.endpoints[id].home(), *id, Why::Anything);
+            }
+        }
         // Atoms that do not exist yet will look at all pods by themselves.
-        if before == *engine::namespace_labels(&self.cluster, name) || self.engine.atoms.is_empty()
-        {
+        if is_same || self.engine.atoms.is_empty() {
             return;
         }
         let pods = self.cluster.pods.get(name).into_iter().flat_map(|pods| pods.values());

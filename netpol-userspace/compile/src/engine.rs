@@ -352,7 +352,11 @@ impl Engine {
         }
         let mut shrunk = FxHashSet::default();
         for (old, new) in pairs {
-            let sets = self.classes.get(old).into_iter().flat_map(|class| class.sets.iter());
+            // A set may deny to the new class what it allows to everybody.
+            let with_rows = [old, new].into_iter().filter_map(|class| self.classes.get(class));
+            let sets = with_rows.flat_map(|class| class.sets.iter());
+            let closing = (new == ClassId::CLOSED).then(|| self.sets.ranked());
+            let sets = sets.chain(closing.into_iter().flatten());
             shrunk.extend(sets.filter(|&set| {
                 self.sets.get(set).is_some_and(|set| !row_covers(set.row(new), set.row(old)))
             }));
@@ -417,16 +421,15 @@ impl Engine {
         key: ServiceKey,
         backends: Option<&[Backend]>,
     ) -> Verdict {
-        let set = self.sets.get(set);
-        match (set, backends) {
+        match (self.sets.get(set), backends) {
             (None, Some(backends)) => Verdict::unless_own(endpoint, backends),
             (None, None) => Verdict::Allowed,
-            (Some(set), backends) => {
+            (Some(known), backends) => {
                 let allows = |class, port| {
-                    set.row(class).is_some_and(|row| row.allows(key.protocol.number(), port))
+                    known.row(class).is_some_and(|row| row.allows(key.protocol.number(), port))
                 };
                 if let Some(backends) = backends {
-                    return Verdict::of_service(endpoint, backends, allows);
+                    return Verdict::of_service(endpoint, set, backends, allows);
                 }
                 match allows(self.addresses.effective_class(IpNet::from(key.address)), key.port) {
                     true => Verdict::Allowed,
@@ -441,12 +444,18 @@ impl Engine {
         if new == old || new == SetId::NONE {
             return true;
         }
+        if new.judges_own() && !old.judges_own() {
+            return false;
+        }
         let Some(new) = self.sets.get(new) else { return false };
         let Some(old) = self.sets.get(old) else {
             // It could do everything before.
-            return new.row(ClassId::NONE) == Some(&super::Row::All);
+            let is_all = |class| new.row(class) == Some(&super::Row::All);
+            return is_all(ClassId::NONE) && new.rows.keys().all(|&class| is_all(class));
         };
-        old.rows.iter().all(|(&class, row)| row_covers(new.row(class), Some(row)))
+        // A row of the new one may allow less than it allows to everybody.
+        let classes = old.rows.keys().chain(new.rows.keys().filter(|_| new.is_ranked()));
+        classes.into_iter().all(|&class| row_covers(new.row(class), old.row(class)))
     }
 
     /// Whether there is anything for [`Self::collect_garbage`].

@@ -13,7 +13,10 @@ use super::atoms::{Atom, AtomId, Atoms};
 pub use super::keys::ClassKey;
 use super::ports::Allowed;
 use super::sets::{Changes, Predicate, Set};
-use netpol_model::{NamedPort, NamespaceScope, Operator, Protocol, Requirement, Selector, Str};
+use super::tiers::{Layer, Rank, Ruling};
+use netpol_model::{
+    Action, NamedPort, NamespaceScope, Operator, Protocol, Requirement, Selector, Str,
+};
 
 /// Free numbers of one kind. A number that is given back rests until the datapath holds nothing
 /// under it any more, and no packet in flight does: only then it may come to mean something else.
@@ -76,6 +79,11 @@ impl IdPool {
         self.next
     }
 
+    /// Whether the search is where it began.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.next == self.first
+    }
+
     /// Starts the search for the next free number there.
     pub fn start_at(&mut self, next: u32) {
         self.next = next.clamp(self.first, self.last);
@@ -96,8 +104,16 @@ pub struct Ids {
     pub classes: BTreeMap<ClassKey, u32>,
     /// Where the search for the next free set number starts.
     pub next_set: u32,
+    /// The same of sets that judge what an endpoint sends to itself.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub next_own_set: u32,
     /// Where the search for the next free class number starts.
     pub next_class: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +135,7 @@ enum RequirementKey {
 #[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 enum PredicateKey {
     Any,
+    Own,
     Pods(AtomKey),
     Block(AtomKey, Vec<AtomKey>),
 }
@@ -127,6 +144,32 @@ enum PredicateKey {
 enum AllowedKey {
     Everything,
     Ports([Vec<(u16, u16)>; 3], Vec<(u8, String)>),
+    /// What NetworkPolicies allow, and what ClusterNetworkPolicies say.
+    Ranked(Box<AllowedKey>, Vec<RulingKey>),
+}
+
+#[derive(Clone, Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+struct RulingKey {
+    layer: LayerKey,
+    priority: u16,
+    policy: String,
+    rule: u16,
+    action: ActionKey,
+    ports: AllowedKey,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+enum LayerKey {
+    Admin,
+    Baseline,
+    Rest,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+enum ActionKey {
+    Accept,
+    Deny,
+    Pass,
 }
 
 /// A set as it is written. Those who are allowed the same stand together, most of which are blocks
@@ -234,6 +277,7 @@ fn selector_key(selector: &Selector) -> Vec<RequirementKey> {
 fn predicate_key(predicate: &Predicate, atoms: &Atoms) -> PredicateKey {
     match predicate {
         Predicate::Any => PredicateKey::Any,
+        Predicate::Own => PredicateKey::Own,
         Predicate::Pods(atom) => PredicateKey::Pods(atom_key(*atom, atoms)),
         Predicate::Block { cidr, except } => {
             let mut except: Vec<AtomKey> = except.iter().map(|&id| atom_key(id, atoms)).collect();
@@ -244,6 +288,11 @@ fn predicate_key(predicate: &Predicate, atoms: &Atoms) -> PredicateKey {
 }
 
 fn allowed_key(allowed: &Allowed) -> AllowedKey {
+    if !allowed.rulings.is_empty() {
+        let rest = Allowed { rulings: Vec::new(), ..allowed.clone() };
+        let rulings = allowed.rulings.iter().map(ruling_key).collect();
+        return AllowedKey::Ranked(Box::new(allowed_key(&rest)), rulings);
+    }
     if allowed.everything {
         return AllowedKey::Everything;
     }
@@ -251,6 +300,25 @@ fn allowed_key(allowed: &Allowed) -> AllowedKey {
         allowed.numbers.intervals.clone(),
         allowed.names.iter().map(|(p, name)| (p.number(), name.to_string())).collect(),
     )
+}
+
+fn ruling_key(Ruling { rank, action, ports }: &Ruling) -> RulingKey {
+    RulingKey {
+        layer: match rank.layer {
+            Layer::Admin => LayerKey::Admin,
+            Layer::Baseline => LayerKey::Baseline,
+            Layer::Rest => LayerKey::Rest,
+        },
+        priority: rank.priority,
+        policy: rank.policy.to_string(),
+        rule: rank.rule,
+        action: match action {
+            Action::Accept => ActionKey::Accept,
+            Action::Deny => ActionKey::Deny,
+            Action::Pass => ActionKey::Pass,
+        },
+        ports: allowed_key(ports),
+    }
 }
 
 /// What a set says, and what it mentions instead of meanings.
@@ -308,6 +376,7 @@ fn read_predicate(key: PredicateKey, atoms: &mut Atoms) -> Option<Predicate> {
     let mut atom = |key| Some(atoms.intern(read_atom(key)?));
     Some(match key {
         PredicateKey::Any => Predicate::Any,
+        PredicateKey::Own => Predicate::Own,
         PredicateKey::Pods(key) => Predicate::Pods(atom(key)?),
         PredicateKey::Block(cidr, except) => {
             let cidr = atom(cidr)?;
@@ -358,9 +427,32 @@ fn read_allowed(key: AllowedKey) -> Option<Allowed> {
                 allowed.names.insert((read_protocol(protocol)?, name.into()));
             }
         }
+        AllowedKey::Ranked(rest, rulings) => {
+            allowed = read_allowed(*rest).unwrap_or_default();
+            for ruling in rulings {
+                allowed.rulings.push(read_ruling(ruling)?);
+            }
+            allowed.rulings.sort_unstable();
+        }
     }
     allowed.normalise();
     (!allowed.is_empty()).then_some(allowed)
+}
+
+fn read_ruling(key: RulingKey) -> Option<Ruling> {
+    let layer = match key.layer {
+        LayerKey::Admin => Layer::Admin,
+        LayerKey::Baseline => Layer::Baseline,
+        LayerKey::Rest => Layer::Rest,
+    };
+    let action = match key.action {
+        ActionKey::Accept => Action::Accept,
+        ActionKey::Deny => Action::Deny,
+        ActionKey::Pass => Action::Pass,
+    };
+    let RulingKey { priority, policy, rule, ports, .. } = key;
+    let rank = Rank { layer, priority, policy: policy.into(), rule };
+    Some(Ruling { rank, action, ports: read_allowed(ports)? })
 }
 
 fn read_protocol(number: u8) -> Option<Protocol> {

@@ -30,6 +30,8 @@ mod services;
 mod sets;
 pub mod shares;
 mod small_set;
+mod space;
+mod tiers;
 mod wanted;
 mod work;
 
@@ -51,6 +53,7 @@ use self::edits::{EarlierPolicies, Mentions};
 use self::endpoints::CompiledEndpoint;
 use self::engine::{Engine, Touched};
 pub use self::shares::{Demand, Room, Scarce};
+use self::tiers::Applying;
 use self::wanted::Why;
 use self::work::{Job, JobOwner};
 pub use self::work::{Mark, UnderWay};
@@ -77,7 +80,7 @@ pub struct Compiler {
     /// Sets that are kept only because a former run used them.
     adopted: Vec<SetId>,
     /// Set numbers of a former run whose content could not be read.
-    reserved_sets: Vec<u16>,
+    reserved_sets: Vec<SetId>,
     /// How much of what policies say is taken into account.
     shares: admission::Shares,
     /// What [`Compiler::enqueue`] touched.
@@ -275,9 +278,9 @@ impl Compiler {
         &self.cluster
     }
 
-    /// Whether any policy isolates this pod in any direction.
+    /// Whether any policy isolates this pod in any direction, or has rules for it.
     pub fn is_isolated(&self, pod: &Pod) -> bool {
-        Direction::BOTH.into_iter().any(|d| isolating(&self.cluster, pod, d).next().is_some())
+        Direction::BOTH.into_iter().any(|d| !Applying::of(&self.cluster, pod, d).is_empty())
     }
 
     /// Whether anything is kept from an endpoint.
@@ -297,6 +300,7 @@ impl Compiler {
         let new_classes = new_classes.filter_map(|id| Some((id.0, classes.get(id)?)));
         Ids {
             next_set: sets.ids.next(),
+            next_own_set: sets.next_own(),
             next_class: classes.ids.next(),
             sets: new_sets,
             edits,
@@ -311,6 +315,7 @@ impl Compiler {
         let Engine { atoms, sets, classes, .. } = &self.engine;
         let mut ids = Ids {
             next_set: sets.ids.next(),
+            next_own_set: sets.next_own(),
             next_class: classes.ids.next(),
             classes: classes.adopted.iter().map(|(key, id)| (*key, *id)).collect(),
             ..Ids::default()
@@ -331,6 +336,7 @@ impl Compiler {
     pub fn adopt(&mut self, ids: &Ids) {
         let Engine { atoms, sets, classes, .. } = &mut self.engine;
         sets.ids.start_at(ids.next_set);
+        sets.own_ids.start_at(ids.next_own_set);
         classes.ids.start_at(ids.next_class);
         let mut edits: FxHashMap<u16, Vec<&str>> = FxHashMap::default();
         for (id, edit) in &ids.edits {
@@ -338,16 +344,20 @@ impl Compiler {
         }
         for (key, &id) in &ids.sets {
             let edits = edits.get(&id).into_iter().flatten().copied();
+            let id = SetId(id);
             let read = ids::read_set(key, edits, atoms);
             if read.as_ref().is_some_and(|(content, _)| sets.contains(content))
-                || !sets.ids.take(u32::from(id))
+                || !sets.take_number(id)
             {
                 continue;
             }
-            match read {
+            // An earlier release may have given any number to any set.
+            let is_of_its_kind =
+                |(content, _): &(Vec<_>, _)| sets::judges_own(content) == id.judges_own();
+            match read.filter(is_of_its_kind) {
                 Some((content, renewals)) => {
-                    sets.insert(SetId(id), &content, Some(&renewals), atoms);
-                    self.adopted.push(SetId(id));
+                    sets.insert(id, &content, Some(&renewals), atoms);
+                    self.adopted.push(id);
                 }
                 None => self.reserved_sets.push(id),
             }
@@ -363,7 +373,7 @@ impl Compiler {
     pub fn forget_adopted(&mut self) -> Plan {
         let Engine { sets, classes, .. } = &mut self.engine;
         for id in self.reserved_sets.drain(..) {
-            sets.ids.release(u32::from(id));
+            sets.release_number(id);
         }
         for (_, id) in std::mem::take(&mut classes.adopted) {
             classes.ids.release(id);
@@ -384,7 +394,7 @@ impl Compiler {
     /// anything did.
     pub fn free_numbers(&mut self) -> bool {
         let Engine { sets, classes, unnumbered, .. } = &mut self.engine;
-        let has_sets = sets.ids.free_rested() && !self.unnumbered.is_empty();
+        let has_sets = sets.free_rested() && !self.unnumbered.is_empty();
         let has_classes = classes.ids.free_rested() && !unnumbered.is_empty();
         if has_sets || has_classes {
             self.retry_unnumbered();

@@ -53,7 +53,7 @@ impl Tables {
         }
         if let Some(backends) = backends {
             let allows = |class, port| self.row_allows(set, class, protocol, port);
-            return Verdict::of_service(endpoint, backends, allows);
+            return Verdict::of_service(endpoint, set, backends, allows);
         }
         match self.row_allows(set, self.class_of(remote), protocol, dest_port) {
             true => Verdict::Allowed,

@@ -13,13 +13,20 @@ use netpol_model::Protocol;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(pub u16);
 
-/// A policy set, from 1; [`SetId::NONE`] means "not isolated in this direction".
+/// A policy set, from 1; [`SetId::NONE`] means "not isolated in this direction". One with the bit
+/// [`netpol_common::layout::JUDGES_OWN`] judges what its endpoint sends to itself by way of a Service
+/// like anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetId(pub u16);
 
 impl SetId {
     /// No policy isolates this direction.
     pub const NONE: Self = Self(0);
+
+    /// Whether what an endpoint with this set sends to itself by way of a Service is judged.
+    pub const fn judges_own(self) -> bool {
+        self.0 & netpol_common::layout::JUDGES_OWN != 0
+    }
 }
 
 /// A class of addresses that no policy of this node tells apart.
@@ -59,24 +66,50 @@ impl PortSet {
     }
 }
 
-/// What a policy set allows from or to a class. There is no "nothing": that is an absent row.
+/// What a policy set allows from or to a class. Nothing is an absent row, but where the set allows
+/// more to everybody: then it is a row without ports.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Row {
     /// Every protocol and port, ICMP and the rest included.
     All,
-    /// Only these ports; never empty.
+    /// Only these ports.
     Ports(Arc<PortSet>),
+    /// These ports, which are not all, and every protocol but TCP, UDP and SCTP.
+    PortsAndOthers(Arc<PortSet>),
 }
 
 impl Row {
+    /// Its ports; `None`: all.
+    pub fn ports(&self) -> Option<&Arc<PortSet>> {
+        match self {
+            Self::All => None,
+            Self::Ports(ports) | Self::PortsAndOthers(ports) => Some(ports),
+        }
+    }
+
+    /// Whether it allows protocols that are none of TCP, UDP and SCTP.
+    pub fn allows_others(&self) -> bool {
+        !matches!(self, Self::Ports(_))
+    }
+
+    /// Whether it allows all that the other one allows.
+    pub fn covers(&self, other: &Self) -> bool {
+        super::ports::row_covers(Some(self), Some(other))
+    }
+
+    /// Whether it allows nothing at all.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Ports(ports) if ports.is_empty())
+    }
+
     /// Whether it allows `port` of the protocol with this IP protocol number.
     pub fn allows(&self, protocol: u8, port: u16) -> bool {
         match self {
             Self::All => true,
-            Self::Ports(set) => Protocol::ALL
-                .into_iter()
-                .find(|known| known.number() == protocol)
-                .is_some_and(|known| set.contains(known, port)),
+            Self::Ports(set) | Self::PortsAndOthers(set) => match Protocol::from_number(protocol) {
+                Some(known) => set.contains(known, port),
+                None => self.allows_others(),
+            },
         }
     }
 }
@@ -143,9 +176,10 @@ pub enum Verdict {
 
 impl Verdict {
     /// The verdict on a Service with these backends, for packets of `endpoint`, which is isolated
-    /// for egress by a set that allows what `allows` says.
+    /// for egress by `set`, which allows what `allows` says.
     pub(crate) fn of_service(
         endpoint: EndpointId,
+        set: SetId,
         backends: &[Backend],
         allows: impl Fn(ClassId, u16) -> bool,
     ) -> Self {
@@ -154,7 +188,7 @@ impl Verdict {
         let mut found = Found::NOTHING;
         for backend in backends {
             found.add(match *backend {
-                Backend::Endpoint(id) if id == endpoint => Found::SELF,
+                Backend::Endpoint(id) if id == endpoint => Found::itself(set.judges_own()),
                 Backend::Endpoint(_) => Found::NOTHING,
                 Backend::Elsewhere => Found::ELSEWHERE,
                 Backend::Kind { class, port, is_on_node } => {
@@ -214,7 +248,8 @@ pub type Plan = Vec<Step>;
 ///
 /// Lookup: the class of an address is that of the longest stored prefix containing it, else
 /// `ClassId::NONE`. The row is (set, class), else (set, `ClassId::NONE`), else deny. The second
-/// look-up is sound because what a set allows to everybody it allows to every class.
+/// look-up is sound because a set that allows a class something else than everybody has a row for
+/// that, if need be one that allows nothing.
 ///
 /// An egress packet to a stored Service is not judged by the class of its destination but by the
 /// backends: [`Verdict::of_service`].

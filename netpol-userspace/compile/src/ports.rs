@@ -2,13 +2,15 @@
 //! must never know which peers the ports belong to.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::PortSet;
 use super::plan::Row;
+use super::tiers::Ruling;
 use netpol_model::{NamedPort, PortRange, Ports, Protocol, Str};
 
-/// What the rules of one predicate allow together.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+/// What the rules of one predicate say together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Allowed {
     /// Every protocol and port; the other fields are then empty.
     pub everything: bool,
@@ -16,6 +18,9 @@ pub(super) struct Allowed {
     pub numbers: PortSet,
     /// Ports that every destination pod resolves for itself.
     pub names: BTreeSet<(Protocol, Str)>,
+    /// What ClusterNetworkPolicies say, in the order of their ranks. The rest is what
+    /// NetworkPolicies allow.
+    pub rulings: Vec<Ruling>,
 }
 
 impl Allowed {
@@ -61,7 +66,8 @@ impl Allowed {
     /// Brings equal permissions into equal form.
     pub(crate) fn normalise(&mut self) {
         if self.everything {
-            *self = Self { everything: true, ..Self::default() };
+            let rulings = std::mem::take(&mut self.rulings);
+            *self = Self { everything: true, rulings, ..Self::default() };
             return;
         }
         for list in &mut self.numbers.intervals {
@@ -71,12 +77,33 @@ impl Allowed {
         self.names.retain(|(protocol, _)| !is_whole(&numbers.intervals[*protocol as usize]));
     }
 
-    /// Whether nothing is allowed, whoever the destination is.
+    /// Whether nothing is said, whoever the destination is.
     pub fn is_empty(&self) -> bool {
-        !self.everything && self.numbers.is_empty() && self.names.is_empty()
+        !self.everything
+            && self.numbers.is_empty()
+            && self.names.is_empty()
+            && self.rulings.is_empty()
     }
 
-    /// Whether everything that `other` allows is allowed here too. Both in normal form.
+    /// The same without what NetworkPolicies allow everybody, who are allowed `any`. `None`: nothing
+    /// is left. Both in normal form.
+    pub(crate) fn beyond(allowed: &Arc<Self>, any: Option<&Self>) -> Option<Arc<Self>> {
+        match any {
+            Some(any) if any.covers(allowed) => {
+                let rulings = allowed.rulings.clone();
+                (!rulings.is_empty()).then(|| Arc::new(Self { rulings, ..Self::default() }))
+            }
+            _ => Some(allowed.clone()),
+        }
+    }
+
+    /// Every name of a port that is said anything of.
+    pub(crate) fn all_names(&self) -> impl Iterator<Item = &(Protocol, Str)> {
+        self.names.iter().chain(self.rulings.iter().flat_map(|ruling| &ruling.ports.names))
+    }
+
+    /// Whether everything that NetworkPolicies allow by `other` they allow here too. Both in normal
+    /// form.
     pub fn covers(&self, other: &Self) -> bool {
         self.everything
             || (!other.everything
@@ -92,7 +119,7 @@ fn is_whole(list: &[(u16, u16)]) -> bool {
 }
 
 /// Sorts intervals and joins those that overlap or touch.
-fn merge(list: &mut Vec<(u16, u16)>) {
+pub(super) fn merge(list: &mut Vec<(u16, u16)>) {
     list.sort_unstable();
     let mut kept = 0;
     for index in 0..list.len() {
@@ -118,10 +145,16 @@ fn port_set_covers(big: &PortSet, small: &PortSet) -> bool {
 
 /// Whether row `big` allows all that row `small` allows; `None` allows nothing.
 pub(super) fn row_covers(big: Option<&Row>, small: Option<&Row>) -> bool {
-    match (big, small) {
-        (_, None) | (Some(Row::All), _) => true,
-        (None, Some(_)) | (Some(Row::Ports(_)), Some(Row::All)) => false,
-        (Some(Row::Ports(big)), Some(Row::Ports(small))) => port_set_covers(big, small),
+    let (Some(big), Some(small)) = (big, small) else {
+        return small.is_none_or(Row::is_closed);
+    };
+    match (big.ports(), small.ports()) {
+        (None, _) => true,
+        // In normal form not even all ports are everything.
+        (Some(_), None) => false,
+        (Some(mine), Some(theirs)) => {
+            big.allows_others() >= small.allows_others() && port_set_covers(mine, theirs)
+        }
     }
 }
 

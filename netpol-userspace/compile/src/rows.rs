@@ -11,7 +11,8 @@ use super::classes::Classes;
 use super::plan::{Row, Step};
 use super::ports::Allowed;
 use super::sets::{Set, Sets};
-use super::{ClassId, PortSet, SetId};
+use super::space::Space;
+use super::{ClassId, PortSet, SetId, tiers};
 use netpol_model::NamedPort;
 
 /// Port sets of all rows, each once.
@@ -55,13 +56,25 @@ pub(super) fn add_fresh(
 
 /// What a new set allows to everybody: before any other of its rows, of which those that are equal are left out.
 pub(super) fn add_first(
-    set: SetId,
+    id: SetId,
     sets: &mut Sets,
     classes: &mut Classes,
     atoms: &Atoms,
     shared: &mut SharedPorts,
-) -> Option<Step> {
-    add_row(set, ClassId::NONE, sets, classes, atoms, shared)
+) -> Vec<Step> {
+    let mut steps: Vec<Step> =
+        add_row(id, ClassId::NONE, sets, classes, atoms, shared).into_iter().collect();
+    // Whom it cannot be told about it may deny what everybody is allowed.
+    if let Some(set) = sets.get_mut(id)
+        && set.is_ranked()
+        && set.rows.contains_key(&ClassId::NONE)
+        && !set.rows.contains_key(&ClassId::CLOSED)
+    {
+        let closed = Row::Ports(shared.share(PortSet::default()));
+        set.rows.insert(ClassId::CLOSED, closed.clone());
+        steps.push(Step::AddRow(id, ClassId::CLOSED, closed));
+    }
+    steps
 }
 
 /// The atoms of which some class may have one for which a set's row may differ from its row for
@@ -69,7 +82,7 @@ pub(super) fn add_first(
 pub(super) fn atoms_of(id: SetId, sets: &Sets, atoms: &Atoms) -> Vec<AtomId> {
     let Some(set) = sets.get(id) else { return Vec::new() };
     let mut found: Vec<AtomId> = set.marks().collect();
-    for (protocol, name) in set.to_any().into_iter().flat_map(|allowed| &allowed.names) {
+    for (protocol, name) in set.to_any().into_iter().flat_map(Allowed::all_names) {
         let numbers =
             atoms.name(*protocol, name).into_iter().flat_map(|name| name.numbers.values());
         found.extend(numbers);
@@ -97,10 +110,12 @@ pub(super) fn add_row(
         return None;
     }
     let content = classes.get(class_id).map(|class| &*class.atoms).unwrap_or_default();
-    let row = compute(set, content, atoms, shared)?;
-    if set.rows.get(&ClassId::NONE) == Some(&row) {
+    let row = compute(set, content, atoms, shared);
+    let to_everybody = set.rows.get(&ClassId::NONE);
+    if to_everybody == row.as_ref() {
         return None;
     }
+    let row = row.unwrap_or_else(|| Row::Ports(shared.share(PortSet::default())));
     set.rows.insert(class_id, row.clone());
     if let Some(class) = classes.get_mut(class_id) {
         class.sets.insert(set_id);
@@ -121,9 +136,36 @@ fn compute(set: &Set, content: &[AtomId], atoms: &Atoms, shared: &mut SharedPort
         .iter()
         .flat_map(|&atom| set.positions(atom, atoms))
         .filter_map(|position| set.allowed_at(position, content));
+    if set.is_ranked() {
+        let all: Vec<&Allowed> = set.to_any().into_iter().chain(matching).collect();
+        if all.iter().any(|allowed| !allowed.rulings.is_empty()) {
+            return row_of(tiers::judge(all.into_iter(), &declared), shared);
+        }
+        return sum(all.into_iter(), &declared, shared);
+    }
+    sum(set.to_any().into_iter().chain(matching), &declared, shared)
+}
+
+fn row_of(space: Space, shared: &mut SharedPorts) -> Option<Row> {
+    if space.is_all() {
+        return Some(Row::All);
+    }
+    if space.is_none() {
+        return None;
+    }
+    let ports = shared.share(space.ports);
+    Some(if space.others { Row::PortsAndOthers(ports) } else { Row::Ports(ports) })
+}
+
+/// What is allowed where nothing has a rank.
+fn sum<'a>(
+    entries: impl Iterator<Item = &'a Allowed>,
+    declared: &[&NamedPort],
+    shared: &mut SharedPorts,
+) -> Option<Row> {
     let mut sum = Allowed::default();
-    for allowed in set.to_any().into_iter().chain(matching) {
-        sum.add_resolved(allowed, &declared);
+    for allowed in entries {
+        sum.add_resolved(allowed, declared);
         if sum.everything {
             return Some(Row::All);
         }

@@ -17,8 +17,10 @@ use super::ids::IdPool;
 use super::plan::Row;
 use super::ports::Allowed;
 use super::small_set::SmallSet;
+use super::tiers::{Rank, Ranked, Ruling};
 use super::{ClassId, SetId};
-use netpol_model::{Direction, NamedPort, Peer, Peers, Pod, Policy, Ports, Protocol, Str};
+use netpol_common::layout::JUDGES_OWN;
+use netpol_model::{Action, Direction, NamedPort, Peer, Peers, Pod, Policy, Ports, Protocol, Str};
 
 mod gathering;
 
@@ -29,6 +31,8 @@ pub(super) use gathering::Gathering;
 pub(super) enum Predicate {
     /// Everybody.
     Any,
+    /// Nobody: that what an endpoint sends to itself by way of a Service is judged is said so.
+    Own,
     /// Addresses with this pod atom.
     Pods(AtomId),
     /// Addresses in a block but in none of the excepted ones.
@@ -41,7 +45,7 @@ pub(super) enum Predicate {
 }
 
 impl Predicate {
-    /// The predicate of a peer.
+    /// The predicate of a peer, which is no node: nodes are told by their addresses.
     pub fn of(peer: &Peer, atoms: &mut Atoms) -> Self {
         match peer {
             Peer::Pods { namespaces, pods } => Self::Pods(
@@ -53,14 +57,14 @@ impl Predicate {
                 except.sort_unstable();
                 Self::Block { cidr: atoms.intern(Atom::Cidr(block.cidr)), except: except.into() }
             }
-            Peer::Nodes(_) => unreachable!("invariant: no NetworkPolicy names nodes"),
+            Peer::Nodes(_) => unreachable!("invariant: nodes are told by their addresses"),
         }
     }
 
     /// The atom without which it does not match, and those with which it does not match.
     pub fn parts(&self) -> (Option<AtomId>, &[AtomId]) {
         match self {
-            Self::Any => (None, &[]),
+            Self::Any | Self::Own => (None, &[]),
             Self::Pods(atom) => (Some(*atom), &[]),
             Self::Block { cidr, except } => (Some(*cidr), except),
         }
@@ -73,8 +77,7 @@ impl Predicate {
     }
 }
 
-/// A set's content: distinct predicates, each with what it allows, which is never nothing;
-/// [`Predicate::Any`] comes first.
+/// A set's content: distinct predicates, each with what it says, which is never nothing.
 pub(super) type Content = Arc<[(Predicate, Arc<Allowed>)]>;
 
 /// Predicates and what a set allows to them from now on, if anything.
@@ -95,6 +98,10 @@ struct Mention {
 #[derive(Debug)]
 pub(super) struct Set {
     any: Option<Arc<Allowed>>,
+    /// It has [`Predicate::Own`].
+    own: Option<Arc<Allowed>>,
+    /// How many entries have rulings.
+    n_ranked: usize,
     /// The other predicates, in no order.
     entries: Vec<(Predicate, Arc<Allowed>)>,
     mentions: FxHashMap<AtomId, Mention>,
@@ -120,6 +127,8 @@ impl Set {
     fn empty() -> Self {
         Self {
             any: None,
+            own: None,
+            n_ranked: 0,
             entries: Vec::new(),
             mentions: FxHashMap::default(),
             rows: FxHashMap::default(),
@@ -131,7 +140,11 @@ impl Set {
     fn put(&mut self, predicate: Predicate, allowed: Arc<Allowed>, atoms: &mut Atoms) {
         self.hash = self.hash.wrapping_add(entry_hash(&predicate, &allowed));
         match predicate {
-            Predicate::Any => self.any = Some(allowed),
+            Predicate::Any => {
+                self.n_ranked += usize::from(!allowed.rulings.is_empty());
+                self.any = Some(allowed);
+            }
+            Predicate::Own => self.own = Some(allowed),
             _ => self.place(predicate, allowed, atoms, Atoms::usable),
         }
     }
@@ -157,6 +170,7 @@ impl Set {
                 mention.needed_at.insert(at);
             }
         }
+        self.n_ranked += usize::from(!allowed.rulings.is_empty());
         self.entries.push((predicate, allowed));
     }
 
@@ -164,6 +178,7 @@ impl Set {
     fn take(&mut self, at: u32) {
         let (predicate, allowed) = self.entries.swap_remove(at as usize);
         self.hash = self.hash.wrapping_sub(entry_hash(&predicate, &allowed));
+        self.n_ranked -= usize::from(!allowed.rulings.is_empty());
         for atom in predicate.atoms() {
             let mention = self.mentions.get_mut(&atom).expect("invariant: its atoms are mentioned");
             mention.n_predicates -= 1;
@@ -186,17 +201,24 @@ impl Set {
 
     /// What it allows to those whom a predicate matches, by that predicate.
     pub fn allowed(&self, predicate: &Predicate) -> Option<&Arc<Allowed>> {
+        match predicate {
+            Predicate::Any => return self.any.as_ref(),
+            Predicate::Own => return self.own.as_ref(),
+            Predicate::Pods(_) | Predicate::Block { .. } => {}
+        }
         Some(&self.entries[self.find(predicate)? as usize].1)
     }
 
     fn is(&self, content: &[(Predicate, Arc<Allowed>)]) -> bool {
-        let (any, rest) = match content {
-            [(Predicate::Any, any), rest @ ..] => (Some(any), rest),
-            rest => (None, rest),
-        };
-        self.any.as_ref() == any
-            && self.entries.len() == rest.len()
-            && rest.iter().all(|(predicate, allowed)| self.allowed(predicate) == Some(allowed))
+        let n_special = usize::from(self.any.is_some()) + usize::from(self.own.is_some());
+        self.entries.len() + n_special == content.len()
+            && content.iter().all(|(predicate, allowed)| self.allowed(predicate) == Some(allowed))
+    }
+
+    /// Whether ClusterNetworkPolicies say anything in it: then it may deny some what it allows to
+    /// everybody.
+    pub(crate) fn is_ranked(&self) -> bool {
+        self.n_ranked > 0
     }
 
     /// What it allows to everybody, if there is such a rule.
@@ -212,7 +234,8 @@ impl Set {
     /// All predicates and what they allow.
     pub fn entries(&self) -> impl Iterator<Item = (&Predicate, &Arc<Allowed>)> {
         let any = self.any.iter().map(|allowed| (&Predicate::Any, allowed));
-        any.chain(self.entries.iter().map(|(predicate, allowed)| (predicate, allowed)))
+        let own = self.own.iter().map(|allowed| (&Predicate::Own, allowed));
+        any.chain(own).chain(self.entries.iter().map(|(predicate, allowed)| (predicate, allowed)))
     }
 
     /// Its content with these changes.
@@ -264,7 +287,7 @@ impl Set {
 
     /// Every port name that it mentions.
     fn names(&self) -> BTreeSet<(Protocol, Str)> {
-        self.entries().flat_map(|(_, allowed)| allowed.names.iter().cloned()).collect()
+        self.entries().flat_map(|(_, allowed)| allowed.all_names().cloned()).collect()
     }
 
     fn hash_with(&self, changes: &Changes) -> u64 {
@@ -300,6 +323,8 @@ pub(super) struct Sets {
     by_hash: FxHashMap<u64, SmallSet<SetId>>,
     /// Free numbers.
     pub ids: IdPool,
+    /// Those of sets that judge what an endpoint sends to itself.
+    pub own_ids: IdPool,
     /// Sets that a job has to make ready: whose rows are still to be computed.
     pub fresh: Vec<SetId>,
     /// Sets that were edited in place, and of which no job has heard.
@@ -326,12 +351,14 @@ pub(super) struct Sets {
 pub(super) const CLOSED: SetId = SetId(1);
 
 impl Sets {
-    /// Only the closed set; numbers up to and including `last`.
+    /// Only the closed set; numbers up to and including `last` of either kind.
     pub fn new(last: u16) -> Self {
+        let last = last & !JUDGES_OWN;
         Self {
             by_id: FxHashMap::from_iter([(CLOSED, Set::empty())]),
             by_hash: FxHashMap::from_iter([(0, SmallSet::One(CLOSED))]),
             ids: IdPool::new(u32::from(CLOSED.0) + 1, u32::from(last)),
+            own_ids: IdPool::new(u32::from(JUDGES_OWN) + 1, u32::from(JUDGES_OWN | last)),
             fresh: Vec::new(),
             edited: Vec::new(),
             unnoted: Vec::new(),
@@ -359,6 +386,11 @@ impl Sets {
         self.by_id.iter().map(|(&id, set)| (id, set))
     }
 
+    /// Those in which ClusterNetworkPolicies say anything.
+    pub(crate) fn ranked(&self) -> impl Iterator<Item = SetId> {
+        self.by_id.iter().filter(|(_, set)| set.is_ranked()).map(|(&id, _)| id)
+    }
+
     fn find(&self, content: &[(Predicate, Arc<Allowed>)]) -> Option<SetId> {
         let mut equal = self.by_hash.get(&content_hash(content))?.iter();
         equal.find(|id| self.by_id[id].is(content))
@@ -369,7 +401,7 @@ impl Sets {
         if let Some(id) = self.find(content) {
             return self.share(id, atoms);
         }
-        let Some(id) = self.number() else { return self.none_left() };
+        let Some(id) = self.number(judges_own(content)) else { return self.none_left() };
         self.insert(id, content, None, atoms);
         id
     }
@@ -386,9 +418,39 @@ impl Sets {
         id
     }
 
-    fn number(&mut self) -> Option<SetId> {
-        let number = self.ids.allocate().and_then(|number| u16::try_from(number).ok());
+    fn number(&mut self, judges_own: bool) -> Option<SetId> {
+        let pool = if judges_own { &mut self.own_ids } else { &mut self.ids };
+        let number = pool.allocate().and_then(|number| u16::try_from(number).ok());
         number.map(SetId)
+    }
+
+    /// The numbers of which one is.
+    fn pool(&mut self, id: SetId) -> &mut IdPool {
+        if id.judges_own() { &mut self.own_ids } else { &mut self.ids }
+    }
+
+    /// Where the search for the next free number of its kind starts; 0: none has been given.
+    pub(crate) fn next_own(&self) -> u32 {
+        match self.own_ids.is_untouched() {
+            true => 0,
+            false => self.own_ids.next(),
+        }
+    }
+
+    /// Takes a certain number, of which kind it may be. Returns whether it was there to be taken.
+    pub(crate) fn take_number(&mut self, id: SetId) -> bool {
+        self.pool(id).take(u32::from(id.0))
+    }
+
+    /// Gives it back, to rest.
+    pub(crate) fn release_number(&mut self, id: SetId) {
+        self.pool(id).release(u32::from(id.0));
+    }
+
+    /// The numbers given back so far have rested long enough. Returns whether there were any.
+    pub(crate) fn free_rested(&mut self) -> bool {
+        let is_freed = self.ids.free_rested();
+        self.own_ids.free_rested() || is_freed
     }
 
     /// What there is for one user more where numbers have run out.
@@ -528,7 +590,8 @@ impl Sets {
             for name in &dying.names {
                 atoms.unmention_name(name, dying.id);
             }
-            self.ids.release(u32::from(dying.id.0));
+            let id = dying.id;
+            self.release_number(id);
             self.dying.pop();
         }
         rows
@@ -556,6 +619,12 @@ impl Sets {
         n_addresses: impl Fn(ClassId) -> usize,
     ) -> bool {
         let Some(set) = self.get(id).filter(|_| id != CLOSED) else { return false };
+        // The row for those of whom it is not known who they are would have to change.
+        if set.is_ranked()
+            || changes.iter().flat_map(|(_, new)| new).any(|new| !new.rulings.is_empty())
+        {
+            return false;
+        }
         let names = |allowed: &Arc<Allowed>| !allowed.names.is_empty();
         let has_names = changes.iter().any(|(predicate, allowed)| {
             set.allowed(predicate).is_some_and(names) || allowed.as_ref().is_some_and(names)
@@ -669,9 +738,10 @@ impl Dying {
 pub(super) struct Renewed(FxHashMap<AtomId, AtomId>);
 
 /// The content for a pod in one direction: the union of the rules of `policies`, which are those
-/// that select the pod and isolate in that direction.
+/// that select the pod and isolate in that direction, and what has a rank.
 pub(super) fn content<'a>(
     policies: impl Iterator<Item = &'a Policy>,
+    ranked: &'a Ranked,
     pod: &Pod,
     direction: Direction,
     atoms: &mut Atoms,
@@ -680,10 +750,14 @@ pub(super) fn content<'a>(
     let mut any = Vec::new();
     let mut union: FxHashMap<Predicate, Rules> = FxHashMap::default();
     let mut sums = Sums::default();
-    for rule in policies.filter_map(|policy| policy.rules(direction)).flatten() {
-        let index = u32::try_from(sums.ports.len()).expect("invariant: rules fit into memory");
-        sums.ports.push(&rule.ports);
-        match &rule.peers {
+    let rules = policies.filter_map(|policy| policy.rules(direction)).flatten();
+    let rules = rules.map(|rule| (&rule.peers, &rule.ports, None));
+    let with_rank = ranked.rules.iter();
+    let with_rank = with_rank.map(|rule| (&rule.peers, &rule.ports, rule.ruling.as_ref()));
+    for (peers, ports, ruling) in with_rank.chain(rules) {
+        let index = u32::try_from(sums.rules.len()).expect("invariant: rules fit into memory");
+        sums.rules.push(Said { ports, ruling });
+        match peers {
             Peers::Any => any.push(index),
             Peers::Only(peers) => {
                 for peer in &**peers {
@@ -698,16 +772,26 @@ pub(super) fn content<'a>(
         }
     }
     let any = sums.of(any, own);
-    let mut content = Vec::with_capacity(union.len() + 1);
+    let mut content = Vec::with_capacity(union.len() + 2);
     content.extend(any.clone().map(|allowed| (Predicate::Any, allowed)));
+    content.extend(ranked.judges_own.then(own_entry));
     for (predicate, rules) in union {
         // Not what everybody is allowed anyway.
         let allowed = sums.of(rules.into(), own);
-        let allowed =
-            allowed.filter(|allowed| !any.as_ref().is_some_and(|any| any.covers(allowed)));
+        let allowed = allowed.and_then(|allowed| Allowed::beyond(&allowed, any.as_deref()));
         content.extend(allowed.map(|allowed| (predicate, allowed)));
     }
     content.into()
+}
+
+/// Whether a set with this content judges what an endpoint sends to itself.
+pub(super) fn judges_own(content: &[(Predicate, Arc<Allowed>)]) -> bool {
+    content.iter().any(|(predicate, _)| *predicate == Predicate::Own)
+}
+
+/// What a set has that judges what an endpoint sends to itself.
+fn own_entry() -> (Predicate, Arc<Allowed>) {
+    (Predicate::Own, Arc::new(Allowed { everything: true, ..Allowed::default() }))
 }
 
 /// Rules in their order, mostly one.
@@ -745,33 +829,58 @@ pub(super) fn own_ports(pod: &Pod, direction: Direction) -> Option<&[NamedPort]>
     }
 }
 
-/// What rules allow together, each combination once.
+/// What a rule says of those whom it means.
+#[derive(Debug, Clone, Copy)]
+struct Said<P, R> {
+    /// Which ports.
+    ports: P,
+    /// When it is asked and what of them, if it has a rank.
+    ruling: R,
+}
+
+/// What rules say together, each combination once.
 #[derive(Debug)]
-struct Sums<P> {
-    /// The ports of each rule.
-    ports: Vec<P>,
+struct Sums<P, R> {
+    /// All rules.
+    rules: Vec<Said<P, R>>,
     by_rules: FxHashMap<Vec<u32>, Option<Arc<Allowed>>>,
     known: FxHashMap<Allowed, Arc<Allowed>>,
 }
 
-impl<P> Default for Sums<P> {
+impl<P, R> Default for Sums<P, R> {
     fn default() -> Self {
-        Self { ports: Vec::new(), by_rules: FxHashMap::default(), known: FxHashMap::default() }
+        Self { rules: Vec::new(), by_rules: FxHashMap::default(), known: FxHashMap::default() }
     }
 }
 
-impl<P: Borrow<Ports>> Sums<P> {
+impl<P: Borrow<Ports>, R: Borrow<(Rank, Action)>> Sums<P, Option<R>> {
     /// `None`: nothing. Names of ports are looked up in `own`, if at all.
     fn of(&mut self, rules: Vec<u32>, own: Option<&[NamedPort]>) -> Option<Arc<Allowed>> {
         if let Some(known) = self.by_rules.get(&rules) {
             return known.clone();
         }
-        let allowed = sum(rules.iter().map(|&rule| self.ports[rule as usize].borrow()), own);
-        let allowed = allowed.map(|allowed| match self.known.get(&allowed) {
+        let mut sum = Allowed::default();
+        for &rule in &rules {
+            let Said { ports, ruling } = &self.rules[rule as usize];
+            let Some(ruling) = ruling else {
+                sum.add(ports.borrow(), own);
+                continue;
+            };
+            let mut ports_said = Allowed::default();
+            ports_said.add(ports.borrow(), own);
+            ports_said.normalise();
+            if !ports_said.is_empty() {
+                let (rank, action) = ruling.borrow().clone();
+                sum.rulings.push(Ruling { rank, action, ports: ports_said });
+            }
+        }
+        sum.normalise();
+        sum.rulings.sort_unstable();
+        let allowed = (!sum.is_empty()).then(|| match self.known.get(&sum) {
             Some(known) => known.clone(),
             None => {
-                let shared = Arc::new(allowed.clone());
-                self.known.insert(allowed, shared.clone());
+                let shared = Arc::new(sum.clone());
+                self.known.insert(sum, shared.clone());
                 shared
             }
         });
@@ -780,7 +889,7 @@ impl<P: Borrow<Ports>> Sums<P> {
     }
 }
 
-/// What rules with these ports allow together; `None`: nothing.
+/// What rules of NetworkPolicies with these ports allow together; `None`: nothing.
 pub(super) fn sum<'a>(
     ports: impl Iterator<Item = &'a Ports>,
     own: Option<&[NamedPort]>,

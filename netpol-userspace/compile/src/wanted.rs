@@ -3,6 +3,7 @@
 //! the policies that select its pod.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,8 +12,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::atoms::Atoms;
 use super::edits::{EarlierPolicies, Edits, Mentions, Selection};
 use super::sets::{Changes, Content, Gathering, Renewed};
+use super::tiers::{Applying, is_tiered};
 use super::work::FutureSet;
-use super::{Compiler, EndpointId, SetId, isolating, sets};
+use super::{Compiler, EndpointId, SetId, sets};
 use netpol_model::{Cluster, Direction, NamedPort, Pod, Policy, Str};
 
 /// Why an endpoint is looked at.
@@ -38,8 +40,18 @@ enum Wanted {
 /// Contents of pods that the same policies select and that declare the same ports.
 type Contents = FxHashMap<Key, Content>;
 
-/// What decides what policies say of a pod: the direction, the policies and its ports.
-type Key = (bool, Vec<usize>, Vec<NamedPort>);
+/// What decides what policies say of a pod.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    direction: Direction,
+    /// Where the policies are.
+    policies: Vec<usize>,
+    /// Its ports, where these matter.
+    ports: Vec<NamedPort>,
+    judges_own: bool,
+    /// Its addresses, where these matter.
+    own: Vec<IpAddr>,
+}
 
 /// What is to be gathered, and how much has been looked at without that.
 #[derive(Default)]
@@ -52,13 +64,21 @@ struct Gatherings {
 
 impl Gatherings {
     /// The number of what these policies say of a pod in one direction.
-    fn of(&mut self, policies: &[&Policy], pod: &Pod, direction: Direction) -> usize {
-        let key = key(policies, pod, direction);
-        let own = sets::own_ports(pod, direction).map(<[_]>::to_vec);
+    fn of(
+        &mut self,
+        applying: &Applying<'_>,
+        cluster: &Cluster,
+        pod: &Pod,
+        direction: Direction,
+    ) -> usize {
+        let key = Key::of(applying, cluster, pod, direction);
+        let judges_own = key.judges_own;
         *self.known.entry(key).or_insert_with(|| {
-            let names = policies.iter().map(|policy| policy.id.clone()).collect();
-            let n_peers = policies.iter().map(|policy| n_peers(policy, direction)).sum();
-            self.all.push(Gathering::new(names, direction, own, n_peers));
+            let own = sets::own_ports(pod, direction).map(<[_]>::to_vec);
+            let ranked = applying.ranked(cluster, pod, direction, judges_own);
+            let names = applying.policies.iter().map(|policy| policy.id.clone()).collect();
+            let n_peers = applying.n_peers(direction);
+            self.all.push(Gathering::new(ranked, names, direction, own, n_peers));
             self.all.len() - 1
         })
     }
@@ -69,10 +89,36 @@ fn n_peers(policy: &Policy, direction: Direction) -> usize {
     1 + policy.n_peers(direction)
 }
 
-fn key(policies: &[&Policy], pod: &Pod, direction: Direction) -> Key {
-    let numbers = policies.iter().map(|policy| std::ptr::from_ref(*policy).addr()).collect();
-    let own = sets::own_ports(pod, direction).unwrap_or_default().to_vec();
-    (direction == Direction::Egress, numbers, own)
+impl Key {
+    fn of(applying: &Applying<'_>, cluster: &Cluster, pod: &Pod, direction: Direction) -> Self {
+        let policies = applying.policies.iter().map(|policy| std::ptr::from_ref(*policy).addr());
+        let tiers = applying.tiers().map(|policy| std::ptr::from_ref(policy).addr());
+        let judges_own = applying.judges_own(cluster, pod, direction);
+        Self {
+            direction,
+            policies: policies.chain(tiers).collect(),
+            ports: sets::own_ports(pod, direction).unwrap_or_default().to_vec(),
+            judges_own,
+            own: applying.own_addresses(pod, judges_own).to_vec(),
+        }
+    }
+}
+
+/// What policies say of a pod in one direction.
+fn content_of<'a>(
+    contents: &'a mut Contents,
+    applying: &Applying<'_>,
+    cluster: &Cluster,
+    pod: &Pod,
+    direction: Direction,
+    atoms: &mut Atoms,
+) -> &'a Content {
+    let key = Key::of(applying, cluster, pod, direction);
+    let judges_own = key.judges_own;
+    contents.entry(key).or_insert_with(|| {
+        let ranked = applying.ranked(cluster, pod, direction, judges_own);
+        sets::content(applying.policies.iter().copied(), &ranked, pod, direction, atoms)
+    })
 }
 
 /// What is changed for pods of a namespace that have a set in a direction, are selected alike and
@@ -190,8 +236,9 @@ impl Compiler {
                     continue;
                 }
                 if let Some([pod]) = self.endpoints.get(id).map(|endpoint| &*endpoint.pods) {
-                    let policies: Vec<_> = isolating(&self.cluster, pod, direction).collect();
-                    *wanted = Wanted::Gathered(gatherings.of(&policies, pod, direction));
+                    let applying = Applying::of(&self.cluster, pod, direction);
+                    let number = gatherings.of(&applying, &self.cluster, pod, direction);
+                    *wanted = Wanted::Gathered(number);
                 }
             }
         }
@@ -246,7 +293,11 @@ impl Compiler {
             let endpoint = &*endpoint;
             engine.services.add_addresses(id, endpoint.addresses());
             let mut of = |direction: Direction, old: SetId| {
-                if let ([pod], Why::Policy, true) = (endpoint.pods.as_slice(), why, are_edits_few) {
+                let is_ranked = engine.sets.get(old).is_some_and(sets::Set::is_ranked);
+                if let ([pod], Why::Policy, true, false) =
+                    (endpoint.pods.as_slice(), why, are_edits_few, is_ranked)
+                    && !is_tiered(cluster, pod, direction)
+                {
                     let key = (pod.id.namespace.clone(), direction == Direction::Egress);
                     let Some(mentions) = mentions.get(&key.0) else { return Wanted::Set(old) };
                     let edits = edits.entry(key).or_insert_with_key(|(namespace, _)| {
@@ -277,23 +328,24 @@ impl Compiler {
                 }
                 let pods = &endpoint.pods;
                 if let [pod] = pods.as_slice() {
-                    let policies: Vec<_> = isolating(cluster, pod, direction).collect();
-                    if policies.is_empty() {
+                    let applying = Applying::of(cluster, pod, direction);
+                    if applying.is_empty() {
                         return Wanted::Set(SetId::NONE);
                     }
-                    let key = key(&policies, pod, direction);
+                    let key = Key::of(&applying, cluster, pod, direction);
                     if let Some(content) = contents.get(&key) {
                         return Wanted::Content(content.clone());
                     }
-                    let n: usize = policies.iter().map(|p| n_peers(p, direction)).sum();
+                    let n = applying.n_peers(direction);
                     if gatherings.n_looked_at.saturating_add(n) > n_most {
-                        return Wanted::Gathered(gatherings.of(&policies, pod, direction));
+                        let number = gatherings.of(&applying, cluster, pod, direction);
+                        return Wanted::Gathered(number);
                     }
                     gatherings.n_looked_at += n;
-                    let policies = policies.into_iter();
-                    let content = sets::content(policies, pod, direction, &mut engine.atoms);
-                    contents.insert(key, content.clone());
-                    return Wanted::Content(content);
+                    let atoms = &mut engine.atoms;
+                    let content =
+                        content_of(&mut contents, &applying, cluster, pod, direction, atoms);
+                    return Wanted::Content(content.clone());
                 }
                 match strictest(cluster, pods, direction, &mut engine.atoms, &mut contents) {
                     Some(content) => Wanted::Content(content),
@@ -348,13 +400,11 @@ fn strictest(
 ) -> Option<Content> {
     let mut strictest: Option<Content> = None;
     for pod in pods {
-        let policies: Vec<_> = isolating(cluster, pod, direction).collect();
-        if policies.is_empty() {
+        let applying = Applying::of(cluster, pod, direction);
+        if applying.is_empty() {
             continue;
         }
-        let content = contents
-            .entry(key(&policies, pod, direction))
-            .or_insert_with(|| sets::content(policies.into_iter(), pod, direction, atoms));
+        let content = content_of(contents, &applying, cluster, pod, direction, atoms);
         strictest = match strictest {
             Some(known) if !is_equal(&known, content) => Some(Arc::new([])),
             _ => Some(content.clone()),

@@ -4,7 +4,8 @@
 //! which may allow more: an `except` that did not fit would be no exception. So the nearest stored
 //! block around one that is missing is *closed*: its class becomes [`ClassId::CLOSED`], for which
 //! only what a policy allows to everybody is allowed. Without a block around it, nothing is needed:
-//! an address of no class is allowed no more than that either.
+//! an address of no class is allowed no more than that either. (Where everybody is allowed more
+//! than somebody, see [`super::rows`].)
 //!
 //! Must never leave a state, between any two writes, in which an address has a class that is
 //! neither its old one, nor its new one, nor allows less than both.

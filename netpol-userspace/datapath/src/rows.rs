@@ -1,6 +1,7 @@
 //! Verdict rows and the port sets that they refer to. A row that does not fit is missing, and the
-//! set's row for everybody decides, which allows no more; should that one be missing, nothing is
-//! allowed. Must never leave an old row under a pair that has a new one.
+//! set's row for everybody decides. Where that allows more it is held back too, so that nothing is
+//! allowed: of sets in which ClusterNetworkPolicies deny something. Must never leave an old row
+//! under a pair that has a new one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -27,12 +28,14 @@ pub(crate) struct RowTable {
     arena: Arena<PortSet>,
     /// The most rows.
     limit: u32,
-    /// Rows in the map, with the port set whose region they use.
-    stored: HashMap<Pair, Option<Arc<PortSet>>>,
+    /// Rows in the map.
+    stored: HashMap<Pair, Row>,
     /// Rows to remove once no packet looks at them any more.
     garbage: HashSet<Pair>,
-    /// Rows that did not fit.
+    /// Rows that did not fit, and those that are held back for that.
     missing: BTreeMap<Pair, Row>,
+    /// Some address or block has no entry: it is judged like everybody, or like what is around it.
+    is_short_of_classes: bool,
     /// Whether something was freed since the missing ones were last tried.
     has_new_room: bool,
 }
@@ -48,11 +51,16 @@ impl RowTable {
             stored: HashMap::new(),
             garbage: HashSet::new(),
             missing: BTreeMap::new(),
+            is_short_of_classes: false,
             has_new_room: false,
         };
         for (pair, value) in table.read()? {
-            let ports = (value.kind == layout::ROW_PORTS).then(|| table.read_ports(&value));
-            if let Some(ports) = &ports {
+            let row = match value.kind {
+                layout::ROW_PORTS => Row::Ports(table.read_ports(&value)),
+                layout::ROW_PORTS_AND_OTHERS => Row::PortsAndOthers(table.read_ports(&value)),
+                _ => Row::All,
+            };
+            if let Some(ports) = placed_ports(&row) {
                 let region = Region { offset: value.offset, length: ports.length() };
                 if !table.arena.adopt(ports, region) {
                     // Nothing of ours looks like this; the row is rewritten or removed later.
@@ -60,7 +68,7 @@ impl RowTable {
                     continue;
                 }
             }
-            table.stored.insert(pair, ports);
+            table.stored.insert(pair, row);
         }
         Ok(table)
     }
@@ -74,22 +82,69 @@ impl RowTable {
     pub(crate) fn add(&mut self, pair: Pair, row: &Row) -> Result<(), DatapathError> {
         // An agent that ended half-way may have left one under equal content's numbers.
         self.garbage.remove(&pair);
+        if pair.1 == ClassId::NONE && self.is_held_back(pair.0, row) {
+            return self.leave_out(pair, row);
+        }
         self.write(pair, row)?;
         self.missing.remove(&pair);
+        if pair.1 == ClassId::CLOSED {
+            self.hold_back(pair.0)?;
+        }
         Ok(())
     }
 
     /// Leaves a row out until there is room for it.
     pub(crate) fn leave_out(&mut self, pair: Pair, row: &Row) -> Result<(), DatapathError> {
-        // What stood there, if anything, is of another time.
-        self.take_out(pair)?;
         self.missing.insert(pair, row.clone());
-        Ok(())
+        if pair.1 != ClassId::NONE {
+            self.hold_back(pair.0)?;
+        }
+        // What stood there, if anything, is of another time.
+        self.take_out(pair)
+    }
+
+    /// Whether some address or block has no entry from now on.
+    pub(crate) fn set_short_of_classes(&mut self, is_short: bool) -> Result<(), DatapathError> {
+        if self.is_short_of_classes == is_short {
+            return Ok(());
+        }
+        self.is_short_of_classes = is_short;
+        if !is_short {
+            self.has_new_room = true;
+            return Ok(());
+        }
+        let closed = self.stored.keys().chain(self.missing.keys());
+        let closed = closed.filter(|(_, class)| *class == ClassId::CLOSED);
+        let sets: Vec<SetId> = closed.map(|(set, _)| *set).collect();
+        sets.into_iter().try_for_each(|set| self.hold_back(set))
+    }
+
+    /// Whether what a set allows to everybody is more than what it allows to somebody who is judged
+    /// by that.
+    fn is_held_back(&self, set: SetId, to_everybody: &Row) -> bool {
+        let closed = (set, ClassId::CLOSED);
+        let may_deny = || self.stored.contains_key(&closed) || self.missing.contains_key(&closed);
+        let of_set = (set, ClassId::CLOSED)..=(set, ClassId(u32::MAX));
+        self.missing.range(of_set).any(|(_, row)| !row.covers(to_everybody))
+            || self.is_short_of_classes && may_deny()
+    }
+
+    /// Takes out what a set allows to everybody, if that must not be.
+    fn hold_back(&mut self, set: SetId) -> Result<(), DatapathError> {
+        let pair = (set, ClassId::NONE);
+        match self.stored.get(&pair).cloned() {
+            Some(row) if self.is_held_back(set, &row) => {
+                self.missing.insert(pair, row);
+                self.take_out(pair)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A row is of no use any more: it goes with the garbage.
     pub(crate) fn discard(&mut self, pair: Pair) {
-        self.missing.remove(&pair);
+        // What was held back for it may not have to be any more.
+        self.has_new_room |= self.missing.remove(&pair).is_some();
         if self.stored.contains_key(&pair) {
             self.garbage.insert(pair);
         }
@@ -101,8 +156,13 @@ impl RowTable {
         if !std::mem::take(&mut self.has_new_room) {
             return Ok(());
         }
-        let missing: Vec<_> = self.missing.iter().map(|(&pair, row)| (pair, row.clone())).collect();
-        for (pair, row) in missing {
+        let missing = self.missing.iter().map(|(&pair, row)| (pair, row.clone()));
+        let (to_everybody, others): (Vec<_>, Vec<_>) =
+            missing.partition(|((_, class), _)| *class == ClassId::NONE);
+        for (pair, row) in others.into_iter().chain(to_everybody) {
+            if pair.1 == ClassId::NONE && self.is_held_back(pair.0, &row) {
+                continue;
+            }
             match self.write(pair, &row) {
                 Ok(()) => {
                     self.missing.remove(&pair);
@@ -144,11 +204,7 @@ impl RowTable {
 
     /// Whether this very row is in the map.
     pub(crate) fn holds(&self, pair: Pair, row: &Row) -> bool {
-        self.stored.get(&pair).is_some_and(|known| match (known, row) {
-            (None, Row::All) => true,
-            (Some(known), Row::Ports(ports)) => known == ports,
-            _ => false,
-        })
+        self.stored.get(&pair) == Some(row)
     }
 
     /// Forgets rows that did not fit and are not wanted any more.
@@ -187,23 +243,31 @@ impl RowTable {
         if !is_there && self.stored.len() >= self.limit as usize {
             return Err(no_room("verdict table", self.limit));
         }
-        let (value, ports) = match row {
-            Row::All => (layout::Row { kind: layout::ROW_ALL, ..layout::Row::default() }, None),
-            Row::Ports(ports) => (self.place(ports)?, Some(Arc::clone(ports))),
+        let value = match row {
+            Row::All => layout::Row { kind: layout::ROW_ALL, ..layout::Row::default() },
+            Row::Ports(ports) => self.place(ports)?,
+            Row::PortsAndOthers(ports) => {
+                layout::Row { kind: layout::ROW_PORTS_AND_OTHERS, ..self.place(ports)? }
+            }
         };
         if let Err(error) = self.map.insert(row_key(pair), row_bytes(&value), 0) {
-            if let Some(ports) = &ports {
+            if let Some(ports) = placed_ports(row) {
                 self.arena.release(ports);
             }
             return Err(full_or(error, "verdict table", self.limit));
         }
-        if let Some(Some(before)) = self.stored.insert(pair, ports) {
-            self.arena.release(&before);
+        let before = self.stored.insert(pair, row.clone());
+        if let Some(ports) = before.as_ref().and_then(placed_ports) {
+            self.arena.release(ports);
         }
         Ok(())
     }
 
     fn place(&mut self, ports: &Arc<PortSet>) -> Result<layout::Row, DatapathError> {
+        if ports.is_empty() {
+            // There is always room for nothing.
+            return Ok(ports_row(ports, Region { offset: 0, length: 0 }));
+        }
         let placed = self
             .arena
             .place(ports)
@@ -225,8 +289,8 @@ impl RowTable {
     /// Takes a row out of the map at once. Its port set is freed after a grace period.
     fn take_out(&mut self, pair: Pair) -> Result<(), DatapathError> {
         ignore_missing(self.map.remove(&row_key(pair)))?;
-        if let Some(Some(ports)) = self.stored.remove(&pair) {
-            self.arena.release(&ports);
+        if let Some(ports) = self.stored.remove(&pair).as_ref().and_then(placed_ports) {
+            self.arena.release(ports);
         }
         Ok(())
     }
@@ -257,6 +321,11 @@ impl RowTable {
         });
         Arc::new(PortSet { intervals })
     }
+}
+
+/// The ports of a row, as far as they take room.
+fn placed_ports(row: &Row) -> Option<&Arc<PortSet>> {
+    row.ports().filter(|ports| !ports.is_empty())
 }
 
 /// The map value of a port-set row.

@@ -14,6 +14,7 @@ mod compile_semantics;
 mod compile_services;
 mod compile_shares;
 mod compile_slices;
+mod compile_tiers;
 mod datapath_stack;
 mod source_kubernetes;
 mod source_manifests;

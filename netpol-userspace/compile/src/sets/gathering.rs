@@ -6,20 +6,25 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHasher};
 
-use super::{Atoms, Predicate, Rules, Set, SetId, Sets, SmallSet, Sums, entry_hash};
+use super::{
+    Atoms, Predicate, Rank, Ranked, Rules, Said, Set, SetId, Sets, SmallSet, Sums, entry_hash,
+    own_entry,
+};
 use crate::ports::Allowed;
-use netpol_model::{Direction, NamedPort, ObjectName, Peers, Policy, Ports};
+use netpol_model::{Action, Direction, NamedPort, ObjectName, Peers, Policy, Ports};
 
 /// What policies say together, as far as it has been gathered. The atoms that it has met live until
 /// it is a set or is given up.
 #[derive(Debug)]
 pub(crate) struct Gathering {
-    /// The policies that say it, which are read as they were when it was begun.
+    /// What has a rank, which comes first.
+    ranked: Ranked,
+    /// The policies that say the rest, which are read as they were when it was begun.
     policies: Vec<ObjectName>,
     direction: Direction,
     /// Where names of ports are looked up, if at all.
     own: Option<Vec<NamedPort>>,
-    /// What is looked at next: policy, rule and peer.
+    /// What is looked at next: policy, from 1, rule and peer. The ranked rules are policy 0.
     next: (usize, usize, usize),
     /// How many steps are left, about.
     n_left: usize,
@@ -31,7 +36,7 @@ pub(crate) struct Gathering {
     rules: Vec<Rules>,
     /// Where predicates are, by hash.
     known: FxHashMap<u64, SmallSet<u32>>,
-    sums: Sums<Ports>,
+    sums: Sums<Ports, Option<(Rank, Action)>>,
     are_summed: bool,
     set: Set,
     /// What entries have until it is known what they allow.
@@ -48,12 +53,20 @@ impl Gathering {
     /// Of these policies, which isolate a pod in a direction and have about so many peers. Names of ports
     /// are looked up in `own`, if at all.
     pub fn new(
+        ranked: Ranked,
         policies: Vec<ObjectName>,
         direction: Direction,
         own: Option<Vec<NamedPort>>,
         n_peers: usize,
     ) -> Self {
+        let mut set = Set::empty();
+        if ranked.judges_own {
+            let (_, own) = own_entry();
+            set.hash = entry_hash(&Predicate::Own, &own);
+            set.own = Some(own);
+        }
         Self {
+            ranked,
             policies,
             direction,
             own,
@@ -65,7 +78,7 @@ impl Gathering {
             known: FxHashMap::default(),
             sums: Sums::default(),
             are_summed: false,
-            set: Set::empty(),
+            set,
             unknown: Arc::new(Allowed::default()),
         }
     }
@@ -86,16 +99,22 @@ impl Gathering {
         let n_room = std::mem::take(&mut self.n_room);
         self.known.reserve(n_room);
         self.set.make_room(n_room);
+        while *left > 0 && self.next.0 == 0 {
+            match self.ranked.rules.get(self.next.1).cloned() {
+                Some(rule) => self.look(&rule.peers, &rule.ports, rule.ruling, left, atoms),
+                None => self.next = (1, 0, 0),
+            }
+        }
         while *left > 0
-            && let Some(id) = self.policies.get(self.next.0)
+            && let Some(id) = self.next.0.checked_sub(1).and_then(|at| self.policies.get(at))
         {
             let rules = policy(id).and_then(|policy| policy.rules(self.direction));
             match rules.unwrap_or_default().get(self.next.1) {
-                Some(rule) => self.look(&rule.peers, &rule.ports, left, atoms),
+                Some(rule) => self.look(&rule.peers, &rule.ports, None, left, atoms),
                 None => self.next = (self.next.0 + 1, 0, 0),
             }
         }
-        if self.next.0 < self.policies.len() {
+        if self.next.0 <= self.policies.len() {
             return false;
         }
         if !std::mem::replace(&mut self.are_summed, true) {
@@ -113,20 +132,27 @@ impl Gathering {
             self.n_left = self.n_left.saturating_sub(1);
             let allowed = self.sums.of(rules.into(), self.own.as_deref());
             // Not what everybody is allowed anyway.
-            let allowed = allowed
-                .filter(|allowed| !self.set.any.as_ref().is_some_and(|any| any.covers(allowed)));
+            let any = self.set.any.as_deref();
+            let allowed = allowed.and_then(|allowed| Allowed::beyond(&allowed, any));
             self.set.allow(self.rules.len(), allowed, atoms);
         }
         self.rules.is_empty()
     }
 
     /// Looks at what is left of a rule.
-    fn look(&mut self, peers: &Peers, ports: &Ports, left: &mut usize, atoms: &mut Atoms) {
+    fn look(
+        &mut self,
+        peers: &Peers,
+        ports: &Ports,
+        ruling: Option<(Rank, Action)>,
+        left: &mut usize,
+        atoms: &mut Atoms,
+    ) {
         if self.next.2 == 0 {
-            self.sums.ports.push(ports.clone());
+            self.sums.rules.push(Said { ports: ports.clone(), ruling });
         }
         let rule =
-            u32::try_from(self.sums.ports.len() - 1).expect("invariant: rules fit into memory");
+            u32::try_from(self.sums.rules.len() - 1).expect("invariant: rules fit into memory");
         let rest = peers.named().get(self.next.2..).unwrap_or_default();
         let n = rest.len().min(*left);
         for peer in &rest[..n] {
@@ -183,6 +209,7 @@ impl Set {
     fn allow(&mut self, at: usize, allowed: Option<Arc<Allowed>>, atoms: &mut Atoms) {
         let (predicate, known) = &mut self.entries[at];
         if let Some(allowed) = allowed {
+            self.n_ranked += usize::from(!allowed.rulings.is_empty());
             *known = allowed;
             self.hash = self.hash.wrapping_add(entry_hash(predicate, known));
             return;
@@ -205,6 +232,7 @@ impl Set {
 
     fn is_equal(&self, other: &Self) -> bool {
         self.any == other.any
+            && self.own == other.own
             && self.entries.len() == other.entries.len()
             && other
                 .entries
@@ -225,7 +253,7 @@ impl Sets {
             set.forget(atoms);
             return self.share(id, atoms);
         }
-        let Some(id) = self.number() else {
+        let Some(id) = self.number(set.own.is_some()) else {
             set.forget(atoms);
             return self.none_left();
         };

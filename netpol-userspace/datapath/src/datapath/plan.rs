@@ -39,8 +39,14 @@ impl Datapath {
         let general = |error| EndpointFailure { endpoint: None, error };
         match step {
             Step::AddRow(set, class, row) => self.add_row((*set, *class), row).map_err(general),
-            Step::SetClass(block, class) => self.classes.set(block, *class).map_err(general),
-            Step::ClearClass(block) => self.classes.clear(block).map_err(general),
+            Step::SetClass(block, class) => {
+                let set = self.classes.set(block, *class);
+                set.and(self.note_missing_classes()).map_err(general)
+            }
+            Step::ClearClass(block) => {
+                let cleared = self.classes.clear(block);
+                cleared.and(self.note_missing_classes()).map_err(general)
+            }
             Step::SetService(key, backends) => self.set_service(key, backends).map_err(general),
             Step::ClearService(key) => self.clear_service(key).map_err(general),
             Step::SetEndpoint(id, sets) => self
@@ -73,6 +79,12 @@ impl Datapath {
         }
         self.transit.want();
         self.attach_transit()
+    }
+
+    /// Rows that everybody without an entry is judged by may have to be held back, or need not be.
+    fn note_missing_classes(&mut self) -> Result<(), DatapathError> {
+        let is_short = self.classes.missing().next().is_some();
+        self.rows.set_short_of_classes(is_short)
     }
 
     /// Adds a row. One that does not fit is left out; an error has nothing to do with room.
@@ -166,8 +178,9 @@ impl Datapath {
 
     /// Tries again what did not fit, as far as there is room now.
     pub fn retry(&mut self) -> Result<(), DatapathError> {
-        self.rows.retry()?;
         self.classes.retry()?;
+        self.note_missing_classes()?;
+        self.rows.retry()?;
         self.retry_services()?;
         self.endpoints.retry_sources()?;
         for (id, sets) in self.endpoints.closed() {
