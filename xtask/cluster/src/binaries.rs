@@ -51,6 +51,9 @@ static TIER_SUITE: Module = Module {
     sources: &["go.mod", "go.sum", "patient_test.go"],
 };
 
+static TIER_AGNHOST_MODULE: Module =
+    Module { name: "agnhost", version: "v1.28.15", sources: &["go.mod", "go.sum"] };
+
 /// A program, or a file beside one: its file name, and what it is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Program {
@@ -139,6 +142,14 @@ pub const PATIENT_TIERS: Program = Program {
     module: &TIER_SUITE,
     made: Made::Tests,
 };
+/// [`AGNHOST`] in the version that the ClusterNetworkPolicy tests name, 2.45. Later ones write to an
+/// SCTP server that has answered and closed, and fail by chance.
+pub const TIER_AGNHOST: Program = Program {
+    name: "agnhost-2.45",
+    package: "k8s.io/kubernetes/test/images/agnhost",
+    module: &TIER_AGNHOST_MODULE,
+    made: Made::Program,
+};
 /// The experimental channel's definition of ClusterNetworkPolicy, of the tests' version.
 pub const EXPERIMENTAL_TIERS: Program = Program {
     name: "clusternetworkpolicies-experimental.yaml",
@@ -169,7 +180,9 @@ pub fn of(need: Need) -> &'static [Program] {
         Need::Dns => &[COREDNS],
         Need::Suite => &[E2E, GINKGO],
         Need::LegacySuite => &[E2E_LEGACY, GINKGO_LEGACY],
-        Need::TierSuite => &[TIERS, PATIENT_TIERS, EXPERIMENTAL_TIERS, STANDARD_TIERS],
+        Need::TierSuite => {
+            &[TIERS, PATIENT_TIERS, EXPERIMENTAL_TIERS, STANDARD_TIERS, TIER_AGNHOST]
+        }
         Need::Translation | Need::NetworkPlugins | Need::Python | Need::Netpol | Need::Kernels => {
             &[]
         }

@@ -216,11 +216,18 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
     eprintln!("==> netpol is ready on every node");
     let restarts_before = prepare::restarts(&cluster)?;
     let mut reports = run_suites(args, &cluster, output)?;
-    prepare::collect_logs(&cluster, output, proxy_mode.name())?;
-    let restarts = prepare::restarts(&cluster)?.saturating_sub(restarts_before);
-    if let (Some(report), true) = (reports.last_mut(), restarts > 0) {
-        report
-            .add_problem(format!("netpol's agents ended and were started again: {restarts} times"));
+    // What was found is not lost when the cluster answers no longer.
+    let logs = prepare::collect_logs(&cluster, output, proxy_mode.name());
+    let problem = match logs.and_then(|()| prepare::restarts(&cluster)) {
+        Ok(restarts) if restarts <= restarts_before => None,
+        Ok(restarts) => {
+            let times = restarts - restarts_before;
+            Some(format!("netpol's agents ended and were started again: {times} times"))
+        }
+        Err(error) => Some(format!("the agents cannot be asked at the end: {error:#}")),
+    };
+    if let (Some(report), Some(problem)) = (reports.last_mut(), problem) {
+        report.add_problem(problem);
         report.write(output)?;
     }
     Ok(reports)

@@ -28,14 +28,14 @@ const BUSYBOX: &str = "/bin/busybox";
 
 /// The older tests start their clients in a shell, which agnhost's own image has and ours has not.
 pub(super) fn shell_image(cluster: &Cluster) -> Result<()> {
-    let image = with_shell(OLD_AGNHOST)?;
+    let image = with_shell(OLD_AGNHOST, binaries::AGNHOST)?;
     load(cluster, &image, "agnhost-shell")
 }
 
 /// The image of the ClusterNetworkPolicy tests: agnhost and bash. Without SCTP sockets it is a
 /// stand-in whose SCTP servers idle.
 pub(super) fn tier_image(cluster: &Cluster, has_sctp: bool) -> Result<()> {
-    let mut image = with_shell(TIER_AGNHOST)?;
+    let mut image = with_shell(TIER_AGNHOST, binaries::TIER_AGNHOST)?;
     let script = if has_sctp { BASH } else { BASH_WITHOUT_SCTP };
     image.entries.push(Entry { mode: 0o755, ..Entry::text("/bin/bash", script) });
     load(cluster, &image, "agnhost-bash")
@@ -57,9 +57,9 @@ pub(super) fn tier_definition(cluster: &Cluster, definition: Program) -> Result<
     cluster.kubectl(&["wait", "--for", "condition=established", &timeout, name]).map(drop)
 }
 
-fn with_shell(name: &str) -> Result<Image> {
+fn with_shell(name: &str, program: Program) -> Result<Image> {
     ensure!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: install busybox-static");
-    let mut image = images::agnhost(name)?;
+    let mut image = images::agnhost(name, program)?;
     image.entries.push(Entry::program("/bin/busybox", BUSYBOX));
     let names = ["/bin/sh", "/bin/seq", "/bin/sleep"];
     image.entries.extend(names.map(|name| Entry::symlink(name, "busybox")));

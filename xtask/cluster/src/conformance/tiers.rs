@@ -133,9 +133,8 @@ impl Run<'_> {
         }
         let started = Instant::now();
         let log = self.directory.join("log");
-        let (tests, is_success) = self.follow(&options, &log)?;
-        let mut report =
-            Report::of_specs(self.name, started.elapsed().as_secs(), tests.specs(has_sctp));
+        let (tests, is_success) = self.follow(&options, &log, Tests::new(has_sctp))?;
+        let mut report = Report::of_specs(self.name, started.elapsed().as_secs(), tests.specs());
         if let Some(why) = why_no_report {
             report.add_note(format!("this run makes no report for upstream: {why}"));
             return Ok(report);
@@ -160,7 +159,7 @@ impl Run<'_> {
         Ok(report)
     }
 
-    fn follow(&self, options: &[String], path: &Path) -> Result<(Tests, bool)> {
+    fn follow(&self, options: &[String], path: &Path, mut tests: Tests) -> Result<(Tests, bool)> {
         eprintln!("==> {} tests, log in {}", self.name, path.display());
         let program =
             if self.args.patience() > 1 { binaries::PATIENT_TIERS } else { binaries::TIERS };
@@ -176,7 +175,6 @@ impl Run<'_> {
             .context("start the tests on the control plane's machine")?;
         let stdout = child.stdout.take().context("invariant: standard output is a pipe")?;
         let mut log = File::create(path).with_context(|| format!("create {}", path.display()))?;
-        let mut tests = Tests::default();
         let started = Instant::now();
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.context("read what the tests print")?;
