@@ -3,11 +3,13 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::manifests;
+use crate::process::timeout;
 
 /// The image that deploy/netpol.yaml names.
 pub const IMAGE: &str = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"));
@@ -71,8 +73,8 @@ pub fn install(cluster: &Cluster, program: &Path, plugin: Plugin) -> Result<()> 
         // The image's name is the same, so that nothing else makes the agents take the new one.
         cluster.kubectl(&["-n", "netpol", "rollout", "restart", "ds/netpol"])?;
     }
-    let rollout =
-        cluster.kubectl(&["-n", "netpol", "rollout", "status", "ds/netpol", "--timeout=240s"]);
+    let timeout = timeout(Duration::from_secs(240));
+    let rollout = cluster.kubectl(&["-n", "netpol", "rollout", "status", "ds/netpol", &timeout]);
     rollout.map(drop).map_err(|error| error.context(why_not(cluster)))?;
     let ready = "jsonpath={.status.numberReady}";
     let ready = cluster.kubectl(&["-n", "netpol", "get", "ds", "netpol", "-o", ready])?;

@@ -16,6 +16,8 @@ use netpol_needs::Need;
 pub const VERSION: &str = "v1.36.3";
 /// The version that `e2e-legacy/go.mod` pins: the last one with the older tests.
 pub const LEGACY_VERSION: &str = "v1.27.16";
+/// The version of network-policy-api that `cluster-network-policy/go.mod` pins.
+pub const TIERS_VERSION: &str = "v0.3.0";
 
 /// Environment variables that name directories of ready-made programs; the first one is what
 /// controller-runtime's envtest uses.
@@ -43,21 +45,41 @@ static LEGACY_SUITE: Module = Module {
     version: LEGACY_VERSION,
     sources: &["go.mod", "go.sum", "e2e_test.go"],
 };
+static TIER_SUITE: Module = Module {
+    name: "cluster-network-policy",
+    version: TIERS_VERSION,
+    sources: &["go.mod", "go.sum", "patient_test.go"],
+};
 
-/// A program: its file name, and the Go package it is built from.
+static TIER_AGNHOST_MODULE: Module =
+    Module { name: "agnhost", version: "v1.28.15", sources: &["go.mod", "go.sum"] };
+
+/// A program, or a file beside one: its file name, and what it is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Program {
     /// As upstream's releases call it.
     pub name: &'static str,
+    /// The Go package; for a file, its path in the upstream module.
     pub(crate) package: &'static str,
     pub(crate) module: &'static Module,
-    pub(crate) is_test: bool,
+    pub(crate) made: Made,
+}
+
+/// How it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// Built from a package.
+    Program,
+    /// Built from a package's tests.
+    Tests,
+    /// A copy of a file of this upstream module.
+    Copy(&'static str),
 }
 
 macro_rules! programs {
     ($($(#[$doc:meta])* $constant:ident = $name:literal from $package:literal;)*) => {
         $($(#[$doc])* pub const $constant: Program = Program {
-            name: $name, package: $package, module: &KUBERNETES, is_test: false,
+            name: $name, package: $package, module: &KUBERNETES, made: Made::Program,
         };)*
     };
 }
@@ -83,27 +105,66 @@ programs! {
 
 /// The cluster's DNS.
 pub const COREDNS: Program =
-    Program { name: "coredns", package: ".", module: &DNS, is_test: false };
+    Program { name: "coredns", package: ".", module: &DNS, made: Made::Program };
 
 /// Upstream's NetworkPolicy tests.
-pub const E2E: Program = Program { name: "e2e.test", package: ".", module: &SUITE, is_test: true };
+pub const E2E: Program =
+    Program { name: "e2e.test", package: ".", module: &SUITE, made: Made::Tests };
 /// Runs [`E2E`] in several processes.
 pub const GINKGO: Program = Program {
     name: "ginkgo",
     package: "github.com/onsi/ginkgo/v2/ginkgo",
     module: &SUITE,
-    is_test: false,
+    made: Made::Program,
 };
 /// The older NetworkPolicy tests, which upstream removed in 1.28.
 pub const E2E_LEGACY: Program =
-    Program { name: "e2e-legacy.test", package: ".", module: &LEGACY_SUITE, is_test: true };
+    Program { name: "e2e-legacy.test", package: ".", module: &LEGACY_SUITE, made: Made::Tests };
 /// Runs [`E2E_LEGACY`]; runner and tests have to be of one version.
 pub const GINKGO_LEGACY: Program = Program {
     name: "ginkgo-legacy",
     package: "github.com/onsi/ginkgo/v2/ginkgo",
     module: &LEGACY_SUITE,
-    is_test: false,
+    made: Made::Program,
 };
+
+/// Upstream's ClusterNetworkPolicy tests, as upstream builds them.
+pub const TIERS: Program = Program {
+    name: "cluster-network-policy.test",
+    package: "sigs.k8s.io/network-policy-api/conformance",
+    module: &TIER_SUITE,
+    made: Made::Tests,
+};
+/// The same tests with timeouts that an emulated processor needs.
+pub const PATIENT_TIERS: Program = Program {
+    name: "cluster-network-policy-patient.test",
+    package: ".",
+    module: &TIER_SUITE,
+    made: Made::Tests,
+};
+/// [`AGNHOST`] in the version that the ClusterNetworkPolicy tests name, 2.45. Later ones write to an
+/// SCTP server that has answered and closed, and fail by chance.
+pub const TIER_AGNHOST: Program = Program {
+    name: "agnhost-2.45",
+    package: "k8s.io/kubernetes/test/images/agnhost",
+    module: &TIER_AGNHOST_MODULE,
+    made: Made::Program,
+};
+/// The experimental channel's definition of ClusterNetworkPolicy, of the tests' version.
+pub const EXPERIMENTAL_TIERS: Program = Program {
+    name: "clusternetworkpolicies-experimental.yaml",
+    package: "config/crd/experimental/policy.networking.k8s.io_clusternetworkpolicies.yaml",
+    module: &TIER_SUITE,
+    made: Made::Copy(TIERS_API),
+};
+/// The standard channel's.
+pub const STANDARD_TIERS: Program = Program {
+    name: "clusternetworkpolicies-standard.yaml",
+    package: "config/crd/standard/policy.networking.k8s.io_clusternetworkpolicies.yaml",
+    module: &TIER_SUITE,
+    made: Made::Copy(TIERS_API),
+};
+const TIERS_API: &str = "sigs.k8s.io/network-policy-api";
 
 const CONTROL_PLANE: &[Program] = &[ETCD, APISERVER, KUBECTL];
 const NODES: &[Program] =
@@ -119,6 +180,9 @@ pub fn of(need: Need) -> &'static [Program] {
         Need::Dns => &[COREDNS],
         Need::Suite => &[E2E, GINKGO],
         Need::LegacySuite => &[E2E_LEGACY, GINKGO_LEGACY],
+        Need::TierSuite => {
+            &[TIERS, PATIENT_TIERS, EXPERIMENTAL_TIERS, STANDARD_TIERS, TIER_AGNHOST]
+        }
         Need::Translation | Need::NetworkPlugins | Need::Python | Need::Netpol | Need::Kernels => {
             &[]
         }

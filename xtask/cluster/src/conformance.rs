@@ -1,5 +1,5 @@
-//! `cargo xtask conformance`: upstream's NetworkPolicy end-to-end suites on a real cluster with
-//! netpol on every node. Must neither change upstream's tests nor call a run good that did not test.
+//! `cargo xtask conformance`: upstream's NetworkPolicy and ClusterNetworkPolicy suites on a real
+//! cluster with netpol on every node. Must neither change upstream's tests nor call a run good that did not test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,14 @@ use crate::cluster::take_down;
 use crate::network::Network;
 use crate::node::ProxyMode;
 use crate::prepare as prepare_programs;
+use crate::process;
 use crate::{Cluster, Options};
 
+mod go_tests;
 mod prepare;
 mod report;
 mod suite;
+mod tiers;
 
 use report::Report;
 use suite::Suite;
@@ -58,6 +61,8 @@ pub struct Args {
     /// Where reports and logs go
     #[arg(long, value_name = "DIR", default_value = "target/conformance")]
     output: PathBuf,
+    #[command(flatten)]
+    tiers: tiers::Options,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,17 +91,83 @@ enum Suites {
     Current,
     /// The older one, of the last version that had it
     Legacy,
+    /// ClusterNetworkPolicy's, of network-policy-api
+    ClusterNetworkPolicy,
     /// One after the other
     All,
 }
 
 impl Suites {
-    fn suites(self) -> &'static [Suite] {
+    fn suites(self) -> &'static [Part] {
+        const CURRENT: Part = Part::NetworkPolicy(Suite::Current);
+        const LEGACY: Part = Part::NetworkPolicy(Suite::Legacy);
         match self {
-            Self::Current => &[Suite::Current],
-            Self::Legacy => &[Suite::Legacy],
-            Self::All => &[Suite::Current, Suite::Legacy],
+            Self::Current => &[CURRENT],
+            Self::Legacy => &[LEGACY],
+            Self::ClusterNetworkPolicy => &[Part::ClusterNetworkPolicy],
+            Self::All => &[CURRENT, LEGACY, Part::ClusterNetworkPolicy],
         }
+    }
+}
+
+/// One suite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Of Kubernetes' own.
+    NetworkPolicy(Suite),
+    /// Of network-policy-api's.
+    ClusterNetworkPolicy,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy(suite) => suite.name(),
+            Self::ClusterNetworkPolicy => "cluster-network-policy",
+        }
+    }
+
+    fn need(self) -> Need {
+        match self {
+            Self::NetworkPolicy(suite) => suite.need(),
+            Self::ClusterNetworkPolicy => Need::TierSuite,
+        }
+    }
+}
+
+impl Args {
+    /// The kernel to boot for it, with all of the cluster in one virtual machine.
+    #[must_use]
+    pub fn kernel(&self) -> Option<&str> {
+        self.tiers.kernel()
+    }
+
+    /// Where reports and logs go.
+    #[must_use]
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// The words that a run inside a virtual machine is given besides those that were written, so
+    /// that it does the same. `patience`: if none was asked for.
+    ///
+    /// # Errors
+    /// What was asked for cannot be done inside.
+    pub fn inside(&self, patience: u32) -> Result<Vec<String>> {
+        tiers::check(&self.tiers)?;
+        ensure!(
+            self.suite == Suites::ClusterNetworkPolicy,
+            "--kernel goes with --suite cluster-network-policy"
+        );
+        ensure!(
+            !self.keep && self.binary.is_none(),
+            "--keep and --binary cannot be given with --kernel"
+        );
+        let mut words = self.tiers.of_checkout();
+        if !self.tiers.has_patience() {
+            words.push(format!("--patience={patience}"));
+        }
+        Ok(words)
     }
 }
 
@@ -105,6 +176,12 @@ impl Suites {
 /// # Errors
 /// The question could not be asked: no cluster, no suite, netpol does not become ready.
 pub fn command(args: &Args) -> Result<ExitCode> {
+    tiers::check(&args.tiers)?;
+    ensure!(
+        args.tiers.kernel().is_none(),
+        "virtual machines are started by `cargo xtask conformance`"
+    );
+    process::set_patience(args.tiers.patience());
     let output = std::path::absolute(&args.output)?;
     fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
     // All of it, before anything is begun.
@@ -139,11 +216,18 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
     eprintln!("==> netpol is ready on every node");
     let restarts_before = prepare::restarts(&cluster)?;
     let mut reports = run_suites(args, &cluster, output)?;
-    prepare::collect_logs(&cluster, output, proxy_mode.name())?;
-    let restarts = prepare::restarts(&cluster)?.saturating_sub(restarts_before);
-    if let (Some(report), true) = (reports.last_mut(), restarts > 0) {
-        report
-            .add_problem(format!("netpol's agents ended and were started again: {restarts} times"));
+    // What was found is not lost when the cluster answers no longer.
+    let logs = prepare::collect_logs(&cluster, output, proxy_mode.name());
+    let problem = match logs.and_then(|()| prepare::restarts(&cluster)) {
+        Ok(restarts) if restarts <= restarts_before => None,
+        Ok(restarts) => {
+            let times = restarts - restarts_before;
+            Some(format!("netpol's agents ended and were started again: {times} times"))
+        }
+        Err(error) => Some(format!("the agents cannot be asked at the end: {error:#}")),
+    };
+    if let (Some(report), Some(problem)) = (reports.last_mut(), problem) {
+        report.add_problem(problem);
         report.write(output)?;
     }
     Ok(reports)
@@ -152,18 +236,8 @@ fn on_cluster(args: &Args, proxy_mode: ProxyMode, output: &Path) -> Result<Vec<R
 fn run_suites(args: &Args, cluster: &Cluster, output: &Path) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
     for &suite in args.suite.suites() {
-        if suite == Suite::Legacy {
-            prepare::shell_image(cluster)?;
-        }
         let name = run_name(suite, cluster.options().proxy_mode, args.without_netpol);
-        let run = suite::Run {
-            cluster,
-            suite,
-            focus: args.focus.as_deref(),
-            parallel: args.parallel.unwrap_or(suite.parallel()),
-            directory: &output.join(&name),
-        };
-        let report = Report::new(&name, &run.execute()?)?;
+        let report = run_suite(args, cluster, suite, &name, &output.join(&name))?;
         report.write(output)?;
         // A run of no spec would be green, and mean nothing.
         ensure!(report.ran() > 0, "no spec of {name} was run: does --focus match one?");
@@ -172,13 +246,35 @@ fn run_suites(args: &Args, cluster: &Cluster, output: &Path) -> Result<Vec<Repor
     Ok(reports)
 }
 
+fn run_suite(
+    args: &Args,
+    cluster: &Cluster,
+    part: Part,
+    name: &str,
+    directory: &Path,
+) -> Result<Report> {
+    let focus = args.focus.as_deref();
+    let suite = match part {
+        Part::NetworkPolicy(suite) => suite,
+        Part::ClusterNetworkPolicy => {
+            return tiers::Run { cluster, args: &args.tiers, focus, name, directory }.execute();
+        }
+    };
+    if suite == Suite::Legacy {
+        prepare::shell_image(cluster)?;
+    }
+    let parallel = args.parallel.unwrap_or(suite.parallel());
+    let outcome = suite::Run { cluster, suite, focus, parallel, directory }.execute()?;
+    Report::new(name, &outcome)
+}
+
 /// A cluster that has nothing of an earlier run, and ends with this one.
 fn fresh(options: &Options) -> Result<Cluster> {
     take_down(&options.name)?;
     Cluster::up(options)
 }
 
-fn run_name(suite: Suite, proxy_mode: ProxyMode, without_netpol: bool) -> String {
+fn run_name(suite: Part, proxy_mode: ProxyMode, without_netpol: bool) -> String {
     let control = if without_netpol { "-without-netpol" } else { "" };
     format!("{}-{}{control}", suite.name(), proxy_mode.name())
 }

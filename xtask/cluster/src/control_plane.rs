@@ -67,7 +67,7 @@ pub(crate) fn wait_until_ready(machine: &Machine, pki: &Authority) -> Result<()>
         }
         let mut command = machine.command(&kubectl);
         kubectl_options(&mut command, pki);
-        command.args(["get", "--raw", "/readyz", "--request-timeout", "5s"]);
+        command.args(["get", "--raw", "/readyz", "--request-timeout", "30s"]);
         Ok(output(&mut command)?.status.success())
     })
 }

@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::process::run;
 
-/// The oldest minor version of Go 1 that Kubernetes' modules accept, and a release of it.
-const MINIMUM: u32 = 26;
-const RELEASE: &str = "go1.26.0";
+/// The oldest version of Go 1 that upstream's modules accept: minor version and patch.
+const MINIMUM: (u32, u32) = (26, 6);
+const RELEASE: &str = "go1.26.6";
 
 /// A `go` that is new enough.
 ///
@@ -20,7 +20,7 @@ const RELEASE: &str = "go1.26.0";
 /// There is none at all, or a newer one cannot be fetched.
 pub(crate) fn find() -> Result<PathBuf> {
     let all: Vec<PathBuf> = netpol_run::gos().collect();
-    if let Some(new) = all.iter().find(|go| minor_version(go) >= Some(MINIMUM)) {
+    if let Some(new) = all.iter().find(|go| version(go) >= Some(MINIMUM)) {
         return Ok(new.clone());
     }
     let old = all.first().context(
@@ -30,7 +30,7 @@ pub(crate) fn find() -> Result<PathBuf> {
     )?;
     fetch(old).with_context(|| {
         format!(
-            "{} is older than 1.{MINIMUM} and cannot fetch a newer one; install one, or give a \
+            "{} is older than {RELEASE} and cannot fetch a newer one; install one, or give a \
              directory of programs in KUBEBUILDER_ASSETS",
             old.display()
         )
@@ -46,12 +46,14 @@ pub(crate) fn cache(go: &Path) -> Result<PathBuf> {
     Ok(PathBuf::from(said.trim()))
 }
 
-/// 26 of "go version go1.26.8 linux/amd64".
-fn minor_version(go: &Path) -> Option<u32> {
+/// 26 and 8 of "go version go1.26.8 linux/amd64".
+fn version(go: &Path) -> Option<(u32, u32)> {
     // Not the version that some go.mod above asks for.
     let mut command = Command::new(go);
     let text = run(command.arg("version").env("GOTOOLCHAIN", "local").current_dir("/")).ok()?;
-    text.split("go1.").nth(1)?.split(['.', ' ', 'r', 'b']).next()?.parse().ok()
+    let mut numbers = text.split("go1.").nth(1)?.split(' ').next()?.split(['.', 'r', 'b']);
+    let minor = numbers.next()?.parse().ok()?;
+    Some((minor, numbers.next().and_then(|patch| patch.parse().ok()).unwrap_or(0)))
 }
 
 /// The toolchain as a Go module: what a newer Go would do by itself.
@@ -91,10 +93,11 @@ mod tests {
     #[test]
     fn versions_are_read_from_what_go_says() {
         let directory = tempfile::tempdir().unwrap();
-        for (said, minor) in [("go1.26.8", 26), ("go1.19", 19), ("go1.27rc1", 27)] {
-            assert_eq!(minor_version(&pretender(directory.path(), said)), Some(minor), "{said}");
+        for (said, numbers) in [("go1.26.8", (26, 8)), ("go1.19", (19, 0)), ("go1.27rc1", (27, 0))]
+        {
+            assert_eq!(version(&pretender(directory.path(), said)), Some(numbers), "{said}");
         }
-        assert_eq!(minor_version(&pretender(directory.path(), "devel")), None);
-        assert_eq!(minor_version(&directory.path().join("none")), None);
+        assert_eq!(version(&pretender(directory.path(), "devel")), None);
+        assert_eq!(version(&directory.path().join("none")), None);
     }
 }

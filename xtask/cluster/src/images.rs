@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use netpol_image::{Entry, Image};
 use netpol_needs::Need;
 
-use crate::binaries;
+use crate::binaries::{self, Program};
 use crate::machine::Machine;
 use crate::process::run;
 
@@ -26,7 +26,7 @@ pub(crate) fn prepare(needs: &[Need]) -> Result<()> {
     if !needs.contains(&Need::Nodes) || path()?.exists() {
         return Ok(());
     }
-    let mut image = agnhost(AGNHOST)?;
+    let mut image = agnhost(AGNHOST, binaries::AGNHOST)?;
     image.names.push(PAUSE.to_owned());
     image.write(&path()?)
 }
@@ -52,8 +52,8 @@ fn path() -> Result<PathBuf> {
 }
 
 /// An image of agnhost that pauses unless told otherwise.
-pub(crate) fn agnhost(name: &str) -> Result<Image> {
-    let mut image = Image::of_program(name, "agnhost", binaries::find(binaries::AGNHOST)?);
+pub(crate) fn agnhost(name: &str, program: Program) -> Result<Image> {
+    let mut image = Image::of_program(name, "agnhost", binaries::find(program)?);
     image.entries.push(Entry::directory("/tmp", 0o1777));
     image.command.push("pause".to_owned());
     image.environment.push("PATH=/usr/sbin:/usr/bin:/sbin:/bin:/".to_owned());

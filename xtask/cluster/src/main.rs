@@ -103,10 +103,11 @@ enum Action {
         with_cni: bool,
     },
     /// Run upstream's NetworkPolicy tests with netpol on a cluster of their own
-    Conformance(conformance::Args),
+    Conformance(Box<conformance::Args>),
     /// Build those of Kubernetes' programs that are not ready, and print where all are
     Build {
-        /// What of them: kubectl, control-plane, nodes, dns, suite, legacy-suite [default: all]
+        /// What of them: kubectl, control-plane, nodes, dns, suite, legacy-suite,
+        /// cluster-network-policy-suite [default: all]
         #[arg(value_parser = need)]
         what: Vec<Need>,
     },
@@ -260,4 +261,16 @@ fn status(name: &str) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed() {
+        Cli::command().debug_assert();
+    }
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use netpol_needs::Need;
 
-use crate::binaries::{self, Module, Program};
+use crate::binaries::{self, Made, Module, Program};
 use crate::go;
 use crate::images;
 use crate::progress::{Progress, watch};
@@ -99,21 +99,30 @@ impl Build {
         }
         fs::create_dir_all(&unfinished)
             .with_context(|| format!("create {}", unfinished.display()))?;
-        let parts = self.parts(module, programs)?;
-        self.compile(module, &parts)?;
+        let built: Vec<&Program> =
+            programs.iter().filter(|program| !matches!(program.made, Made::Copy(_))).collect();
+        if !built.is_empty() {
+            let parts = self.parts(module, &built)?;
+            self.compile(module, &parts)?;
+        }
         for (index, program) in programs.iter().enumerate() {
-            let what = format!("linking {} ({} of {})", program.name, index + 1, programs.len());
             let path = unfinished.join(program.name);
-            self.link(program, &path, &what)?;
+            if let Made::Copy(upstream) = program.made {
+                self.copy(program, upstream, &path)?;
+            } else {
+                let count = programs.len();
+                let what = format!("linking {} ({} of {count})", program.name, index + 1);
+                self.link(program, &path, &what)?;
+            }
             finish(&directory, program, &path)?;
         }
         fs::remove_dir(&unfinished).with_context(|| format!("remove {}", unfinished.display()))
     }
 
     /// The import paths of all packages that the programs are made of; fetches their modules.
-    fn parts(&self, module: &Module, programs: &[Program]) -> Result<Parts> {
+    fn parts(&self, module: &Module, programs: &[&Program]) -> Result<Parts> {
         let mut command = self.command(module, &["list", "-deps"]);
-        if programs.iter().any(|program| program.is_test) {
+        if programs.iter().any(|program| program.made == Made::Tests) {
             command.arg("-test");
         }
         // Packages changed for a test are compiled when it is linked; one that is nothing but tests is
@@ -168,10 +177,21 @@ impl Build {
              -X {version}.gitMinor={} -X {version}.gitTreeState=clean",
             numbers[0], numbers[1]
         );
-        let verb: &[&str] = if program.is_test { &["test", "-c"] } else { &["build"] };
+        let verb: &[&str] = if program.made == Made::Tests { &["test", "-c"] } else { &["build"] };
         let mut command = self.command(program.module, verb);
         command.args(["-trimpath", "-ldflags", &flags, "-o"]).arg(path).arg(program.package);
         watch(command, &self.progress, |_, _| what.to_owned()).map(drop).map_err(explain)
+    }
+
+    /// Copies a file of an upstream module, at the version that our module pins.
+    fn copy(&self, program: &Program, upstream: &str, path: &Path) -> Result<()> {
+        let mut command = self.command(program.module, &["list", "-m", "-f", "{{.Dir}}"]);
+        command.arg(upstream);
+        let what = format!("looking for {}", program.name);
+        let said = watch(command, &self.progress, |_, _| what.clone()).map_err(explain)?;
+        let from = Path::new(said.trim()).join(program.package);
+        let text = fs::read(&from).with_context(|| format!("read {}", from.display()))?;
+        fs::write(path, text).map_err(|error| full(path, error))
     }
 
     /// `go VERB` in the directory of a module of ours.
@@ -251,7 +271,7 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 
 /// Says before minutes of work that there is no room for what they make.
 fn check_room(directory: &Path, missing: &[Program]) -> Result<()> {
-    let is_suite = |program: &Program| program.is_test;
+    let is_suite = |program: &Program| program.made == Made::Tests;
     let wanted = if missing.iter().any(is_suite) { ROOM + ROOM_FOR_SUITES } else { ROOM };
     let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
     let filesystem = rustix::fs::statvfs(existing)

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -42,6 +43,26 @@ fn describe(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
+/// How many times as long this process waits for a cluster as it usually does.
+static PATIENCE: AtomicU32 = AtomicU32::new(1);
+
+/// Makes this process wait so many times as long from now on: for emulated processors.
+pub fn set_patience(times: u32) {
+    PATIENCE.store(times, Ordering::Relaxed);
+}
+
+/// As long as that means.
+#[must_use]
+pub fn patient(usual: Duration) -> Duration {
+    usual * PATIENCE.load(Ordering::Relaxed)
+}
+
+/// kubectl's option to wait as long as that means.
+#[must_use]
+pub fn timeout(usual: Duration) -> String {
+    format!("--timeout={}s", patient(usual).as_secs())
+}
+
 /// Waits until `is_done` says so. `what` completes "waited 60 s for ...".
 ///
 /// # Errors
@@ -51,6 +72,7 @@ pub fn wait_for(
     patience: Duration,
     mut is_done: impl FnMut() -> Result<bool>,
 ) -> Result<()> {
+    let patience = patient(patience);
     let started = Instant::now();
     let mut next = WORD_EVERY;
     while !is_done()? {

@@ -1,6 +1,7 @@
 //! What runs inside, as the machine's first process: mounts, modules, the jobs one by one, each
 //! with its time, and a frame for each. Must never end without turning the machine off.
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -10,8 +11,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rustix::mount::{MountFlags, mount};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::process::{Pid, Signal, chroot, kill_process};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::frames::{Frame, Kind};
@@ -22,6 +23,12 @@ pub const JOBS: &str = "/jobs";
 const LINE: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyS0" } else { "/dev/ttyS1" };
 /// Of what a job printed, at most so much comes out: its end.
 const MOST: u64 = 192 << 10;
+/// The job whose output is files, and how much of it comes out.
+pub const FILES: &str = "files";
+const MOST_FILES: u64 = 3 << 20;
+/// If this is there, everything moves into a file system that can be left for another root, as
+/// containers do. The one that a kernel starts with cannot.
+pub const OWN_ROOT: &str = "/own-root";
 
 /// Modules that are there before the first job; others the kernel asks for.
 const MODULES: [&str; 7] =
@@ -88,6 +95,9 @@ pub fn main() -> ! {
 }
 
 fn run() -> Result<()> {
+    if Path::new(OWN_ROOT).exists() {
+        own_root()?;
+    }
     prepare()?;
     let (word, jobs) = decode(&fs::read_to_string(JOBS).context("read the jobs")?)?;
     let mut line = OpenOptions::new().write(true).open(LINE).context("open the line of results")?;
@@ -101,7 +111,7 @@ fn run() -> Result<()> {
         send(Kind::Begin, &job.name, 0, Vec::new())?;
         let (kind, code, output) = match attempt(job) {
             Ok(Some((status, output))) => (Kind::End, code(status), output),
-            Ok(None) => (Kind::TooLong, -1, tail()?),
+            Ok(None) => (Kind::TooLong, -1, tail(MOST)?),
             Err(error) => (Kind::End, -1, format!("{error:#}\n").into_bytes()),
         };
         send(kind, &job.name, code, output)?;
@@ -140,7 +150,8 @@ fn attempt(job: &Job) -> Result<Option<(ExitStatus, Vec<u8>)>> {
     if status.is_none() {
         child.wait().context("wait for a job")?;
     }
-    status.map(|status| Ok((status, tail()?))).transpose()
+    let most = if job.name == FILES { MOST_FILES } else { MOST };
+    status.map(|status| Ok((status, tail(most)?))).transpose()
 }
 
 /// Kills every process but this one; the kernel's own take no notice.
@@ -153,13 +164,39 @@ fn end_all() {
     }
 }
 
-fn tail() -> Result<Vec<u8>> {
+fn tail(most: u64) -> Result<Vec<u8>> {
     let mut file = File::open(OUTPUT).context("read what a job printed")?;
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Copies everything into memory that is mounted, and makes that the root.
+fn own_root() -> Result<()> {
+    const NEW: &str = "/new";
+    // Programs are started with something to read that is empty.
+    fs::create_dir_all("/dev").context("create /dev")?;
+    mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None).context("mount /dev")?;
+    fs::create_dir_all(NEW).context("create the new root")?;
+    busybox(&["mount", "-t", "tmpfs", "-o", "size=90%,mode=755", "tmpfs", NEW])?;
+    for entry in fs::read_dir("/").context("list the old root")?.flatten() {
+        let path = entry.path();
+        let shown = path.to_string_lossy();
+        if shown == NEW || shown == "/dev" {
+            continue;
+        }
+        busybox(&["cp", "-a", &shown, NEW])?;
+        // busybox itself is there.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && shown != "/bin" {
+            busybox(&["rm", "-rf", &shown])?;
+        }
+    }
+    env::set_current_dir(NEW).context("enter the new root")?;
+    mount_move(".", "/").context("move the new root over the old one")?;
+    chroot(".").context("change the root")?;
+    env::set_current_dir("/").context("enter the root")
 }
 
 fn prepare() -> Result<()> {

@@ -3,6 +3,7 @@
 //! packages, or touch the host's network.
 
 pub mod archive;
+pub mod conformance;
 pub mod frames;
 pub mod guest;
 pub mod machine;

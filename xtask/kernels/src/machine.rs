@@ -15,8 +15,19 @@ use netpol_debian::Arch;
 use crate::frames::{self, Frame, Kind, Read};
 use crate::packages::Kernel;
 
-/// Memory of the machine, in MiB.
-pub const MEMORY: u64 = 2560;
+/// What a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Memory, in MiB.
+    pub memory: u64,
+    /// How many processors.
+    pub processors: u8,
+}
+
+/// What the tests take.
+pub const FOR_TESTS: Size = Size { memory: 2560, processors: 1 };
+/// What a cluster takes, with its nodes' pods.
+pub const FOR_CLUSTER: Size = Size { memory: 6144, processors: 2 };
 /// What QEMU takes besides, in MiB.
 const OVERHEAD: u64 = 512;
 /// What every kernel is told.
@@ -41,6 +52,9 @@ pub enum Accelerator {
     Software,
 }
 
+/// The file of what a machine's kernel writes, in the directory of the machine.
+pub(crate) const CONSOLE: &str = "console";
+
 /// How a machine ended, if not by itself after its last job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -54,28 +68,28 @@ pub enum Ending {
 ///
 /// # Errors
 /// There is no QEMU, or not enough memory.
-pub fn check(arch: Arch) -> Result<()> {
+pub fn check(arch: Arch, size: Size) -> Result<()> {
     let qemu = arch.emulator();
     if netpol_run::on_path(qemu).next().is_none() {
         let package = arch.emulator_package();
         bail!("{qemu} is not here, which runs the kernels: apt-get install {package}");
     }
     let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    check_memory(available(&text))
+    check_memory(size, available(&text))
 }
 
-fn check_memory(available: Option<u64>) -> Result<()> {
+fn check_memory(size: Size, available: Option<u64>) -> Result<()> {
+    let needed = size.memory + OVERHEAD;
     match available {
-        Some(free) if free < MEMORY + OVERHEAD => bail!(
-            "a kernel with the tests takes {} MiB of memory, and {free} MiB are available: end \
-             something that runs, or use a larger machine",
-            MEMORY + OVERHEAD
+        Some(free) if free < needed => bail!(
+            "a kernel with the tests takes {needed} MiB of memory, and {free} MiB are available: end \
+             something that runs, or use a larger machine"
         ),
         _ => Ok(()),
     }
 }
 
-/// How many machines this one carries at a time: each takes a processor and its memory.
+/// How many machines with tests this one carries at a time: each takes a processor and its memory.
 #[must_use]
 pub fn room() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -84,7 +98,7 @@ pub fn room() -> usize {
 }
 
 fn room_for(processors: usize, available: Option<u64>) -> usize {
-    let memory = available.map_or(1, |free| free / (MEMORY + OVERHEAD));
+    let memory = available.map_or(1, |free| free / (FOR_TESTS.memory + OVERHEAD));
     processors.min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
 }
 
@@ -121,11 +135,11 @@ pub fn remember_hang(cache: &Path) {
 }
 
 /// QEMU's arguments for such a machine, but for what is in it; its two serial lines go into files.
-fn arguments(arch: Arch, accelerator: Accelerator, lines: [&Path; 2]) -> Vec<OsString> {
+fn arguments(arch: Arch, size: Size, accelerator: Accelerator, lines: [&Path; 2]) -> Vec<OsString> {
     let [console, results] = lines.map(|path| format!("file:{}", path.display()));
-    let memory = MEMORY.to_string();
+    let (memory, processors) = (size.memory.to_string(), size.processors.to_string());
     let mut words = vec!["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"];
-    words.extend(["-nic", "none", "-smp", "1", "-m", &memory]);
+    words.extend(["-nic", "none", "-smp", &processors, "-m", &memory]);
     words.extend(match (arch, accelerator) {
         (_, Accelerator::Kvm) => ["-accel", "kvm", "-cpu", "host"],
         // Five levels of page tables would only cost.
@@ -172,10 +186,11 @@ impl Machine {
         kernel: &Kernel,
         memory: &Path,
         word: &str,
+        size: Size,
         accelerator: Accelerator,
         directory: &Path,
     ) -> Result<Self> {
-        let (console, results) = (directory.join("console"), directory.join("results"));
+        let (console, results) = (directory.join(CONSOLE), directory.join("results"));
         for path in [&console, &results] {
             File::create(path).with_context(|| format!("create {}", path.display()))?;
         }
@@ -189,7 +204,7 @@ impl Machine {
             }
             None => Command::new(qemu),
         };
-        command.args(arguments(kernel.arch, accelerator, [&console, &results]));
+        command.args(arguments(kernel.arch, size, accelerator, [&console, &results]));
         command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(memory);
         let errors = File::create(directory.join("qemu")).context("create a file for QEMU")?;
         command.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
@@ -286,7 +301,8 @@ mod tests {
     #[test]
     fn each_processor_has_its_board_and_its_two_lines() {
         let words = |arch, accelerator| {
-            let words = arguments(arch, accelerator, [Path::new("/c"), Path::new("/r")]);
+            let lines = [Path::new("/c"), Path::new("/r")];
+            let words = arguments(arch, FOR_TESTS, accelerator, lines);
             words
                 .iter()
                 .map(|word| word.to_string_lossy().into_owned())
@@ -309,10 +325,11 @@ mod tests {
     #[test]
     fn too_little_memory_is_told_before_anything_is_started() {
         assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n"), Some(4096));
-        assert!(check_memory(Some(4096)).is_ok() && check_memory(None).is_ok());
-        let text =
-            check_memory(Some(100)).map_or_else(|error| error.to_string(), |()| String::new());
-        assert_eq!(room_for(8, Some(3 * (MEMORY + OVERHEAD))), 3);
+        let check = |available| check_memory(FOR_TESTS, available);
+        assert!(check(Some(4096)).is_ok() && check(None).is_ok());
+        assert!(check_memory(FOR_CLUSTER, Some(4096)).is_err());
+        let text = check(Some(100)).map_or_else(|error| error.to_string(), |()| String::new());
+        assert_eq!(room_for(8, Some(3 * (FOR_TESTS.memory + OVERHEAD))), 3);
         assert_eq!(
             (room_for(2, Some(u64::MAX)), room_for(2, None), room_for(2, Some(9))),
             (2, 1, 1)

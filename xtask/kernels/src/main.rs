@@ -1,4 +1,5 @@
-//! `cargo xtask test kernels`, and, inside a virtual machine, its first process.
+//! `cargo xtask test kernels` and `cargo xtask conformance --kernel`, and, inside a virtual machine, its
+//! first process.
 
 use std::env;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use netpol_arguments::test::Args;
 use netpol_debian::Arch;
+use netpol_kernels::conformance;
 use netpol_kernels::guest;
 use netpol_kernels::matrix::{self, ENDS, Extent, KERNELS};
 use netpol_kernels::run::{self, Options};
@@ -31,7 +33,13 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         guest::main();
     }
-    match command(Cli::parse()) {
+    // It has options of its own, which are the cluster's.
+    let words: Vec<String> = env::args().skip(1).collect();
+    let result = match words.split_first() {
+        Some((first, words)) if first == "conformance" => conformance::command(words),
+        _ => command(Cli::parse()),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

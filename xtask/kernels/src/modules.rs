@@ -12,8 +12,10 @@ use netpol_cluster::process;
 use crate::archive::Archive;
 
 /// Directories of modules that tests may need; the rest is drivers of real devices.
-const WANTED: [&str; 5] = [
+const WANTED: [&str; 6] = [
     "kernel/net",
+    // What containers' file systems are made of.
+    "kernel/fs/overlayfs",
     "kernel/lib",
     "kernel/crypto",
     "kernel/arch/x86/crypto",
@@ -40,6 +42,9 @@ const DEVICES: [&str; 18] = [
     "nlmon",
     "amt",
 ];
+
+/// The archive's name; another one where something else is packed.
+pub(crate) const FILE: &str = "modules-2.cpio";
 
 /// Packs those of an unpacked kernel.
 pub(crate) fn pack(tree: &Path, release: &str, into: &Path) -> Result<()> {

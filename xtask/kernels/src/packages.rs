@@ -106,10 +106,13 @@ pub fn ensure_tree(arch: Arch) -> Result<PathBuf> {
 fn cached(cache: &Path, arch: Arch, wanted: &Wanted) -> Option<Kernel> {
     let entries = fs::read_dir(cache).ok()?.flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let is_whole = |name: &String| is_kept(&cache.join(name));
+    let is_whole = |name: &String| {
+        let place = cache.join(name);
+        is_kept(&place) && place.join(modules::FILE).exists()
+    };
     let release = newest(names.filter(is_whole), wanted)?;
     let directory = cache.join(&release);
-    let (image, modules) = (directory.join("vmlinuz"), directory.join("modules.cpio"));
+    let (image, modules) = (directory.join("vmlinuz"), directory.join(modules::FILE));
     Some(Kernel { release, arch, image, modules })
 }
 
@@ -166,7 +169,7 @@ fn fetch(cache: &Path, arch: Arch, wanted: &Wanted, progress: &Progress) -> Resu
     let image = places.iter().find(|path| path.exists());
     let image = image.with_context(|| format!("the packages of {release} have no vmlinuz"))?;
     fs::copy(image, draft.directory().join("vmlinuz")).context("copy the kernel")?;
-    modules::pack(&tree, &release, &draft.directory().join("modules.cpio"))?;
+    modules::pack(&tree, &release, &draft.directory().join(modules::FILE))?;
     fs::remove_dir_all(&tree).context("remove what was unpacked")?;
     draft.finish()
 }

@@ -82,9 +82,26 @@ pub struct Contents<'a> {
     pub netpol: &'a Path,
     /// The test programs, by name.
     pub tests: &'a [(String, PathBuf)],
+    /// What else there is.
+    pub more: &'a [Item],
     /// Another processor than this machine's, and Debian's packages for it, unpacked: its programs
     /// and libraries are not to be had from this machine.
     pub other: Option<(Arch, &'a Path)>,
+}
+
+/// Something in a machine's memory besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A program of this machine, with its package.
+    Tool(&'static str, &'static str),
+    /// A program that is at this place inside, with its libraries; without what only debuggers need.
+    Program(PathBuf, PathBuf),
+    /// A copy of a file, as it is.
+    File(PathBuf, PathBuf),
+    /// A file that can be executed.
+    Script(&'static str, String),
+    /// A directory.
+    Directory(PathBuf),
 }
 
 /// Packs all of it.
@@ -92,7 +109,7 @@ pub struct Contents<'a> {
 /// # Errors
 /// Something is missing, named with its package, or cannot be read or written.
 pub fn pack(contents: &Contents<'_>, into: &Path) -> Result<()> {
-    let Contents { first, netpol, tests, other } = *contents;
+    let Contents { first, netpol, tests, more, other } = *contents;
     let archive = Archive::create(into)?;
     let mut tree = Tree { archive, libraries: BTreeSet::new(), other: other.map(|other| other.0) };
     if let Some((_, packages)) = other {
@@ -108,6 +125,9 @@ pub fn pack(contents: &Contents<'_>, into: &Path) -> Result<()> {
     }
     if other.is_none() {
         tree.of_this_machine()?;
+    }
+    for item in more {
+        tree.item(item, stripped.path())?;
     }
     for name in APPLETS {
         tree.archive.link(&Path::new("/bin").join(name), "/bin/busybox")?;
@@ -151,17 +171,31 @@ impl Tree {
     /// The programs that tests run, as they are here.
     fn of_this_machine(&mut self) -> Result<()> {
         for (name, package) in TOOLS {
-            let found =
-                netpol_run::on_path(name).chain(administrators(name)).find(|path| is_system(path));
-            let Some(path) = found else { bail!("{name} is not here: apt-get install {package}") };
-            self.program(&path, &path)?;
-            self.archive.link(&Path::new("/usr/bin").join(name), &path.to_string_lossy())?;
+            self.tool(name, package)?;
         }
         self.archive
             .copy(Path::new("/bin/busybox"), Path::new("/bin/busybox"))
             .context("the static busybox is the machine's shell: apt-get install busybox-static")?;
         self.extensions()?;
         self.python()
+    }
+
+    fn tool(&mut self, name: &str, package: &str) -> Result<()> {
+        let found =
+            netpol_run::on_path(name).chain(administrators(name)).find(|path| is_system(path));
+        let Some(path) = found else { bail!("{name} is not here: apt-get install {package}") };
+        self.program(&path, &path)?;
+        self.archive.link(&Path::new("/usr/bin").join(name), &path.to_string_lossy())
+    }
+
+    fn item(&mut self, item: &Item, directory: &Path) -> Result<()> {
+        match item {
+            Item::Tool(name, package) => self.tool(name, package),
+            Item::Program(to, from) => self.stripped(to, from, directory),
+            Item::File(to, from) => self.archive.copy(to, from),
+            Item::Script(to, text) => self.archive.bytes(Path::new(to), 0o755, text.as_bytes()),
+            Item::Directory(path) => self.archive.directory(path),
+        }
     }
 
     /// A program without what only debuggers need, which is most of it.

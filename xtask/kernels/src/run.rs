@@ -46,7 +46,7 @@ pub struct Options {
 /// # Errors
 /// One cannot be had: the error says what to do.
 pub fn prepare(arch: Arch, versions: &[String]) -> Result<Vec<Kernel>> {
-    machine::check(arch)?;
+    machine::check(arch, machine::FOR_TESTS)?;
     if !arch.is_host() {
         packages::ensure_tree(arch)?;
     }
@@ -68,6 +68,7 @@ pub fn run(options: &Options) -> Result<Report> {
         first: &options.first,
         netpol: &options.netpol,
         tests: &tests,
+        more: &[],
         other: tree.as_deref().map(|tree| (options.arch, tree)),
     };
     programs::pack(&contents, &base)?;
@@ -112,7 +113,8 @@ fn column(
         let word = random_word()?;
         let memory = directory.join("memory.cpio");
         join(&[base, &kernel.modules], &guest::encode(&word, rest), &memory)?;
-        let mut machine = Machine::start(kernel, &memory, &word, accelerator, directory)?;
+        let size = machine::FOR_TESTS;
+        let mut machine = Machine::start(kernel, &memory, &word, size, accelerator, directory)?;
         let mut running: Option<String> = None;
         let mut began = Instant::now();
         let ending = machine.wait(patience, |frame| match frame.kind {
@@ -155,7 +157,7 @@ fn column(
 }
 
 /// One file of several archives and the jobs, as the kernel takes it.
-fn join(archives: &[&Path], jobs: &str, into: &Path) -> Result<()> {
+pub(crate) fn join(archives: &[&Path], jobs: &str, into: &Path) -> Result<()> {
     let mut last = crate::archive::Archive::new(Vec::new());
     last.bytes(Path::new(guest::JOBS), 0o644, jobs.as_bytes())?;
     let last = last.into_inner()?;
@@ -169,7 +171,7 @@ fn join(archives: &[&Path], jobs: &str, into: &Path) -> Result<()> {
     Ok(())
 }
 
-fn random_word() -> Result<String> {
+pub(crate) fn random_word() -> Result<String> {
     let mut bytes = [0u8; 16];
     let mut file = fs::File::open("/dev/urandom").context("open /dev/urandom")?;
     file.read_exact(&mut bytes).context("read /dev/urandom")?;

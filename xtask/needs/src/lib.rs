@@ -31,18 +31,20 @@ pub enum Need {
     Suite,
     /// The older ones.
     LegacySuite,
+    /// Upstream's ClusterNetworkPolicy tests.
+    TierSuite,
     /// Kernels other than this machine's, and what runs them.
     Kernels,
 }
 
 use Need::{
     ControlPlane, Dns, Kernels, Kubectl, LegacySuite, Netpol, NetworkPlugins, Nodes, Python, Suite,
-    Translation,
+    TierSuite, Translation,
 };
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Translation,
         NetworkPlugins,
         Python,
@@ -53,11 +55,13 @@ impl Need {
         Dns,
         Suite,
         LegacySuite,
+        TierSuite,
         Kernels,
     ];
 
     /// Those that are programs of Kubernetes, which are built with Go.
-    pub const KUBERNETES: [Self; 6] = [Kubectl, ControlPlane, Nodes, Dns, Suite, LegacySuite];
+    pub const KUBERNETES: [Self; 7] =
+        [Kubectl, ControlPlane, Nodes, Dns, Suite, LegacySuite, TierSuite];
 
     /// As it is written on a command line.
     #[must_use]
@@ -73,6 +77,7 @@ impl Need {
             Dns => "dns",
             Suite => "suite",
             LegacySuite => "legacy-suite",
+            TierSuite => "cluster-network-policy-suite",
             Kernels => "kernels",
         }
     }
@@ -96,6 +101,7 @@ impl Need {
             Nodes => "run a real cluster on this machine",
             Dns => "give a cluster on this machine its DNS",
             Suite | LegacySuite => "run upstream's NetworkPolicy tests",
+            TierSuite => "run upstream's ClusterNetworkPolicy tests",
             Kernels => "boot other kernels in virtual machines",
         }
     }
@@ -123,7 +129,7 @@ impl Need {
                 ("ip6tables-restore", "iptables"),
                 ("conntrack", "conntrack"),
             ],
-            LegacySuite => &[("busybox", "busybox-static")],
+            LegacySuite | TierSuite => &[("busybox", "busybox-static")],
             Kernels => &[
                 ("qemu-system-x86_64", "qemu-system-x86"),
                 ("busybox", "busybox-static"),
@@ -142,8 +148,8 @@ impl Need {
             || matches!(
                 (self, other),
                 (ControlPlane | Nodes, Kubectl)
-                    | (Nodes | Dns | Suite | LegacySuite, ControlPlane)
-                    | (Dns | Suite | LegacySuite, Nodes | Kubectl)
+                    | (Nodes | Dns | Suite | LegacySuite | TierSuite, ControlPlane)
+                    | (Dns | Suite | LegacySuite | TierSuite, Nodes | Kubectl)
             )
     }
 }

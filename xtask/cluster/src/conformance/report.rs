@@ -1,4 +1,4 @@
-//! What came of a suite: read from ginkgo's JSON report, written as Markdown and JSON. Every spec of
+//! What came of a suite: read from ginkgo's JSON report, or taken as it is, and written as Markdown and JSON. Every spec of
 //! the suite is listed, with the reason if it was not run.
 
 use std::fmt::Write as _;
@@ -62,10 +62,21 @@ pub(super) struct Spec {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum SpecResult {
+pub(super) enum SpecResult {
     Passed,
     Failed,
     NotRun,
+}
+
+impl Spec {
+    pub(super) fn new(name: String, result: SpecResult, reason: String, milliseconds: u64) -> Self {
+        Self { name, result, reason, milliseconds }
+    }
+
+    #[cfg(test)]
+    pub(super) fn outcome(&self) -> (String, SpecResult) {
+        (self.name.clone(), self.result)
+    }
 }
 
 /// All of a run.
@@ -76,6 +87,9 @@ pub(super) struct Report {
     specs: Vec<Spec>,
     /// What went wrong outside the specs.
     problems: Vec<String>,
+    /// What is to be known about the run besides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 impl Report {
@@ -93,13 +107,15 @@ impl Report {
         Ok(report)
     }
 
+    /// Of specs that are known already.
+    pub(super) fn of_specs(name: &str, seconds: u64, mut specs: Vec<Spec>) -> Self {
+        specs.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { name: name.to_owned(), seconds, specs, problems: Vec::new(), notes: Vec::new() }
+    }
+
     fn read(name: &str, suites: &[GinkgoSuite], outcome: &Outcome) -> Self {
-        let mut report = Self {
-            name: name.to_owned(),
-            seconds: suites.iter().map(|suite| suite.run_time / 1_000_000_000).sum(),
-            specs: Vec::new(),
-            problems: Vec::new(),
-        };
+        let seconds = suites.iter().map(|suite| suite.run_time / 1_000_000_000).sum();
+        let mut report = Self::of_specs(name, seconds, Vec::new());
         for suite in suites {
             for spec in &suite.spec_reports {
                 report.add(spec, outcome);
@@ -160,7 +176,12 @@ impl Report {
         self.problems.push(problem);
     }
 
-    /// One line with the figures, and what went wrong outside the specs.
+    /// Notes what is to be known about the run besides.
+    pub(super) fn add_note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// One line with the figures, what went wrong outside the specs, and notes.
     pub(super) fn summary(&self) -> String {
         let mut line = format!(
             "{}: {} specs run, {} passed, {} failed, {} not run, in {} min {:02} s",
@@ -172,8 +193,8 @@ impl Report {
             self.seconds / 60,
             self.seconds % 60,
         );
-        for problem in &self.problems {
-            let _ = write!(line, "\n  {problem}");
+        for more in self.problems.iter().chain(&self.notes) {
+            let _ = write!(line, "\n  {more}");
         }
         line
     }

@@ -81,10 +81,9 @@ pub(super) struct Exclusion {
 
 impl Exclusion {
     fn here() -> Vec<Self> {
-        let sctp = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::SCTP));
         let no_sctp =
             Self { label: "[Feature:SCTPConnectivity]", reason: "this kernel has no SCTP sockets" };
-        if sctp.is_ok() { Vec::new() } else { vec![no_sctp] }
+        if has_sctp() { Vec::new() } else { vec![no_sctp] }
     }
 
     pub(super) fn applies(&self, spec: &str) -> bool {
@@ -94,6 +93,11 @@ impl Exclusion {
     fn regex(&self) -> String {
         self.label.replace('[', r"\[").replace(']', r"\]")
     }
+}
+
+/// Whether this kernel, which is that of every machine of the cluster, has SCTP sockets.
+pub(super) fn has_sctp() -> bool {
+    socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::SCTP)).is_ok()
 }
 
 /// What is to be run.
