@@ -43,6 +43,8 @@ struct Subject {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NamespacedPod {
+    // If empty, it selects all namespaces; it is optional.
+    #[serde(default)]
     namespace_selector: LabelSelector,
     pod_selector: LabelSelector,
 }

@@ -32,6 +32,8 @@ pub enum Subject {
     Latency,
     /// What one namespace with very many rules, blocks or selectors costs itself and others
     Load,
+    /// What a hundred ClusterNetworkPolicies cost the compiler
+    Tiers,
 }
 
 impl Subject {
@@ -44,6 +46,7 @@ impl Subject {
             Self::Agent => "agent",
             Self::Latency => "latency",
             Self::Load => "load",
+            Self::Tiers => "tiers",
         }
     }
 }

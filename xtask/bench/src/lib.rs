@@ -27,6 +27,7 @@ pub mod render;
 pub mod report;
 pub mod sample;
 pub mod system;
+pub mod tiers;
 
 /// How a subject is run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

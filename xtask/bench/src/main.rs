@@ -13,7 +13,7 @@ use netpol_bench::isolation::{self, End};
 use netpol_bench::machine::Machine;
 use netpol_bench::render::{json, plot, tables};
 use netpol_bench::report::Report;
-use netpol_bench::{Options, agent, datapath, latency, load, progress, system};
+use netpol_bench::{Options, agent, datapath, latency, load, progress, system, tiers};
 
 /// Measure what netpol costs, as ratios within one run.
 #[derive(Parser)]
@@ -44,6 +44,7 @@ fn measure(args: &Args) -> Result<ExitCode> {
         Subject::Agent => agent::run(&options),
         Subject::Latency => latency::run(&options),
         Subject::Load => load::run(&options),
+        Subject::Tiers => tiers::run(&options),
     }?;
     serde_json::to_writer(std::io::stdout(), &report).context("hand on what was measured")?;
     Ok(ExitCode::SUCCESS)

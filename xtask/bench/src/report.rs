@@ -27,7 +27,7 @@ pub struct Report {
 pub type Subject = &'static str;
 
 /// What can be measured.
-pub const SUBJECTS: [Subject; 5] = ["datapath", "system", "agent", "latency", "load"];
+pub const SUBJECTS: [Subject; 6] = ["datapath", "system", "agent", "latency", "load", "tiers"];
 
 fn subject<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Subject, D::Error> {
     let name = String::deserialize(deserializer)?;

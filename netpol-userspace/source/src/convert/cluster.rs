@@ -203,7 +203,10 @@ impl Converter {
                 }
             }
         };
-        let namespaces = one("namespaceSelector", pods.namespace_selector.as_ref());
+        // Absent like empty: all namespaces.
+        let everywhere = LabelSelector::default();
+        let namespaces = pods.namespace_selector.as_ref().unwrap_or(&everywhere);
+        let namespaces = one("namespaceSelector", Some(namespaces));
         let pods = one("podSelector", pods.pod_selector.as_ref());
         Some((namespaces?, pods?))
     }

@@ -128,10 +128,12 @@ fn namespaces(rng: &mut Rng, n_namespaces: usize) -> Value {
 }
 
 fn pods(rng: &mut Rng, n_namespaces: usize) -> Value {
-    json!({
-        "namespaceSelector": namespaces(rng, n_namespaces),
-        "podSelector": to_value(&selector(rng, &KEYS, n_namespaces)),
-    })
+    let mut pods = json!({ "podSelector": to_value(&selector(rng, &KEYS, n_namespaces)) });
+    // Absent it means all of them.
+    if !rng.chance(15) {
+        pods["namespaceSelector"] = namespaces(rng, n_namespaces);
+    }
+    pods
 }
 
 fn subject(rng: &mut Rng, n_namespaces: usize) -> Value {

@@ -49,7 +49,7 @@ fn every_field_is_read() {
             "to": [
                 {"nodes": {"matchLabels": {"zone": "x"}}},
                 {"networks": ["10.0.0.0/8", "fd00::/8"]},
-                {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "db"}}}},
+                {"pods": {"podSelector": {"matchLabels": {"app": "db"}}}},
             ],
             "protocols": [
                 {"tcp": {"destinationPort": {"number": 80}}},
@@ -117,7 +117,7 @@ fn a_rule_with_something_unknown_fails_closed_and_is_refused_in_a_file() {
         (json!({}), "to"),
         (json!({"to": [{"networks": []}]}), "to[0].networks"),
         (json!({"to": [{"networks": ["10.0.0.0/8", "x"]}]}), "to[0].networks[1]"),
-        (json!({"to": [{"pods": {"podSelector": {}}}]}), "to[0].pods.namespaceSelector"),
+        (json!({"to": [{"pods": {"namespaceSelector": {}}}]}), "to[0].pods.podSelector"),
         (
             json!({"to": [{"nodes": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}}]}),
             "to[0].nodes.matchExpressions[0].operator",
