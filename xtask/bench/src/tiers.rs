@@ -158,7 +158,7 @@ fn team(number: usize) -> String {
 fn objects(size: Size) -> impl Iterator<Item = Change> {
     (0..size.namespaces).flat_map(move |number| {
         let name = namespace(number);
-        let half = if number % 2 == 0 { "even" } else { "odd" };
+        let half = if number.is_multiple_of(2) { "even" } else { "odd" };
         let labels =
             [("kubernetes.io/metadata.name", &*name), ("team", &team(number / 2)), ("half", half)]
                 .into_iter()
@@ -194,7 +194,7 @@ fn is(key: &str, value: &str) -> Selector {
 /// Policy `number` as it is after so many edits.
 fn policy(number: usize, n_edits: usize) -> ClusterPolicy {
     let rules: Vec<ClusterRule> = (0..RULES).map(|place| rule(number, place, n_edits)).collect();
-    let half = if number % 2 == 0 { "even" } else { "odd" };
+    let half = if number.is_multiple_of(2) { "even" } else { "odd" };
     ClusterPolicy {
         name: format!("policy-{number}").into(),
         tier: if number % 4 == 3 { Tier::Baseline } else { Tier::Admin },
