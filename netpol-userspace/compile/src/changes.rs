@@ -140,6 +140,7 @@ impl Compiler {
         if !self.cluster.apply(change) {
             return;
         }
+        self.cluster_sets.forget();
         let now = self.cluster.cluster_policies.get(name).cloned();
         let both: Vec<ClusterPolicy> = before.into_iter().chain(now).collect();
         self.look_at_subjects(&both, dirty);
@@ -147,6 +148,7 @@ impl Compiler {
 
     /// What rules about nodes mean has changed.
     fn look_at_subjects_of_nodes(&mut self, dirty: &mut Dirty) {
+        self.cluster_sets.forget();
         let names_nodes = |policy: &&ClusterPolicy| {
             let rules = policy.ingress.iter().chain(&policy.egress);
             let mut peers = rules.flat_map(|rule| rule.peers.named());

@@ -98,6 +98,8 @@ pub struct Compiler {
     everybodys: (u64, u64),
     /// How much is done of a job at a time, where plans are given for all of it.
     slice_size: usize,
+    /// Sets that pods of several namespaces may have.
+    cluster_sets: wanted::ClusterSets,
     /// Which peers the policies of namespaces with endpoints mention, once one was edited.
     mentions: FxHashMap<Str, Mentions>,
     /// From how many rows on a set is edited in place.
@@ -178,6 +180,7 @@ impl Compiler {
             was_nobodys: false,
             everybodys: (0, 0),
             slice_size: usize::MAX,
+            cluster_sets: wanted::ClusterSets::default(),
             mentions: FxHashMap::default(),
             edited_from: EDITED_FROM,
             gathered_from: GATHERED_FROM,

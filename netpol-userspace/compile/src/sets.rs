@@ -102,6 +102,8 @@ pub(super) struct Set {
     own: Option<Arc<Allowed>>,
     /// How many entries have rulings.
     n_ranked: usize,
+    /// Unlike that of any other set.
+    pub stamp: u64,
     /// The other predicates, in no order.
     entries: Vec<(Predicate, Arc<Allowed>)>,
     mentions: FxHashMap<AtomId, Mention>,
@@ -129,6 +131,7 @@ impl Set {
             any: None,
             own: None,
             n_ranked: 0,
+            stamp: 0,
             entries: Vec::new(),
             mentions: FxHashMap::default(),
             rows: FxHashMap::default(),
@@ -344,6 +347,7 @@ pub(super) struct Sets {
     dying: Vec<Dying>,
     /// Whether a set could not be numbered since this was last cleared.
     pub exhausted: bool,
+    last_stamp: u64,
 }
 
 /// The set that isolates and allows nothing. It always exists, so that there is something to fail
@@ -368,6 +372,7 @@ impl Sets {
             dying: Vec::new(),
             maybe_dead: Vec::new(),
             exhausted: false,
+            last_stamp: 0,
         }
     }
 
@@ -407,7 +412,7 @@ impl Sets {
     }
 
     /// One user more of a set that is there.
-    fn share(&mut self, id: SetId, atoms: &mut Atoms) -> SetId {
+    pub fn share(&mut self, id: SetId, atoms: &mut Atoms) -> SetId {
         if let Some(set) = self.by_id.get(&id).filter(|_| self.unready.contains_key(&id)) {
             // Who began to make it ready may take longer than who wants it now.
             atoms.await_pending(set.marks());
@@ -482,7 +487,9 @@ impl Sets {
         self.register(id, set, atoms);
     }
 
-    fn register(&mut self, id: SetId, set: Set, atoms: &mut Atoms) {
+    fn register(&mut self, id: SetId, mut set: Set, atoms: &mut Atoms) {
+        self.last_stamp += 1;
+        set.stamp = self.last_stamp;
         for mention in set.mentions.values() {
             atoms.mention(mention.mark, id);
         }

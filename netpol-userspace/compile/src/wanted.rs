@@ -11,7 +11,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::atoms::Atoms;
 use super::edits::{EarlierPolicies, Edits, Mentions, Selection};
-use super::sets::{Changes, Content, Gathering, Renewed};
+use super::ports::Allowed;
+use super::sets::{Changes, Content, Gathering, Predicate, Renewed};
 use super::tiers::{Applying, is_tiered};
 use super::work::FutureSet;
 use super::{Compiler, EndpointId, SetId, sets};
@@ -31,6 +32,8 @@ pub(super) enum Why {
 /// What an endpoint should have in one direction.
 enum Wanted {
     Set(SetId),
+    /// A set that somebody else has got since the policies of the cluster changed.
+    Known(SetId),
     Content(Content),
     Edited(SetId, Rc<Changes>),
     /// What the gathering of this number leads to.
@@ -40,8 +43,39 @@ enum Wanted {
 /// Contents of pods that the same policies select and that declare the same ports.
 type Contents = FxHashMap<Key, Content>;
 
+/// The sets that pods have by ClusterNetworkPolicies alone: of one edit of these very many pods get
+/// the same new set, each namespace's in its own turn.
+#[derive(Debug, Default)]
+pub(super) struct ClusterSets(FxHashMap<Key, (SetId, u64)>);
+
+impl ClusterSets {
+    /// The policies of the cluster, or what they mean, are others now.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+
+    fn get(&self, key: &Key, sets: &sets::Sets) -> Option<SetId> {
+        let (id, stamp) = *self.0.get(key)?;
+        sets.get(id).filter(|set| set.stamp == stamp).map(|_| id)
+    }
+
+    fn learn(
+        &mut self,
+        contents: Contents,
+        acquired: &FxHashMap<*const [(Predicate, Arc<Allowed>)], SetId>,
+        sets: &sets::Sets,
+    ) {
+        for (key, content) in contents.into_iter().filter(|(key, _)| key.is_of_cluster) {
+            let id = acquired.get(&Arc::as_ptr(&content)).filter(|id| **id != sets::CLOSED);
+            if let Some((id, set)) = id.and_then(|id| Some((*id, sets.get(*id)?))) {
+                self.0.insert(key, (id, set.stamp));
+            }
+        }
+    }
+}
+
 /// What decides what policies say of a pod.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     direction: Direction,
     /// Where the policies are.
@@ -51,6 +85,8 @@ struct Key {
     judges_own: bool,
     /// Its addresses, where these matter.
     own: Vec<IpAddr>,
+    /// No NetworkPolicy is among them.
+    is_of_cluster: bool,
 }
 
 /// What is to be gathered, and how much has been looked at without that.
@@ -100,6 +136,7 @@ impl Key {
             ports: sets::own_ports(pod, direction).unwrap_or_default().to_vec(),
             judges_own,
             own: applying.own_addresses(pod, judges_own).to_vec(),
+            is_of_cluster: applying.policies.is_empty() && applying.is_tiered(),
         }
     }
 }
@@ -136,7 +173,8 @@ impl Compiler {
     ) -> (Vec<(EndpointId, [FutureSet; 2])>, Vec<Gathering>) {
         let n_most = if may_gather { self.gathered_from } else { usize::MAX };
         let mut gatherings = Gatherings::default();
-        let mut wanted = self.wanted(dirty, befores, n_most, &mut gatherings);
+        let mut contents = Contents::default();
+        let mut wanted = self.wanted(dirty, befores, n_most, &mut gatherings, &mut contents);
         let mut edits = self.edits_in_place(&wanted);
         self.gather_what_is_copied(&mut wanted, &edits, n_most, &mut gatherings);
         let n_users = |sets: &sets::Sets, id| sets.get(id).map_or(0, |set| set.n_users);
@@ -145,7 +183,8 @@ impl Compiler {
         let mut found: Vec<(EndpointId, [Option<SetId>; 2])> =
             wanted.iter().map(|(id, _)| (*id, [None, None])).collect();
         let mut made: FxHashMap<SetId, Vec<(Rc<Changes>, SetId)>> = FxHashMap::default();
-        let mut acquired: FxHashMap<*const [_], SetId> = FxHashMap::default();
+        let mut acquired: FxHashMap<*const [(Predicate, Arc<Allowed>)], SetId> =
+            FxHashMap::default();
         // Whatever is not edited in place first: it may mention what an edit would drop.
         let mut is_settled = false;
         while !is_settled {
@@ -160,6 +199,10 @@ impl Compiler {
                         Wanted::Set(set) => {
                             self.engine.sets.retain(*set);
                             Some(*set)
+                        }
+                        Wanted::Known(set) => {
+                            let engine = &mut self.engine;
+                            Some(engine.sets.share(*set, &mut engine.atoms))
                         }
                         // Replicas have the very same.
                         Wanted::Content(content) => match acquired.get(&Arc::as_ptr(content)) {
@@ -201,6 +244,7 @@ impl Compiler {
             bound.iter().for_each(|id| drop(edits.remove(id)));
             self.gather_what_is_copied(&mut wanted, &edits, n_most, &mut gatherings);
         }
+        self.cluster_sets.learn(contents, &acquired, &self.engine.sets);
         let mut renewed = Renewed::default();
         for (&id, changes) in &edits {
             self.engine.sets.edit(id, changes, &mut self.engine.atoms, &mut renewed);
@@ -208,7 +252,7 @@ impl Compiler {
         let settled = found.into_iter().zip(wanted).map(|((id, found), (_, wanted))| {
             let both = [0, 1].map(|index| match (found[index], &wanted[index]) {
                 (Some(set), _) => FutureSet::Set(set),
-                (None, Wanted::Edited(set, _) | Wanted::Set(set)) => {
+                (None, Wanted::Edited(set, _) | Wanted::Set(set) | Wanted::Known(set)) => {
                     self.engine.sets.retain(*set);
                     FutureSet::Set(*set)
                 }
@@ -259,6 +303,7 @@ impl Compiler {
         befores: &EarlierPolicies,
         n_most: usize,
         gatherings: &mut Gatherings,
+        contents: &mut Contents,
     ) -> Vec<(EndpointId, [Wanted; 2])> {
         self.mentions.retain(|namespace, _| self.endpoints_in.contains_key(namespace));
         let edited =
@@ -275,9 +320,8 @@ impl Compiler {
                 Mentions::of(policies.into_iter().flat_map(|p| p.values()).map(|p| &**p))
             });
         }
-        let Self { cluster, endpoints, engine, mentions, unnumbered, .. } = self;
+        let Self { cluster, endpoints, engine, mentions, unnumbered, cluster_sets, .. } = self;
         let mut edits: FxHashMap<(Str, bool), Edits<'_>> = FxHashMap::default();
-        let mut contents = Contents::default();
         let mut alike: FxHashMap<Alike, Option<Rc<Changes>>> = FxHashMap::default();
         let mut wanted = Vec::new();
         for (id, mut why) in dirty {
@@ -335,6 +379,9 @@ impl Compiler {
                     if let Some(content) = contents.get(&key) {
                         return Wanted::Content(content.clone());
                     }
+                    if let Some(set) = cluster_sets.get(&key, &engine.sets) {
+                        return Wanted::Known(set);
+                    }
                     let n = applying.n_peers(direction);
                     if gatherings.n_looked_at.saturating_add(n) > n_most {
                         let number = gatherings.of(&applying, cluster, pod, direction);
@@ -342,11 +389,10 @@ impl Compiler {
                     }
                     gatherings.n_looked_at += n;
                     let atoms = &mut engine.atoms;
-                    let content =
-                        content_of(&mut contents, &applying, cluster, pod, direction, atoms);
+                    let content = content_of(contents, &applying, cluster, pod, direction, atoms);
                     return Wanted::Content(content.clone());
                 }
-                match strictest(cluster, pods, direction, &mut engine.atoms, &mut contents) {
+                match strictest(cluster, pods, direction, &mut engine.atoms, contents) {
                     Some(content) => Wanted::Content(content),
                     None => Wanted::Set(SetId::NONE),
                 }
