@@ -39,7 +39,8 @@ impl Speakers {
 
     /// Whether there are to be guards follows from whether there is any policy.
     pub(crate) fn update_guards(&self, cluster: &Cluster, enforcement: &mut Enforcement) {
-        let has_policies = cluster.policies.values().any(|of_namespace| !of_namespace.is_empty());
+        let has_policies = cluster.policies.values().any(|of_namespace| !of_namespace.is_empty())
+            || !cluster.cluster_policies.is_empty();
         enforcement.want_guards(self.source_check == SourceCheck::All && has_policies);
     }
 

@@ -32,18 +32,25 @@ impl Expectations {
     /// From the manifests that the agents read.
     pub fn new(contents: &Contents) -> Self {
         let (mut namespaces, mut policies) = (Vec::new(), Vec::new());
+        let (mut cluster_policies, mut nodes) = (Vec::new(), Vec::new());
         let mut pods = BTreeMap::new();
         for entry in &contents.entries {
             match (&entry.object, &entry.key) {
                 (Some(Object::Namespace(Some(raw), _)), _) => namespaces.push((**raw).clone()),
                 (Some(Object::Policy(Some(raw), _)), _) => policies.push((**raw).clone()),
+                (Some(Object::ClusterPolicy(Some(raw), _)), _) => {
+                    let raw = serde_json::to_value(raw);
+                    cluster_policies.push(raw.expect("invariant: it was read from such a value"));
+                }
+                (Some(Object::Node(Some(raw), _)), _) => nodes.push((**raw).clone()),
                 (Some(Object::Pod(Some(raw), ..)), Some(Key::Pod(id))) => {
                     pods.insert(id.clone(), (**raw).clone());
                 }
                 _ => {}
             }
         }
-        let reference = Reference::new(namespaces, pods.values().cloned().collect(), policies);
+        let reference = Reference::new(namespaces, pods.values().cloned().collect(), policies)
+            .with_cluster_policies(cluster_policies, nodes);
         Self::Policies(Box::new(Policies { reference, pods }))
     }
 
