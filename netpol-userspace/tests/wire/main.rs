@@ -13,4 +13,5 @@ mod wire_icmp;
 mod wire_packets;
 mod wire_policies;
 mod wire_sources;
+mod wire_tiers;
 mod wire_topologies;

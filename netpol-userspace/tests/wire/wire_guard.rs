@@ -314,6 +314,18 @@ fn guards_are_there_while_there_is_any_policy() {
             scene.settle();
             all_have(lab.guards());
             scene.remove_policy("p");
+            // One of the cluster is a policy too: who could speak as another would be meant by it.
+            let nobody = "{matchLabels: {app: nobody}}";
+            let deny = "egress: [{action: Deny, to: [{nodes: {}}]}]";
+            scene.cluster_policy("c", "Admin", nobody, deny);
+            scene.settle();
+            all_have(lab.guards());
+            scene.cluster_policy("c", "Admin", "{}", deny);
+            scene.settle();
+            pods.iter().for_each(|pod| {
+                assert!(lab.programs(pod).contains(&"netpol_egress".to_owned()), "{}", pod.name);
+            });
+            scene.remove_cluster_policy("c");
             scene.settle();
             all_have(&[]);
         }

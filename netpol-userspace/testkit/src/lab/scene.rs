@@ -285,6 +285,33 @@ impl<'a> Scene<'a> {
         );
     }
 
+    /// A ClusterNetworkPolicy about these pods of the scene, in YAML flow style, with these rules.
+    pub fn cluster_policy(&self, name: &str, tier: &str, pods: &str, rules: &str) {
+        let subject = self.peer(pods);
+        self.write(
+            &format!("cluster-policy-{name}"),
+            &format!(
+                "apiVersion: policy.networking.k8s.io/v1beta1\nkind: ClusterNetworkPolicy\n\
+                 metadata: {{name: {}-{name}}}\n\
+                 spec: {{tier: {tier}, priority: 10, subject: {subject}, {rules}}}\n",
+                self.namespace
+            ),
+        );
+    }
+
+    /// Some pods of the scene as subject or peer of a ClusterNetworkPolicy.
+    pub fn peer(&self, pods: &str) -> String {
+        format!(
+            "{{pods: {{namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {}}}}}, \
+             podSelector: {pods}}}}}",
+            self.namespace
+        )
+    }
+
+    pub fn remove_cluster_policy(&self, name: &str) {
+        self.remove(&format!("cluster-policy-{name}"));
+    }
+
     pub fn remove_policy(&self, name: &str) {
         self.remove(&format!("policy-{name}"));
     }
