@@ -194,7 +194,7 @@ fn report(file: &str, entry: &Entry, cluster: &Cluster) -> Report {
             (explanation, in_short, warnings)
         }
         Some(Object::ClusterPolicy(_, policy)) => {
-            let warnings = advice::cluster_warnings(policy, cluster);
+            let warnings = advice::cluster_warnings(policy, &entry.left_empty, cluster);
             // It is valid, and this of it is not enforced.
             let notes = entry.problems.iter().map(ToString::to_string);
             let warnings = warnings.iter().map(ToString::to_string).chain(notes).collect();
@@ -330,6 +330,87 @@ mod tests {
         }
         // The other policy's one is wider than what is asked before.
         assert!(!text.contains("egress[0] of ClusterNetworkPolicy one"), "{text}");
+    }
+
+    /// The warnings of two policies, of which `two` comes after `one` in the same tier.
+    fn between(subjects: [&str; 2], rules: [&str; 2], priority: u16) -> String {
+        let policy = |name: &str, at: usize| {
+            let text = cluster_policy(name, rules[at]);
+            text.replace("{namespaces: {matchLabels: {team: a}}}", subjects[at])
+        };
+        let two = policy("two", 1).replace("priority: 5", &format!("priority: {priority}"));
+        check(&[("a.yaml", &(policy("one", 0) + &two))], false).1
+    }
+
+    #[test]
+    fn what_a_wider_policy_has_decided_before_is_told() {
+        let namespaces = |selector: &str| format!("{{namespaces: {selector}}}");
+        let with =
+            |requirement: &str| namespaces(&format!("{{matchExpressions: [{requirement}]}}"));
+        let exists = with("{key: team, operator: Exists}");
+        let either = with("{key: team, operator: In, values: [a, b]}");
+        let other = with("{key: team, operator: NotIn, values: [c, d]}");
+        let less = with("{key: team, operator: NotIn, values: [c]}");
+        let none = with("{key: team, operator: DoesNotExist}");
+        let is_a = namespaces("{matchLabels: {team: a}}");
+        let deny = "  - {action: Deny, to: [{networks: [10.0.0.0/8]}]}\n";
+        let never = "never matches anything: egress[0] of ClusterNetworkPolicy one";
+        for (wide, narrow, is_covered) in [
+            (&exists, &is_a, true),
+            (&exists, &either, true),
+            (&either, &is_a, true),
+            (&is_a, &either, false),
+            (&either, &exists, false),
+            (&other, &is_a, true),
+            (&less, &other, true),
+            (&other, &less, false),
+            (&other, &none, true),
+            (&exists, &other, false),
+            (&none, &is_a, false),
+            (&is_a, &is_a, true),
+        ] {
+            let text = between([wide, narrow], [deny, deny], 6);
+            assert_eq!(text.contains(never), is_covered, "{wide} {narrow}\n{text}");
+        }
+        // Neither of what comes later, nor of what is narrower in peers or ports.
+        for (first, second) in [
+            ("  - {action: Deny, to: [{networks: [10.0.0.0/9]}]}\n", deny),
+            ("  - {action: Deny, to: [{nodes: {}}]}\n", deny),
+            (
+                "  - {action: Pass, to: [{networks: [10.0.0.0/8]}], protocols: [{tcp: \
+                 {destinationPort: {number: 80}}}]}\n",
+                deny,
+            ),
+        ] {
+            let text = between([&is_a, &is_a], [first, second], 6);
+            assert!(text.ends_with("2 policies: 0 errors, 0 warnings\n"), "{text}");
+        }
+        let same = "is also that of ";
+        for (one, two, is_told) in [
+            (&exists, &is_a, true),
+            (&none, &is_a, false),
+            (&exists, &none, false),
+            (&none, &other, true),
+            (&either, &less, true),
+        ] {
+            let text = between([one, two], [deny, deny], 5);
+            assert_eq!(text.contains(same), is_told, "{one} {two}\n{text}");
+        }
+    }
+
+    #[test]
+    fn fields_of_a_cluster_policy_that_are_left_empty_are_told() {
+        let rules = "  - action: Accept\n    to: [{pods: {namespaceSelector: , podSelector: {}}}]\n    \
+            protocols:\n";
+        let (found, text) = check(&[("a.yaml", &cluster_policy("one", rules))], false);
+        assert!(!found, "{text}");
+        for part in [
+            "  warning: spec.egress[0].protocols: is left empty, which means every protocol",
+            "  warning: spec.egress[0].to[0].pods.namespaceSelector: is left empty, which means all",
+            "1 policy: 0 errors, 2 warnings\n",
+        ] {
+            assert!(text.contains(part), "{part}\nnot in\n{text}");
+        }
     }
 
     #[test]

@@ -83,6 +83,11 @@ enum Input {
         /// It has said so for a while.
         is_sure: bool,
     },
+    /// The API server has the kind only in versions that are not understood.
+    NotUnderstood {
+        /// These.
+        versions: Vec<String>,
+    },
 }
 
 impl Input {
@@ -205,9 +210,14 @@ impl Source {
                 self.out.resolved(&watch);
                 tracker.is_absent(is_sure, &mut self.out);
             }
+            Input::NotUnderstood { versions } => {
+                is_error = true;
+                tracker.is_denied();
+                self.out.problem(watch, trouble::not_understood(kind, &versions));
+            }
             Input::Failed(error) => {
                 if kind.without().is_some() && trouble::is_forbidden(&error) {
-                    tracker.is_denied();
+                    tracker.is_refused();
                 }
                 if let Some(message) = trouble::explain(kind, &error, tracker.is_synced()) {
                     is_error = true;

@@ -44,10 +44,11 @@ fn role_without(resource: &str) -> String {
     };
     format!(
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: netpol}}\n\
-         rules:\n{}{}{}",
+         rules:\n{}{}{}{}",
         rule("", &["pods", "namespaces", "services", "nodes"]),
         rule("networking.k8s.io", &["networkpolicies"]),
-        rule("discovery.k8s.io", &["endpointslices"])
+        rule("discovery.k8s.io", &["endpointslices"]),
+        rule("policy.networking.k8s.io", &["clusternetworkpolicies"])
     )
 }
 
@@ -58,6 +59,7 @@ fn may(server: &ApiServer, resource: &str, granted: bool) {
     let group = match resource {
         "networkpolicies" => "networking.k8s.io",
         "endpointslices" => "discovery.k8s.io",
+        "clusternetworkpolicies" => "policy.networking.k8s.io",
         _ => "",
     };
     let review = format!(
@@ -153,33 +155,48 @@ fn cluster_policies(cluster: &Cluster) -> Vec<&str> {
     cluster.cluster_policies.keys().map(|name| &**name).collect()
 }
 
+/// The definition's name.
+const DEFINED: &str = "clusternetworkpolicies.policy.networking.k8s.io";
+
+/// Has v1alpha2 and v1beta1 of the definition served or not.
+fn serve(server: &ApiServer, versions: [bool; 2]) {
+    let patch: Vec<Value> = ["v1alpha2", "v1beta1"]
+        .into_iter()
+        .zip(versions)
+        .map(|(version, served)| {
+            let (at, _) = defined(version);
+            json!({"op": "replace", "path": format!("/spec/versions/{at}/served"),
+                "value": served})
+        })
+        .collect();
+    patch_definition(server, &patch);
+}
+
+/// A version of the definition, and its place.
+fn defined(version: &str) -> (usize, Value) {
+    let text = serde_saphyr::from_str::<Value>(DEFINITION).unwrap();
+    let all = text["spec"]["versions"].as_array().unwrap();
+    let at = all.iter().position(|one| one["name"] == version).unwrap();
+    (at, all[at].clone())
+}
+
+fn patch_definition(server: &ApiServer, patch: &[Value]) {
+    let patch = Value::from(patch).to_string();
+    server.kubectl(&["patch", "crd", DEFINED, "--type=json", "-p", &patch]).unwrap();
+}
+
+/// What was just installed or changed is served a little later.
+fn put_cluster_policy(server: &ApiServer, version: &str, name: &str) {
+    let end = Instant::now() + source_world::PATIENCE;
+    while let Err(error) = server.apply(&cluster_policy(version, name)) {
+        assert!(Instant::now() < end, "{error:#}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// Only versions that are served can be read, and the definition may come and go.
 #[test]
 fn cluster_network_policies_are_read_from_when_there_are_any() {
-    let serve = |server: &ApiServer, versions: [bool; 2]| {
-        let patch: Vec<Value> = ["v1alpha2", "v1beta1"]
-            .into_iter()
-            .zip(versions)
-            .map(|(version, served)| {
-                let text = serde_saphyr::from_str::<Value>(DEFINITION).unwrap();
-                let all = text["spec"]["versions"].as_array().unwrap();
-                let at = all.iter().position(|one| one["name"] == version).unwrap();
-                json!({"op": "replace", "path": format!("/spec/versions/{at}/served"),
-                    "value": served})
-            })
-            .collect();
-        let definition = "clusternetworkpolicies.policy.networking.k8s.io";
-        let patch = Value::from(patch).to_string();
-        server.kubectl(&["patch", "crd", definition, "--type=json", "-p", &patch]).unwrap();
-    };
-    let put = |server: &ApiServer, version: &str, name: &str| {
-        let end = Instant::now() + source_world::PATIENCE;
-        // What was just installed or changed is served a little later.
-        while let Err(error) = server.apply(&cluster_policy(version, name)) {
-            assert!(Instant::now() < end, "{error:#}");
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    };
     beside(async |server| {
         server.apply(&deployed()).unwrap();
         // Without the definition: complete, and no word of it.
@@ -190,9 +207,9 @@ fn cluster_network_policies_are_read_from_when_there_are_any() {
         assert!(watches.iter().any(|w| w.resource == "clusternetworkpolicies" && w.is_synced));
 
         server.apply(DEFINITION).unwrap();
-        put(&server, "v1beta1", "one");
+        put_cluster_policy(&server, "v1beta1", "one");
         source.until(|_, cluster| cluster_policies(cluster) == ["one"]).await;
-        put(&server, "v1alpha2", "two");
+        put_cluster_policy(&server, "v1alpha2", "two");
         source.settle().await;
         assert_eq!(cluster_policies(&source.cluster), ["one", "two"]);
         let priority = source.cluster.cluster_policies["one"].priority;
@@ -203,7 +220,7 @@ fn cluster_network_policies_are_read_from_when_there_are_any() {
             [([true, false], "v1alpha2", "three"), ([false, true], "v1beta1", "four")]
         {
             serve(&server, versions);
-            put(&server, version, name);
+            put_cluster_policy(&server, version, name);
             source.until(|_, cluster| cluster_policies(cluster).contains(&name)).await;
             source.settle().await;
             assert!(source.cluster.cluster_policies.len() > 2, "{version}");
@@ -222,14 +239,64 @@ fn cluster_network_policies_are_read_from_when_there_are_any() {
 
         server.kubectl(&["delete", "cnp", "one"]).unwrap();
         source.until(|_, cluster| cluster.cluster_policies.len() == 3).await;
-        let definition = "clusternetworkpolicies.policy.networking.k8s.io";
-        server.kubectl(&["delete", "crd", definition]).unwrap();
+        server.kubectl(&["delete", "crd", DEFINED]).unwrap();
         source.until(|_, cluster| cluster.cluster_policies.is_empty()).await;
         server.apply(DEFINITION).unwrap();
-        put(&server, "v1beta1", "again");
+        put_cluster_policy(&server, "v1beta1", "again");
         source.until(|_, cluster| cluster_policies(cluster) == ["again"]).await;
         source.settle().await;
         assert!(source.problems().is_empty(), "{:?}", source.problems());
+    });
+}
+
+/// What may not be read, or not in a version that is understood, is said. It holds nothing up, and
+/// takes nothing away.
+#[test]
+fn cluster_network_policies_that_cannot_be_read_are_told_of() {
+    let watch = "watch clusternetworkpolicies";
+    beside(async |server| {
+        server.apply(&deployed()).unwrap();
+        server.apply(DEFINITION).unwrap();
+        put_cluster_policy(&server, "v1beta1", "one");
+        may(&server, "clusternetworkpolicies", false);
+        let mut source = Source::start(&server).await;
+        let message = source.until_problem(watch).await;
+        for part in [
+            "the agent's ClusterRole needs {apiGroups: [\"policy.networking.k8s.io\"], resources: \
+             [clusternetworkpolicies], verbs: [list, watch]}",
+            "no ClusterNetworkPolicy is enforced",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+        source.until(|event, _| *event == Event::Synced).await;
+        assert!(cluster_policies(&source.cluster).is_empty());
+        may(&server, "clusternetworkpolicies", true);
+        source.until(|_, cluster| cluster_policies(cluster) == ["one"]).await;
+        source.until_resolved(watch).await;
+
+        // A later version alone.
+        let (_, mut later) = defined("v1beta1");
+        (later["name"], later["storage"]) = (json!("v1"), json!(false));
+        patch_definition(
+            &server,
+            &[json!({"op": "add", "path": "/spec/versions/-", "value": later})],
+        );
+        serve(&server, [false, false]);
+        let message = source.until_problem_with(watch, "only in v1, ").await;
+        assert!(message.contains("those known before stay"), "{message}");
+        source.settle().await;
+        assert_eq!(cluster_policies(&source.cluster), ["one"]);
+        let mut another = Source::synced(&server).await;
+        assert!(cluster_policies(&another.cluster).is_empty());
+        assert_eq!(another.problems(), [(watch.to_owned(), message)]);
+        serve(&server, [true, false]);
+        another.until(|_, cluster| cluster_policies(cluster) == ["one"]).await;
+        for mut source in [source, another] {
+            source.until_resolved(watch).await;
+            source.settle().await;
+            assert!(source.problems().is_empty(), "{:?}", source.problems());
+            assert_eq!(cluster_policies(&source.cluster), ["one"]);
+        }
     });
 }
 
@@ -402,6 +469,10 @@ fn a_big_cluster_is_read_in_pages_and_nothing_else_is() {
         let kinds =
             ["namespaces", "pods", "networkpolicies", "services", "endpointslices", "nodes"];
         for told in &asked {
+            // Whether there are ClusterNetworkPolicies is asked of nothing but the group.
+            if told.starts_with("get  /apis/policy.networking.k8s.io 404 ") {
+                continue;
+            }
             let (verb, rest) = told.split_once(' ').unwrap();
             let resource = rest.split(' ').next().unwrap();
             assert!(matches!(verb, "list" | "watch") && kinds.contains(&resource), "{told}");

@@ -3,14 +3,28 @@
 
 use netpol_model::{
     Cluster, ClusterPolicy, ClusterRule, Direction, NamespaceScope, Operator, Peer, Peers,
-    PortMatch, PortRange, Ports, Selector, Subject,
+    PortMatch, PortRange, Ports, Requirement, Selector, Str, Subject,
 };
 
 use super::{Warning, Warnings};
 
-/// Warnings about a ClusterNetworkPolicy among all those that are known.
-pub fn cluster_warnings(policy: &ClusterPolicy, cluster: &Cluster) -> Vec<Warning> {
+/// Warnings about a ClusterNetworkPolicy among all those that are known; `left_empty` are the fields of
+/// it that were written without a value.
+pub fn cluster_warnings(
+    policy: &ClusterPolicy,
+    left_empty: &[String],
+    cluster: &Cluster,
+) -> Vec<Warning> {
     let mut warnings = Warnings::default();
+    for field in left_empty {
+        let (means, instead) = match field.rsplit('.').next() {
+            Some("protocols") => ("every protocol and port", "leave the field out"),
+            Some("namespaceSelector") => ("all namespaces", "write `namespaceSelector: {}`"),
+            _ => continue,
+        };
+        let message = format!("is left empty, which means {means}. If that is meant, {instead}");
+        warnings.add(field, message);
+    }
     let of_tier = || {
         let others = cluster.cluster_policies.values();
         others.filter(|other| other.tier == policy.tier && other.name != policy.name)
@@ -113,28 +127,45 @@ fn covers(wide: &Subject, narrow: &Subject) -> bool {
     is_wider(&wide.namespaces, &narrow.namespaces) && is_wider(&wide.pods, &narrow.pods)
 }
 
-/// Whether a selector selects all that another one does: it asks for nothing that the other one does
-/// not ask for.
+/// Whether a selector selects all that another one does: what it asks for, the other one asks for too,
+/// or for more.
 fn is_wider(wide: &Selector, narrow: &Selector) -> bool {
-    wide.requirements().iter().all(|needed| narrow.requirements().contains(needed))
+    let is_met =
+        |needed: &Requirement| narrow.requirements().iter().any(|has| implies(has, needed));
+    wide.requirements().iter().all(is_met)
+}
+
+/// Whether what meets `has` always meets `needed`.
+fn implies(has: &Requirement, needed: &Requirement) -> bool {
+    let in_all = |few: &[Str], many: &[Str]| few.iter().all(|value| many.contains(value));
+    has.key == needed.key
+        && match (&has.operator, &needed.operator) {
+            (Operator::In(few), Operator::In(many)) => in_all(few, many),
+            (Operator::In(these), Operator::NotIn(not)) => !these.iter().any(|v| not.contains(v)),
+            (Operator::NotIn(many), Operator::NotIn(few)) => in_all(few, many),
+            (Operator::In(_) | Operator::Exists, Operator::Exists)
+            | (Operator::DoesNotExist, Operator::DoesNotExist | Operator::NotIn(_)) => true,
+            _ => false,
+        }
 }
 
 fn may_overlap(a: &Subject, b: &Subject) -> bool {
     !are_apart(&a.namespaces, &b.namespaces) && !are_apart(&a.pods, &b.pods)
 }
 
-/// Whether nothing can be selected by both: one label would need two values.
+/// Whether nothing can be selected by both: of one label they ask for what cannot be at once.
 fn are_apart(a: &Selector, b: &Selector) -> bool {
-    a.requirements().iter().any(|mine| {
-        let Operator::In(values) = &mine.operator else { return false };
-        b.requirements().iter().any(|theirs| {
-            theirs.key == mine.key
-                && match &theirs.operator {
-                    Operator::In(others) => !others.iter().any(|value| values.contains(value)),
-                    Operator::DoesNotExist => true,
-                    Operator::NotIn(others) => values.iter().all(|value| others.contains(value)),
-                    Operator::Exists => false,
-                }
-        })
-    })
+    let (all, others) = (a.requirements(), b.requirements());
+    all.iter().any(|one| others.iter().any(|two| exclude(one, two) || exclude(two, one)))
+}
+
+/// Whether what meets `one` never meets `two`, as far as `one` tells.
+fn exclude(one: &Requirement, two: &Requirement) -> bool {
+    one.key == two.key
+        && match (&one.operator, &two.operator) {
+            (Operator::In(these), Operator::In(those)) => !these.iter().any(|v| those.contains(v)),
+            (Operator::In(these), Operator::NotIn(not)) => these.iter().all(|v| not.contains(v)),
+            (Operator::In(_) | Operator::Exists, Operator::DoesNotExist) => true,
+            _ => false,
+        }
 }

@@ -371,6 +371,9 @@ impl Converter {
                 let message = "must be a domain name, which may begin with '*.'";
                 self.read.problems.push(Problem::invalid(field, name, message));
             }
+            if names[..index].contains(name) {
+                self.problem(&format!("{field}[{index}]"), format!("Duplicate value: {name:?}"));
+            }
         }
         self.notes.push(Problem::new(field, "not enforced: the rule fails closed"));
     }

@@ -17,6 +17,7 @@ use kube::{Api, Client};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::object::{self, Kind, N_KINDS};
+use super::served::Served;
 use super::tracker::{Listed, Tracker};
 use super::trouble::{chain, is_forbidden_request};
 use super::{Out, served};
@@ -202,11 +203,11 @@ where
 /// Likewise, of a kind that not every API server has.
 async fn list_cluster_policies(client: &Client, params: &ListParams) -> Result<Listed, String> {
     match served::served(client).await.map_err(|error| chain(&error))? {
-        Some(resource) => {
+        Served::As(resource) => {
             let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &resource);
             list_of(api, params, Kind::ClusterPolicy).await
         }
-        None => Ok(Listed::default()),
+        Served::Unknown(_) | Served::Nowhere => Ok(Listed::default()),
     }
 }
 

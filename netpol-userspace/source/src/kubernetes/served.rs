@@ -1,6 +1,6 @@
 //! Whether an API server has ClusterNetworkPolicies, and in which version: their definition may be
 //! installed at any time, or never. Asks again and again while there is none. Must never take "cannot
-//! ask" for "there is none".
+//! ask", or a version that is not understood, for "there is none".
 
 use std::time::Duration;
 
@@ -23,25 +23,27 @@ const PAUSE: Duration = Duration::from_secs(8);
 /// the definition removes its objects first, which the watch tells of.)
 const TOLD_ABSENT: u32 = 4;
 
-/// The newest version that is served and understood; `None`: none is.
-pub(super) async fn served(client: &Client) -> Result<Option<ApiResource>, kube::Error> {
+/// What an API server has of the kind.
+pub(super) enum Served {
+    /// This is the newest version that is understood.
+    As(ApiResource),
+    /// Only versions that are not understood.
+    Unknown(Vec<String>),
+    /// Nothing.
+    Nowhere,
+}
+
+/// Asks which versions there are.
+pub(super) async fn served(client: &Client) -> Result<Served, kube::Error> {
     let group = match client.request::<APIGroup>(get(&format!("/apis/{GROUP}"))?).await {
         Ok(group) => group,
-        Err(error) if is_missing(&error) => return Ok(None),
+        Err(error) if is_missing(&error) => return Ok(Served::Nowhere),
         Err(error) => return Err(error),
     };
+    let versions = || group.versions.iter().map(|served| &*served.version);
     for version in VERSIONS {
-        if !group.versions.iter().any(|served| served.version == version) {
-            continue;
-        }
-        let path = format!("/apis/{GROUP}/{version}");
-        let list = match client.request::<APIResourceList>(get(&path)?).await {
-            Ok(list) => list,
-            Err(error) if is_missing(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        if list.resources.iter().any(|resource| resource.name == PLURAL) {
-            return Ok(Some(ApiResource {
+        if versions().any(|served| served == version) && is_in(client, version).await? {
+            return Ok(Served::As(ApiResource {
                 group: GROUP.to_owned(),
                 version: version.to_owned(),
                 api_version: format!("{GROUP}/{version}"),
@@ -50,7 +52,24 @@ pub(super) async fn served(client: &Client) -> Result<Option<ApiResource>, kube:
             }));
         }
     }
-    Ok(None)
+    let mut unknown = Vec::new();
+    // The group has other kinds, too, in versions of their own.
+    for version in versions().filter(|version| !VERSIONS.contains(version)) {
+        if is_in(client, version).await? {
+            unknown.push(version.to_owned());
+        }
+    }
+    Ok(if unknown.is_empty() { Served::Nowhere } else { Served::Unknown(unknown) })
+}
+
+/// Whether this version of the group has the kind.
+async fn is_in(client: &Client, version: &str) -> Result<bool, kube::Error> {
+    let path = format!("/apis/{GROUP}/{version}");
+    match client.request::<APIResourceList>(get(&path)?).await {
+        Ok(list) => Ok(list.resources.iter().any(|resource| resource.name == PLURAL)),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn get(path: &str) -> Result<hyper::Request<Vec<u8>>, kube::Error> {
@@ -67,8 +86,11 @@ pub(super) fn watch(client: Client) -> BoxStream<'static, (Kind, Input)> {
         let client = client.clone();
         async move {
             let (events, n_absent) = match served(&client).await {
-                Ok(Some(resource)) => (present(client, &resource).boxed(), 0),
-                Ok(None) => {
+                Ok(Served::As(resource)) => (present(client, &resource).boxed(), 0),
+                Ok(Served::Unknown(versions)) => {
+                    (then_pause(Input::NotUnderstood { versions }).boxed(), 0)
+                }
+                Ok(Served::Nowhere) => {
                     let n_absent = n_absent.saturating_add(1);
                     let input = Input::Absent { is_sure: n_absent >= TOLD_ABSENT };
                     (then_pause(input).boxed(), n_absent)

@@ -11,6 +11,11 @@ use super::object::{Kind, WatchedObject};
 use crate::convert;
 use netpol_model::{Change, ObjectName, Str, Strings, Uid};
 
+/// How often in turn ClusterNetworkPolicies have to be refused until netpol goes on without them. An
+/// API server that starts refuses what it has not read the roles for yet, and without them pods are
+/// open that an earlier agent had closed.
+const TOLD_REFUSED: u32 = 4;
+
 #[derive(Debug)]
 struct Tracked {
     /// Of a pod: nobody asks for another's.
@@ -53,6 +58,8 @@ pub(crate) struct Tracker {
     /// One of them goes on.
     is_listing: bool,
     synced: bool,
+    /// How often in turn it was refused.
+    n_refusals: u32,
     /// The highest version delivered since the last list began.
     newest: u64,
     awaited: Option<Awaited>,
@@ -69,6 +76,7 @@ impl Tracker {
             lists: 0,
             is_listing: false,
             synced: false,
+            n_refusals: 0,
             newest: 0,
             awaited: None,
         }
@@ -94,6 +102,7 @@ impl Tracker {
     /// A list is complete: what it did not mention is gone.
     pub(crate) fn list_ends(&mut self, out: &mut Out) {
         self.synced = true;
+        self.n_refusals = 0;
         if !std::mem::take(&mut self.is_listing) {
             return;
         }
@@ -105,7 +114,15 @@ impl Tracker {
         }
     }
 
-    /// The kind may not be listed, and can be done without: nothing more is to be expected.
+    /// The kind, which can be done without, was refused.
+    pub(crate) fn is_refused(&mut self) {
+        self.n_refusals = self.n_refusals.saturating_add(1);
+        if self.kind != Kind::ClusterPolicy || self.n_refusals >= TOLD_REFUSED {
+            self.is_denied();
+        }
+    }
+
+    /// The kind cannot be read, and can be done without: nothing more is to be expected.
     pub fn is_denied(&mut self) {
         self.synced = true;
         self.is_listing = false;
@@ -210,5 +227,45 @@ fn message(what: &str, usable: bool, sent_before: bool) -> String {
         (true, _) => format!("used without this: {what}"),
         (false, true) => format!("cannot be used: {what}; its last good version stays in force"),
         (false, false) => format!("cannot be used: {what}; nothing of it is in force"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cluster_policies_are_done_without_only_after_several_refusals_in_turn() {
+        let mut services = Tracker::new(Kind::Service, "n1");
+        services.is_refused();
+        assert!(services.is_synced());
+
+        let mut policies = Tracker::new(Kind::ClusterPolicy, "n1");
+        for _ in 1..TOLD_REFUSED {
+            policies.list_begins();
+            policies.is_refused();
+            assert!(!policies.is_synced());
+        }
+        policies.list_begins();
+        policies.is_refused();
+        assert!(policies.is_synced() && policies.is_reached());
+    }
+
+    #[test]
+    fn an_absence_that_is_not_sure_takes_nothing_away() {
+        let (tx, _rx) = tokio::sync::mpsc::channel(1);
+        let mut out = Out { tx, events: Default::default(), problems: Default::default() };
+        let mut policies = Tracker::new(Kind::ClusterPolicy, "n1");
+        policies.is_absent(false, &mut out);
+        assert!(policies.is_synced(), "there was nothing: that is complete");
+
+        let id = ObjectName::new("", "one");
+        let (uid, change) = ("u".into(), Some(Change::ClusterPolicyGone("one".into())));
+        let seen = WatchedObject { id, uid, version: 1, node: None, change, problems: Vec::new() };
+        policies.exists(seen, &mut out);
+        policies.is_absent(false, &mut out);
+        assert_eq!(policies.len(), 1);
+        policies.is_absent(true, &mut out);
+        assert_eq!(policies.len(), 0);
     }
 }

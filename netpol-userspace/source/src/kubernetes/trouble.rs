@@ -39,6 +39,16 @@ pub fn explain(kind: Kind, error: &watcher::Error, is_synced: bool) -> Option<St
     Some(format!("{message}; {effect}; retrying"))
 }
 
+/// What to tell of a kind that is only there in versions that are not understood.
+pub(crate) fn not_understood(kind: Kind, versions: &[String]) -> String {
+    let (group, resource, versions) = (kind.group(), kind.resource(), versions.join(", "));
+    let effect = kind.without().unwrap_or("nothing of them is in force");
+    format!(
+        "the API server has {resource} of {group} only in {versions}, which this netpol does not \
+         understand: {effect}; those known before stay; retrying"
+    )
+}
+
 /// Whether the API server does not let this be listed, or does not know it.
 pub(crate) fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(error) if is_forbidden_request(error))

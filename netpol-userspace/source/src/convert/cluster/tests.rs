@@ -172,6 +172,9 @@ fn domain_names_are_valid_with_accept_and_not_enforced() {
         assert_eq!((found.action, found.peers), (Action::Deny, Peers::Any));
         assert!(checked_cluster_policy(&with("egress", &rule(action))).is_err());
     }
+    let twice = json!({"action": "Accept", "to": [{"domainNames": ["a.example", "a.example"]}]});
+    let refused = checked_cluster_policy(&with("egress", &twice)).unwrap_err();
+    assert_eq!(refused[0].field, "spec.egress[0].to[0].domainNames[1]");
     for (name, valid) in [
         ("example.com", true),
         ("example.com.", true),
