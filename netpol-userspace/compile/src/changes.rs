@@ -141,8 +141,8 @@ impl Compiler {
             return;
         }
         self.cluster_sets.forget();
-        let now = self.cluster.cluster_policies.get(name).cloned();
-        let both: Vec<ClusterPolicy> = before.into_iter().chain(now).collect();
+        let now = self.cluster.cluster_policies.get(name);
+        let both: Vec<&ClusterPolicy> = before.iter().chain(now).collect();
         self.look_at_subjects(&both, dirty);
     }
 
@@ -155,11 +155,10 @@ impl Compiler {
             peers.any(|peer| matches!(peer, Peer::Nodes(_)))
         };
         let policies = self.cluster.cluster_policies.values().filter(names_nodes);
-        let policies: Vec<ClusterPolicy> = policies.cloned().collect();
-        self.look_at_subjects(&policies, dirty);
+        self.look_at_subjects(&policies.collect::<Vec<_>>(), dirty);
     }
 
-    fn look_at_subjects(&self, policies: &[ClusterPolicy], dirty: &mut Dirty) {
+    fn look_at_subjects(&self, policies: &[&ClusterPolicy], dirty: &mut Dirty) {
         for (id, endpoint) in &self.endpoints {
             let is_meant = |pod: &Pod| {
                 policies.iter().any(|policy| tiers::is_subject(&self.cluster, policy, pod))

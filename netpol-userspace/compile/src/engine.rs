@@ -80,6 +80,16 @@ pub(super) fn namespace_labels<'a>(cluster: &'a Cluster, name: &Str) -> Cow<'a, 
     }
 }
 
+/// Whether a pod is in one of the namespaces that a peer looks into.
+pub(super) fn is_in(cluster: &Cluster, scope: &NamespaceScope, pod: &Pod) -> bool {
+    match scope {
+        NamespaceScope::Named(name) => *name == pod.id.namespace,
+        NamespaceScope::Matching(selector) => {
+            selector.matches(&namespace_labels(cluster, &pod.id.namespace))
+        }
+    }
+}
+
 impl Engine {
     pub fn new(last_set: u16, last_class: u32) -> Self {
         Self {

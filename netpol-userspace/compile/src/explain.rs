@@ -7,12 +7,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::engine::namespace_labels;
+use super::engine::is_in;
 use super::tiers::Applying;
 use super::{Compiler, EndpointId, ServiceKey, isolating, services};
 use netpol_model::{
-    Action, ClusterPolicy, Direction, EndpointSlice, NamespaceScope, ObjectName, Peer, Peers, Pod,
-    Policy, PortMatch, PortRange, Ports, Service, Str, Tier,
+    Action, ClusterPolicy, Direction, EndpointSlice, ObjectName, Peer, Peers, Pod, Policy,
+    PortMatch, PortRange, Ports, Service, Str, Tier,
 };
 
 /// The first packet of a connection, as an endpoint's policies see it.
@@ -178,7 +178,7 @@ impl Compiler {
             Peers::Any => true,
             Peers::Only(peers) => peers.iter().any(|peer| match peer {
                 Peer::Pods { namespaces, pods } => remote.is_some_and(|remote| {
-                    self.is_in(namespaces, remote) && pods.matches(&remote.labels)
+                    is_in(&self.cluster, namespaces, remote) && pods.matches(&remote.labels)
                 }),
                 Peer::Block(block) => {
                     let holds = |part: &IpNet| part.contains(&opening.remote);
@@ -199,15 +199,6 @@ impl Compiler {
                 Ports::Any => true,
                 Ports::Only(ports) => ports.iter().any(|port| has_port(port, opening, destination)),
             }
-    }
-
-    fn is_in(&self, namespaces: &NamespaceScope, pod: &Pod) -> bool {
-        match namespaces {
-            NamespaceScope::Named(name) => *name == pod.id.namespace,
-            NamespaceScope::Matching(selector) => {
-                selector.matches(&namespace_labels(&self.cluster, &pod.id.namespace))
-            }
-        }
     }
 }
 

@@ -136,14 +136,19 @@ fn compute(set: &Set, content: &[AtomId], atoms: &Atoms, shared: &mut SharedPort
         .iter()
         .flat_map(|&atom| set.positions(atom, atoms))
         .filter_map(|position| set.allowed_at(position, content));
+    let entries = set.to_any().into_iter().chain(matching);
     if set.is_ranked() {
-        let all: Vec<&Allowed> = set.to_any().into_iter().chain(matching).collect();
-        if all.iter().any(|allowed| !allowed.rulings.is_empty()) {
-            return row_of(tiers::judge(all.into_iter(), &declared), shared);
-        }
-        return sum(all.into_iter(), &declared, shared);
+        return row_of(tiers::judge(entries, &declared), shared);
     }
-    sum(set.to_any().into_iter().chain(matching), &declared, shared)
+    let mut sum = Allowed::default();
+    for allowed in entries {
+        sum.add_resolved(allowed, &declared);
+        if sum.everything {
+            return Some(Row::All);
+        }
+    }
+    sum.normalise();
+    (!sum.numbers.is_empty()).then(|| Row::Ports(shared.share(sum.numbers)))
 }
 
 fn row_of(space: Space, shared: &mut SharedPorts) -> Option<Row> {
@@ -155,21 +160,4 @@ fn row_of(space: Space, shared: &mut SharedPorts) -> Option<Row> {
     }
     let ports = shared.share(space.ports);
     Some(if space.others { Row::PortsAndOthers(ports) } else { Row::Ports(ports) })
-}
-
-/// What is allowed where nothing has a rank.
-fn sum<'a>(
-    entries: impl Iterator<Item = &'a Allowed>,
-    declared: &[&NamedPort],
-    shared: &mut SharedPorts,
-) -> Option<Row> {
-    let mut sum = Allowed::default();
-    for allowed in entries {
-        sum.add_resolved(allowed, declared);
-        if sum.everything {
-            return Some(Row::All);
-        }
-    }
-    sum.normalise();
-    (!sum.numbers.is_empty()).then(|| Row::Ports(shared.share(sum.numbers)))
 }

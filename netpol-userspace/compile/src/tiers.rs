@@ -10,13 +10,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::engine::namespace_labels;
+use super::engine::{is_in, namespace_labels};
 use super::isolating;
 use super::ports::Allowed;
 use super::space::Space;
 use netpol_model::{
-    Action, Cluster, ClusterPolicy, Direction, IpBlock, NamedPort, NamespaceScope, Peer, Peers,
-    Pod, Policy, Ports, Str, Tier,
+    Action, Cluster, ClusterPolicy, Direction, IpBlock, Labels, NamedPort, Peer, Peers, Pod,
+    Policy, Ports, Str, Subject, Tier,
 };
 
 /// Where a ruling stands among all others.
@@ -198,8 +198,7 @@ fn selecting<'a>(
     let all = cluster.cluster_policies.values().filter(|policy| {
         policy.tier == tier
             && !policy.rules(direction).is_empty()
-            && policy.subject.namespaces.matches(&labels)
-            && policy.subject.pods.matches(&pod.labels)
+            && is_about(&policy.subject, pod, &labels)
     });
     let mut all: Vec<&ClusterPolicy> = all.collect();
     all.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
@@ -213,9 +212,12 @@ pub(super) fn is_tiered(cluster: &Cluster, pod: &Pod, direction: Direction) -> b
 
 /// Whether a policy is about a pod, in whatever direction.
 pub(super) fn is_subject(cluster: &Cluster, policy: &ClusterPolicy, pod: &Pod) -> bool {
-    pod.is_networked()
-        && policy.subject.pods.matches(&pod.labels)
-        && policy.subject.namespaces.matches(&namespace_labels(cluster, &pod.id.namespace))
+    let labels = namespace_labels(cluster, &pod.id.namespace);
+    pod.is_networked() && is_about(&policy.subject, pod, &labels)
+}
+
+fn is_about(subject: &Subject, pod: &Pod, namespace_labels: &Labels) -> bool {
+    subject.pods.matches(&pod.labels) && subject.namespaces.matches(namespace_labels)
 }
 
 fn block(cidr: IpNet) -> Peer {
@@ -273,13 +275,7 @@ fn mean(peers: &Peers, cluster: &Cluster, pod: &Pod, address: IpAddr) -> bool {
     let Peers::Only(peers) = peers else { return true };
     peers.iter().any(|peer| match peer {
         Peer::Pods { namespaces, pods } => {
-            let is_in = match namespaces {
-                NamespaceScope::Named(name) => *name == pod.id.namespace,
-                NamespaceScope::Matching(selector) => {
-                    selector.matches(&namespace_labels(cluster, &pod.id.namespace))
-                }
-            };
-            is_in && pods.matches(&pod.labels)
+            is_in(cluster, namespaces, pod) && pods.matches(&pod.labels)
         }
         Peer::Block(block) => block.contains(address),
         Peer::Nodes(_) => false,

@@ -99,16 +99,9 @@ struct Gatherings {
 }
 
 impl Gatherings {
-    /// The number of what these policies say of a pod in one direction.
-    fn of(
-        &mut self,
-        applying: &Applying<'_>,
-        cluster: &Cluster,
-        pod: &Pod,
-        direction: Direction,
-    ) -> usize {
-        let key = Key::of(applying, cluster, pod, direction);
-        let judges_own = key.judges_own;
+    /// The number of what these policies, which make this key, say of a pod.
+    fn of(&mut self, key: Key, applying: &Applying<'_>, cluster: &Cluster, pod: &Pod) -> usize {
+        let Key { direction, judges_own, .. } = key;
         *self.known.entry(key).or_insert_with(|| {
             let own = sets::own_ports(pod, direction).map(<[_]>::to_vec);
             let ranked = applying.ranked(cluster, pod, direction, judges_own);
@@ -141,17 +134,16 @@ impl Key {
     }
 }
 
-/// What policies say of a pod in one direction.
+/// What policies, which make this key, say of a pod.
 fn content_of<'a>(
     contents: &'a mut Contents,
+    key: Key,
     applying: &Applying<'_>,
     cluster: &Cluster,
     pod: &Pod,
-    direction: Direction,
     atoms: &mut Atoms,
 ) -> &'a Content {
-    let key = Key::of(applying, cluster, pod, direction);
-    let judges_own = key.judges_own;
+    let Key { direction, judges_own, .. } = key;
     contents.entry(key).or_insert_with(|| {
         let ranked = applying.ranked(cluster, pod, direction, judges_own);
         sets::content(applying.policies.iter().copied(), &ranked, pod, direction, atoms)
@@ -281,7 +273,8 @@ impl Compiler {
                 }
                 if let Some([pod]) = self.endpoints.get(id).map(|endpoint| &*endpoint.pods) {
                     let applying = Applying::of(&self.cluster, pod, direction);
-                    let number = gatherings.of(&applying, &self.cluster, pod, direction);
+                    let key = Key::of(&applying, &self.cluster, pod, direction);
+                    let number = gatherings.of(key, &applying, &self.cluster, pod);
                     *wanted = Wanted::Gathered(number);
                 }
             }
@@ -384,12 +377,12 @@ impl Compiler {
                     }
                     let n = applying.n_peers(direction);
                     if gatherings.n_looked_at.saturating_add(n) > n_most {
-                        let number = gatherings.of(&applying, cluster, pod, direction);
+                        let number = gatherings.of(key, &applying, cluster, pod);
                         return Wanted::Gathered(number);
                     }
                     gatherings.n_looked_at += n;
                     let atoms = &mut engine.atoms;
-                    let content = content_of(contents, &applying, cluster, pod, direction, atoms);
+                    let content = content_of(contents, key, &applying, cluster, pod, atoms);
                     return Wanted::Content(content.clone());
                 }
                 match strictest(cluster, pods, direction, &mut engine.atoms, contents) {
@@ -449,7 +442,8 @@ fn strictest(
         if applying.is_empty() {
             continue;
         }
-        let content = content_of(contents, &applying, cluster, pod, direction, atoms);
+        let key = Key::of(&applying, cluster, pod, direction);
+        let content = content_of(contents, key, &applying, cluster, pod, atoms);
         strictest = match strictest {
             Some(known) if !is_equal(&known, content) => Some(Arc::new([])),
             _ => Some(content.clone()),
